@@ -1,0 +1,83 @@
+"""The names, dtypes and axes of every graph input and output: one table for exporter, runtime and tests.
+
+``compute`` stands for the dtype of the bundle's precision (float32 or float16). Axes are names where they are free at
+run time. Layouts: B batch, F frames, M video tokens, t new tokens, S cache capacity, D width, H KV heads, K head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blip3v.config import ModelConfig
+
+__all__ = ["DType", "GraphIO", "Port", "decoder_io", "past_key", "past_value", "present_key", "present_value", "video_encoder_io"]
+
+DType = Literal["compute", "float32", "int64", "int32"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output: a str axis is free at run time, an int axis is fixed, () is a scalar."""
+
+    name: str
+    dtype: DType
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class GraphIO:
+    """Inputs and outputs of one graph, in order."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def past_key(layer: int) -> str:
+    """Name of the key cache that layer ``layer`` reads."""
+    return f"past.{layer}.key"
+
+
+def past_value(layer: int) -> str:
+    """Name of the value cache that layer ``layer`` reads."""
+    return f"past.{layer}.value"
+
+
+def present_key(layer: int) -> str:
+    """Name of the key cache that layer ``layer`` writes."""
+    return f"present.{layer}.key"
+
+
+def present_value(layer: int) -> str:
+    """Name of the value cache that layer ``layer`` writes."""
+    return f"present.{layer}.value"
+
+
+def video_encoder_io(config: ModelConfig) -> GraphIO:
+    """Pixels in [-1, 1], (B, F, 3, side, side), to video tokens (B, M, D)."""
+    side = config.vision.image_size
+    frames = Port("frames", "compute", ("batch", "num_frames", 3, side, side))
+    tokens = Port("video_tokens", "compute", ("batch", "num_tokens", config.text.hidden_size))
+    return GraphIO((frames,), (tokens,))
+
+
+def decoder_io(config: ModelConfig) -> GraphIO:
+    """Phi-3 over embeddings, one graph for prefill and decode (target ``onnxruntime``).
+
+    ``seqlens_k`` is the count of valid tokens of a row after this call, minus 1. ``total_sequence_length`` is the
+    largest such count plus 0, as a scalar. ``logits_index`` is the position, among the t new ones, whose logits come
+    out. ``past`` and ``present`` are bound to the same memory (shared buffer, capacity S).
+    """
+    text = config.text
+    cache: tuple[str | int, ...] = ("batch", text.num_kv_heads, "capacity", text.head_dim)
+    inputs = [
+        Port("inputs_embeds", "compute", ("batch", "num_new_tokens", text.hidden_size)),
+        Port("logits_index", "int64", ("batch",)),
+        Port("seqlens_k", "int32", ("batch",)),
+        Port("total_sequence_length", "int32", ()),
+    ]
+    outputs = [Port("logits", "float32", ("batch", text.num_logits))]
+    for layer in range(text.num_layers):
+        inputs += [Port(past_key(layer), "compute", cache), Port(past_value(layer), "compute", cache)]
+        outputs += [Port(present_key(layer), "compute", cache), Port(present_value(layer), "compute", cache)]
+    return GraphIO(tuple(inputs), tuple(outputs))

@@ -1,0 +1,97 @@
+"""BLIP-3-Video: vision encoder, resampler with temporal encoder, and language model, joined at ``<image>``."""
+
+# Shapes: B clips, R rows (one prompt each, several may share a clip), T frames, P patches, L text tokens,
+# M video tokens, S = L + M - 1 spliced tokens, D language width, V logits.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip3v.config import ModelConfig
+from blip3v.model.language import LanguageModel
+from blip3v.model.resampler import PerceiverResampler
+from blip3v.model.vision import build_vision, vision_features
+
+__all__ = ["IGNORE", "Blip3Video", "splice"]
+
+IGNORE = -100  # label of a position that the loss leaves out
+
+
+class Blip3Video(nn.Module):
+    """The PyTorch reference. State-dict names are the released ones without their ``vlm.`` prefix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder = build_vision(config.vision)
+        self.vision_tokenizer = PerceiverResampler(config)
+        self.lang_model = LanguageModel(config.text)
+
+    def features(self, frames_BTCHW: Tensor) -> Tensor:
+        """Patch tokens: pixels in [-1, 1], (B, T, 3, side, side), to (B, T, P, vision width)."""
+        return vision_features(self.vision_encoder, frames_BTCHW)
+
+    def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
+        """Video tokens: pixels in [-1, 1], (B, T, 3, side, side), to (B, M, D)."""
+        video_BMD: Tensor = self.vision_tokenizer(self.features(frames_BTCHW))
+        return video_BMD
+
+    def forward(self, ids_RL: Tensor, image_position_R: Tensor, video_RMD: Tensor) -> Tensor:
+        """Logits of every spliced position.
+
+        Args:
+            ids_RL: prompt and answer, right-padded, one ``<image>`` in each row.
+            image_position_R: where it stands.
+            video_RMD: the video tokens of each row.
+
+        Returns:
+            (R, S, V).
+        """
+        logits_RSV: Tensor = self.lang_model(splice(self.lang_model.embed(ids_RL), image_position_R, video_RMD))
+        return logits_RSV
+
+    def loss(
+        self, ids_RL: Tensor, labels_RL: Tensor, image_position_R: Tensor, video_RMD: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropy over the labelled positions, and their count.
+
+        Args:
+            ids_RL: prompt and answer, right-padded, one ``<image>`` in each row.
+            labels_RL: the id at each position that the model has to say, else ``IGNORE``.
+            image_position_R: where ``<image>`` stands.
+            video_RMD: the video tokens of each row.
+
+        Returns:
+            Two scalars: summed loss in nats (fp32), number of labelled positions (int64).
+        """
+        embeds_RSD = splice(self.lang_model.embed(ids_RL), image_position_R, video_RMD)
+        blank_RM1 = labels_RL.new_full((*video_RMD.shape[:2], 1), IGNORE)
+        labels_RS = splice(labels_RL[..., None], image_position_R, blank_RM1)[..., 0]
+        hidden_RSD = self.lang_model.hidden(embeds_RSD)
+        said = labels_RS[:, 1:] != IGNORE
+        logits_XV = self.lang_model.lm_head(hidden_RSD[:, :-1][said])
+        targets_X = labels_RS[:, 1:][said]
+        return F.cross_entropy(logits_XV.float(), targets_X, reduction="sum"), said.sum()
+
+
+def splice(text_RLD: Tensor, position_R: Tensor, video_RMD: Tensor) -> Tensor:
+    """Puts the M video vectors of each row in the place of its one ``<image>`` vector.
+
+    Args:
+        text_RLD: (R, L, D).
+        position_R: int64 in [0, L).
+        video_RMD: (R, M, D).
+
+    Returns:
+        (R, L + M - 1, D), in the dtype of ``text_RLD``.
+    """
+    num_text, num_video, width = text_RLD.shape[1], video_RMD.shape[1], text_RLD.shape[2]
+    joined = torch.cat((text_RLD, video_RMD.to(text_RLD.dtype)), dim=1)
+    at_S = torch.arange(num_text + num_video - 1, device=text_RLD.device)
+    start_R1 = position_R[:, None]
+    in_video = (at_S >= start_R1) & (at_S < start_R1 + num_video)
+    after = torch.where(at_S < start_R1, at_S, at_S - num_video + 1)
+    source_RS = torch.where(in_video, num_text + at_S - start_R1, after)
+    return joined.gather(1, source_RS[..., None].expand(-1, -1, width))

@@ -1,0 +1,102 @@
+"""Blocks that the resampler and the temporal encoders share.
+
+Forms and parameter names are those of the authors' released code, so that its weights load by name; where it differs
+from the paper the class says so. Not here: the vision and language towers, which are the transformers library's.
+"""
+
+# Shapes: B batch, N tokens, Q queries, D width, H heads, K head width, M pooled tokens, T frames.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["FeedForward", "SelfAttention", "TimeStamps", "TokenLearner", "attend"]
+
+
+def attend(q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, *, num_heads: int) -> Tensor:
+    """Softmax attention over ``num_heads`` equal slices of the last axis; scale is head width ** -0.5.
+
+    Args:
+        q_BQE: queries, (B, Q, H*K).
+        k_BNE: keys, (B, N, H*K).
+        v_BNE: values, (B, N, H*K).
+        num_heads: H.
+
+    Returns:
+        (B, Q, H*K), heads concatenated.
+    """
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_BQE, k_BNE, v_BNE))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class FeedForward(nn.Sequential):
+    """LayerNorm, D -> mult*D, exact GELU, back to D; no bias. The residual is the caller's."""
+
+    def __init__(self, dim: int, *, mult: int) -> None:
+        super().__init__(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, mult * dim, bias=False),
+            nn.GELU(),
+            nn.Linear(mult * dim, dim, bias=False),
+        )
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm self-attention without an output projection (the released form). The residual is the caller's."""
+
+    def __init__(self, dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        x_BND = self.norm(x_BND)
+        return attend(self.to_q(x_BND), self.to_k(x_BND), self.to_v(x_BND), num_heads=self.num_heads)
+
+
+class TokenLearner(nn.Module):
+    """Pools N tokens into M: each output is a softmax-weighted sum of the un-normalised inputs (paper Eq. 2).
+
+    The scores come from an MLP of inner width 2*M behind two LayerNorms, one of which the MLP holds (the released form).
+    """
+
+    def __init__(self, dim: int, *, num_tokens: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 2 * num_tokens, bias=False),
+            nn.GELU(),
+            nn.Linear(2 * num_tokens, num_tokens, bias=False),
+        )
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) to (B, M, D)."""
+        weights_BNM = self.mlp(self.norm(x_BND)).softmax(dim=1)
+        return weights_BNM.transpose(1, 2) @ x_BND
+
+
+class TimeStamps(nn.Module):
+    """Fixed sinusoid over the width: index 2k holds sin(t * w_k), 2k+1 cos(t * w_k), w_k = 10000 ** (-2k / D).
+
+    ``inv_freq`` is a persistent buffer because the released state dict holds it.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+
+    def forward(self, x_BTND: Tensor) -> Tensor:
+        """Adds the vector of frame t, counted from 0, to all its tokens: (B, T, N, D) to (B, T, N, D)."""
+        times_T = torch.arange(x_BTND.shape[1], device=x_BTND.device, dtype=torch.float32)
+        angles_TK = times_T[:, None] * self.inv_freq.float()[None, :]
+        stamps_TD = torch.stack((angles_TK.sin(), angles_TK.cos()), dim=-1).flatten(1)
+        return x_BTND + stamps_TD[None, :, None, :].to(x_BTND.dtype)

@@ -1,0 +1,104 @@
+"""The language model: Phi-3 of the transformers library with the released split of embedding and head.
+
+Ids below ``num_base_tokens`` use the base rows, the few added tokens rows of their own; the head is split the same way
+and carries a bias. Rows of the base matrices from ``num_base_tokens`` on are dead, as in the release.
+"""
+
+# Shapes: B batch, T tokens, D width, V logits.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Phi3Config, Phi3Model
+
+from blip3v.config import TextConfig
+
+__all__ = ["LanguageModel", "SplitEmbedding", "SplitHead"]
+
+
+class SplitEmbedding(nn.Module):
+    """Embedding table with added rows (released name: ``embed_tokens``)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_base_tokens = config.num_base_tokens
+        self.weight = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) * 0.02)
+        self.additional_embedding = nn.Embedding(config.num_added_tokens, config.hidden_size)
+        nn.init.normal_(self.additional_embedding.weight, std=0.02)
+
+    def table(self) -> Tensor:
+        """The rows that ids really use, (V, D): base rows, then added rows."""
+        return torch.cat((self.weight[: self.num_base_tokens], self.additional_embedding.weight))
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """(B, T) ids in [0, V) to (B, T, D)."""
+        return F.embedding(ids_BT, self.table())
+
+
+class SplitHead(nn.Module):
+    """Output projection with added columns and a bias (released names: ``lm_head``, ``lm_head.additional_fc``)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_base_tokens = config.num_base_tokens
+        self.weight = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.additional_fc = nn.Linear(config.hidden_size, config.num_added_tokens)
+
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """The live weight (V, D) and bias (V,)."""
+        weight = torch.cat((self.weight[: self.num_base_tokens], self.additional_fc.weight))
+        return weight, torch.cat((self.bias[: self.num_base_tokens], self.additional_fc.bias))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(..., D) to (..., V)."""
+        weight, bias = self.matrix()
+        return F.linear(x_BTD, weight, bias)
+
+
+class LanguageModel(nn.Module):
+    """Phi-3 from embeddings to logits (released name: ``lang_model``)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.model = Phi3Model(_phi3(config))
+        self.model.embed_tokens = SplitEmbedding(config)
+        self.lm_head = SplitHead(config)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """(B, T) ids to (B, T, D)."""
+        embedded: Tensor = self.model.embed_tokens(ids_BT)
+        return embedded
+
+    def hidden(self, embeds_BTD: Tensor) -> Tensor:
+        """Hidden states after the final norm, causal, no padding mask: (B, T, D) to (B, T, D)."""
+        hidden_BTD: Tensor = self.model(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
+        return hidden_BTD
+
+    def forward(self, embeds_BTD: Tensor) -> Tensor:
+        """Logits of every position: (B, T, D) to (B, T, V)."""
+        logits_BTV: Tensor = self.lm_head(self.hidden(embeds_BTD))
+        return logits_BTV
+
+
+def _phi3(config: TextConfig) -> Phi3Config:
+    return Phi3Config(
+        vocab_size=1,  # the library's own table is replaced by the split one
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        max_position_embeddings=config.max_positions,
+        original_max_position_embeddings=config.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rms_norm_eps=config.rms_norm_eps,
+        sliding_window=config.sliding_window,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )

@@ -1,0 +1,15 @@
+"""The middle sampled frame alone: the paper's one-frame baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["SingleFrame"]
+
+
+class SingleFrame(nn.Module):
+    """(B, T, N, D) to (B, N, D): frame T // 2."""
+
+    def forward(self, x_BTND: Tensor) -> Tensor:
+        """Takes the middle frame."""
+        return x_BTND[:, x_BTND.shape[1] // 2]

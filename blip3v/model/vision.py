@@ -1,0 +1,48 @@
+"""The vision encoder: SigLIP of the transformers library, without its pooling head."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from blip3v.config import VisionConfig
+
+__all__ = ["build_vision", "vision_features"]
+
+
+def build_vision(config: VisionConfig) -> nn.Module:
+    """The SigLIP tower with parameters named as in the released checkpoint (``embeddings.*``, ``encoder.layers.*``)."""
+    model = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            layer_norm_eps=config.layer_norm_eps,
+            hidden_act="gelu_pytorch_tanh",
+            vision_use_head=False,
+            attn_implementation="sdpa",
+        )
+    )
+    # Older 5.x releases keep the tower one level down.
+    return cast(nn.Module, getattr(model, "vision_model", model))
+
+
+def vision_features(vision: nn.Module, frames_BTCHW: Tensor) -> Tensor:
+    """Patch tokens of every frame, after the final LayerNorm.
+
+    Args:
+        vision: what ``build_vision`` gave.
+        frames_BTCHW: pixels in [-1, 1], (B, T, 3, side, side).
+
+    Returns:
+        (B, T, P, D).
+    """
+    batch, num_frames = frames_BTCHW.shape[:2]
+    tokens: Tensor = vision(torch.flatten(frames_BTCHW, 0, 1)).last_hidden_state
+    return tokens.unflatten(0, (batch, num_frames))

@@ -1,0 +1,147 @@
+"""From a question to the ids of a prompt, with the place where the video tokens go.
+
+A prompt holds exactly one ``<image>``: at the start of the first user turn, before a newline and the question. What a
+caller sends is text, never markup: content with a special token in it is refused, so nobody can forge a turn.
+Legend: T prompt tokens, M video tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from blip3v.errors import ConfigError, RequestError
+from blip3v.text.generation import GenerationConfig
+from blip3v.text.special import END, IMAGE
+from blip3v.text.template import Message, render_chat
+from blip3v.text.tokenizer import Tokenizer
+
+__all__ = ["Prompt", "build_prompt", "continue_prompt", "splice"]
+
+# Stands for an answer in a rendered text, to be cut at. NUL is no white space, so a template that trims keeps it.
+_MARK = "\x00answer\x00"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of a prompt; ``ids[image_position]`` is ``<image>``, whose place the video tokens take."""
+
+    ids: list[int]
+    image_position: int
+
+    def length(self, num_video_tokens: int) -> int:
+        """Positions that the prompt fills once ``num_video_tokens`` stand in place of ``<image>``."""
+        return len(self.ids) - 1 + num_video_tokens
+
+
+def build_prompt(
+    tokenizer: Tokenizer, template: str, generation: GenerationConfig, messages: Sequence[Message]
+) -> Prompt:
+    """The prompt of a conversation about one video, up to where the assistant's next answer begins.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        template: the model's chat template.
+        generation: its ``system_prompt`` goes first, unless ``messages`` begins with a system turn of its own.
+        messages: the turns without ``<image>``, which is put into the first user turn here.
+
+    Raises:
+        RequestError: no user turn, an empty one, or content with a special token in it.
+        ConfigError: a template that fails, or that drops or doubles ``<image>`` or a marker.
+    """
+    turns = list(messages)
+    for turn in turns:
+        _check_content(tokenizer, turn)
+    if generation.system_prompt is not None and (not turns or turns[0].role != "system"):
+        turns.insert(0, Message("system", generation.system_prompt))
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        raise RequestError("the messages have no user turn; one that asks something is needed")
+    ids = _encode(tokenizer, template, turns, first)
+    if ids.count(tokenizer.image_id) != 1:
+        raise ConfigError(
+            f"the chat template gives {ids.count(tokenizer.image_id)} {IMAGE} for one video; it must write the "
+            "content of the first user turn once"
+        )
+    return Prompt(ids, ids.index(tokenizer.image_id))
+
+
+def continue_prompt(tokenizer: Tokenizer, template: str, question: str) -> list[int]:
+    """Ids that a further question adds after the ``<|end|>`` of the last answer.
+
+    For an answer with ids A, the ids of the first prompt + A + ``<|end|>`` + these are the ids of the whole
+    conversation rendered at once, provided that A is how the tokenizer itself writes the answer's text, and that the
+    text does not begin with white space (``<|assistant|>`` swallows it). A model may generate an answer in other
+    pieces; the cache then holds those, which are what it said. The newline after ``<|end|>`` belongs to these ids
+    where the tokenizer keeps it, and vanishes where ``<|end|>`` swallows it, as in the released tokenizer.
+
+    Raises:
+        RequestError: an empty question, or one with a special token in it.
+        ConfigError: a template that does not close the assistant's turn with ``<|end|>``.
+    """
+    turn = Message("user", question)
+    _check_content(tokenizer, turn)
+    text = render_chat(template, [Message("user", "?"), Message("assistant", _MARK), turn])
+    _, mark, after = text.partition(_MARK)
+    ids = tokenizer.encode(after)
+    if not mark or _MARK in after or not ids or ids[0] != tokenizer.end_id:
+        raise ConfigError(f"the chat template does not write an assistant's turn as its content and {END}")
+    return ids[1:]
+
+
+def splice(
+    embeds_TD: npt.NDArray[np.floating], image_position: int, video_tokens_MD: npt.NDArray[np.floating]
+) -> npt.NDArray[np.floating]:
+    """Puts the video tokens in place of the embedding of ``<image>``.
+
+    Args:
+        embeds_TD: embeddings of the prompt's ids.
+        image_position: which of them is ``<image>``.
+        video_tokens_MD: what the video encoder gave.
+
+    Returns:
+        (T + M - 1, D) in the dtype of ``embeds_TD``.
+
+    Raises:
+        RequestError: widths that differ, or a position outside the prompt.
+    """
+    if embeds_TD.ndim != 2 or video_tokens_MD.ndim != 2 or embeds_TD.shape[1] != video_tokens_MD.shape[1]:
+        raise RequestError(
+            f"video tokens of shape {video_tokens_MD.shape} do not fit embeddings of shape {embeds_TD.shape}; "
+            "encode the video with this bundle"
+        )
+    if not 0 <= image_position < len(embeds_TD):
+        raise RequestError(f"image_position is {image_position}; the prompt has {len(embeds_TD)} tokens")
+    parts = (embeds_TD[:image_position], video_tokens_MD, embeds_TD[image_position + 1 :])
+    return np.concatenate(parts).astype(embeds_TD.dtype, copy=False)
+
+
+def _encode(tokenizer: Tokenizer, template: str, turns: list[Message], first: int) -> list[int]:
+    """Ids of the turns. Their special tokens must be those of the same turns with harmless content.
+
+    This second net catches what a look at the content cannot: a template or a normaliser that makes a special token
+    out of harmless text.
+    """
+    real = _with_image(turns, first)
+    plain = _with_image([replace(turn, content="x") for turn in turns], first)
+    ids, plain_ids = (tokenizer.encode(render_chat(template, some)) for some in (real, plain))
+    special = frozenset(tokenizer.added_tokens.values())
+    if [i for i in ids if i in special] != [i for i in plain_ids if i in special]:
+        raise RequestError("a message becomes special tokens in the chat template; send plain text")
+    return ids
+
+
+def _with_image(turns: list[Message], first: int) -> list[Message]:
+    turn = turns[first]
+    return [*turns[:first], replace(turn, content=f"{IMAGE}\n{turn.content}"), *turns[first + 1 :]]
+
+
+def _check_content(tokenizer: Tokenizer, turn: Message) -> None:
+    if turn.role == "user" and not turn.content.strip():
+        raise RequestError("the question is empty; ask something about the video")
+    for token in tokenizer.added_tokens:
+        if token in turn.content:
+            raise RequestError(f"the {turn.role} message holds the special token {token}; send plain text without it")

@@ -1,0 +1,256 @@
+"""Model folders: the form in which PyTorch weights are kept, with all that prompt and preprocessing need.
+
+A folder holds ``config.json``, ``model.safetensors`` (the released names), ``tokenizer.json``, ``preprocessor.json``,
+``generation.json``, ``chat_template.jinja``, and ``training.json`` where we trained the model. ``train`` writes it,
+``-m`` reads it. Never pickle. What is not here: bundles, which the runtime opens (``bundle/``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import blip3v
+from blip3v import _strict
+from blip3v.config import ModelConfig
+from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
+from blip3v.model.blip3_video import Blip3Video
+from blip3v.text.generation import GenerationConfig
+from blip3v.text.tokenizer import Tokenizer
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = [
+    "ModelFolder",
+    "ModelPaths",
+    "load_model_folder",
+    "open_model_folder",
+    "save_model_folder",
+    "shipped_model",
+]
+
+PREFIX = "vlm."  # what the released checkpoint puts before every name
+
+# The released sinusoid frequencies lose their meaning in half precision.
+_KEEP_FP32 = ("inv_freq",)
+_DTYPES = ("F32", "F16", "BF16")
+_MOST_LISTED = 8
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """A model folder whose files are there and whose config was read; the weights are not loaded."""
+
+    path: Path
+    config: ModelConfig
+
+    @property
+    def weights(self) -> Path:
+        """``model.safetensors``."""
+        return self.path / "model.safetensors"
+
+    @property
+    def tokenizer(self) -> Path:
+        """``tokenizer.json``."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def preprocessor(self) -> Path:
+        """``preprocessor.json``."""
+        return self.path / "preprocessor.json"
+
+    @property
+    def generation(self) -> Path:
+        """``generation.json``."""
+        return self.path / "generation.json"
+
+    @property
+    def chat_template(self) -> Path:
+        """``chat_template.jinja``."""
+        return self.path / "chat_template.jinja"
+
+    @property
+    def training(self) -> Path | None:
+        """``training.json``, or None where the folder was not trained by us."""
+        path = self.path / "training.json"
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class ModelFolder(ModelPaths):
+    """A model folder with its weights: ``model`` is fp32, on the CPU, in eval mode, without gradients."""
+
+    model: Blip3Video
+
+
+def save_model_folder(
+    path: Path,
+    model: Blip3Video,
+    tokenizer_json: str,
+    preprocessor: PreprocessorConfig,
+    generation: GenerationConfig,
+    chat_template: str,
+    training: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | None = torch.float16,
+    replace: bool = False,
+) -> None:
+    """Writes a model folder; it appears whole or not at all.
+
+    Args:
+        path: the folder to make.
+        model: the weights and their config.
+        tokenizer_json: text of ``tokenizer.json``.
+        preprocessor: how frames become pixels.
+        generation: how the model is prompted and stopped.
+        chat_template: text of ``chat_template.jinja``.
+        training: what ``training.json`` holds; None: no such file.
+        dtype: of the stored weights; None: as they are. Sinusoid frequencies stay fp32.
+        replace: whether a folder that is already there gives way.
+
+    Raises:
+        UsageError: ``path`` is there and ``replace`` is false.
+        ArtifactError: the folder cannot be written.
+    """
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists; choose another folder, or allow replacing it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _sibling(path) as staging:
+            model.config.save(staging / "config.json")
+            preprocessor.save(staging / "preprocessor.json")
+            generation.save(staging / "generation.json")
+            (staging / "tokenizer.json").write_text(tokenizer_json, "utf-8")
+            (staging / "chat_template.jinja").write_text(chat_template, "utf-8")
+            if training is not None:
+                (staging / "training.json").write_text(_strict.dumps(dict(training)), "utf-8")
+            save_file(_stored(model, dtype), staging / "model.safetensors", metadata={"format": "pt"})
+            _publish(staging, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error}; choose a folder with room and permission") from error
+
+
+def open_model_folder(path: Path) -> ModelPaths:
+    """Checks that a model folder is complete and reads its config; loads no weights.
+
+    Raises:
+        ArtifactMissingError: no such folder, or a file of it is not there.
+        ConfigError: ``config.json`` is not valid.
+    """
+    if not path.is_dir():
+        raise ArtifactMissingError(f"{path} is not a folder; a model folder as `blip3v train` writes it is expected")
+    names = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor.json", "generation.json")
+    missing = [name for name in (*names, "chat_template.jinja") if not (path / name).is_file()]
+    if missing:
+        raise ArtifactMissingError(
+            f"the model folder {path} lacks {', '.join(missing)}; write it again with `blip3v train`"
+        )
+    return ModelPaths(path, ModelConfig.load(path / "config.json"))
+
+
+def load_model_folder(path: Path) -> ModelFolder:
+    """Loads a model folder strictly: every tensor of the model, in its shape, and no other.
+
+    Raises:
+        ArtifactMissingError: no such folder, or a file of it is not there.
+        ConfigError: a config of the folder is not valid.
+        ArtifactError: weights that are broken, missing, unknown or misshapen, or a tokenizer of another size.
+    """
+    paths = open_model_folder(path)
+    config = paths.config
+    PreprocessorConfig.load(paths.preprocessor)
+    GenerationConfig.load(paths.generation)
+    num_tokens = Tokenizer.load(paths.tokenizer).num_tokens
+    if num_tokens != config.text.num_logits:
+        raise ArtifactError(
+            f"{paths.tokenizer} has {num_tokens} tokens; the config's num_base_tokens + num_added_tokens is "
+            f"{config.text.num_logits}; take both from the same model folder"
+        )
+    with torch.random.fork_rng(devices=[]):
+        model = Blip3Video(config)
+    _load_weights(model, paths.weights)
+    return ModelFolder(path, config, model.eval().requires_grad_(False))
+
+
+def shipped_model(encoder: str) -> Path:
+    """The trained ``tiny`` model folder that the package holds for ``encoder``.
+
+    Raises:
+        ArtifactMissingError: the package holds none for this encoder.
+    """
+    models = Path(blip3v.__file__).parent / "models"
+    path = models / f"tiny-{encoder}"
+    if (path / "config.json").is_file():
+        return path
+    found = sorted(item.name.removeprefix("tiny-") for item in models.glob("tiny-*") if item.is_dir())
+    held = f"shipped are: {', '.join(found)}" if found else "this installation ships none"
+    raise ArtifactMissingError(
+        f"no trained model with the encoder {encoder!r} is shipped; {held}; pass a model folder with --model, "
+        "or --init random for random weights"
+    )
+
+
+def _stored(model: Blip3Video, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        keep = dtype is None or name.endswith(_KEEP_FP32)
+        tensors[PREFIX + name] = tensor.detach().cpu().to(tensor.dtype if keep else dtype).contiguous()
+    return tensors
+
+
+def _load_weights(model: Blip3Video, path: Path) -> None:
+    wanted = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_header(file, wanted, path)
+            with torch.no_grad():
+                for name, tensor in wanted.items():
+                    tensor.copy_(file.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is not a whole safetensors file: {error}; copy or write it again") from error
+
+
+def _check_header(file: Any, wanted: Mapping[str, Tensor], path: Path) -> None:
+    found = set(file.keys())
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unknown {name}" for name in sorted(found - set(wanted))]
+    for name in sorted(found & set(wanted)):
+        part = file.get_slice(name)
+        shape, expected = tuple(part.get_shape()), tuple(wanted[name].shape)
+        if shape != expected:
+            problems.append(f"{name} has shape {shape}, expected {expected}")
+        elif part.get_dtype() not in _DTYPES:
+            problems.append(f"{name} is {part.get_dtype()}, expected one of {', '.join(_DTYPES)}")
+    if problems:
+        listed = "; ".join(problems[:_MOST_LISTED])
+        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise ArtifactError(f"{path} does not fit its config.json: {listed}{more}")
+
+
+@contextlib.contextmanager
+def _sibling(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, so that the final rename stays on one file system."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, path: Path) -> None:
+    staging.chmod(0o755)
+    if not path.exists():
+        staging.rename(path)
+        return
+    with _sibling(path) as aside:
+        path.rename(aside / "old")
+        staging.rename(path)

@@ -1,0 +1,170 @@
+"""Ids, round trips, streaming, and files that are no tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
+
+from blip3v.config import preset
+from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, RequestError
+from blip3v.text import StreamDecoder, Tokenizer, train_tokenizer
+from blip3v.text.pieces import byte_alphabet
+from blip3v.text.special import ADDED_TOKENS, BASE_TOKENS
+
+TINY = preset("tiny").text
+# The released ids relative to 32000, as tokenizer_config.json of the base model lists them.
+RELEASED_TAIL = {
+    "<|endoftext|>": 0, "<|assistant|>": 1, "<|placeholder1|>": 2, "<|placeholder2|>": 3, "<|placeholder3|>": 4,
+    "<|placeholder4|>": 5, "<|system|>": 6, "<|end|>": 7, "<|placeholder5|>": 8, "<|placeholder6|>": 9,
+    "<|user|>": 10, "<pad>": 11, "<image>": 12, "<image placeholder>": 13, "<|endofchunk|>": 14,
+}  # fmt: skip
+
+
+def trained(texts: list[str]) -> Tokenizer:
+    return Tokenizer(train_tokenizer(texts, vocab_size_base=TINY.num_base_tokens))
+
+
+@pytest.mark.parametrize("texts", [[], ["a red circle turns left"] * 50], ids=["nothing-to-learn", "some-text"])
+def test_ids_follow_the_released_order_whatever_was_learned(texts: list[str]) -> None:
+    tokenizer = trained(texts)
+    first = tokenizer.id("<|endoftext|>")
+    assert [tokenizer.id(token) for token in ("<unk>", "<s>", "</s>")] == [0, 1, 2]
+    assert {token: tokenizer.id(token) - first for token in RELEASED_TAIL} == RELEASED_TAIL
+    assert tokenizer.image_id == TINY.num_base_tokens == 608
+    assert tokenizer.num_tokens == TINY.num_logits
+    assert len({tokenizer.token(i) for i in range(tokenizer.num_tokens)}) == TINY.num_logits
+
+
+def test_rstrip_and_special_flags_are_the_released_ones() -> None:
+    swallowing = {token.text for token in (*BASE_TOKENS, *ADDED_TOKENS) if token.rstrip}
+    kept = {"<unk>", "<s>", "<|endoftext|>", "<pad>", "<image>", "<image placeholder>", "<|endofchunk|>"}
+    assert swallowing == {token.text for token in (*BASE_TOKENS, *ADDED_TOKENS)} - kept
+    assert [token.text for token in (*BASE_TOKENS, *ADDED_TOKENS) if not token.special] == ["</s>"]
+
+
+def test_a_role_marker_swallows_its_newline_and_image_keeps_it(film_tokenizer: Tokenizer) -> None:
+    newline = film_tokenizer.encode("\n")
+    assert film_tokenizer.encode("<|user|>\n<image>\n") == [
+        film_tokenizer.id("<|user|>"),
+        film_tokenizer.image_id,
+        *newline,
+    ]
+
+
+def test_training_twice_gives_the_same_file() -> None:
+    texts = [f"film {n} shows {n % 7} circles and {n % 5} squares" for n in range(300)]
+    one, two = (train_tokenizer(iter(texts), vocab_size_base=608).to_str() for _ in range(2))
+    assert one == two
+
+
+def test_training_learns_merges_that_shorten_its_texts(film_tokenizer: Tokenizer) -> None:
+    text = "Which way does the red circle turn?"
+    assert len(film_tokenizer.encode(text)) < len(text) / 2
+
+
+def test_a_vocabulary_without_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match="alone need 271"):
+        train_tokenizer(["a"], vocab_size_base=270)
+
+
+def test_byte_alphabet_is_that_of_the_library() -> None:
+    assert sorted(byte_alphabet().values()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+@given(text=st.text())
+def test_any_text_comes_back(film_tokenizer: Tokenizer, text: str) -> None:
+    assert film_tokenizer.decode(film_tokenizer.encode(text)) == text
+
+
+def test_decode_leaves_special_tokens_out(film_tokenizer: Tokenizer) -> None:
+    assert film_tokenizer.decode(film_tokenizer.encode("<|assistant|>\nred<|end|>")) == "red"
+
+
+def test_a_lone_surrogate_is_refused(film_tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="lone surrogate at 4"):
+        film_tokenizer.encode("red \ud800")
+
+
+@pytest.mark.parametrize("token_id", [-1, 611, 2**31], ids=["negative", "one-too-many", "huge"])
+def test_unknown_ids_are_refused(film_tokenizer: Tokenizer, token_id: int) -> None:
+    with pytest.raises(RequestError, match="0 to 610"):
+        film_tokenizer.decode([token_id])
+    with pytest.raises(RequestError, match="0 to 610"):
+        StreamDecoder(film_tokenizer).push(token_id)
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
+    stream = StreamDecoder(tokenizer)
+    return "".join([*map(stream.push, ids), stream.finish()])
+
+
+@given(ids=st.lists(st.integers(0, 610), max_size=60))
+def test_streaming_equals_decoding_for_any_ids(film_tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert streamed(film_tokenizer, ids) == film_tokenizer.decode(ids)
+
+
+@given(text=st.text())
+def test_streaming_equals_decoding_for_sentencepiece(piece_tokenizer: Tokenizer, text: str) -> None:
+    ids = piece_tokenizer.encode(text)
+    assert streamed(piece_tokenizer, ids) == piece_tokenizer.decode(ids) == text
+
+
+def test_a_split_character_comes_out_with_its_last_byte(film_tokenizer: Tokenizer) -> None:
+    stream = StreamDecoder(film_tokenizer)
+    ids = film_tokenizer.encode("\U0001f3ac")
+    assert len(ids) == 4
+    assert [stream.push(i) for i in ids] == ["", "", "", "\U0001f3ac"]
+    assert stream.push(ids[0]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_streaming_never_decodes_the_whole_text(film_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise AssertionError("the stream decoded a list of ids")
+
+    monkeypatch.setattr(Tokenizer, "decode", refuse)
+    assert streamed(film_tokenizer, film_tokenizer.encode("red circle")) == "red circle"
+
+
+def test_a_saved_tokenizer_loads_and_ignores_truncation(tmp_path: Path, film_tokenizer: Tokenizer) -> None:
+    """A truncation that sits in the file would cut long questions without a word."""
+    backend = train_tokenizer(["red"], vocab_size_base=608)
+    backend.enable_truncation(4)
+    backend.enable_padding(length=16)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "a long question about a red circle"
+    assert Tokenizer.load(tmp_path / "tokenizer.json").decode(film_tokenizer.encode(text)) != ""
+    ids = Tokenizer.load(tmp_path / "tokenizer.json").encode(text)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").decode(ids) == text
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b"[" * 100_000], ids=["empty", "object", "bytes", "deep"])
+def test_files_that_are_no_tokenizer(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="is not a tokenizer"):
+        Tokenizer.load(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissingError, match="is not there"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_without_image_is_refused(tmp_path: Path) -> None:
+    text = train_tokenizer(["red"], vocab_size_base=608).to_str().replace("<image>", "<picture>")
+    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
+    with pytest.raises(ArtifactError, match="no special token <image>"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_decoder_of_another_kind_is_refused() -> None:
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.add_tokens([tokenizers.AddedToken(token.text) for token in (*BASE_TOKENS, *ADDED_TOKENS)])
+    with pytest.raises(ArtifactError, match="decoder of no kind"):
+        Tokenizer(backend)

@@ -1,0 +1,191 @@
+"""What training sees: clips as frames, with questions and answers. Sources are indexed and follow from a seed.
+
+A source gives the same frames and pairs for the same (index, visit), in any order and in any process, so that a run
+can be resumed from a step number alone.
+"""
+
+# Shapes: T frames, H height, W width.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from blip3v.data.authors import ClipSample, read_samples
+from blip3v.data.captions import film_caption, frame_caption
+from blip3v.data.film import Film, make_film
+from blip3v.data.questions import TIME_KINDS, Question, questions
+from blip3v.data.render import render
+from blip3v.errors import ConfigError
+from blip3v.video import load_clip
+from blip3v.video.sampling import sample_indices
+
+__all__ = ["ClipSource", "FilmSource", "FilmTask", "Pair", "Source", "film_frames"]
+
+FilmTask = Literal["image-captions", "video-captions", "instructions"]
+Frames = npt.NDArray[np.uint8]
+
+# Rendered above the model's 64 pixels and then squashed, as a decoded file is.
+_RENDER_HEIGHT, _RENDER_WIDTH = 96, 128
+_STATIC_KINDS = ("colour", "shape", "size")
+_TIME_WEIGHT = 3.0  # questions that need time are asked this much more often than those that one frame answers
+_FRAME_PROMPT = "Describe the picture."
+_FILM_PROMPT = "Describe the film."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and the answer to learn."""
+
+    question: str
+    answer: str
+
+
+class Source(Protocol):
+    """Clips with questions."""
+
+    @property
+    def key(self) -> str:
+        """Names what ``frames`` follows from: caches of features are kept under it."""
+
+    def __len__(self) -> int: ...
+
+    def frames(self, index: int, visit: int) -> list[Frames]:
+        """T pictures, uint8 (H, W, 3)."""
+
+    def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
+        """Questions about those pictures, with answers."""
+
+
+@dataclass(frozen=True)
+class FilmSource:
+    """Synthetic films of the split ``train``.
+
+    Attributes:
+        task: ``image-captions`` gives one frame at a random time and visit by visit another; the others whole clips.
+        num_films: how many films.
+        num_frames: frames of a clip.
+        pairs_per_clip: pairs at each visit.
+        seed: of the choice of frames and questions; the films themselves are those of seeds 0, 1, ...
+    """
+
+    task: FilmTask
+    num_films: int
+    num_frames: int
+    pairs_per_clip: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Films, frames and the seed of their sampling."""
+        return f"film-train-{self.num_films}x{self.num_frames}-seed{self.seed}"
+
+    def __len__(self) -> int:
+        return self.num_films
+
+    def frames(self, index: int, visit: int) -> list[Frames]:
+        """Frames of film ``index``: by a sampling rule that the film's number picks, the same at every visit."""
+        film = make_film(index, "train")
+        if self.task == "image-captions":
+            return list(render(film, np.array([self._moment(index, visit)]), _RENDER_HEIGHT, _RENDER_WIDTH))
+        rng = self._rng(index, 0)
+        rule: Literal["released", "uniform", "train"] = ("released", "uniform", "train")[index % 3]  # type: ignore[assignment]
+        return film_frames(film, sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng))
+
+    def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
+        """Captions or questions, by the task."""
+        film = make_film(index, "train")
+        rng = self._rng(index, visit + 1)
+        if self.task == "image-captions":
+            return self._about_frame(film, self._moment(index, visit), rng)
+        if self.task == "video-captions":
+            caption = Pair(_FILM_PROMPT, film_caption(film))
+            return (caption, *_draw(film, self.pairs_per_clip - 1, rng))
+        return _draw(film, self.pairs_per_clip, rng)
+
+    def _about_frame(self, film: Film, time: float, rng: np.random.Generator) -> tuple[Pair, ...]:
+        visible = {item.name for item in film.objects if item.visible(time)}
+        asked = [q for q in questions(film) if q.kind in _STATIC_KINDS] if len(visible) == len(film.objects) else []
+        rng.shuffle(asked)  # type: ignore[arg-type]
+        chosen = [Pair(q.text, q.answer) for q in asked[: self.pairs_per_clip - 1]]
+        return (Pair(_FRAME_PROMPT, frame_caption(film, time)), *chosen)
+
+    def _moment(self, index: int, visit: int) -> float:
+        return float(self._rng(index, visit + 1).uniform())
+
+    def _rng(self, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence((self.seed, index, purpose)))
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A user's own clips: the authors' JSON list (``authors.py``).
+
+    Attributes:
+        samples: what ``read_samples`` gave.
+        path: the JSON file, for the key.
+        num_frames: frames of a clip.
+        seed: of the random start of the training sampling rule.
+    """
+
+    samples: tuple[ClipSample, ...]
+    path: str
+    num_frames: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The file, and the seed of the sampling."""
+        return f"{self.path}-{len(self.samples)}x{self.num_frames}-seed{self.seed}"
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def frames(self, index: int, visit: int) -> list[Frames]:
+        """Frames by the sampling rule of training, anew at every visit."""
+        sample = self.samples[index]
+        seed = int(np.random.SeedSequence((self.seed, index, visit)).generate_state(1)[0])
+        clip = load_clip(
+            sample.video,
+            num_frames=self.num_frames,
+            rule="train",
+            start_s=sample.start_s,
+            end_s=sample.end_s,
+            seed=seed,
+        )
+        return list(clip.frames)
+
+    def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
+        """The first question and its answer at each visit; later turns of a conversation take the next visits."""
+        turns = self.samples[index].turns
+        turn = turns[visit % len(turns)]
+        return (Pair(turn.question, turn.answer),)
+
+
+def film_frames(film: Film, indices: npt.NDArray[np.int64]) -> list[Frames]:
+    """Frames ``indices`` of a film, uint8 (H, W, 3), as a file of it holds them."""
+    times = np.asarray(indices) / film.num_frames
+    return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
+
+
+def open_clips(path: str, *, num_frames: int, seed: int) -> ClipSource:
+    """The source over an authors' JSON list.
+
+    Raises:
+        ConfigError: the file is not such a list, or is empty.
+    """
+    samples = tuple(read_samples(path))
+    if not samples:
+        raise ConfigError(f"{path} holds no samples; at least 1 is needed")
+    return ClipSource(samples, path, num_frames, seed)
+
+
+def _draw(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:
+    asked: tuple[Question, ...] = questions(film)
+    weights = np.array([_TIME_WEIGHT if q.kind in TIME_KINDS else 1.0 for q in asked])
+    size = min(count, len(asked))
+    chosen = rng.choice(len(asked), size=size, replace=False, p=weights / weights.sum()) if size else []
+    return tuple(Pair(asked[at].text, asked[at].answer) for at in chosen)

@@ -91,7 +91,8 @@ def _closest(paths: Sequence[_Array], times: Sequence[tuple[float, ...]], shared
     from_NS2, step_NS2 = apart_NS2[:, :-1], np.diff(apart_NS2, axis=1)
     squared_NS = np.maximum((step_NS2**2).sum(-1), 1e-12)
     nearest_NS = np.clip(-(from_NS2 * step_NS2).sum(-1) / squared_NS, 0, 1)
-    return _norm(from_NS2 + nearest_NS[..., None] * step_NS2).min(axis=1)
+    distance_N: _Array = _norm(from_NS2 + nearest_NS[..., None] * step_NS2).min(axis=1)
+    return distance_N
 
 
 def _along(path_NK2: _Array, times: tuple[float, ...], moments: _Array) -> _Array:

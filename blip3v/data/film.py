@@ -214,7 +214,7 @@ def _programs(rng: np.random.Generator, family: Family) -> list[Program]:
     if family == "speed":
         slow = float(rng.uniform(0.15, 0.19))
         return [_straight(rng, lengths=(2.2 * slow, 3.2 * slow)), _straight(rng, lengths=(slow, slow))]
-    return [motion.still(), _resting_or_straight(rng, still_share=0.25)]
+    return [motion.still(), _resting_or_straight(rng, still_share=0.15)]
 
 
 def _any_motion(rng: np.random.Generator) -> Program:

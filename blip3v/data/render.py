@@ -39,14 +39,14 @@ def render(film: Film, times: npt.NDArray[np.floating], height: int, width: int)
     Returns:
         (T, height, width, 3) uint8 RGB.
     """
-    times = np.asarray(times, np.float64)
+    moments = np.asarray(times, np.float64)
     ground_HW3 = _ground(film, height, width)
     # Half is added once here, so that the cast at the end rounds.
-    frames_THW3 = np.repeat(ground_HW3[None] + np.float32(0.5), len(times), axis=0)
+    frames_THW3 = np.repeat(ground_HW3[None] + np.float32(0.5), len(moments), axis=0)
     for item in film.objects:
-        seen = np.flatnonzero([item.visible(float(time)) for time in times])
+        seen = np.flatnonzero([item.visible(float(time)) for time in moments])
         if seen.size:
-            _paint(frames_THW3, seen, item, item.path.positions(times[seen]))
+            _paint(frames_THW3, seen, item, item.path.positions(moments[seen]))
     return frames_THW3.astype(np.uint8)
 
 
@@ -110,9 +110,9 @@ def _box(x: _Array, y: _Array, half_x: float, half_y: float, pitch: tuple[float,
 
 
 def _circle(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
-    distance: _Array = np.maximum(np.sqrt(x * x + y * y), np.float32(1e-6))
+    distance: _Array = np.maximum(np.hypot(x, y), np.float32(1e-6))
     step = (np.abs(x) * np.float32(pitch[0]) + np.abs(y) * np.float32(pitch[1])) / distance
-    outline: _Array = (distance - 1) / np.maximum(step, np.float32(1e-6))
+    outline: _Array = np.divide(distance - 1, np.maximum(step, np.float32(1e-6)), dtype=np.float32)
     return outline
 
 

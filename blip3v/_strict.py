@@ -20,11 +20,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads one JSON object.
 
     Raises:
-        ConfigError: the file is not JSON, holds a key twice, or is not an object.
+        ConfigError: the file is not JSON, holds a key twice, NaN or infinity, or is not an object.
     """
     try:
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, an endless number
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -74,6 +74,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ConfigError(f"the key {key!r} stands twice")
         result[key] = value
     return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ConfigError(f"{name} is no JSON number")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""What training sees: clips as frames, with questions and answers. Sources are indexed and follow from a seed.
+"""What training sees: clips as frames, with questions and answers. Here are the synthetic films.
 
 A source gives the same frames and pairs for the same (index, visit), in any order and in any process, so that a run
 can be resumed from a step number alone.
@@ -9,21 +9,18 @@ can be resumed from a step number alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from blip3v.data.authors import ClipSample, read_samples
 from blip3v.data.captions import film_caption, frame_caption
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import TIME_KINDS, Question, questions
 from blip3v.data.render import render
-from blip3v.errors import ConfigError
-from blip3v.video import load_clip
-from blip3v.video.sampling import sample_indices
+from blip3v.video.sampling import SamplingRule, sample_indices
 
-__all__ = ["ClipSource", "FilmSource", "FilmTask", "Pair", "Source", "film_frames"]
+__all__ = ["FilmSource", "FilmTask", "Frames", "Pair", "Source", "film_frames", "film_texts"]
 
 FilmTask = Literal["image-captions", "video-captions", "instructions"]
 Frames = npt.NDArray[np.uint8]
@@ -91,8 +88,8 @@ class FilmSource:
         film = make_film(index, "train")
         if self.task == "image-captions":
             return list(render(film, np.array([self._moment(index, visit)]), _RENDER_HEIGHT, _RENDER_WIDTH))
-        rng = self._rng(index, 0)
-        rule: Literal["released", "uniform", "train"] = ("released", "uniform", "train")[index % 3]  # type: ignore[assignment]
+        rule = get_args(SamplingRule)[index % 3]
+        rng = self._rng(index, 0) if rule == "train" else None
         return film_frames(film, sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng))
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
@@ -120,67 +117,20 @@ class FilmSource:
         return np.random.default_rng(np.random.SeedSequence((self.seed, index, purpose)))
 
 
-@dataclass(frozen=True)
-class ClipSource:
-    """A user's own clips: the authors' JSON list (``authors.py``).
-
-    Attributes:
-        samples: what ``read_samples`` gave.
-        path: the JSON file, for the key.
-        num_frames: frames of a clip.
-        seed: of the random start of the training sampling rule.
-    """
-
-    samples: tuple[ClipSample, ...]
-    path: str
-    num_frames: int
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """The file, and the seed of the sampling."""
-        return f"{self.path}-{len(self.samples)}x{self.num_frames}-seed{self.seed}"
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def frames(self, index: int, visit: int) -> list[Frames]:
-        """Frames by the sampling rule of training, anew at every visit."""
-        sample = self.samples[index]
-        seed = int(np.random.SeedSequence((self.seed, index, visit)).generate_state(1)[0])
-        clip = load_clip(
-            sample.video,
-            num_frames=self.num_frames,
-            rule="train",
-            start_s=sample.start_s,
-            end_s=sample.end_s,
-            seed=seed,
-        )
-        return list(clip.frames)
-
-    def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
-        """The first question and its answer at each visit; later turns of a conversation take the next visits."""
-        turns = self.samples[index].turns
-        turn = turns[visit % len(turns)]
-        return (Pair(turn.question, turn.answer),)
-
-
 def film_frames(film: Film, indices: npt.NDArray[np.int64]) -> list[Frames]:
     """Frames ``indices`` of a film, uint8 (H, W, 3), as a file of it holds them."""
     times = np.asarray(indices) / film.num_frames
     return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
 
 
-def open_clips(path: str, *, num_frames: int, seed: int) -> ClipSource:
-    """The source over an authors' JSON list.
-
-    Raises:
-        ConfigError: the file is not such a list, or is empty.
-    """
-    samples = tuple(read_samples(path))
-    if not samples:
-        raise ConfigError(f"{path} holds no samples; at least 1 is needed")
-    return ClipSource(samples, path, num_frames, seed)
+def film_texts(num_films: int = 2000) -> list[str]:
+    """All that is said about the first films: what a tokenizer is trained on."""
+    texts = [_FRAME_PROMPT, _FILM_PROMPT]
+    for seed in range(num_films):
+        film = make_film(seed, "train")
+        texts += [film_caption(film), frame_caption(film, 0.5)]
+        texts += [text for asked in questions(film) for text in (asked.text, asked.answer)]
+    return texts
 
 
 def _draw(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:

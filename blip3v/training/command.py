@@ -1,0 +1,92 @@
+"""``blip3v train``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from blip3v.training.recipe import Stage, load_recipe, recipe_names
+
+__all__ = ["command"]
+
+
+class _Screen:
+    """Bars on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, progress: Progress, *, interactive: bool) -> None:
+        self._progress, self._interactive = progress, interactive
+        self._task: TaskID | None = None
+        self._name = ""
+
+    def stage(self, index: int, stage: Stage) -> None:
+        self._name = f"stage {index + 1}: {stage.task}"
+        self._say(f"{self._name}, {stage.num_steps} steps of {stage.batch_size} clips")
+        self._task = self._progress.add_task(self._name, total=stage.num_steps)
+
+    def features(self, done: int, total: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, description=f"{self._name}: features")
+        if done == total:
+            self._say(f"{self._name}: features of {total} clips computed")
+
+    def step(self, step: int, num_steps: int, loss: float) -> None:
+        if self._task is not None:
+            self._progress.update(
+                self._task, completed=step, total=num_steps, description=f"{self._name}: loss {loss:.3f}"
+            )
+        self._say(f"{self._name}: step {step}/{num_steps} loss {loss:.4f}")
+
+    def _say(self, line: str) -> None:
+        if not self._interactive:
+            click.echo(line, err=True)
+
+
+@click.command()
+@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]")
+@click.option("--init", type=click.Path(path_type=Path), help="Model folder to start from.")
+@click.option("--data", help="JSON list of your own clips, in the form of the authors' code.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where features are kept.  [default: beside the run]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run's folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(
+    recipe_name: str,
+    output: Path | None,
+    init: Path | None,
+    data: str | None,
+    cache: Path | None,
+    device: str,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a model from a recipe, with the stages of the paper.
+
+    \b
+    Examples:
+      blip3v train --recipe tiny-base
+      blip3v train --recipe tiny-tokenlearner --init runs/tiny-base/model
+    """
+    recipe = load_recipe(recipe_name)
+    # torch and transformers take seconds to import: only when a run really starts.
+    from blip3v.training.run import TrainOptions, train
+
+    folder = output if output is not None else Path("runs") / Path(recipe_name).stem
+    options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
+    interactive = sys.stderr.isatty()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not interactive) as progress:
+        path = train(recipe, options, _Screen(progress, interactive=interactive))
+    if as_json:
+        click.echo(json.dumps({"model": str(path), "log": str(folder / "log.jsonl")}))
+    else:
+        click.echo(str(path))
+        click.echo(f"next: blip3v eval -m {path}", err=True)
+
+
+command.epilog = f"Shipped recipes: {', '.join(recipe_names())}"

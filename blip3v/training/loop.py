@@ -1,0 +1,202 @@
+"""The training loop of one stage: the same for the tiny model on two cores and the 4B model on H100s.
+
+Devices, mixed precision and gradient reduction are accelerate's. A step's batch and learning rate follow from the
+step number, so the loop holds no state but weights and moments.
+"""
+
+# Shapes: C clips, R rows, T frames, P patches, M video tokens, L tokens.
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from blip3v.data.samples import Source
+from blip3v.model import Blip3Video
+from blip3v.training.batch import Batch, ChatFormat, make_batch
+from blip3v.training.features import clip_pixels
+from blip3v.training.recipe import Stage
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = ["Batches", "Objective", "StageRun", "learning_rate_factor", "make_optimizer", "run_stage"]
+
+
+class Watcher(Protocol):
+    """Who is told how a stage goes."""
+
+    def step(self, step: int, num_steps: int, loss: float) -> None:
+        """After a logged step."""
+
+
+class Objective(nn.Module):
+    """The model with its loss as ``forward``, which is what data-parallel wrappers call."""
+
+    def __init__(self, model: Blip3Video) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss of the answers in nats and the number of answer tokens."""
+        if batch.features_CTPD is not None:
+            features_CTPD = batch.features_CTPD
+        else:
+            assert batch.pixels_CTCHW is not None, "a batch holds pixels or features"
+            features_CTPD = self.model.features(batch.pixels_CTCHW)
+        video_CMD = self.model.vision_tokenizer(features_CTPD)
+        return self.model.loss(batch.ids_RL, batch.labels_RL, batch.image_position_R, video_CMD[batch.clip_R])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batch of every step.
+
+    Attributes:
+        source: clips and questions.
+        chat: how a question becomes ids.
+        preprocessor: how frames become pixels.
+        batch_size: clips of a step, over all devices.
+        seed: of the order of the clips.
+        features: float16 (N, T, P, D) of the frozen vision encoder, or None: pixels are made anew at each visit.
+    """
+
+    source: Source
+    chat: ChatFormat
+    preprocessor: PreprocessorConfig
+    batch_size: int
+    seed: int
+    features: npt.NDArray[np.float16] | None = None
+
+    def visits(self, step: int) -> list[tuple[int, int]]:
+        """(clip, visit) of step ``step``: every clip once, in random order, then every clip again, in another."""
+        size = len(self.source)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {visit: self._order(visit) for visit in {place // size for place in places}}
+        return [(int(orders[place // size][place % size]), place // size) for place in places]
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Batch:
+        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
+        visits = self.visits(step)[rank::world]
+        rows = [[self.chat.row(pair) for pair in self.source.pairs(clip, visit)] for clip, visit in visits]
+        pad_id = self.chat.tokenizer.pad_id
+        if self.features is not None:
+            return make_batch(rows, pad_id=pad_id, features=np.stack([self.features[clip] for clip, _ in visits]))
+        pixels = [clip_pixels(self.source, clip, visit, self.preprocessor) for clip, visit in visits]
+        return make_batch(rows, pad_id=pad_id, pixels=pixels)
+
+    def _order(self, visit: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng(np.random.SeedSequence((self.seed, visit))).permutation(len(self.source))
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What ``run_stage`` needs beside the model."""
+
+    stage: Stage
+    batches: Batches
+    log_path: Path
+    log_every: int
+    save_every: int
+
+
+def learning_rate_factor(step: int, stage: Stage) -> float:
+    """Linear warm-up from 0, then a cosine to 0: the factor of the peak rate at step ``step`` (from 0)."""
+    if step < stage.warmup_steps:
+        return (step + 1) / stage.warmup_steps
+    done = (step - stage.warmup_steps) / max(1, stage.num_steps - stage.warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def make_optimizer(model: Blip3Video, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over what the stage trains; freezes the rest. Each group keeps its peak rate as ``peak``."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(f"{part}." for part in stage.freeze)))
+    trained = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
+    temporal = [x for name, x in trained if ".temporal_encoder." in name]
+    rest = [x for name, x in trained if ".temporal_encoder." not in name]
+    peak = stage.learning_rate if stage.temporal_learning_rate is None else stage.temporal_learning_rate
+    groups = [{"params": rest, "peak": stage.learning_rate}, {"params": temporal, "peak": peak}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=stage.learning_rate,
+        betas=stage.betas,
+        weight_decay=stage.weight_decay,
+    )
+
+
+def run_stage(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    run: StageRun,
+    *,
+    first_step: int,
+    watcher: Watcher,
+) -> Iterator[int]:
+    """Trains from ``first_step`` to the end of the stage; yields the number of steps done whenever it is time to save.
+
+    Args:
+        accelerator: devices and precision.
+        objective: an ``Objective``, prepared by the accelerator.
+        optimizer: prepared too.
+        run: stage, data, log and intervals.
+        first_step: steps that are already done.
+        watcher: told of each logged step.
+    """
+    objective.train()
+    started, losses = time.perf_counter(), []
+    for step in range(first_step, run.stage.num_steps):
+        batch = run.batches.batch(step, rank=accelerator.process_index, world=accelerator.num_processes)
+        losses.append(_step(accelerator, objective, optimizer, batch.to(accelerator.device), step, run.stage))
+        done = step + 1
+        if done % run.log_every == 0 or done == run.stage.num_steps:
+            loss = sum(losses) / len(losses)
+            seconds = (time.perf_counter() - started) / len(losses)
+            if accelerator.is_main_process:
+                _log(run, done, loss, optimizer, seconds)
+            watcher.step(done, run.stage.num_steps, loss)
+            started, losses = time.perf_counter(), []
+        if done % run.save_every == 0 or done == run.stage.num_steps:
+            yield done
+
+
+def _step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,
+    stage: Stage,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * learning_rate_factor(step, stage)
+    loss_sum, count = objective(batch)
+    # Processes see answers of different lengths: the mean is over all tokens of the step, not over processes.
+    total = accelerator.reduce(count, "sum").clamp(min=1)
+    accelerator.backward(loss_sum * accelerator.num_processes / total)
+    accelerator.clip_grad_norm_(objective.parameters(), stage.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(accelerator.reduce(loss_sum.detach(), "sum") / total)
+
+
+def _log(run: StageRun, step: int, loss: float, optimizer: torch.optim.Optimizer, seconds: float) -> None:
+    record = {
+        "task": run.stage.task,
+        "step": step,
+        "loss": round(loss, 5),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "step_s": round(seconds, 4),
+    }
+    with run.log_path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

@@ -11,7 +11,17 @@ from typing import Literal
 
 from blip3v.config import ModelConfig
 
-__all__ = ["DType", "GraphIO", "Port", "decoder_io", "past_key", "past_value", "present_key", "present_value", "video_encoder_io"]
+__all__ = [
+    "DType",
+    "GraphIO",
+    "Port",
+    "decoder_io",
+    "past_key",
+    "past_value",
+    "present_key",
+    "present_value",
+    "video_encoder_io",
+]
 
 DType = Literal["compute", "float32", "int64", "int32"]
 

@@ -1,0 +1,261 @@
+"""``manifest.json``: what a bundle is, as frozen dataclasses, with strict JSON in and out.
+
+What is not here: whether the files on the disk are those that the manifest names (``reader.py``, ``verify.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from blip3v import _strict
+from blip3v.bundle import layout
+from blip3v.bundle.graph_io import GraphIO
+from blip3v.config import EncoderName, ModelConfig
+from blip3v.errors import ArtifactError, ArtifactMissingError, ArtifactVersionError, ConfigError
+
+__all__ = [
+    "FileEntry",
+    "GraphEntry",
+    "KVGeometry",
+    "Limits",
+    "Manifest",
+    "MemoryEstimate",
+    "PortEntry",
+    "Precision",
+    "Source",
+    "WeightCount",
+]
+
+SCHEMA_VERSION = 1
+MAX_MANIFEST_BYTES = 2**20
+
+Precision = Literal["fp32", "fp16"]
+DTYPES: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file as it was written."""
+
+    sha256: str  # hex, lower case
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortEntry:
+    """One input or output of a graph: a str axis is free at run time, an int axis is fixed, () is a scalar."""
+
+    name: str
+    dtype: str  # float16, float32, int32 or int64
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphEntry:
+    """One graph, with its inputs and outputs in order."""
+
+    file: str  # relative to the bundle
+    inputs: tuple[PortEntry, ...]
+    outputs: tuple[PortEntry, ...]
+
+    @classmethod
+    def of(cls, name: str, io: GraphIO, precision: Precision) -> GraphEntry:
+        """The entry of the graph ``name`` from the table of names, with ``compute`` resolved."""
+
+        def ports(side: tuple[Any, ...]) -> tuple[PortEntry, ...]:
+            dtypes = [DTYPES[precision] if port.dtype == "compute" else port.dtype for port in side]
+            return tuple(
+                PortEntry(name=port.name, dtype=dtype, axes=port.axes) for port, dtype in zip(side, dtypes, strict=True)
+            )
+
+        return cls(file=layout.graph_file(name), inputs=ports(io.inputs), outputs=ports(io.outputs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVGeometry:
+    """Shape and cost of the KV cache."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: Literal["float32", "float16"]
+    sliding_window: int | None  # a token sees this many tokens, itself included; None: all
+    bytes_per_token: int  # keys and values of all layers
+
+    @classmethod
+    def of(cls, config: ModelConfig, precision: Precision) -> KVGeometry:
+        """The cache that a model needs at a precision."""
+        text = config.text
+        item_bytes = 2 if precision == "fp16" else 4
+        return cls(
+            num_layers=text.num_layers,
+            num_kv_heads=text.num_kv_heads,
+            head_dim=text.head_dim,
+            dtype=DTYPES[precision],
+            sliding_window=text.sliding_window,
+            bytes_per_token=2 * text.num_layers * text.num_kv_heads * text.head_dim * item_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The model folder that a bundle was made from."""
+
+    name: str  # a name without a path
+    sha256: dict[str, str]  # file of the model folder -> hash; empty for weights made at random
+    random_init: bool  # weights made at random: good for measuring, useless for answers
+    trained: bool  # every part was trained; False also for a new temporal encoder on a trained base
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightCount:
+    """Stored weights of one dtype in one graph."""
+
+    num_tensors: int
+    num_elements: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """What opening the bundle costs on ONNX Runtime's CPU provider, without KV cache."""
+
+    weights_bytes: int  # in the files of both graphs
+    resident_bytes: (
+        int  # anonymous memory: x86 has no fp16 matmul, so fp16 weights are widened, a copy of twice the size
+    )
+
+    @classmethod
+    def of(cls, weights_bytes: int, precision: Precision) -> MemoryEstimate:
+        """The estimate for stored weights of a precision."""
+        return cls(
+            weights_bytes=weights_bytes, resident_bytes=weights_bytes * 2 if precision == "fp16" else weights_bytes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request cannot go beyond."""
+
+    max_positions: int  # prompt, video tokens and answer together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``manifest.json`` holds.
+
+    Raises:
+        ConfigError: values that a bundle cannot have, such as a file name that leads out of it.
+    """
+
+    created_by: dict[str, str]  # tool -> version
+    source: Source
+    model: str  # the preset, as ``ModelConfig.name``
+    encoder: EncoderName
+    num_frames: int  # frames of a clip that the export was checked with
+    num_tokens: int  # video tokens for so many frames
+    precision: Precision  # of the stored weights
+    target: Literal["onnxruntime"]
+    opset: int
+    graphs: dict[str, GraphEntry]  # video_encoder, decoder
+    kv: KVGeometry
+    limits: Limits
+    memory: MemoryEstimate
+    weights: dict[str, dict[str, WeightCount]]  # graph -> dtype -> count
+    parity: dict[str, Any] | None  # summary of reports/parity.json; None: not checked
+    calibration: None = None  # of int8 weights, which no target has yet
+    files: dict[str, FileEntry] = field(default_factory=dict)  # filled in by ``BundleWriter.publish``
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def stored_and_computed(self) -> str:
+        """How the weights are stored and in what they are computed, as people must be told."""
+        return f"stored {self.precision}, computed fp32 on ONNX Runtime CPU"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all listed files."""
+        return sum(entry.size_bytes for entry in self.files.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``manifest.json`` holds, as a plain dict."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Writes ``manifest.json``.
+
+        Raises:
+            ArtifactError: a number of ``parity`` is NaN or infinite, or the manifest is too large to be read again.
+        """
+        try:
+            text = _strict.dumps(self.to_dict())
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"the manifest cannot be written as JSON: {error}") from error
+        if len(text.encode("utf-8")) > MAX_MANIFEST_BYTES:
+            raise ArtifactError(f"the manifest is longer than {MAX_MANIFEST_BYTES} bytes; shorten the parity summary")
+        path.write_text(text, "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Reads ``manifest.json``.
+
+        Raises:
+            ArtifactMissingError: no such file.
+            ArtifactVersionError: written by a schema that this version does not read.
+            ArtifactError: too large, not JSON, an unknown or missing key, or a value that a bundle cannot have.
+        """
+        if not path.is_file():
+            raise ArtifactMissingError(f"{path} is not there, so {path.parent} is no bundle; `blip3v export` makes one")
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise ArtifactError(f"{path} has {size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
+        try:
+            values = _strict.read_json(path)
+            version = values.get("schema_version")
+            if version != SCHEMA_VERSION or isinstance(version, bool):
+                raise ArtifactVersionError(
+                    f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}; "
+                    "run `blip3v export` again"
+                )
+            return _strict.from_dict(cls, values, str(path))
+        except ConfigError as error:
+            raise ArtifactError(f"{error}; run `blip3v export` again") from error
+
+
+def _check(manifest: Manifest) -> None:
+    for name, count in (("num_frames", manifest.num_frames), ("num_tokens", manifest.num_tokens)):
+        if count < 1:
+            raise ConfigError(f"manifest: {name} is {count}; at least 1 is needed")
+    if set(manifest.graphs) != set(layout.GRAPHS):
+        raise ConfigError(f"manifest: graphs are {sorted(manifest.graphs)}; {' and '.join(layout.GRAPHS)} are needed")
+    for name, graph in manifest.graphs.items():
+        if graph.file != layout.graph_file(name):
+            raise ConfigError(f"manifest: graph {name} is in {graph.file!r}; {layout.graph_file(name)} is expected")
+    for name, entry in manifest.files.items():
+        _check_file(name, entry)
+    if re.search(r"[/\\]", manifest.source.name):
+        raise ConfigError(f"manifest: source is {manifest.source.name!r}; a name without a path is needed")
+    for name, digest in manifest.source.sha256.items():
+        _check_digest(name, digest)
+
+
+def _check_file(name: str, entry: FileEntry) -> None:
+    if not layout.is_hashed(name):
+        raise ConfigError(f"manifest: the file {name!r} cannot be part of a bundle")
+    if entry.size_bytes < 0:
+        raise ConfigError(f"manifest: {name} has a size of {entry.size_bytes} bytes")
+    _check_digest(name, entry.sha256)
+
+
+def _check_digest(name: str, digest: str) -> None:
+    if not _SHA256.fullmatch(digest):
+        raise ConfigError(f"manifest: sha256 of {name} is {digest!r}; 64 hex digits in lower case are expected")

@@ -1,0 +1,69 @@
+"""``blip3v data``: makes film files with questions and true answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from blip3v._strict import dumps
+from blip3v.data.film import Split, make_film
+from blip3v.data.film_files import QUESTIONS_FILE, write_films
+from blip3v.data.mp4 import FILE_SIZES
+
+__all__ = ["command"]
+
+
+@click.command("data")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new folder.  [default: films-SPLIT-SEED]")
+@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="How many films.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first film.")
+@click.option(
+    "--split", type=click.Choice(get_args(Split)), default="test", show_default=True, help="Which films to make."
+)
+@click.option(
+    "--height",
+    type=click.Choice([str(height) for height in FILE_SIZES]),
+    default="480",
+    show_default=True,
+    help="Rows of a frame; 4 columns for every 3 rows.",
+)
+@click.option("--force", is_flag=True, help="Replace the folder if it holds film files.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(output: Path | None, count: int, seed: int, split: Split, height: str, force: bool, as_json: bool) -> None:
+    r"""Make synthetic films as mp4 files, with questions and true answers.
+
+    Films follow from their seeds: the same seed gives the same film again. Beside the clips stands questions.json with
+    each clip's caption, questions, answers and five-way choices.
+
+    \b
+    Examples:
+      blip3v data --count 4
+      blip3v data --split train --seed 1000 --count 100 --height 240 -o films
+    """
+    folder = output if output is not None else Path(f"films-{split}-{seed}")
+    films = {f"{split}-{number:05d}.mp4": make_film(number, split) for number in range(seed, seed + count)}
+    started = time.perf_counter()
+    film_set = write_films(folder, films, height=int(height), force=force, each=_progress)
+    seconds = time.perf_counter() - started
+    num_bytes = sum(entry.stat().st_size for entry in folder.iterdir())
+    listing = folder / QUESTIONS_FILE
+    if as_json:
+        summary = {"output": str(folder), "num_clips": count, "size_bytes": num_bytes, "seconds": round(seconds, 2)}
+        click.echo(dumps({**summary, "questions": str(listing)}), nl=False)
+        return
+    clip = film_set.clips[0]
+    question = next((asked.question for asked in clip.questions if asked.needs_time), clip.questions[0].question)
+    click.echo(f"{folder}: {count} clips, {num_bytes / 1000:.0f} kB, {seconds:.1f} s")
+    click.echo(f"questions and answers: {listing}")
+    click.echo(f'next: blip3v ask {folder / clip.file} "{question}"')
+
+
+def _progress(files: Iterable[str]) -> Iterator[str]:
+    console = Console(stderr=True)
+    yield from track(list(files), "films", console=console, disable=not console.is_terminal, transient=True)

@@ -142,7 +142,7 @@ def _star(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
     inner = _STAR * math.cos(math.radians(72))
     largest = second = np.full(np.broadcast_shapes(x.shape, y.shape), -np.inf, np.float32)
     for tip in range(5):
-        side = _edge(x, y, math.radians(90 + 72 * tip), inner, pitch)
+        side = _edge(x, y, math.radians(270 + 72 * tip), inner, pitch)
         second = np.maximum(second, np.minimum(largest, side))
         largest = np.maximum(largest, side)
     return second

@@ -1,0 +1,158 @@
+"""Keys and values of the tokens that the decoder has seen, in memory that every step reuses.
+
+A cache is one block of memory that holds all layers. Its parts are bound to the graph both as ``past`` and as
+``present``: GroupQueryAttention then writes new tokens in place and copies nothing. Letters: L layers, B rows,
+H KV heads, S capacity, K head width.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.config import TextConfig
+from blip3v.errors import OutOfMemoryError
+
+__all__ = ["CachePool", "KVCache", "cache_bytes", "round_capacity"]
+
+_SMALLEST = 64
+
+
+def round_capacity(tokens: int, max_positions: int) -> int:
+    """Capacity for ``tokens``: the next power of two from 64 on, at most the model's context."""
+    capacity = _SMALLEST
+    while capacity < tokens:
+        capacity *= 2
+    return min(capacity, max_positions)
+
+
+def cache_bytes(text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int) -> int:
+    """Size of a cache."""
+    return 2 * text.num_layers * rows * text.num_kv_heads * capacity * text.head_dim * dtype.itemsize
+
+
+class KVCache:
+    """Keys and values of ``rows`` sequences. Not safe for use by two threads at once.
+
+    Attributes:
+        lengths: tokens that each row holds; what lies behind them is old and never read.
+    """
+
+    def __init__(self, text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int) -> None:
+        self._text = text
+        self._dtype = dtype
+        self._block_L2BHSK = self._allocate(rows, capacity)
+        self.lengths = [0] * rows
+
+    @property
+    def rows(self) -> int:
+        """Sequences that are in use; ``drop_row`` makes them fewer."""
+        return len(self.lengths)
+
+    @property
+    def max_rows(self) -> int:
+        """Sequences that there is memory for."""
+        return int(self._block_L2BHSK.shape[2])
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can hold."""
+        return int(self._block_L2BHSK.shape[4])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the memory."""
+        return self._block_L2BHSK.nbytes
+
+    def layer(self, layer: int, first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Keys and values (B,H,S,K) of rows ``first`` to ``last`` (not included): views of the memory itself."""
+        return self._block_L2BHSK[layer, 0, first:last], self._block_L2BHSK[layer, 1, first:last]
+
+    def reset(self, rows: int) -> None:
+        """Forgets everything; the cache then has ``rows`` empty sequences."""
+        assert 0 < rows <= self.max_rows
+        self.lengths = [0] * rows
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for ``tokens`` in each row and keeps what is there; does nothing where there is room."""
+        if tokens <= self.capacity:
+            return
+        old, self._block_L2BHSK = (
+            self._block_L2BHSK,
+            self._allocate(self.max_rows, round_capacity(tokens, self._text.max_positions)),
+        )
+        held = max(self.lengths)
+        self._block_L2BHSK[..., :held, :] = old[..., :held, :]
+
+    def drop_row(self, row: int) -> None:
+        """Takes a finished sequence out: the last row moves into its place."""
+        last = self.rows - 1
+        if row != last:
+            held = self.lengths[last]
+            self._block_L2BHSK[:, :, row, :, :held] = self._block_L2BHSK[:, :, last, :, :held]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+
+    def _allocate(self, rows: int, capacity: int) -> NDArray[Any]:
+        text = self._text
+        shape = (text.num_layers, 2, rows, text.num_kv_heads, capacity, text.head_dim)
+        try:
+            # The system hands out zeroed pages when they are first written: unused capacity costs nothing.
+            return np.zeros(shape, self._dtype)
+        except MemoryError as error:
+            size = cache_bytes(text, self._dtype, rows, capacity)
+            raise OutOfMemoryError(
+                f"a cache of {rows} x {capacity} tokens needs {size / 2**20:.0f} MiB, which cannot be had; "
+                "use fewer questions at once, a shorter prompt or fewer new tokens"
+            ) from error
+
+
+class CachePool:
+    """Caches for reuse by later requests, so that memory does not grow with their number. Safe for several threads.
+
+    Args:
+        text: geometry of the caches.
+        dtype: of keys and values.
+        keep_bytes: free caches together stay within this size.
+    """
+
+    def __init__(self, text: TextConfig, dtype: np.dtype[Any], keep_bytes: int) -> None:
+        self._text = text
+        self._dtype = dtype
+        self._keep_bytes = keep_bytes
+        self._free: list[KVCache] = []
+        self._lock = threading.Lock()
+
+    def take(self, rows: int, tokens: int) -> KVCache:
+        """A cache of ``rows`` empty sequences with room for ``tokens`` each."""
+        capacity = round_capacity(tokens, self._text.max_positions)
+        with self._lock:
+            fitting = [cache for cache in self._free if cache.max_rows >= rows and cache.capacity >= capacity]
+            if fitting:
+                cache = min(fitting, key=lambda cache: cache.num_bytes)
+                self._free.remove(cache)
+                cache.reset(rows)
+                return cache
+        return KVCache(self._text, self._dtype, rows, capacity)
+
+    def give_back(self, cache: KVCache) -> None:
+        """Keeps ``cache`` for a later request; over the limit the largest go."""
+        with self._lock:
+            self._free.append(cache)
+            self._free.sort(key=lambda kept: kept.num_bytes)
+            while sum(kept.num_bytes for kept in self._free) > self._keep_bytes:
+                self._free.pop()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the free caches."""
+        with self._lock:
+            return sum(kept.num_bytes for kept in self._free)
+
+    def clear(self) -> None:
+        """Lets all free caches go."""
+        with self._lock:
+            self._free.clear()

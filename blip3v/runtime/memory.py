@@ -1,0 +1,87 @@
+"""What memory this process may still take, and refusals with numbers before it is taken.
+
+Linux only (``/proc/meminfo`` and control groups); elsewhere the free memory is unknown and nothing is refused here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blip3v.errors import OutOfMemoryError
+
+__all__ = ["available_bytes", "format_bytes", "require"]
+
+
+def require(num_bytes: int, what: str, advice: str) -> None:
+    """Lets go on where ``num_bytes`` are free.
+
+    Raises:
+        OutOfMemoryError: they are not. The message says ``what`` needs how much, how much there is, and ``advice``.
+    """
+    free = available_bytes()
+    if free is not None and num_bytes > free:
+        raise OutOfMemoryError(
+            f"{what} needs about {format_bytes(num_bytes)} of memory and {format_bytes(free)} are free; {advice}"
+        )
+
+
+def format_bytes(num_bytes: int) -> str:
+    """``num_bytes`` in MiB or GiB."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this process may still take: the machine's, or its control group's where that is less.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+
+    Returns:
+        Bytes; None where the system does not tell.
+    """
+    machine = _meminfo(root / "proc/meminfo")
+    groups = [free for free in map(_group_free, _groups(root)) if free is not None]
+    return None if machine is None else max(0, min([machine, *groups]))
+
+
+def _meminfo(path: Path) -> int | None:
+    for line in _read(path).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _groups(root: Path) -> list[Path]:
+    """Folders of the control groups that limit this process, of both versions, with all their parents."""
+    folders = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base = root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        folders += [folder, *(parent for parent in folder.parents if parent.is_relative_to(base))]
+    return folders
+
+
+def _group_free(folder: Path) -> int | None:
+    """What is left of a group's limit; file pages that nobody uses count as free, since the kernel drops them."""
+    for limit_name, usage_name, stat_key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit, usage = _read(folder / limit_name).strip(), _read(folder / usage_name).strip()
+        if limit.isdigit() and usage.isdigit():
+            stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
+            return int(limit) - int(usage) + int(stat.get(stat_key, "0"))
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""  # not there on this kind of system: the caller then knows of no limit

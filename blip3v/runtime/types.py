@@ -1,0 +1,154 @@
+"""What goes in and comes out of the runtime: encoded videos, pieces of text, answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from blip3v.errors import ArtifactError, ArtifactMissingError
+from blip3v.runtime.sampling import TokenLogprob
+
+__all__ = ["Answer", "Delta", "FinishReason", "Frame", "Timings", "Usage", "VideoTokens"]
+
+FinishReason = Literal["stop", "length"]
+Frame = tuple[int, float]  # number of the frame in its file, from 0, and its time in seconds
+
+_FORMAT = "blip3v.video_tokens.1"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer. The pieces joined are the answer's text.
+
+    Attributes:
+        text: text that is certain by now; may be empty while a character or a stop text is open.
+        token_id: the token that brought it; None for text that was held back and comes out at the end.
+    """
+
+    text: str
+    token_id: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Positions of the context that an answer took."""
+
+    prompt_tokens: int  # everything before the answer: text, video tokens and, in a chat, earlier turns
+    video_tokens: int  # of these, video tokens
+    new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds of each stage; 0 where it was not run, for example the video's stages for ready video tokens.
+
+    In a batch, ``prefill_s`` is that of the whole batch, and a step counts for each row that took part in it.
+    """
+
+    file_decode_s: float
+    preprocess_s: float
+    encode_s: float
+    prefill_s: float
+    steps_s: float  # all decoding steps
+    num_steps: int  # one less than the tokens chosen: the first comes from the prefill
+
+    @property
+    def per_token_s(self) -> float:
+        """Mean of a decoding step; 0 where there was none."""
+        return self.steps_s / self.num_steps if self.num_steps else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer and how it came about."""
+
+    text: str  # without white space around it, cut before a stop text
+    token_ids: tuple[int, ...]  # new tokens in order; the stop token that ended the answer is left out
+    finish_reason: FinishReason  # "stop": stop token or stop text; "length": max_new_tokens
+    frames: tuple[Frame, ...]  # the frames that the model saw
+    usage: Usage
+    timings: Timings
+    backend: str  # what computed it, for example "onnxruntime CPU, stored fp16, computed fp32"
+    logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, where asked for
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTokens:
+    """An encoded video: all that questions about it need.
+
+    Attributes:
+        tokens: (M,D) float16 or float32.
+        frames: the frames that it was made of.
+        encoder: hash of the video encoder that made it; another encoder refuses it.
+        file_decode_s: seconds that reading and decoding the file took; 0 after ``load``.
+        preprocess_s: seconds that resizing took; 0 after ``load``.
+        encode_s: seconds that the video encoder took; 0 after ``load``.
+    """
+
+    tokens: NDArray[Any]
+    frames: tuple[Frame, ...]
+    encoder: str
+    file_decode_s: float = 0.0
+    preprocess_s: float = 0.0
+    encode_s: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def without_timings(self) -> VideoTokens:
+        """The same tokens for a further request, which did not pay for making them."""
+        return dataclasses.replace(self, file_decode_s=0.0, preprocess_s=0.0, encode_s=0.0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file, whole or not at all.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        metadata = {"format": _FORMAT, "encoder": self.encoder, "frames": json.dumps(self.frames)}
+        data = safetensors.numpy.save({"video_tokens": np.ascontiguousarray(self.tokens)}, metadata)
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(data)
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ArtifactError(f"{target} cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> VideoTokens:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            ArtifactMissingError: no such file.
+            ArtifactError: another kind of file, or values that are not finite.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise ArtifactMissingError(f"{source} is not there; VideoTokens.save writes such a file")
+        try:
+            with safetensors.safe_open(source, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                names = list(file.keys())
+                if metadata.get("format") != _FORMAT or names != ["video_tokens"]:
+                    raise ArtifactError(f"{source} holds no video tokens; VideoTokens.save writes such a file")
+                tokens = file.get_tensor("video_tokens")
+            frames = tuple((int(index), float(time_s)) for index, time_s in json.loads(metadata["frames"]))
+            encoder = metadata["encoder"]
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
+        if tokens.ndim != 2 or tokens.dtype.name not in ("float16", "float32"):
+            raise ArtifactError(f"{source} holds {tokens.dtype} {tokens.shape}; floats (M, D) are expected")
+        if not len(tokens) or not np.isfinite(tokens).all():
+            raise ArtifactError(f"{source} holds no tokens, or values that are not finite; encode the video again")
+        return cls(tokens, frames, encoder)

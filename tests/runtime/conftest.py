@@ -1,0 +1,41 @@
+"""Real toy graphs on disk and opened, shared by the tests of the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_graphs import Weights, toy_config, write_decoder
+
+from blip3v.bundle.graph_io import decoder_io
+from blip3v.config import ModelConfig
+from blip3v.runtime.decoder import Decoder
+from blip3v.runtime.ort import open_graph
+
+DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
+
+
+@pytest.fixture(scope="session")
+def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
+    """Opens a toy decoder of the wanted form; the same form is written once."""
+    folder = tmp_path_factory.mktemp("decoders")
+
+    def make(
+        *, num_kv_heads: int = 2, sliding_window: int | None = None, precision: str = "float32", chunk: int = 256
+    ) -> tuple[ModelConfig, Weights, Decoder]:
+        config = toy_config(num_kv_heads=num_kv_heads, sliding_window=sliding_window)
+        weights = Weights.random(config.text)
+        path: Path = folder / f"{num_kv_heads}-{sliding_window}-{precision}.onnx"
+        if not path.exists():
+            write_decoder(path, config, weights, precision)
+        graph = open_graph(path, decoder_io(config), device="cpu", threads=1, weight_bytes=path.stat().st_size)
+        return config, weights, Decoder(graph, config.text, chunk=chunk)
+
+    return make
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)

@@ -1,0 +1,226 @@
+"""Small real graphs for the runtime's tests, and the same decoder as a plain numpy formula.
+
+Every layer has its own random weights, so that a cache bound to the wrong layer shows. Letters: B batch, t new tokens,
+S cache capacity, D width, H query heads, G KV heads, K head width, V logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from blip3v.bundle.graph_io import (
+    GraphIO,
+    decoder_io,
+    past_key,
+    past_value,
+    present_key,
+    present_value,
+    video_encoder_io,
+)
+from blip3v.config import ModelConfig, ResamplerConfig, TemporalConfig, TextConfig, VisionConfig
+
+FloatArray = NDArray[np.float32]
+_FLOAT = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+_TYPES = {"int64": TensorProto.INT64, "int32": TensorProto.INT32, "float32": TensorProto.FLOAT}
+
+
+def toy_config(
+    *,
+    num_kv_heads: int = 2,
+    sliding_window: int | None = None,
+    max_positions: int = 256,
+    num_base_tokens: int = 300,
+    vocab_size: int = 320,
+) -> ModelConfig:
+    """A model of a few thousand weights."""
+    return ModelConfig(
+        name="toy",
+        num_frames=4,
+        vision=VisionConfig(
+            image_size=16, patch_size=8, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2
+        ),
+        resampler=ResamplerConfig(num_latents=8, depth=1, num_heads=2, head_dim=16),
+        temporal=TemporalConfig(encoder="mean", num_tokens=8, num_heads=2),
+        text=TextConfig(
+            vocab_size=vocab_size,
+            num_base_tokens=num_base_tokens,
+            num_added_tokens=3,
+            hidden_size=64,
+            intermediate_size=96,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=num_kv_heads,
+            max_positions=max_positions,
+            sliding_window=sliding_window,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Random weights of the toy decoder by name."""
+
+    values: dict[str, FloatArray]
+
+    @classmethod
+    def random(cls, text: TextConfig, seed: int = 0) -> Weights:
+        rng = np.random.default_rng(seed)
+        width, head = text.hidden_size, text.head_dim
+        qkv = (text.num_heads + 2 * text.num_kv_heads) * head
+        values: dict[str, FloatArray] = {}
+
+        def normal(name: str, *shape: int, scale: float) -> None:
+            values[name] = rng.normal(0, scale, shape).astype(np.float32)
+
+        for layer in range(text.num_layers):
+            values[f"{layer}.norm1"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
+            values[f"{layer}.norm2"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
+            normal(f"{layer}.qkv", width, qkv, scale=0.35)
+            normal(f"{layer}.out", text.num_heads * head, width, scale=0.15)
+            normal(f"{layer}.up", width, text.intermediate_size, scale=0.15)
+            normal(f"{layer}.down", text.intermediate_size, width, scale=0.15)
+        values["norm"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
+        normal("head", width, text.num_logits, scale=0.4)
+        half = np.arange(0, head, 2) / head
+        angle = np.arange(text.max_positions)[:, None] / (text.rope_theta**half)[None]
+        values["cos"], values["sin"] = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        return cls(values)
+
+
+def reference_logits(text: TextConfig, weights: Weights, embeds_tD: FloatArray) -> FloatArray:
+    """Logits (t,V) of every position of one row, with no cache."""
+    w = weights.values
+    x_tD = embeds_tD.astype(np.float64)
+    for layer in range(text.num_layers):
+        x_tD = x_tD + _attention(text, w, layer, _rms(text, x_tD, w[f"{layer}.norm1"])) @ w[f"{layer}.out"]
+        up = _rms(text, x_tD, w[f"{layer}.norm2"]) @ w[f"{layer}.up"]
+        x_tD = x_tD + (up / (1 + np.exp(-up))) @ w[f"{layer}.down"]
+    return (_rms(text, x_tD, w["norm"]) @ w["head"]).astype(np.float32)
+
+
+def _rms(text: TextConfig, x: NDArray[np.float64], weight: FloatArray) -> NDArray[np.float64]:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + text.rms_norm_eps) * weight
+
+
+def _attention(
+    text: TextConfig, w: dict[str, FloatArray], layer: int, x_tD: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    count, heads, groups, head = len(x_tD), text.num_heads, text.num_kv_heads, text.head_dim
+    q, k, v = np.split(x_tD @ w[f"{layer}.qkv"], [heads * head, (heads + groups) * head], axis=-1)
+    q_HtK = _rotate(w, q.reshape(count, heads, head).swapaxes(0, 1))
+    k_HtK = _rotate(w, k.reshape(count, groups, head).swapaxes(0, 1)).repeat(heads // groups, 0)
+    v_HtK = v.reshape(count, groups, head).swapaxes(0, 1).repeat(heads // groups, 0)
+    scores_Htt = q_HtK @ k_HtK.swapaxes(1, 2) / np.sqrt(head)
+    rows, columns = np.arange(count)[:, None], np.arange(count)[None]
+    seen = columns <= rows
+    if text.sliding_window is not None:
+        seen &= columns > rows - text.sliding_window
+    scores_Htt = np.where(seen, scores_Htt, -np.inf)
+    scores_Htt = np.exp(scores_Htt - scores_Htt.max(-1, keepdims=True))
+    mixed_HtK = scores_Htt / scores_Htt.sum(-1, keepdims=True) @ v_HtK
+    return mixed_HtK.swapaxes(0, 1).reshape(count, heads * head)
+
+
+def _rotate(w: dict[str, FloatArray], x_HtK: NDArray[np.float64]) -> NDArray[np.float64]:
+    count, half = x_HtK.shape[1], x_HtK.shape[2] // 2
+    cos, sin = w["cos"][:count], w["sin"][:count]
+    a, b = x_HtK[..., :half], x_HtK[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def write_decoder(path: Path, config: ModelConfig, weights: Weights, precision: str = "float32") -> None:
+    """The toy decoder as a real graph with GroupQueryAttention and shared past and present."""
+    builder = _Builder(precision)
+    text = config.text
+    for name, value in weights.values.items():
+        builder.weight(name, value)
+    x = "inputs_embeds"
+    for layer in range(text.num_layers):
+        x = _layer(builder, text, layer, x)
+    x = builder.node("GatherND", [builder.rms(x, "norm", text.rms_norm_eps), _gather_index(builder)], batch_dims=1)
+    logits = builder.node("MatMul", [x, "head"])
+    builder.node("Cast", [logits], outputs=["logits"], to=TensorProto.FLOAT)
+    builder.save(path, decoder_io(config))
+
+
+def _gather_index(builder: _Builder) -> str:
+    builder.ints("axis1", [1])
+    return builder.node("Unsqueeze", ["logits_index", "axis1"])
+
+
+def _layer(builder: _Builder, text: TextConfig, layer: int, x: str) -> str:
+    qkv = builder.node("MatMul", [builder.rms(x, f"{layer}.norm1", text.rms_norm_eps), f"{layer}.qkv"])
+    mixed = builder.node(
+        "GroupQueryAttention",
+        [qkv, "", "", past_key(layer), past_value(layer), "seqlens_k", "total_sequence_length", "cos", "sin"],
+        outputs=[f"mixed.{layer}", present_key(layer), present_value(layer)],
+        domain="com.microsoft",
+        num_heads=text.num_heads,
+        kv_num_heads=text.num_kv_heads,
+        do_rotary=1,
+        local_window_size=-1 if text.sliding_window is None else text.sliding_window,
+    )
+    x = builder.node("Add", [x, builder.node("MatMul", [mixed, f"{layer}.out"])])
+    up = builder.node("MatMul", [builder.rms(x, f"{layer}.norm2", text.rms_norm_eps), f"{layer}.up"])
+    gated = builder.node("Mul", [up, builder.node("Sigmoid", [up])])
+    return builder.node("Add", [x, builder.node("MatMul", [gated, f"{layer}.down"])])
+
+
+def write_video_encoder(path: Path, config: ModelConfig, precision: str = "float32", seed: int = 1) -> None:
+    """Patches through one Linear, mean over frames: (B,F,3,side,side) to (B,M,D), M = 8."""
+    rng = np.random.default_rng(seed)
+    side, count, width = config.vision.image_size, config.visual_tokens, config.text.hidden_size
+    builder = _Builder(precision)
+    builder.weight("project", rng.normal(0, 0.3, (3 * side * side // count, width)).astype(np.float32))
+    builder.ints("tokens_shape", [0, 0, count, 3 * side * side // count])
+    builder.ints("frame_axis", [1])
+    patches = builder.node("Reshape", ["frames", "tokens_shape"])
+    projected = builder.node("MatMul", [patches, "project"])
+    builder.node("ReduceMean", [projected, "frame_axis"], outputs=["video_tokens"], keepdims=0)
+    builder.save(path, video_encoder_io(config))
+
+
+class _Builder:
+    """Collects nodes and weights of one graph."""
+
+    def __init__(self, precision: str) -> None:
+        self.float_type = _FLOAT[precision]
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def weight(self, name: str, value: FloatArray) -> None:
+        dtype = np.float32 if self.float_type == TensorProto.FLOAT else np.float16
+        self.weights.append(numpy_helper.from_array(value.astype(dtype), name))
+
+    def ints(self, name: str, values: list[int]) -> None:
+        self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+
+    def node(
+        self, kind: str, inputs: list[str], outputs: list[str] | None = None, domain: str = "", **attributes: object
+    ) -> str:
+        outputs = outputs or [f"{kind}.{len(self.nodes)}"]
+        self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
+        return outputs[0]
+
+    def rms(self, x: str, weight: str, epsilon: float) -> str:
+        return self.node("RMSNormalization", [x, weight], axis=-1, epsilon=epsilon)
+
+    def save(self, path: Path, io: GraphIO) -> None:
+        def infos(ports: tuple[object, ...]) -> list[onnx.ValueInfoProto]:
+            return [
+                helper.make_tensor_value_info(
+                    p.name, self.float_type if p.dtype == "compute" else _TYPES[p.dtype], p.axes
+                )
+                for p in ports
+            ]
+
+        graph = helper.make_graph(self.nodes, path.stem, infos(io.inputs), infos(io.outputs), self.weights)
+        opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), path)

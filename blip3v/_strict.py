@@ -22,15 +22,24 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not JSON, holds a key twice, NaN or infinity, or is not an object.
     """
+    value = read_json_value(path)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}; a JSON object is expected")
+    return value
+
+
+def read_json_value(path: Path) -> Any:
+    """Reads one JSON value of any kind.
+
+    Raises:
+        ConfigError: the file is not JSON, or holds a key twice, NaN or infinity.
+    """
     try:
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, an endless number
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}; a JSON object is expected")
-    return value
 
 
 def dumps(value: object) -> str:

@@ -138,7 +138,7 @@ def _diamond(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
 
 
 def _star(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
-    """A pentagram with one tip down: the points inside at least four of the five lines through its tips, so the second largest counts."""
+    """A pentagram, one tip down: inside at least four of the lines through its tips, so the second largest counts."""
     inner = _STAR * math.cos(math.radians(72))
     largest = second = np.full(np.broadcast_shapes(x.shape, y.shape), -np.inf, np.float32)
     for tip in range(5):

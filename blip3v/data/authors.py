@@ -1,0 +1,178 @@
+r"""Reads a user's own training clips: the JSON list of the authors' code.
+
+    [{"path": "clips/cat.mp4",
+      "conversations": [{"from": "human", "value": "<image>\nWhat does the cat do?"},
+                        {"from": "gpt", "value": "It jumps onto the table."}],
+      "clip_timestamps": ["00:00:02.000", "00:00:05.500"]}]
+
+``path`` is a video file, or a folder of jpeg frames, relative to the JSON file. The part of the file to use, where it
+is not the whole, is either ``clip_timestamps`` or ``start_time`` and ``end_time`` (seconds, or "HH:MM:SS.sss").
+Records may carry an ``id``, which is not used. Object masks (``annotation``) and mixture files are not read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blip3v._strict import read_json_value
+from blip3v.errors import ConfigError
+
+__all__ = ["ClipSample", "Turn", "read_samples"]
+
+_IMAGE = "<image>"
+_CLOCK = re.compile(r"(\d{1,3}):([0-5]\d):([0-5]\d(?:\.\d{1,9})?)")
+_FRAME_SUFFIXES = (".jpg", ".jpeg")
+_REQUIRED = ("path", "conversations")
+_OPTIONAL = ("clip_timestamps", "start_time", "end_time", "id")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, without the ``<image>`` mark, and the answer to learn."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class ClipSample:
+    """One record.
+
+    Attributes:
+        video: a video file or a folder of jpeg frames, which was there when the list was read.
+        turns: at least one; the video belongs in front of the first question.
+        start_s: where the clip starts in the file, or None for its start.
+        end_s: where the clip ends in the file, or None for its end.
+    """
+
+    video: Path
+    turns: tuple[Turn, ...]
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+def read_samples(path: str | Path) -> list[ClipSample]:
+    """All records of the JSON list at ``path``.
+
+    Raises:
+        ConfigError: the file is not such a list; the message names the record's index (from 0) and the field.
+    """
+    path = Path(path)
+    records = read_json_value(path)
+    if not isinstance(records, list):
+        raise ConfigError(f"{path} holds {_kind(records)}; a list of records with path and conversations is expected")
+    return [_sample(record, f"{path}: record {index}", path.parent) for index, record in enumerate(records)]
+
+
+def _sample(record: object, where: str, folder: Path) -> ClipSample:
+    values = _fields(record, where, _REQUIRED, _OPTIONAL)
+    video = _video(values["path"], f"{where}: path", folder)
+    turns = _turns(values["conversations"], f"{where}: conversations")
+    start_s, end_s = _range(values, where)
+    if video.is_dir() and (start_s, end_s) != (None, None):
+        raise ConfigError(f"{where} gives a time range for a folder of frames, which has no times; leave the range out")
+    return ClipSample(video, turns, start_s, end_s)
+
+
+def _fields(record: object, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise ConfigError(f"{where} is {_kind(record)}; an object with {' and '.join(required)} is expected")
+    for key in required:
+        if key not in record:
+            raise ConfigError(f"{where} lacks the field {key!r}")
+    for key in record:
+        if key not in required + optional:
+            raise ConfigError(
+                f"{where} has the field {key!r}, which is not read; allowed: {', '.join(required + optional)}"
+            )
+    return dict(record)
+
+
+def _video(value: object, where: str, folder: Path) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigError(f"{where} is {value!r}; the name of a video file or of a folder of jpeg frames is expected")
+    video = folder / value
+    if video.is_dir():
+        if not any(entry.suffix.lower() in _FRAME_SUFFIXES for entry in video.iterdir()):
+            raise ConfigError(f"{where} is the folder {video}, which holds no {' or '.join(_FRAME_SUFFIXES)} file")
+    elif not video.is_file():
+        raise ConfigError(f"{where} is {value!r}, and there is no {video}; paths are relative to the JSON file")
+    return video
+
+
+def _turns(value: object, where: str) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or not value or len(value) % 2:
+        shown = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
+        raise ConfigError(f"{where} is {shown}; pairs of a human and a gpt message are expected, at least one")
+    texts = [_message(message, f"{where}[{at}]", ("human", "gpt")[at % 2]) for at, message in enumerate(value)]
+    texts[0] = _without_image(texts[0], f"{where}[0]: value")
+    for at, text in enumerate(texts):
+        if at and _IMAGE in text:
+            raise ConfigError(f"{where}[{at}]: value holds {_IMAGE}; only the first human message may, and once")
+        if not text.strip():
+            raise ConfigError(f"{where}[{at}]: value holds no text")
+    return tuple(Turn(ask.strip(), answer.strip()) for ask, answer in zip(texts[::2], texts[1::2], strict=True))
+
+
+def _message(message: object, where: str, speaker: str) -> str:
+    values = _fields(message, where, ("from", "value"))
+    if values["from"] != speaker:
+        raise ConfigError(f"{where}: from is {values['from']!r}; {speaker!r} is expected: human and gpt take turns")
+    if not isinstance(values["value"], str):
+        raise ConfigError(f"{where}: value is {_kind(values['value'])}; a text is expected")
+    return values["value"]
+
+
+def _without_image(text: str, where: str) -> str:
+    count = text.count(_IMAGE)
+    if count != 1:
+        raise ConfigError(f"{where} holds {_IMAGE} {count} times; exactly one is expected: a sample has one video")
+    before, after = text.split(_IMAGE)
+    if before.strip() and after.strip():
+        raise ConfigError(f"{where} holds {_IMAGE} inside the text; it belongs at the start or at the end")
+    return before + after
+
+
+def _range(values: Mapping[str, Any], where: str) -> tuple[float | None, float | None]:
+    start, end = values.get("start_time"), values.get("end_time")
+    names = ("start_time", "end_time")
+    stamps = values.get("clip_timestamps")
+    if stamps is not None:
+        if start is not None or end is not None:
+            raise ConfigError(f"{where} holds clip_timestamps beside start_time or end_time; give one of the two")
+        if not isinstance(stamps, list) or len(stamps) != 2:
+            raise ConfigError(f'{where}: clip_timestamps is {stamps!r}; [start, end] as "HH:MM:SS.sss" is expected')
+        start, end = stamps
+        names = ("clip_timestamps[0]", "clip_timestamps[1]")
+        if not (isinstance(start, str) and isinstance(end, str)):
+            raise ConfigError(f'{where}: clip_timestamps is {stamps!r}; [start, end] as "HH:MM:SS.sss" is expected')
+    start_s, end_s = (
+        None if time is None else _seconds(time, f"{where}: {name}")
+        for name, time in zip(names, (start, end), strict=True)
+    )
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise ConfigError(
+            f"{where}: {names[1]} is {end!r}, which is not after {start_s or 0.0:g} s, where the clip starts"
+        )
+    return start_s, end_s
+
+
+def _seconds(value: object, where: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
+    clock = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    if clock is None:
+        raise ConfigError(f'{where} is {value!r}; seconds from 0 up or "HH:MM:SS.sss" is expected')
+    hours, minutes, seconds = clock.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def _kind(value: object) -> str:
+    """How JSON calls what was found; values themselves may be long."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

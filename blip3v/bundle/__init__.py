@@ -1,0 +1,38 @@
+"""The artefact: what a bundle is, how it is written in one piece, and how it is read without trust."""
+
+from blip3v.bundle.card import render_card
+from blip3v.bundle.embeddings import write_embeddings
+from blip3v.bundle.graph_io import GraphIO, Port, decoder_io, video_encoder_io
+from blip3v.bundle.manifest import (
+    GraphEntry,
+    KVGeometry,
+    Limits,
+    Manifest,
+    MemoryEstimate,
+    Source,
+    WeightCount,
+)
+from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.bundle.verify import VerifyReport, verify_bundle
+from blip3v.bundle.writer import BundleWriter
+
+__all__ = [
+    "Bundle",
+    "BundleWriter",
+    "GraphEntry",
+    "GraphIO",
+    "KVGeometry",
+    "Limits",
+    "Manifest",
+    "MemoryEstimate",
+    "Port",
+    "Source",
+    "VerifyReport",
+    "WeightCount",
+    "decoder_io",
+    "open_bundle",
+    "render_card",
+    "verify_bundle",
+    "video_encoder_io",
+    "write_embeddings",
+]

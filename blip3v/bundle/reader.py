@@ -1,0 +1,171 @@
+"""Opening a bundle: everything is checked here, once, so that the runtime can trust what it gets.
+
+Names, kinds and sizes of all files, hashes of those up to 16 MiB, the references of the graphs, and whether the configs
+agree with each other. What is not here: hashes of the large files, which would make every start slow (``verify.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from blip3v.bundle import layout
+from blip3v.bundle.embeddings import open_embeddings
+from blip3v.bundle.manifest import KVGeometry, Manifest
+from blip3v.bundle.onnx_refs import external_locations
+from blip3v.bundle.scan import hash_file, scan
+from blip3v.config import ModelConfig
+from blip3v.errors import ArtifactError, ArtifactHashError, ArtifactMissingError, ConfigError
+from blip3v.text.generation import GenerationConfig
+from blip3v.text.tokenizer import Tokenizer
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = ["Bundle", "open_bundle"]
+
+HASH_ON_OPEN_BYTES = 16 * 2**20
+_MAX_TEMPLATE_BYTES = 2**16
+_AGAIN = "copy the bundle again, or run `blip3v export` again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle, made by ``open_bundle``."""
+
+    path: Path
+    manifest: Manifest
+    config: ModelConfig
+    generation: GenerationConfig
+    preprocessor: PreprocessorConfig
+    chat_template: str
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read when it is first asked for.
+
+        Raises:
+            ArtifactError: not a tokenizer, or one of another size than the model's.
+        """
+        path = self.path / layout.TOKENIZER
+        tokenizer = Tokenizer.load(path)
+        text = self.config.text
+        if (tokenizer.num_tokens, tokenizer.image_id) != (text.num_logits, text.num_base_tokens):
+            raise ArtifactError(
+                f"{path} has {tokenizer.num_tokens} tokens and <image> at {tokenizer.image_id}; the model has "
+                f"{text.num_logits} and {text.num_base_tokens}; run `blip3v export` again"
+            )
+        return tokenizer
+
+    def graph_path(self, name: str) -> Path:
+        """The ONNX file of the graph ``name``: video_encoder or decoder."""
+        return self.path / self.manifest.graphs[name].file
+
+    def embeddings(self) -> npt.NDArray[np.floating]:
+        """Memory-mapped embedding table (V, D): row i belongs to token id i; float16 or float32, read-only.
+
+        Raises:
+            ArtifactError: a table of another shape than the model's.
+        """
+        path = self.path / layout.EMBEDDINGS
+        table_VD = open_embeddings(path)
+        expected = (self.config.text.num_logits, self.config.text.hidden_size)
+        if table_VD.shape != expected:
+            raise ArtifactError(
+                f"{path} has shape {table_VD.shape}; the model needs {expected}; run `blip3v export` again"
+            )
+        return table_VD
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Opens a bundle.
+
+    Raises:
+        ArtifactMissingError: no bundle there, or a file of it is missing.
+        ArtifactHashError: a file is not the one that was written.
+        ArtifactVersionError: written by a schema that this version does not read.
+        ArtifactError: anything else that a bundle must not be, such as a link or an unknown file in the folder.
+    """
+    sizes = scan(path)
+    manifest = Manifest.load(path / layout.MANIFEST)
+    check_names(path, manifest, sizes)
+    for name, entry in manifest.files.items():
+        if sizes[name] != entry.size_bytes:
+            raise ArtifactHashError(f"{path / name} has {sizes[name]} bytes; {entry.size_bytes} were written; {_AGAIN}")
+    for name, entry in manifest.files.items():
+        if entry.size_bytes <= HASH_ON_OPEN_BYTES and hash_file(path / name) != entry.sha256:
+            raise ArtifactHashError(f"{path / name} is not the file that was written (sha256 differs); {_AGAIN}")
+    for graph in manifest.graphs.values():
+        _check_references(path, manifest, graph.file)
+    return _read(path, manifest)
+
+
+def check_names(path: Path, manifest: Manifest, sizes: dict[str, int]) -> None:
+    """Whether the files that are there are those that the manifest names.
+
+    Raises:
+        ArtifactMissingError: a file is missing, from the folder or from the manifest.
+        ArtifactError: a file is there that the manifest does not name.
+    """
+    for name in layout.REQUIRED_FILES:
+        if name not in manifest.files:
+            raise ArtifactMissingError(f"{path / layout.MANIFEST} does not list {name}; {_AGAIN}")
+    for name in manifest.files:
+        if name not in sizes:
+            raise ArtifactMissingError(f"{path / name} is not there; {_AGAIN}")
+    extra = [name for name in sizes if name not in manifest.files and name != layout.MANIFEST]
+    unknown = [name for name in extra if not layout.is_derived(name)]
+    if unknown:
+        raise ArtifactError(f"{path} holds {', '.join(unknown[:8])}, which its manifest does not list; move it away")
+
+
+def _check_references(path: Path, manifest: Manifest, file: str) -> None:
+    for location in external_locations(path / file):
+        if f"onnx/{location}" not in manifest.files:
+            raise ArtifactError(
+                f"{path / file} wants to read {location!r}, which is no file of the bundle's onnx folder; {_AGAIN}"
+            )
+
+
+def _read(path: Path, manifest: Manifest) -> Bundle:
+    try:
+        bundle = Bundle(
+            path=path,
+            manifest=manifest,
+            config=ModelConfig.load(path / layout.CONFIG),
+            generation=GenerationConfig.load(path / layout.GENERATION),
+            preprocessor=PreprocessorConfig.load(path / layout.PREPROCESSOR),
+            chat_template=_template(path / layout.CHAT_TEMPLATE),
+        )
+    except ConfigError as error:
+        raise ArtifactError(f"{error}; {_AGAIN}") from error
+    _check_agreement(bundle)
+    return bundle
+
+
+def _template(path: Path) -> str:
+    if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; at most {_MAX_TEMPLATE_BYTES} are allowed")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8: {error}; {_AGAIN}") from error
+
+
+def _check_agreement(bundle: Bundle) -> None:
+    """The manifest repeats what the configs say; a bundle pieced together from two would answer nonsense."""
+    config, manifest = bundle.config, bundle.manifest
+    pairs = {
+        "model": (manifest.model, config.name),
+        "encoder": (manifest.encoder, config.temporal.encoder),
+        "num_frames": (manifest.num_frames, config.num_frames),
+        "num_tokens": (manifest.num_tokens, config.temporal.num_tokens),
+        "max_positions": (manifest.limits.max_positions, config.text.max_positions),
+        "kv": (manifest.kv, KVGeometry.of(config, manifest.precision)),
+        "image_size": (bundle.preprocessor.image_size, config.vision.image_size),
+    }
+    for name, (value, expected) in pairs.items():
+        if value != expected:
+            raise ArtifactError(f"{bundle.path}: {name} is {value}, but config.json says {expected}; {_AGAIN}")

@@ -1,0 +1,71 @@
+"""What really lies in a bundle's folder: regular files only, in known folders, nothing followed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from blip3v.bundle import layout
+from blip3v.errors import ArtifactError, ArtifactMissingError
+
+__all__ = ["hash_file", "scan"]
+
+_CHUNK_BYTES = 2**20
+# A bundle has a few dozen files; what is far beyond is another folder.
+_MAX_ENTRIES = 10_000
+
+
+def scan(folder: Path) -> dict[str, int]:
+    """Sizes in bytes of all files of a bundle, by name relative to it, with ``/``.
+
+    Raises:
+        ArtifactMissingError: no such folder.
+        ArtifactError: a symbolic link, a device, a folder that a bundle does not have, or too many files.
+    """
+    if not folder.is_dir():
+        raise ArtifactMissingError(f"{folder} is not a folder; a bundle as `blip3v export` makes it is expected")
+    sizes: dict[str, int] = {}
+    folders = [""]
+    try:
+        while folders:
+            _scan(folder, folders.pop(), sizes, folders)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be read: {error}") from error
+    return sizes
+
+
+def hash_file(path: Path, *, sync: bool = False) -> str:
+    """sha256 of a file as hex, read in pieces.
+
+    Args:
+        path: the file.
+        sync: whether its bytes must be on the disk before this returns.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+        if sync:
+            os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _scan(root: Path, prefix: str, sizes: dict[str, int], folders: list[str]) -> None:
+    """Adds the files of one folder to ``sizes`` and the folders inside it to ``folders``."""
+    with os.scandir(root / prefix) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                if name not in layout.FOLDERS and not layout.is_derived(name):
+                    raise ArtifactError(f"{root / name} is a folder that no bundle has; move it away")
+                folders.append(f"{name}/")
+            elif stat.S_ISREG(status.st_mode):
+                sizes[name] = status.st_size
+            else:
+                kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+                raise ArtifactError(f"{root / name} is {kind}; a bundle holds regular files only")
+            if len(sizes) + len(folders) > _MAX_ENTRIES:
+                raise ArtifactError(f"{root} holds more than {_MAX_ENTRIES} files, so it is no bundle")

@@ -1,0 +1,44 @@
+"""``blip3v verify``: hash every file of a bundle again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from blip3v.bundle.verify import VerifyReport, verify_bundle
+from blip3v.errors import ArtifactHashError
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="One JSON object on stdout.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Hash every file of BUNDLE again and compare with its manifest.
+
+    Ends with exit code 3 where a file differs, is missing, or does not belong there.
+
+    \b
+    Examples:
+      blip3v verify tiny-tokenlearner-32-fp16
+      blip3v verify tiny-tokenlearner-32-fp16 --json
+    """
+    report = verify_bundle(bundle)
+    if as_json:
+        click.echo(json.dumps({"path": str(bundle), "ok": report.ok, **dataclasses.asdict(report)}))
+    else:
+        _show(report)
+    if not report.ok:
+        what = report.problem or ", ".join(f"{result.name} ({result.status})" for result in report.bad)
+        raise ArtifactHashError(f"{bundle} is not the bundle that was written: {what}; copy it or export it again")
+
+
+def _show(report: VerifyReport) -> None:
+    for result in report.files:
+        click.echo(f"{result.status:8} {result.name}{'  ' + result.detail if result.detail else ''}")
+    if report.ok:
+        click.echo(f"all {len(report.files)} files are the ones that were written")

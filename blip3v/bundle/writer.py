@@ -1,7 +1,8 @@
 """Writing a bundle: it appears at its place whole, or not at all.
 
 Files go into a hidden sibling folder, which is hashed, brought to the disk, read back and renamed. A writer holds a
-lock on its sibling; one that was killed left an unlocked one, which the next writer to the same place removes. What is not here: what the files hold (``export/``).
+lock on its sibling; one that was killed left an unlocked one, which the next writer to the same place removes.
+What is not here: what the files hold (``export/``).
 """
 
 from __future__ import annotations

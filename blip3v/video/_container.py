@@ -1,0 +1,169 @@
+"""Opens a video file inside the decoder process, and tells a file that was cut short.
+
+Only formats that hold their own pictures are let in: playlists (hls, dash, concat) and picture patterns (image2) would
+make ffmpeg open other files. Content decides, not the file's name.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from blip3v.errors import CorruptVideoError, UnsupportedVideoError
+from blip3v.video.limits import VideoLimits
+
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,ivf,nut,mxf,wtv,"
+    "h264,hevc,av1,obu,m4v,mpegvideo,mjpeg,yuv4mpegpipe"
+)
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD")
+_KNOWN_STARTS = {4: (b"ftyp", b"moov", b"mdat"), 0: (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"GIF8")}
+_BUFFER_BYTES = 1 << 20
+
+
+def open_container(file: BinaryIO) -> InputContainer:
+    """Opens ``file`` for demuxing.
+
+    Raises:
+        UnsupportedVideoError: not a video, or a format that may reach other files.
+        CorruptVideoError: the start is a video's, the rest cannot be read.
+    """
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    try:
+        return av.open(file, mode="r", options=options, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except (av.FFmpegError, EOFError) as error:
+        raise _refusal(file, error) from error
+
+
+def video_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
+    """The stream with the pictures, set up to decode; cover art does not count.
+
+    Raises:
+        UnsupportedVideoError: no picture stream, or no decoder for it.
+        VideoTooLargeError: its pictures are over ``limits.max_pixels``.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+        raise UnsupportedVideoError(
+            f"the file has no picture stream (streams: {kinds}); give a file with a video track"
+        )
+    best = container.streams.best("video")
+    stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
+    codec = stream.codec_context
+    if codec is None:
+        raise UnsupportedVideoError(
+            "this build of PyAV has no decoder for the video track; convert the file to H.264 mp4"
+        )
+    limits.check_pixels(codec.width, codec.height)
+    # One thread: with frame threads the decoder may hand out a patched-up picture before it knows that it is one.
+    codec.thread_count = 1
+    codec.options = {"max_pixels": str(limits.max_pixels)}
+    return stream
+
+
+def is_cut_short(file: BinaryIO) -> bool:
+    """Whether the container's own sizes reach beyond the end of the file (mp4, mov, mkv, webm, avi).
+
+    Formats that state no size give False. The file's position does not matter and is kept.
+    """
+    position = file.tell()
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            return _chunks_end(file, size, _riff_chunk) > size
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return _matroska_end(file, size) > size
+        if head[4:8] in _KNOWN_STARTS[4]:
+            return _chunks_end(file, size, _mp4_box) > size
+        return False
+    finally:
+        file.seek(position)
+
+
+def _refusal(file: BinaryIO, error: Exception) -> UnsupportedVideoError | CorruptVideoError:
+    file.seek(0)
+    head = file.read(1024)
+    if not head:
+        return UnsupportedVideoError("the file is empty (0 bytes); give a video file")
+    if any(start in head for start in _PLAYLISTS):
+        return UnsupportedVideoError("the file is a playlist, which names other files; give the video file itself")
+    if any(head[offset:].startswith(starts) for offset, starts in _KNOWN_STARTS.items()):
+        cut = " and ends too early" if is_cut_short(file) else ""
+        return CorruptVideoError(f"the file starts like a video{cut}, but its index cannot be read ({_reason(error)})")
+    return UnsupportedVideoError(
+        f"the file is not a video of a supported format ({_reason(error)}); mp4, mov, mkv, webm, avi and mpeg are"
+    )
+
+
+def _reason(error: Exception) -> str:
+    # strerror, since the full text names an object of this process.
+    return str(getattr(error, "strerror", None) or type(error).__name__)
+
+
+def _chunks_end(file: BinaryIO, size: int, length_of: Callable[[bytes, int], int | None]) -> int:
+    """Where the last top-level chunk says that it ends."""
+    end = 0
+    while end < size:
+        file.seek(end)
+        length = length_of(file.read(16), size - end)
+        if length is None:
+            # Not a chunk: bytes behind the last one belong to nobody.
+            return size
+        end += length
+    return end
+
+
+def _mp4_box(header: bytes, rest: int) -> int | None:
+    """Length of the box that starts with ``header``; None where it is no box."""
+    if len(header) < 8:
+        return rest + 1
+    length, kind = struct.unpack(">I4s", header[:8])
+    if not all(32 <= byte < 127 for byte in kind):
+        return None
+    if length == 0:
+        return rest
+    if length == 1:
+        length = int.from_bytes(header[8:16], "big")
+    return length if length >= 8 else None
+
+
+def _riff_chunk(header: bytes, rest: int) -> int | None:
+    """Length of the RIFF chunk that starts with ``header``; None where it is none."""
+    if header[:4] != b"RIFF":
+        return None
+    return 8 + int.from_bytes(header[4:8], "little") if len(header) >= 8 else rest + 1
+
+
+def _matroska_end(file: BinaryIO, size: int) -> int:
+    """Where the Segment says that it ends; ``size`` where it does not say."""
+    file.seek(4)
+    header_length = _vint(file)
+    if header_length is None:
+        return size
+    file.seek(header_length, os.SEEK_CUR)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return size
+    length = _vint(file)
+    return size if length is None else file.tell() + length
+
+
+def _vint(file: BinaryIO) -> int | None:
+    """EBML's variable-length size; None where it is unknown or not there."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    num_more = 8 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & (0x7F >> num_more)]) + file.read(num_more), "big")
+    return None if value == (1 << (7 * (num_more + 1))) - 1 else value

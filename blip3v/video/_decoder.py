@@ -1,0 +1,168 @@
+"""The decoder process: ``python -m blip3v.video._decoder``. It reads requests on stdin and answers on stdout.
+
+    in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
+    out  {"num_frames": 75, "low": 0, "high": 62, ...}                 what it holds; the range is [low, high)
+    in   {"wanted": [4, 12, 20]}                                       display indices, rising
+    out  {"index": 4, "time_s": 0.16, "width": ..., "turn": ...} + raw RGB bytes, for each
+    out  {"num_broken": 0}
+
+    in   {"images": ["a.jpg", "b.jpg"], "limits": {...}}
+    out  {"width": ..., "height": ..., "turn": ...} + raw RGB bytes, for each
+
+One JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
+crashes, spins or eats memory does it here and not in the caller. numpy is not imported: a quick start matters more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video._ranges import frames_between
+from blip3v.video.limits import VideoLimits
+
+if TYPE_CHECKING:
+    from av.buffer import Buffer
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+    from blip3v.video._walk import Walk
+
+try:
+    import resource
+except ImportError:  # no such module outside Unix: there only the wall clock bounds this process
+    resource = None  # type: ignore[assignment]
+
+
+def main() -> None:
+    """Serves one load and ends."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    request = json.loads(source.readline())
+    limits = VideoLimits(**request["limits"])
+    try:
+        _bound(limits)
+        if "images" in request:
+            _serve_images(request["images"], limits, sink)
+        else:
+            _serve_video(request, limits, source, sink)
+    except MemoryError:
+        text = (
+            f"decoding needs more than {limits.max_memory_bytes} bytes of memory, which is the limit (max_memory_bytes)"
+        )
+        _send_error(sink, VideoTooLargeError(text))
+    except Blip3vError as error:
+        _send_error(sink, error)
+    except Exception as error:
+        _send_error(sink, CorruptVideoError(f"the decoder failed with {type(error).__name__}: {error}"))
+    sink.flush()
+
+
+def _bound(limits: VideoLimits) -> None:
+    if resource is None:
+        return
+    bounds = {
+        resource.RLIMIT_AS: limits.max_memory_bytes,
+        # A backstop for a process whose parent was killed: the parent's own clock comes first.
+        resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+    }
+    for kind, bound in bounds.items():
+        hard = resource.getrlimit(kind)[1]
+        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO) -> None:
+    # Imported under the memory limit, and not at all for images.
+    from blip3v.video import _container, _pick, _walk
+
+    with os.fdopen(request["fd"], "rb") as file:
+
+        def opener() -> tuple[InputContainer, VideoStream]:
+            file.seek(0)
+            container = _container.open_container(file)
+            return container, _container.video_stream(container, limits)
+
+        walk = _walk.walk(opener, limits, cut_short=_container.is_cut_short(file))
+        _send(sink, _described_video(walk, request))
+        sink.flush()
+        wanted = json.loads(source.readline())["wanted"]
+        for index, frame in _pick.pick(opener, walk, wanted):
+            limits.check_pixels(frame.width, frame.height)
+            _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
+        _send(sink, {"num_broken": len(walk.broken - set(wanted))})
+
+
+def _described_video(walk: Walk, request: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = frames_between(walk.times_s, request["start_s"], request["end_s"])
+    times_s = [*walk.times_s, walk.end_s]
+    return {
+        "num_frames": walk.num_frames,
+        "low": low,
+        "high": high,
+        "duration_s": times_s[high] - times_s[low],
+        "end_s": walk.end_s,
+        "fps": walk.fps,
+        "width": walk.width,
+        "height": walk.height,
+    }
+
+
+def _send_frame(sink: BinaryIO, frame: VideoFrame, header: dict[str, Any]) -> None:
+    picture = frame.to_rgb()
+    plane = picture.planes[0]
+    _send(sink, header | {"width": picture.width, "height": picture.height, "turn": _turn(frame)})
+    rows = memoryview(plane)
+    row_bytes = picture.width * 3
+    if plane.line_size == row_bytes:
+        sink.write(rows[: row_bytes * picture.height])
+        return
+    for start in range(0, plane.line_size * picture.height, plane.line_size):
+        sink.write(rows[start : start + row_bytes])
+
+
+def _turn(frame: VideoFrame) -> list[bool]:
+    """How the picture is shown: [transpose, flip left-right, flip top-bottom], in that order."""
+    # PyAV's stub knows one kind of side data only.
+    stored = cast("Buffer | None", frame.side_data.get("DISPLAYMATRIX"))
+    if stored is None:
+        return [False, False, False]
+    matrix = memoryview(bytes(stored)).cast("i")
+    # x' = a x + c y, y' = b x + d y, with y downwards.
+    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    if a == d == 0 and b and c:
+        return [True, c < 0, b < 0]
+    if b == c == 0 and a and d:
+        return [False, a < 0, d < 0]
+    raise UnsupportedVideoError(
+        "the file asks players to turn its pictures by an angle that is no quarter turn; convert it first"
+    )
+
+
+def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None:
+    # Imported under the memory limit, and not at all for a video.
+    from blip3v.video import _images
+
+    for path in paths:
+        picture = _images.open_image(path, limits)
+        _send(sink, {"width": picture.width, "height": picture.height, "turn": [False, False, False]})
+        sink.write(picture.tobytes())
+
+
+def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
+    sink.write(json.dumps(message).encode() + b"\n")
+
+
+def _send_error(sink: BinaryIO, error: Blip3vError) -> None:
+    _send(sink, {"error": type(error).__name__, "message": str(error)})
+
+
+if __name__ == "__main__":
+    main()

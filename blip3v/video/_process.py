@@ -1,0 +1,160 @@
+"""The caller's side of the decoder process (``_decoder.py``): start it, talk to it, and never leave it behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+
+from blip3v.errors import (
+    CorruptVideoError,
+    UnsupportedVideoError,
+    VideoError,
+    VideoTimeoutError,
+    VideoTooLargeError,
+)
+from blip3v.video.limits import VideoLimits
+
+__all__ = ["DecoderProcess"]
+
+# -P keeps the working directory out of the import path: a file there named av.py is not ours.
+_COMMAND = (sys.executable, "-P", "-m", "blip3v.video._decoder")
+_ERRORS = {
+    kind.__name__: kind for kind in (CorruptVideoError, UnsupportedVideoError, VideoTimeoutError, VideoTooLargeError)
+}
+
+
+class DecoderProcess:
+    """One decoder process for one load, as a context manager: it is dead and reaped when the block ends.
+
+    Every method raises a ``VideoError`` that says why when the process refuses, crashes or runs out of time.
+    """
+
+    def __init__(self, limits: VideoLimits, *, file_descriptors: tuple[int, ...] = ()) -> None:
+        """Starts the process.
+
+        Args:
+            limits: what the load may cost; memory is bounded inside the process, time by a clock of this one.
+            file_descriptors: open files that the process inherits under the same numbers.
+
+        Raises:
+            VideoError: the process cannot be started.
+        """
+        self._limits = limits
+        self._timed_out = False
+        try:
+            self._process = subprocess.Popen(
+                _COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=file_descriptors,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the caller, which then ends this process
+            )
+        except OSError as error:
+            raise VideoError(f"the decoder process cannot be started with {_COMMAND[0]!r}: {error}") from error
+        self._clock = threading.Timer(limits.timeout_s, self._end_late)
+        self._clock.daemon = True
+        self._clock.start()
+
+    def __enter__(self) -> DecoderProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._clock.cancel()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                # What was not sent to a dead process is of no use.
+                continue
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends one request; the first one also carries the limits."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._death() from error
+
+    def open(self, request: Mapping[str, Any]) -> None:
+        """Sends the first request, with the limits added to it."""
+        self.send(dict(request) | {"limits": dataclasses.asdict(self._limits)})
+
+    def receive(self) -> dict[str, Any]:
+        """The next answer."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._death()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _ERRORS.get(answer["error"], VideoError)(answer["message"])
+        return answer
+
+    def receive_picture(self) -> tuple[dict[str, Any], np.ndarray]:
+        """The next answer and its picture as it is to be shown, uint8 (H, W, 3)."""
+        header = self.receive()
+        picture_HWC = np.empty((header["height"], header["width"], 3), np.uint8)
+        # Popen's type does not say that its pipe is buffered, and only a buffered one fills the whole array.
+        pipe = cast(io.BufferedReader, self._process.stdout)
+        if pipe.readinto(picture_HWC.reshape(-1).data) != picture_HWC.size:
+            raise self._death()
+        transpose, flip_across, flip_down = header["turn"]
+        if transpose:
+            picture_HWC = picture_HWC.transpose(1, 0, 2)
+        if flip_across:
+            picture_HWC = picture_HWC[:, ::-1]
+        if flip_down:
+            picture_HWC = picture_HWC[::-1]
+        return header, np.ascontiguousarray(picture_HWC)
+
+    def _end_late(self) -> None:
+        self._timed_out = True
+        self._process.kill()
+
+    def _death(self) -> VideoError:
+        """Why the process ended before it gave its answer."""
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().decode("utf-8", "replace").strip()
+        code = self._process.wait()
+        if self._timed_out or code == -signal.SIGXCPU:
+            return VideoTimeoutError(
+                f"decoding took longer than {self._limits.timeout_s:g} s, which is the limit (timeout_s); "
+                "give a shorter video, or a higher limit"
+            )
+        if code == -signal.SIGKILL:
+            return VideoTooLargeError(
+                "the decoder process was killed from outside, as the system does when memory runs out; "
+                "give a smaller video, or free memory"
+            )
+        if code < 0:
+            return CorruptVideoError(
+                f"the decoder process crashed with {signal.Signals(-code).name}: the file is damaged or hostile; "
+                "convert it with a tool that you trust, or leave it out"
+            )
+        last = said.splitlines()[-1] if said else "no message"
+        return VideoError(f"the decoder process ended with exit code {code} and no answer ({last})")
+
+
+def _environment() -> dict[str, str]:
+    """The caller's environment, with its import path, so that the process finds the same blip3v and av."""
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MALLOC_ARENA_MAX": "1"}

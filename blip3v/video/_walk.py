@@ -1,0 +1,277 @@
+"""The list of a file's frames in display order, made before any picture is kept.
+
+Where the container states a time for every packet and the codec gives one frame for each, packets are enough. Else the
+file is decoded once just to count. Both forms give the same ``Walk``.
+
+A frame is broken where the file ends before it, where its data is not whole, or where the decoder gives nothing or a
+patched-up picture. What is decoded after a broken frame and before the next keyframe may build on it, so it is damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from blip3v.errors import CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video.limits import VideoLimits
+
+# Other codecs may hide frames in packets (VP8) or put two into one (MPEG-4 part 2 in AVI).
+_ONE_FRAME_A_PACKET = {
+    "av1", "dnxhd", "ffv1", "gif", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "prores", "vp9",
+}  # fmt: skip
+_NO_TRUE_TIMES = {"avi"}
+
+
+Opener = Callable[[], tuple[InputContainer, VideoStream]]
+
+
+@dataclass
+class Walk:
+    """Every frame of a file, in display order.
+
+    ``group`` numbers the stretch from one keyframe to the next, in decode order, that a frame belongs to.
+    """
+
+    width: int  # as stored, before any turn
+    height: int
+    times_s: list[float]  # of each frame, the first is 0
+    end_s: float  # where the last frame ends
+    fps: float  # mean; 0 where one frame has no duration
+    order: list[int]  # a frame's place in decode order
+    group: list[int]
+    key_index: list[int]  # of each group, the display index of its keyframe
+    key_pts: list[int]  # of each group; empty where frames are known by their place alone
+    index_of_pts: dict[int, int] | None  # None: frames are known by their place alone
+    broken: set[int] = field(default_factory=set)
+    num_missing: int = 0  # frames at the end that the file should hold and does not
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the file, broken and missing ones too."""
+        return len(self.times_s)
+
+    @property
+    def num_held(self) -> int:
+        """Frames that the file holds."""
+        return self.num_frames - self.num_missing
+
+    def is_damaged(self, index: int) -> bool:
+        """Whether frame ``index`` is broken or may build on a broken frame."""
+        group = self.group[index]
+        # Frames shown before their group's keyframe lean on the group before it as well.
+        first = group - 1 if index < self.key_index[group] else group
+        return any(first <= self.group[b] <= group and self.order[b] <= self.order[index] for b in self.broken)
+
+
+def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
+    """Frames as the decoder gives them; None for a packet that it refused."""
+    for packet in _packets(container, stream):
+        try:
+            yield from packet.decode()
+        except MemoryError:
+            raise
+        except (av.FFmpegError, EOFError):
+            yield None
+
+
+def walk(opener: Opener, limits: VideoLimits, *, cut_short: bool) -> Walk:
+    """Lists the frames of a file.
+
+    Args:
+        opener: opens the file anew, at its start.
+        limits: bounds on frames and duration.
+        cut_short: whether the file ends before its own end.
+
+    Raises:
+        VideoTooLargeError: over ``max_frames_walked`` or ``max_duration_s``.
+        CorruptVideoError: no frame can be had, or the file is cut short and does not say how much is missing.
+        UnsupportedVideoError: frames have no time and the file states no frame rate.
+    """
+    container, stream = opener()
+    with container:
+        packets = _list_packets(container, stream, limits)
+        if not packets:
+            raise CorruptVideoError("the video track holds no frame; the file ends before the first one")
+        found = _from_packets(stream, packets) if _tells_frames(container, stream, packets) else None
+        if found is None:
+            found = _from_frames(opener, limits)
+        if cut_short:
+            _add_missing(found, container, stream, num_packets=len(packets))
+    if found.end_s > limits.max_duration_s:
+        raise VideoTooLargeError(
+            f"the video lasts {found.end_s:.1f} s; the limit is {limits.max_duration_s:g} s (max_duration_s)"
+        )
+    return found
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """Packets up to the first place that cannot be read; the frames behind it are missing, which the walk sees."""
+    try:
+        yield from container.demux(stream)
+    except MemoryError:
+        raise
+    except (av.FFmpegError, EOFError):
+        return
+
+
+@dataclass(frozen=True)
+class _Entry:
+    pts: int | None
+    duration: int
+    is_key: bool
+    is_partial: bool
+    is_shown: bool
+
+
+def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoLimits) -> list[_Entry]:
+    entries: list[_Entry] = []
+    for packet in _packets(container, stream):
+        if packet.size:
+            shown = not packet.is_discard
+            entries.append(_Entry(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt, shown))
+        _check_count(len(entries), limits)
+    return entries
+
+
+def _check_count(count: int, limits: VideoLimits) -> None:
+    if count > limits.max_frames_walked:
+        raise VideoTooLargeError(
+            f"the video has more than {limits.max_frames_walked} frames, which is the limit (max_frames_walked)"
+        )
+
+
+def _tells_frames(container: InputContainer, stream: VideoStream, packets: list[_Entry]) -> bool:
+    if container.format.name in _NO_TRUE_TIMES or stream.codec_context.name not in _ONE_FRAME_A_PACKET:
+        return False
+    times = [packet.pts for packet in packets if packet.is_shown]
+    return bool(times) and None not in times and len(set(times)) == len(times) and any(p.is_key for p in packets)
+
+
+def _from_packets(stream: VideoStream, packets: list[_Entry]) -> Walk:
+    first_key = next(i for i, packet in enumerate(packets) if packet.is_key)
+    start = packets[first_key].pts
+    # Frames before the first keyframe cannot be decoded and no player shows them: the video starts at it.
+    kept = [
+        (packet.pts, packet)
+        for packet in packets[first_key:]
+        if packet.is_shown and packet.pts is not None and (start is None or packet.pts >= start)
+    ]
+    # From here a frame has an index, its place in display order, and a place in decode order.
+    order = sorted(range(len(kept)), key=lambda place: kept[place][0])
+    index_of_place = {place: index for index, place in enumerate(order)}
+    group_of_place: list[int] = []
+    keys: list[int] = []
+    for place, (_, packet) in enumerate(kept):
+        if packet.is_key or not keys:
+            keys.append(place)
+        group_of_place.append(len(keys) - 1)
+    pts = [kept[place][0] for place in order]
+    times_s = _seconds(pts, stream)
+    end_s, fps = _end(times_s, float(kept[order[-1]][1].duration * _time_base(stream)), stream)
+    return Walk(
+        width=stream.codec_context.width,
+        height=stream.codec_context.height,
+        times_s=times_s,
+        end_s=end_s,
+        fps=fps,
+        order=order,
+        group=[group_of_place[place] for place in order],
+        key_index=[index_of_place[place] for place in keys],
+        key_pts=[kept[place][0] for place in keys],
+        index_of_pts={value: index for index, value in enumerate(pts)},
+        broken={index_of_place[place] for place, (_, packet) in enumerate(kept) if packet.is_partial},
+    )
+
+
+def _from_frames(opener: Opener, limits: VideoLimits) -> Walk:
+    pts: list[int | None] = []
+    group: list[int] = []
+    key_index: list[int] = []
+    broken: set[int] = set()
+    last_duration = 0
+    container, stream = opener()
+    with container:
+        for index, frame in enumerate(decode(container, stream)):
+            _check_count(index + 1, limits)
+            if frame is None or frame.is_corrupt:
+                broken.add(index)
+            if not key_index or (frame is not None and frame.key_frame):
+                key_index.append(index)
+            group.append(len(key_index) - 1)
+            pts.append(None if frame is None else frame.pts)
+            last_duration = 0 if frame is None or frame.pts is None else frame.duration
+        if len(pts) == len(broken):
+            raise CorruptVideoError(f"none of the video's {len(pts)} frames can be decoded")
+    times_s = _times_of_frames(pts, container, stream)
+    end_s, fps = _end(times_s, float(last_duration * _time_base(stream)), stream)
+    return Walk(
+        width=stream.codec_context.width,
+        height=stream.codec_context.height,
+        times_s=times_s,
+        end_s=end_s,
+        fps=fps,
+        order=list(range(len(pts))),
+        group=group,
+        key_index=key_index,
+        key_pts=[],
+        index_of_pts=None,
+        broken=broken,
+    )
+
+
+def _times_of_frames(pts: list[int | None], container: InputContainer, stream: VideoStream) -> list[float]:
+    known = [value for value in pts if value is not None]
+    rising = len(known) == len(pts) and all(a < b for a, b in pairwise(known))
+    if rising and container.format.name not in _NO_TRUE_TIMES:
+        return _seconds(known, stream)
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise UnsupportedVideoError("the file gives its frames neither a time nor a rate; convert it to mp4")
+    return [float(index / rate) for index in range(len(pts))]
+
+
+def _add_missing(found: Walk, container: InputContainer, stream: VideoStream, *, num_packets: int) -> None:
+    """Appends the frames that a file which was cut short does not hold, as broken ones at the mean rate."""
+    if stream.frames:
+        num_missing = stream.frames - num_packets
+    elif container.duration and found.fps and "mp4" not in container.format.name:
+        num_missing = round(container.duration / av.time_base * found.fps) - found.num_frames
+    else:
+        raise CorruptVideoError(
+            f"the file ends too early, after frame {found.num_frames - 1} at {found.times_s[-1]:.3f} s, and does not "
+            "say how many frames it should have; get the whole file"
+        )
+    found.num_missing = max(0, num_missing)
+    for _ in range(found.num_missing):
+        found.broken.add(found.num_frames)
+        found.order.append(found.num_frames)
+        found.group.append(found.group[-1])
+        found.times_s.append(found.end_s)
+        found.end_s += 1 / found.fps if found.fps else 0.0
+
+
+def _seconds(pts: list[int], stream: VideoStream) -> list[float]:
+    time_base = _time_base(stream)
+    return [float((value - pts[0]) * time_base) for value in pts]
+
+
+def _time_base(stream: VideoStream) -> Fraction:
+    return stream.time_base or Fraction(1, av.time_base)
+
+
+def _end(times_s: list[float], last_duration_s: float, stream: VideoStream) -> tuple[float, float]:
+    """Where the last frame ends, and the mean frame rate."""
+    if last_duration_s <= 0:
+        rate = stream.average_rate or stream.guessed_rate
+        mean_gap_s = times_s[-1] / (len(times_s) - 1) if len(times_s) > 1 else 0.0
+        last_duration_s = mean_gap_s or (float(1 / rate) if rate else 0.0)
+    end_s = times_s[-1] + last_duration_s
+    return end_s, len(times_s) / end_s if end_s > 0 else 0.0

@@ -1,0 +1,233 @@
+"""From a video to sampled frames, and on to pixels: what runtime, export, bench and server call.
+
+A file is decoded in a process of its own (``_decoder.py``): a broken or hostile one cannot take the caller down.
+The frames that come back are the ones that the sampler named, or an error: never others in their place.
+
+Letters: T sampled frames, H height, W width, S side of the model's image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from blip3v.errors import UsageError, VideoTooLargeError
+from blip3v.video._process import DecoderProcess
+from blip3v.video._ranges import check_range, frames_between
+from blip3v.video.limits import VideoLimits
+from blip3v.video.preprocess import PreprocessorConfig, preprocess
+from blip3v.video.sampling import SamplingRule, sample_indices
+from blip3v.video.source import Pictures, VideoInput, open_source
+
+__all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
+
+_DEFAULT_LIMITS = VideoLimits()
+
+
+@dataclass(frozen=True)
+class SampledFrame:
+    """Where a frame stands in the video."""
+
+    index: int  # in display order, 0 is the video's first frame
+    time_s: float  # from the video's first frame on
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sampled frames and where they come from.
+
+    A frame that was sampled twice is one array twice. Frames that were given as arrays are not copied.
+    """
+
+    frames: tuple[np.ndarray, ...]  # uint8 (H, W, 3) each, RGB, at the video's size, turned as players show it
+    sampled: tuple[SampledFrame, ...]  # one for each of frames
+    num_source_frames: int  # that the sampler chose from: the video's, or its part's
+    duration_s: float  # of the video, or of its part
+    fps: float  # mean over the video; 0 where one frame has no duration
+    width: int  # of the first sampled frame; images may differ
+    height: int
+    num_broken: int  # broken frames that were met on the way and not sampled
+
+
+def load_clip(
+    video: VideoInput,
+    *,
+    num_frames: int,
+    rule: SamplingRule = "released",
+    start_s: float | None = None,
+    end_s: float | None = None,
+    fps: float | None = None,
+    limits: VideoLimits = _DEFAULT_LIMITS,
+    seed: int | None = None,
+) -> Clip:
+    """Opens a video, samples frames and decodes them.
+
+    Args:
+        video: a file, bytes, a file object, a folder or sequence of images, or an array (see ``VideoInput``).
+        num_frames: frames to sample, at least 1.
+        rule: how to sample, see ``sample_indices``.
+        start_s: only frames from this time on; seconds from the video's first frame.
+        end_s: only frames before this time.
+        fps: pictures a second of images and arrays, which have no clock; None means 1. Refused for a file.
+        limits: what the load may cost.
+        seed: makes ``rule="train"`` repeatable; refused with other rules, which draw nothing.
+
+    Returns:
+        The clip. Frame times come from the file's own time stamps, also at a variable frame rate.
+
+    Raises:
+        UsageError: an argument that cannot be used, or no frame between ``start_s`` and ``end_s``.
+        UnsupportedVideoError: not a video, a playlist, or no picture stream.
+        CorruptVideoError: a sampled frame is not there or cannot be decoded.
+        VideoTooLargeError: over a limit of bytes, pixels, frames, duration or memory.
+        VideoTimeoutError: over ``limits.timeout_s``.
+        VideoError: the file cannot be opened.
+    """
+    check_range(start_s, end_s)
+    if fps is not None and not 0 < fps < float("inf"):
+        raise UsageError(f"fps is {fps}; pictures a second, above 0, are needed")
+    if seed is not None and rule != "train":
+        raise UsageError(f"seed is {seed}, but sampling rule {rule!r} draws nothing; only 'train' takes a seed")
+    sampler = _Sampler(num_frames, rule, seed, start_s, end_s)
+    # A wrong rule or count must show before the video is opened.
+    sampler.indices(0, 1)
+    with open_source(video, limits) as source:
+        if isinstance(source, Pictures):
+            return _from_pictures(source, sampler, 1.0 if fps is None else fps, limits)
+        if fps is not None:
+            raise UsageError(f"fps is {fps}, but a video file has its own times; fps is for images and arrays")
+        return _from_file(source, sampler, limits)
+
+
+def load_pixels(
+    video: VideoInput,
+    *,
+    num_frames: int,
+    config: PreprocessorConfig,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    fps: float | None = None,
+    limits: VideoLimits = _DEFAULT_LIMITS,
+    seed: int | None = None,
+) -> tuple[np.ndarray, Clip]:
+    """``load_clip`` with the rule of ``config``, then ``preprocess``.
+
+    Returns:
+        float32 (T, 3, S, S) in [-1, 1], and the clip it comes from.
+
+    Raises:
+        UsageError: as ``load_clip``.
+        VideoError: one of its kinds, as ``load_clip``.
+    """
+    clip = load_clip(
+        video,
+        num_frames=num_frames,
+        rule=config.sampling,
+        start_s=start_s,
+        end_s=end_s,
+        fps=fps,
+        limits=limits,
+        seed=seed,
+    )
+    return preprocess(clip.frames, config), clip
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    num_frames: int
+    rule: SamplingRule
+    seed: int | None
+    start_s: float | None
+    end_s: float | None
+
+    def indices(self, low: int, high: int) -> list[int]:
+        rng = np.random.default_rng(self.seed) if self.rule == "train" else None
+        picked: list[int] = (low + sample_indices(high - low, self.num_frames, rule=self.rule, rng=rng)).tolist()
+        return picked
+
+    def check_not_empty(self, low: int, high: int, num_frames: int, end_s: float) -> None:
+        if low < high:
+            return
+        start = "the start" if self.start_s is None else f"{self.start_s:g} s"
+        end = "the end" if self.end_s is None else f"{self.end_s:g} s"
+        raise UsageError(
+            f"no frame lies between {start} and {end}; the video has {num_frames} frames from 0 to {end_s:.3f} s"
+        )
+
+
+def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits) -> Clip:
+    descriptor = file.fileno()
+    with DecoderProcess(limits, file_descriptors=(descriptor,)) as decoder:
+        decoder.open({"fd": descriptor, "start_s": sampler.start_s, "end_s": sampler.end_s})
+        found = decoder.receive()
+        sampler.check_not_empty(found["low"], found["high"], found["num_frames"], found["end_s"])
+        indices = sampler.indices(found["low"], found["high"])
+        wanted = sorted(set(indices))
+        _check_memory(len(wanted), found["width"] * found["height"] * 3, limits)
+        decoder.send({"wanted": wanted})
+        pictures: dict[int, np.ndarray] = {}
+        times_s: dict[int, float] = {}
+        for index in wanted:
+            header, pictures[index] = decoder.receive_picture()
+            times_s[index] = header["time_s"]
+        num_broken: int = decoder.receive()["num_broken"]
+    return _clip(
+        [pictures[index] for index in indices],
+        [SampledFrame(index, times_s[index]) for index in indices],
+        num_source_frames=found["high"] - found["low"],
+        duration_s=found["duration_s"],
+        fps=found["fps"],
+        num_broken=num_broken,
+    )
+
+
+def _from_pictures(pictures: Pictures, sampler: _Sampler, fps: float, limits: VideoLimits) -> Clip:
+    times_s = [index / fps for index in range(len(pictures.items))]
+    end_s = len(times_s) / fps
+    if end_s > limits.max_duration_s:
+        raise VideoTooLargeError(
+            f"{len(times_s)} pictures at {fps:g} a second last {end_s:.1f} s; the limit is {limits.max_duration_s:g} s "
+            "(max_duration_s)"
+        )
+    low, high = frames_between(times_s, sampler.start_s, sampler.end_s)
+    sampler.check_not_empty(low, high, len(times_s), end_s)
+    indices = sampler.indices(low, high)
+    wanted = {index: pictures.items[index] for index in sorted(set(indices))}
+    decoded = {index: item for index, item in wanted.items() if isinstance(item, np.ndarray)}
+    paths = {index: item for index, item in wanted.items() if isinstance(item, str)}
+    if paths:
+        decoded |= dict(zip(paths, _open_images(list(paths.values()), limits), strict=True))
+    return _clip(
+        [decoded[index] for index in indices],
+        [SampledFrame(index, times_s[index]) for index in indices],
+        num_source_frames=high - low,
+        duration_s=(high - low) / fps,
+        fps=fps,
+        num_broken=0,
+    )
+
+
+def _open_images(paths: list[str], limits: VideoLimits) -> list[np.ndarray]:
+    pictures: list[np.ndarray] = []
+    with DecoderProcess(limits) as decoder:
+        decoder.open({"images": paths})
+        for _ in paths:
+            pictures.append(decoder.receive_picture()[1])
+            _check_memory(1, sum(picture.nbytes for picture in pictures), limits)
+    return pictures
+
+
+def _check_memory(num_frames: int, frame_bytes: int, limits: VideoLimits) -> None:
+    if num_frames * frame_bytes > limits.max_memory_bytes:
+        raise VideoTooLargeError(
+            f"the sampled frames take {num_frames * frame_bytes} bytes; the limit is {limits.max_memory_bytes} "
+            "(max_memory_bytes); sample fewer frames"
+        )
+
+
+def _clip(frames: list[np.ndarray], sampled: Sequence[SampledFrame], **facts: Any) -> Clip:
+    height, width = frames[0].shape[:2]
+    return Clip(frames=tuple(frames), sampled=tuple(sampled), width=width, height=height, **facts)

@@ -106,7 +106,7 @@ class FilmSource:
     def _about_frame(self, film: Film, time: float, rng: np.random.Generator) -> tuple[Pair, ...]:
         visible = {item.name for item in film.objects if item.visible(time)}
         asked = [q for q in questions(film) if q.kind in _STATIC_KINDS] if len(visible) == len(film.objects) else []
-        rng.shuffle(asked)  # type: ignore[arg-type]
+        rng.shuffle(asked)
         chosen = [Pair(q.text, q.answer) for q in asked[: self.pairs_per_clip - 1]]
         return (Pair(_FRAME_PROMPT, frame_caption(film, time)), *chosen)
 
@@ -136,6 +136,5 @@ def film_texts(num_films: int = 2000) -> list[str]:
 def _draw(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:
     asked: tuple[Question, ...] = questions(film)
     weights = np.array([_TIME_WEIGHT if q.kind in TIME_KINDS else 1.0 for q in asked])
-    size = min(count, len(asked))
-    chosen = rng.choice(len(asked), size=size, replace=False, p=weights / weights.sum()) if size else []
+    chosen = rng.choice(len(asked), size=min(count, len(asked)), replace=False, p=weights / weights.sum())
     return tuple(Pair(asked[at].text, asked[at].answer) for at in chosen)

@@ -8,11 +8,14 @@ from the paper the class says so. Not here: the vision and language towers, whic
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FeedForward", "SelfAttention", "TimeStamps", "TokenLearner", "attend"]
+__all__ = ["FeedForward", "SelfAttention", "TimeStamps", "TokenLearner", "attend", "pairs"]
 
 
 def attend(q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, *, num_heads: int) -> Tensor:
@@ -27,8 +30,15 @@ def attend(q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, *, num_heads: int) -> Te
     Returns:
         (B, Q, H*K), heads concatenated.
     """
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_BQE, k_BNE, v_BNE))
+    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q_BQE, k_BNE, v_BNE))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def pairs(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """(attention, feed-forward) of each layer: the released names number the two instead of naming them."""
+    for layer in layers:
+        attention, feed_forward = cast(nn.ModuleList, layer)
+        yield attention, feed_forward
 
 
 class FeedForward(nn.Sequential):
@@ -63,7 +73,7 @@ class SelfAttention(nn.Module):
 class TokenLearner(nn.Module):
     """Pools N tokens into M: each output is a softmax-weighted sum of the un-normalised inputs (paper Eq. 2).
 
-    The scores come from an MLP of inner width 2*M behind two LayerNorms, one of which the MLP holds (the released form).
+    The scores come from an MLP of inner width 2*M behind two LayerNorms, one inside the MLP (the released form).
     """
 
     def __init__(self, dim: int, *, num_tokens: int) -> None:
@@ -78,7 +88,7 @@ class TokenLearner(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) to (B, M, D)."""
-        weights_BNM = self.mlp(self.norm(x_BND)).softmax(dim=1)
+        weights_BNM: Tensor = self.mlp(self.norm(x_BND)).softmax(dim=1)
         return weights_BNM.transpose(1, 2) @ x_BND
 
 

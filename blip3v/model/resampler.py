@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3v.config import ModelConfig, ResamplerConfig
-from blip3v.model.blocks import FeedForward, attend
+from blip3v.model.blocks import FeedForward, attend, pairs
 from blip3v.model.temporal import build_temporal
 
 __all__ = ["CrossAttention", "PerceiverResampler"]
@@ -56,10 +56,10 @@ class PerceiverResampler(nn.Module):
         """Each frame by itself: (B, T, P, D) to (B, T, L, D)."""
         patches_RPD = patches_BTPD.flatten(0, 1)
         latents_RLD = self.latents.expand(patches_RPD.shape[0], -1, -1)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for attention, feed_forward in pairs(self.layers):
             latents_RLD = latents_RLD + attention(patches_RPD, latents_RLD)
             latents_RLD = latents_RLD + feed_forward(latents_RLD)
-        return latents_RLD.unflatten(0, patches_BTPD.shape[:2])
+        return latents_RLD.view(*patches_BTPD.shape[:2], *latents_RLD.shape[1:])
 
     def project(self, tokens_BMD: Tensor) -> Tensor:
         """Final LayerNorm and projection: (B, M, D) to (B, M, language width)."""

@@ -26,7 +26,7 @@ def build_vision(config: VisionConfig) -> nn.Module:
             layer_norm_eps=config.layer_norm_eps,
             hidden_act="gelu_pytorch_tanh",
             vision_use_head=False,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]
         )
     )
     # Older 5.x releases keep the tower one level down.
@@ -43,6 +43,5 @@ def vision_features(vision: nn.Module, frames_BTCHW: Tensor) -> Tensor:
     Returns:
         (B, T, P, D).
     """
-    batch, num_frames = frames_BTCHW.shape[:2]
     tokens: Tensor = vision(torch.flatten(frames_BTCHW, 0, 1)).last_hidden_state
-    return tokens.unflatten(0, (batch, num_frames))
+    return tokens.view(*frames_BTCHW.shape[:2], *tokens.shape[1:])

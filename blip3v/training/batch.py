@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        return Batch(**{name: None if x is None else x.to(device) for name, x in vars(self).items()})
+        tensors: dict[str, Any] = {name: None if x is None else x.to(device) for name, x in vars(self).items()}
+        return Batch(**tensors)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3v.config import ModelConfig, TemporalConfig
-from blip3v.model.blocks import FeedForward, SelfAttention, TimeStamps, TokenLearner
+from blip3v.model.blocks import FeedForward, SelfAttention, TimeStamps, TokenLearner, pairs
 
 __all__ = ["GroupedTTM"]
 
@@ -32,7 +32,7 @@ class _Unit(nn.Module):
     def forward(self, memory_RGD: Tensor, token_RD: Tensor) -> Tensor:
         """Memory (R, G, D) and the frame's tokens (R, D) to the new memory (R, G, D)."""
         z = torch.cat((memory_RGD, token_RD[:, None]), dim=1)
-        for attention, feed_forward in self.process_layers:  # type: ignore[misc]
+        for attention, feed_forward in pairs(self.process_layers):
             z = z + attention(z)
             z = z + feed_forward(z)
         written_RGD: Tensor = self.write_layer(torch.cat((memory_RGD, z), dim=1))
@@ -63,7 +63,8 @@ class GroupedTTM(nn.Module):
 
     def finish(self, memory_RGD: Tensor) -> Tensor:
         """Mean over the slots: (R, G, D) to (B, N, D)."""
-        return memory_RGD.mean(dim=1).unflatten(0, (-1, self.initial_memory.shape[0]))
+        num_groups, _, dim = self.initial_memory.shape
+        return memory_RGD.mean(dim=1).view(-1, num_groups, dim)
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Runs the frames one after the other."""

@@ -1,0 +1,49 @@
+"""Answers of a bundle, through the runtime that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from blip3v.data.film import Film
+from blip3v.data.questions import Question
+from blip3v.data.samples import film_frames
+from blip3v.runtime import VideoLM
+from blip3v.video.sampling import sample_indices
+
+__all__ = ["BundleAnswerer"]
+
+
+class BundleAnswerer:
+    """A bundle, asked greedily. Close it, or use it as a context manager.
+
+    Args:
+        path: the bundle.
+        threads: threads of the inference engine; None: its own choice.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self._model = VideoLM.open(path, threads=threads)
+
+    def __enter__(self) -> BundleAnswerer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._model.close()
+
+    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
+        """One text for each question; the film is encoded once."""
+        config = self._model.config
+        indices = sample_indices(film.num_frames, config.num_frames, rule="released")
+        # Exactly the frames that the model would sample: sampling them again takes each one.
+        video = self._model.encode(np.stack(film_frames(film, indices)))
+        return [self._model.ask(video, question.text).text for question in asked]

@@ -1,0 +1,148 @@
+"""Exact match on held-out questions, beside what can be had without looking.
+
+An answer counts when its text, stripped, is the true one. Two baselines stand beside it, both made from the films of
+the split ``train``: the commonest answer of each kind, and the blind score, which gives to each question the commonest
+answer to the same words and is therefore the best that any model without the film could learn from these films.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from blip3v.data.film import Film, make_film
+from blip3v.data.questions import KINDS, TIME_KINDS, Question, questions, test_questions
+
+__all__ = ["Answerer", "KindScore", "Report", "evaluate"]
+
+_BLIND_FILMS = 20000
+
+
+class Answerer(Protocol):
+    """Something that answers questions about films."""
+
+    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
+        """One text for each question."""
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """Scores of one kind, as shares in [0, 1]."""
+
+    kind: str
+    num_questions: int
+    exact_match: float
+    commonest: float
+    blind: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found. All scores are shares in [0, 1]."""
+
+    num_questions: int
+    exact_match: float
+    exact_match_time: float  # on the kinds that need time
+    exact_match_unseen: float  # on films with a pair of colour and shape that training never showed
+    commonest: float
+    blind: float
+    kinds: tuple[KindScore, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: shares rounded to four digits."""
+
+        def plain(value: object) -> object:
+            if isinstance(value, float):
+                return round(value, 4)
+            if isinstance(value, tuple):
+                return [plain(vars(item)) for item in value]
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            return value
+
+        return {key: plain(value) for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    question: Question
+    unseen: bool
+    right: bool
+    commonest: bool
+    blind: bool
+
+
+def evaluate(
+    answerer: Answerer, *, num_questions: int = 2000, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Asks the held-out questions.
+
+    Args:
+        answerer: who is asked.
+        num_questions: how many, from the front of the held-out set.
+        progress: called with (questions done, questions in all).
+    """
+    by_film: dict[int, tuple[Film, list[Question]]] = {}
+    for film, question in test_questions(num_questions):
+        by_film.setdefault(film.seed, (film, []))[1].append(question)
+    blind = _Blind()
+    outcomes: list[_Outcome] = []
+    for film, asked in by_film.values():
+        texts = answerer.answer(film, asked)
+        for question, text in zip(asked, texts, strict=True):
+            outcomes.append(
+                _Outcome(
+                    question,
+                    film.unseen,
+                    text.strip() == question.answer,
+                    blind.commonest(question) == question.answer,
+                    blind.answer(question) == question.answer,
+                )
+            )
+        if progress is not None:
+            progress(len(outcomes), num_questions)
+    return _report(outcomes)
+
+
+class _Blind:
+    """Counts the answers of the training films by kind and by wording."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+        self._by_text: dict[str, Counter[str]] = defaultdict(Counter)
+        for seed in range(_BLIND_FILMS):
+            for question in questions(make_film(seed, "train")):
+                self._by_kind[question.kind][question.answer] += 1
+                self._by_text[question.text][question.answer] += 1
+
+    def commonest(self, question: Question) -> str:
+        return self._by_kind[question.kind].most_common(1)[0][0]
+
+    def answer(self, question: Question) -> str:
+        seen = self._by_text.get(question.text)
+        return seen.most_common(1)[0][0] if seen else self.commonest(question)
+
+
+def _report(outcomes: Sequence[_Outcome]) -> Report:
+    kinds = []
+    for kind in KINDS:
+        some = [outcome for outcome in outcomes if outcome.question.kind == kind]
+        if some:
+            scores = (_share(o.right for o in some), _share(o.commonest for o in some), _share(o.blind for o in some))
+            kinds.append(KindScore(kind, len(some), *scores))
+    return Report(
+        num_questions=len(outcomes),
+        exact_match=_share(outcome.right for outcome in outcomes),
+        exact_match_time=_share(o.right for o in outcomes if o.question.kind in TIME_KINDS),
+        exact_match_unseen=_share(o.right for o in outcomes if o.unseen),
+        commonest=_share(outcome.commonest for outcome in outcomes),
+        blind=_share(outcome.blind for outcome in outcomes),
+        kinds=tuple(kinds),
+    )
+
+
+def _share(values: Iterable[bool]) -> float:
+    some = list(values)
+    return sum(some) / len(some) if some else 0.0

@@ -1,0 +1,71 @@
+"""Answers of the PyTorch reference, from a model folder."""
+
+# Shapes: T frames, M video tokens, D width.
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from blip3v.data.film import Film
+from blip3v.data.questions import Question
+from blip3v.data.samples import film_frames
+from blip3v.model.folder import load_model_folder
+from blip3v.model.generate import greedy
+from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
+from blip3v.video.preprocess import PreprocessorConfig, preprocess
+from blip3v.video.sampling import sample_indices
+
+__all__ = ["ReferenceAnswerer"]
+
+
+class ReferenceAnswerer:
+    """A model folder, asked greedily in fp32.
+
+    Args:
+        path: the model folder.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, path: Path, *, device: str = "cpu") -> None:
+        folder = load_model_folder(path)
+        self._model = folder.model.to(device).eval()
+        self._device = device
+        self._tokenizer = Tokenizer.load(folder.tokenizer)
+        self._template = folder.chat_template.read_text("utf-8")
+        self._generation = GenerationConfig.load(folder.generation)
+        self._preprocessor = PreprocessorConfig.load(folder.preprocessor)
+
+    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
+        """One text for each question."""
+        with torch.inference_mode():
+            video_1MD = self._model.encode_video(self._pixels(film))
+        prompts = [
+            build_prompt(self._tokenizer, self._template, self._generation, [Message("user", question.text)])
+            for question in asked
+        ]
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for at, prompt in enumerate(prompts):
+            by_length[len(prompt.ids)].append(at)
+        texts = [""] * len(asked)
+        for places in by_length.values():
+            answers = greedy(
+                self._model,
+                torch.tensor([prompts[at].ids for at in places], device=self._device),
+                torch.tensor([prompts[at].image_position for at in places], device=self._device),
+                video_1MD.expand(len(places), -1, -1),
+                max_new_tokens=self._generation.max_new_tokens,
+                stop_id=self._tokenizer.end_id,
+            )
+            for at, ids in zip(places, answers, strict=True):
+                texts[at] = self._tokenizer.decode(ids)
+        return texts
+
+    def _pixels(self, film: Film) -> torch.Tensor:
+        config = self._model.config
+        indices = sample_indices(film.num_frames, config.num_frames, rule=self._preprocessor.sampling)
+        pixels_TCHW = preprocess(film_frames(film, indices), self._preprocessor)
+        return torch.from_numpy(pixels_TCHW)[None].to(self._device)

@@ -1,0 +1,44 @@
+# Short targets that people and CI both run. Everything happens in .venv, which the first target makes.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS := cpu,export,train,eval,bench
+# Never `.`: the links at the repository's root would show the same files again under another name.
+SOURCES := blip3v tests
+
+PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## Export, check, ask and measure on a real clip
+	$(VENV)/bin/blip3v demo
+
+test: $(VENV)/.installed-dev ## Run the test suite
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.installed-dev ## Lint, format, types and layers; changes no file
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/mypy --strict $(SOURCES)
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.installed ## Samples per second against the 1024-token baseline
+	$(VENV)/bin/blip3v bench
+
+clean: ## Remove .venv and every cache; trained models and bundles stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: an installation is done once, and again when what it depends on changes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --quiet --editable ".[$(EXTRAS),dev]"
+	@touch $@

@@ -34,7 +34,7 @@ def command(bundle: Path, as_json: bool) -> None:
     Examples:
       blip3v inspect tiny-tokenlearner-32-fp16
       blip3v inspect tiny-tokenlearner-32-fp16 --json
-    """  # noqa: D301 - click wants the backspace character itself
+    """
     opened = open_bundle(bundle)
     manifest, next_command = opened.manifest, _next_command(opened.manifest, bundle)
     if as_json:

@@ -26,7 +26,7 @@ def command(bundle: Path, as_json: bool) -> None:
     Examples:
       blip3v verify tiny-tokenlearner-32-fp16
       blip3v verify tiny-tokenlearner-32-fp16 --json
-    """  # noqa: D301 - click wants the backspace character itself
+    """
     report = verify_bundle(bundle)
     if as_json:
         click.echo(json.dumps({"path": str(bundle), "ok": report.ok, **dataclasses.asdict(report)}))

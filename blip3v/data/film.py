@@ -63,11 +63,9 @@ _UNSEEN_EVERY = 4
 # The bands are told apart by the index of the first changed frame of 8, whichever sampling rule took them.
 MOMENTS: dict[str, tuple[float, float]] = {"early": (0.15, 0.25), "halfway": (0.4, 0.6), "late": (0.76, 0.85)}
 
-# The stride rule of training leaves up to L % 8 more frames out at one end: only lengths with L % 8 == 0 are made,
-# so that no rule skips more than an eighth of a film.
-_LENGTHS = tuple(
-    (tenths / 10, fps) for tenths in range(30, 101) for fps in (24, 25, 30) if round(tenths * fps / 10) % 8 == 0
-)
+# The stride rule of training leaves up to L % 8 more frames out at one end: only whole numbers of frames L with
+# L % 8 == 0 are made, so that no rule skips more than an eighth of a film.
+_LENGTHS = tuple((tenths / 10, fps) for tenths in range(30, 101) for fps in (24, 25, 30) if tenths * fps % 80 == 0)
 _MAX_REDRAWS = 64
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -13,13 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from blip3v.bundle.card import flatten
-from blip3v.bundle.manifest import Manifest, PortEntry
+from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 
 __all__ = ["command"]
-
-# A decoder has two ports for each layer's cache, all of one form: this many are shown.
-_PORTS_SHOWN = 6
 
 
 @click.command()
@@ -42,7 +40,8 @@ def command(bundle: Path, as_json: bool) -> None:
         click.echo(json.dumps({**values, "stored_and_computed": manifest.stored_and_computed, "next": next_command}))
         return
     console = Console(highlight=False)
-    for table in (_summary(manifest), _ports(manifest), _weights(manifest), _parity(manifest), _files(manifest)):
+    ports = [_ports(name, graph) for name, graph in manifest.graphs.items()]
+    for table in (_summary(manifest), *ports, _weights(manifest), _parity(manifest), _files(manifest)):
         console.print(table)
     click.echo(f"next: {next_command}")
 
@@ -82,21 +81,15 @@ def _provenance(manifest: Manifest) -> str:
     return f"{source.name}: {'trained' if source.trained else 'not fully trained, good for measuring only'}"
 
 
-def _ports(manifest: Manifest) -> Table:
-    table = _table("inputs and outputs", "graph", "", "name", "dtype", "axes")
-    for name, graph in manifest.graphs.items():
-        for side, ports in (("in", graph.inputs), ("out", graph.outputs)):
-            for port in ports[:_PORTS_SHOWN]:
-                table.add_row(name, side, escape(port.name), port.dtype, escape(_axes(port)))
-            if len(ports) > _PORTS_SHOWN:
-                table.add_row(
-                    name, side, f"... and {len(ports) - _PORTS_SHOWN} more, to {escape(ports[-1].name)}", "", ""
-                )
+def _ports(name: str, graph: GraphEntry) -> Table:
+    """Inputs and outputs; neighbours of one form, such as the caches of all layers, share a row."""
+    table = _table(f"{name}: inputs and outputs", "", "name", "dtype", "axes")
+    for side, ports in (("in", graph.inputs), ("out", graph.outputs)):
+        for (dtype, axes), group in itertools.groupby(ports, key=lambda port: (port.dtype, port.axes)):
+            same = list(group)
+            text = same[0].name if len(same) == 1 else f"{same[0].name} ... {same[-1].name} ({len(same)})"
+            table.add_row(side, escape(text), escape(dtype), escape(", ".join(map(str, axes)) or "scalar"))
     return table
-
-
-def _axes(port: PortEntry) -> str:
-    return " x ".join(map(str, port.axes)) or "scalar"
 
 
 def _weights(manifest: Manifest) -> Table:
@@ -127,7 +120,8 @@ def _files(manifest: Manifest) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=any(columns))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # A name is copied by people, so it stays in one piece; other texts wrap.
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
     return table
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from blip3v.bundle import (
     BundleWriter,
@@ -54,6 +55,11 @@ def fake_manifest() -> Manifest:
     )
 
 
+def embedding_table() -> npt.NDArray[np.float16]:
+    """Row i holds i in every column."""
+    return np.repeat(np.arange(CONFIG.text.num_logits, dtype=np.float16)[:, None], CONFIG.text.hidden_size, axis=1)
+
+
 def write_files(folder: Path) -> None:
     """All files of the bundle but the manifest."""
     CONFIG.save(folder / "config.json")
@@ -61,8 +67,7 @@ def write_files(folder: Path) -> None:
     PreprocessorConfig(image_size=CONFIG.vision.image_size).save(folder / "preprocessor.json")
     (folder / "tokenizer.json").write_text(train_tokenizer([], vocab_size_base=608).to_str(), "utf-8")
     (folder / "chat_template.jinja").write_text(RELEASED_TEMPLATE, "utf-8")
-    shape = (CONFIG.text.num_logits, CONFIG.text.hidden_size)
-    write_embeddings(folder / "embeddings.safetensors", np.arange(np.prod(shape), dtype=np.float16).reshape(shape))
+    write_embeddings(folder / "embeddings.safetensors", embedding_table())
     (folder / "onnx" / "video_encoder.onnx").write_bytes(EMPTY_GRAPH)
     (folder / "onnx" / "decoder.onnx").write_bytes(EMPTY_GRAPH)
     (folder / "onnx" / "decoder.data").write_bytes(bytes(range(64)))

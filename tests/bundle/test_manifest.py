@@ -1,0 +1,179 @@
+"""The manifest: round trip, strictness, and what the builders put into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from fake_bundle import CONFIG, fake_manifest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blip3v.bundle import (
+    GraphEntry,
+    KVGeometry,
+    Limits,
+    Manifest,
+    MemoryEstimate,
+    Source,
+    WeightCount,
+    decoder_io,
+    video_encoder_io,
+)
+from blip3v.bundle.layout import GRAPHS, graph_file
+from blip3v.bundle.manifest import FileEntry, PortEntry
+from blip3v.config import EncoderName, preset
+from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
+
+COUNTS = st.integers(1, 2**40)
+SIZES = st.integers(0, 2**60)
+# No lone surrogates: no UTF-8 file can hold them.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\"), min_size=1, max_size=12)
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+PORTS = st.builds(
+    PortEntry,
+    name=TEXTS,
+    dtype=st.sampled_from(["float16", "float32", "int64", "int32"]),
+    axes=st.lists(TEXTS | COUNTS, max_size=5).map(tuple),
+)
+PORT_LISTS = st.lists(PORTS, max_size=3).map(tuple)
+GRAPH_ENTRIES = st.fixed_dictionaries(
+    {
+        name: st.builds(GraphEntry, file=st.just(graph_file(name)), inputs=PORT_LISTS, outputs=PORT_LISTS)
+        for name in GRAPHS
+    }
+)
+FILE_NAMES = st.sampled_from(
+    ["config.json", "README.md", "reports/parity.json", "onnx/decoder.data", "onnx/a-b_1.2.data"]
+)
+COUNTED = st.builds(WeightCount, num_tensors=COUNTS, num_elements=COUNTS, size_bytes=SIZES)
+MANIFESTS = st.builds(
+    Manifest,
+    created_by=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    source=st.builds(
+        Source,
+        name=NAMES,
+        sha256=st.dictionaries(TEXTS, DIGESTS, max_size=2),
+        random_init=st.booleans(),
+        trained=st.booleans(),
+    ),
+    model=TEXTS,
+    encoder=st.sampled_from(get_args(EncoderName)),
+    num_frames=COUNTS,
+    num_tokens=COUNTS,
+    precision=st.sampled_from(["fp32", "fp16"]),
+    target=st.just("onnxruntime"),
+    opset=COUNTS,
+    graphs=GRAPH_ENTRIES,
+    kv=st.builds(
+        KVGeometry,
+        num_layers=COUNTS,
+        num_kv_heads=COUNTS,
+        head_dim=COUNTS,
+        dtype=st.sampled_from(["float16", "float32"]),
+        sliding_window=st.none() | COUNTS,
+        bytes_per_token=COUNTS,
+    ),
+    limits=st.builds(Limits, max_positions=COUNTS),
+    memory=st.builds(MemoryEstimate, weights_bytes=SIZES, resident_bytes=SIZES),
+    weights=st.dictionaries(TEXTS, st.dictionaries(TEXTS, COUNTED, max_size=2), max_size=2),
+    parity=st.none() | st.dictionaries(TEXTS, JSON, max_size=3),
+    files=st.dictionaries(FILE_NAMES, st.builds(FileEntry, sha256=DIGESTS, size_bytes=SIZES), max_size=3),
+    calibration=st.none(),
+    schema_version=st.just(1),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@given(manifest=MANIFESTS)
+def test_any_manifest_comes_back_the_same(tmp_path: Path, manifest: Manifest) -> None:
+    path = tmp_path / "manifest.json"
+    manifest.save(path)
+    assert Manifest.load(path) == manifest
+
+
+def test_the_entry_of_a_graph_follows_the_table_of_names() -> None:
+    entry = GraphEntry.of("decoder", decoder_io(CONFIG), "fp16")
+    by_name = {port.name: port for port in (*entry.inputs, *entry.outputs)}
+    assert entry.file == "onnx/decoder.onnx"
+    assert by_name["inputs_embeds"].dtype == "float16"
+    assert by_name["logits"] == PortEntry(name="logits", dtype="float32", axes=("batch", 611))
+    assert by_name["past.3.key"].axes == ("batch", 4, "capacity", 32)
+    assert by_name["total_sequence_length"].axes == ()
+    assert GraphEntry.of("video_encoder", video_encoder_io(CONFIG), "fp32").inputs[0].dtype == "float32"
+
+
+def test_kv_of_the_released_model() -> None:
+    """384 KiB a token in fp16: 2 x 32 layers x 32 heads x 96 x 2 bytes."""
+    kv = KVGeometry.of(preset("xgen-mm-vid"), "fp16")
+    assert (kv.bytes_per_token, kv.sliding_window, kv.head_dim) == (384 * 1024, 2047, 96)
+
+
+def test_memory_tells_that_fp16_is_widened() -> None:
+    assert MemoryEstimate.of(100, "fp16").resident_bytes == 200
+    assert MemoryEstimate.of(100, "fp32").resident_bytes == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_token": 3}, "did you mean 'num_tokens'"),
+        ({"precision": "int8"}, "allowed: fp32, fp16"),
+        ({"encoder": "magic"}, "allowed: tokenlearner"),
+        ({"target": "tensorrt"}, "allowed: onnxruntime"),
+        ({"opset": "24"}, "int is expected"),
+        ({"opset": True}, "int is expected"),
+        ({"num_frames": 0}, "at least 1"),
+        ({"calibration": {}}, "calibration"),
+        ({"graphs": {}}, "video_encoder and decoder are needed"),
+        ({"files": {"config.json": {"sha256": "0" * 63, "size_bytes": 1}}}, "64 hex digits"),
+        ({"files": {"config.json": {"sha256": "0" * 64 + "\n", "size_bytes": 1}}}, "64 hex digits"),
+        ({"files": {"config.json": {"sha256": "0" * 64, "size_bytes": -1}}}, "size of -1 bytes"),
+        ({"source": {"name": "a/b", "sha256": {}, "random_init": False, "trained": True}}, "without a path"),
+        ({"source": {"name": "b", "sha256": {"x": "?"}, "random_init": False, "trained": True}}, "64 hex digits"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_reading_is_strict(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**fake_manifest().to_dict(), **change}))
+    with pytest.raises(ArtifactError) as caught:
+        Manifest.load(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", sorted(fake_manifest().to_dict().keys() - {"files", "calibration", "schema_version"}))
+def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
+    values = fake_manifest().to_dict()
+    del values[key]
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match=f"lacks the key '{key}'"):
+        Manifest.load(path)
+
+
+def test_values_are_checked_when_a_manifest_is_made() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        dataclasses.replace(fake_manifest(), num_tokens=0)
+
+
+@pytest.mark.parametrize("parity", [{"error": float("nan")}, {"error": Path()}, {"text": "x" * 2**20}], ids=str)
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, parity: dict[str, object]) -> None:
+    path = tmp_path / "manifest.json"
+    with pytest.raises(ArtifactError, match="manifest"):
+        dataclasses.replace(fake_manifest(), parity=parity).save(path)
+    assert not path.exists()
+
+
+def test_no_file_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissingError, match="is no bundle"):
+        Manifest.load(tmp_path / "manifest.json")

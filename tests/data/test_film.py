@@ -47,7 +47,7 @@ def test_films_never_change() -> None:
     digest = hashlib.sha256()
     for split in ("train", "test"):
         for seed in range(50):
-            digest.update(repr(make_film(seed, split)).encode())  # type: ignore[arg-type]
+            digest.update(repr(make_film(seed, split)).encode())
     assert digest.hexdigest() == "7b8ff56daef75bac36a2894c8fb29f3271d7a48329e0f84fc5bfcf1652db52c1"
 
 

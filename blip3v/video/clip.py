@@ -1,7 +1,7 @@
 """From a video to sampled frames, and on to pixels: what runtime, export, bench and server call.
 
-A file is decoded in a process of its own (``_decoder.py``): a broken or hostile one cannot take the caller down.
-The frames that come back are the ones that the sampler named, or an error: never others in their place.
+A file is decoded in a process of its own (``blip3v._video_decoder``), so that a broken or hostile one cannot take the
+caller down. The frames that come back are the ones that the sampler named, or an error: never others in their place.
 
 Letters: T sampled frames, H height, W width, S side of the model's image.
 """
@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from blip3v._video_decoder.limits import VideoLimits
+from blip3v._video_decoder.ranges import check_range, frames_between
 from blip3v.errors import UsageError, VideoTooLargeError
 from blip3v.video._process import DecoderProcess
-from blip3v.video._ranges import check_range, frames_between
-from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
 from blip3v.video.source import Pictures, VideoInput, open_source

@@ -1,4 +1,4 @@
-"""The decoder process: ``python -m blip3v.video._decoder``. It reads requests on stdin and answers on stdout.
+"""The decoder process: ``python -m blip3v._video_decoder``. It reads requests on stdin and answers on stdout.
 
     in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
     out  {"num_frames": 75, "low": 0, "high": 62, ...}                 what it holds; the range is [low, high)
@@ -22,9 +22,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from blip3v._video_decoder.limits import VideoLimits
+from blip3v._video_decoder.ranges import frames_between
 from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
-from blip3v.video._ranges import frames_between
-from blip3v.video.limits import VideoLimits
 
 if TYPE_CHECKING:
     from av.buffer import Buffer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-    from blip3v.video._walk import Walk
+    from blip3v._video_decoder.walk import Walk
 
 try:
     import resource
@@ -81,20 +81,22 @@ def _bound(limits: VideoLimits) -> None:
 
 def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO) -> None:
     # Imported under the memory limit, and not at all for images.
-    from blip3v.video import _container, _pick, _walk
+    from blip3v._video_decoder.container import is_cut_short, open_container, video_stream
+    from blip3v._video_decoder.pick import pick
+    from blip3v._video_decoder.walk import walk_file
 
     with os.fdopen(request["fd"], "rb") as file:
 
         def opener() -> tuple[InputContainer, VideoStream]:
             file.seek(0)
-            container = _container.open_container(file)
-            return container, _container.video_stream(container, limits)
+            container = open_container(file)
+            return container, video_stream(container, limits)
 
-        walk = _walk.walk(opener, limits, cut_short=_container.is_cut_short(file))
+        walk = walk_file(opener, limits, cut_short=is_cut_short(file))
         _send(sink, _described_video(walk, request))
         sink.flush()
         wanted = json.loads(source.readline())["wanted"]
-        for index, frame in _pick.pick(opener, walk, wanted):
+        for index, frame in pick(opener, walk, wanted):
             limits.check_pixels(frame.width, frame.height)
             _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
         _send(sink, {"num_broken": len(walk.broken - set(wanted))})
@@ -148,10 +150,10 @@ def _turn(frame: VideoFrame) -> list[bool]:
 
 def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None:
     # Imported under the memory limit, and not at all for a video.
-    from blip3v.video import _images
+    from blip3v._video_decoder.images import open_image
 
     for path in paths:
-        picture = _images.open_image(path, limits)
+        picture = open_image(path, limits)
         _send(sink, {"width": picture.width, "height": picture.height, "turn": [False, False, False]})
         sink.write(picture.tobytes())
 

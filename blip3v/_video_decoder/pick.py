@@ -1,4 +1,4 @@
-"""Decodes the wanted frames of a walked file, and gives none that is broken or damaged (see ``_walk.py``)."""
+"""Decodes the wanted frames of a walked file, and gives none that is broken or damaged (see ``walk.py``)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from blip3v._video_decoder.walk import Opener, Walk, decode
 from blip3v.errors import CorruptVideoError
-from blip3v.video._walk import Opener, Walk, decode
 
 __all__ = ["pick"]
 

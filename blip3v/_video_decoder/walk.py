@@ -20,8 +20,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from blip3v._video_decoder.limits import VideoLimits
 from blip3v.errors import CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
-from blip3v.video.limits import VideoLimits
 
 # Other codecs may hide frames in packets (VP8) or put two into one (MPEG-4 part 2 in AVI).
 _ONE_FRAME_A_PACKET = {
@@ -82,7 +82,7 @@ def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFram
             yield None
 
 
-def walk(opener: Opener, limits: VideoLimits, *, cut_short: bool) -> Walk:
+def walk_file(opener: Opener, limits: VideoLimits, *, cut_short: bool) -> Walk:
     """Lists the frames of a file.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.config import TextConfig
-from blip3v.errors import OutOfMemoryError
+from blip3v.runtime import memory
 
 __all__ = ["CachePool", "KVCache", "cache_bytes", "round_capacity"]
 
@@ -36,6 +36,9 @@ def cache_bytes(text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int
 
 class KVCache:
     """Keys and values of ``rows`` sequences. Not safe for use by two threads at once.
+
+    Raises:
+        OutOfMemoryError: making it, or ``reserve``, needs more memory than is free.
 
     Attributes:
         lengths: tokens that each row holds; what lies behind them is old and never read.
@@ -98,16 +101,13 @@ class KVCache:
 
     def _allocate(self, rows: int, capacity: int) -> NDArray[Any]:
         text = self._text
-        shape = (text.num_layers, 2, rows, text.num_kv_heads, capacity, text.head_dim)
-        try:
-            # The system hands out zeroed pages when they are first written: unused capacity costs nothing.
-            return np.zeros(shape, self._dtype)
-        except MemoryError as error:
-            size = cache_bytes(text, self._dtype, rows, capacity)
-            raise OutOfMemoryError(
-                f"a cache of {rows} x {capacity} tokens needs {size / 2**20:.0f} MiB, which cannot be had; "
-                "use fewer questions at once, a shorter prompt or fewer new tokens"
-            ) from error
+        memory.require(
+            cache_bytes(text, self._dtype, rows, capacity),
+            f"a cache of {rows} x {capacity} tokens",
+            "ask fewer questions at once, a shorter one, or for fewer new tokens",
+        )
+        # The system hands out zeroed pages when they are first written: unused capacity costs nothing.
+        return np.zeros((text.num_layers, 2, rows, text.num_kv_heads, capacity, text.head_dim), self._dtype)
 
 
 class CachePool:

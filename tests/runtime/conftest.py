@@ -1,16 +1,18 @@
-"""Real toy graphs on disk and opened, shared by the tests of the runtime."""
+"""Real toy graphs and bundles on disk and opened, shared by the tests of the runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config, write_decoder
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.config import ModelConfig
+from blip3v.runtime import VideoLM, VideoTokens
 from blip3v.runtime.decoder import Decoder
 from blip3v.runtime.ort import open_graph
 
@@ -39,3 +41,26 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(11)
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = toy_config()
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "blip3v-toy", config, Weights.random(config.text))
+
+
+@pytest.fixture(scope="session")
+def lm(bundle_path: Path) -> Iterator[VideoLM]:
+    with VideoLM.open(bundle_path, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def film() -> np.ndarray:
+    """Frames (T,H,W,3) of noise."""
+    return np.random.default_rng(2).integers(0, 256, (9, 20, 30, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def video(lm: VideoLM, film: np.ndarray) -> VideoTokens:
+    return lm.encode(film)

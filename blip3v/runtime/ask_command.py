@@ -1,0 +1,119 @@
+"""``blip3v ask``: one answer on stdout, which frames and how long on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blip3v.errors import UsageError
+from blip3v.runtime import Answer, GenerationOptions, VideoLM
+
+__all__ = ["command"]
+
+_EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
+
+
+@click.command("ask", short_help="Answer a question about a video.")
+@click.argument("video", type=click.Path(path_type=Path))
+@click.argument("question")
+@click.option("-m", "--model", type=click.Path(path_type=Path), help="Bundle; without it, the one in this folder.")
+@click.option("--stream", is_flag=True, help="Print the answer piece by piece.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, frames and timings.")
+@click.option("--start", type=float, help="Seconds from which the clip is taken.")
+@click.option("--end", type=float, help="Seconds up to which the clip is taken.")
+@click.option("--max-new-tokens", type=int, help="Tokens of the answer at most; without it, the bundle's own limit.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the tokens that hold this share.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from so many tokens; 0: from all.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option("--stop", multiple=True, help="End the answer before this text; may be given several times.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw; needs a temperature above 0.")
+@click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives to each token.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds that the answer may take.")
+@click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu.")
+@click.option("--threads", type=int, help="Threads inside an operator; without it, one for each physical core.")
+@click.option("--allow-random", is_flag=True, help="Run a bundle of random weights too; its answers mean nothing.")
+def command(
+    video: Path,
+    question: str,
+    model: Path | None,
+    stream: bool,
+    as_json: bool,
+    start: float | None,
+    end: float | None,
+    device: str,
+    threads: int | None,
+    allow_random: bool,
+    **generation: Any,
+) -> None:
+    """Answer QUESTION about VIDEO: a video file, or a folder of images.
+
+    The answer goes to stdout; the frames that the model saw and the timings go to stderr.
+
+    \b
+    Examples:
+      blip3v ask examples/turn.mp4 "Which way does the red circle turn?"
+      blip3v ask film.mp4 "What happens last?" -m my-bundle --start 10 --end 20 --json
+    """
+    if stream and as_json:
+        raise UsageError("--stream and --json exclude each other: --json prints one object at the end")
+    if generation["logprobs"] is not None and not as_json:
+        raise UsageError("--logprobs has no effect without --json")
+    options = GenerationOptions(**generation)
+    folder = default_bundle(Path.cwd()) if model is None else model
+    with VideoLM.open(folder, device=device, threads=threads, allow_random=allow_random) as lm:
+        with lm.stream(video, question, options=options, start=start, end=end) as pieces:
+            for piece in pieces:
+                if stream:
+                    click.echo(piece.text, nl=False)
+        answer = pieces.answer
+    _report(answer, folder)
+    if as_json:
+        click.echo(json.dumps({"model": str(folder), **_as_dict(answer)}, ensure_ascii=False))
+    else:
+        click.echo("" if stream else answer.text)
+
+
+def default_bundle(folder: Path) -> Path:
+    """The one bundle in ``folder``: a folder named ``blip3v-*`` with a manifest.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    found = sorted(path for path in folder.glob("blip3v-*") if (path / "manifest.json").is_file())
+    if not found:
+        raise UsageError(f"no bundle (blip3v-*) is in {folder}; make one with `{_EXPORT}`, or name one with -m")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UsageError(f"{len(found)} bundles are in {folder}: {names}; name one with -m")
+    return found[0].relative_to(folder)
+
+
+def _report(answer: Answer, folder: Path) -> None:
+    frames = ", ".join(f"{index} ({time_s:.2f} s)" for index, time_s in answer.frames)
+    timings, usage = answer.timings, answer.usage
+    click.echo(f"model: {folder} ({answer.backend})", err=True)
+    click.echo(f"frames: {frames}", err=True)
+    click.echo(
+        f"tokens: {usage.prompt_tokens} in the prompt ({usage.video_tokens} of them video), "
+        f"{usage.new_tokens} new, ended by {answer.finish_reason}",
+        err=True,
+    )
+    click.echo(
+        f"time: file {timings.file_decode_s:.3f} s, preprocess {timings.preprocess_s:.3f} s, "
+        f"video encoder {timings.encode_s:.3f} s, prefill {timings.prefill_s:.3f} s, "
+        f"{1000 * timings.per_token_s:.1f} ms a token",
+        err=True,
+    )
+
+
+def _as_dict(answer: Answer) -> dict[str, Any]:
+    """The answer as JSON takes it; frames become objects, and the derived time a token is added."""
+    values = dataclasses.asdict(answer)
+    values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
+    values["timings"]["per_token_s"] = answer.timings.per_token_s
+    return values

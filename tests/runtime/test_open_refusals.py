@@ -1,0 +1,165 @@
+"""What opening a bundle refuses, and how: packages, devices, memory, random weights, other graphs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from toy_bundle import write_bundle
+from toy_graphs import Weights, toy_config, write_decoder, write_video_encoder
+
+from blip3v.bundle import open_bundle
+from blip3v.bundle.graph_io import decoder_io, video_encoder_io
+from blip3v.errors import (
+    ArtifactError,
+    ArtifactMissingError,
+    BackendError,
+    OutOfMemoryError,
+    ProviderError,
+    UsageError,
+)
+from blip3v.runtime import VideoLM, memory
+from blip3v.runtime.loading import estimate_bytes
+from blip3v.runtime.ort import open_graph, ort_errors
+
+
+def _pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    real = importlib.metadata.distribution
+
+    def distribution(name: str) -> importlib.metadata.Distribution:
+        if name.startswith("onnxruntime"):
+            if name not in names:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real("numpy")
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+
+
+def test_without_onnxruntime_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch, bundle_path: Path) -> None:
+    _pretend_installed(monkeypatch)
+    real = importlib.import_module
+
+    def import_module(name: str, package: str | None = None) -> Any:
+        if name == "onnxruntime":
+            raise ImportError("No module named 'onnxruntime'")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(ProviderError, match=r'pip install "blip3v\[cpu\]"'):
+        VideoLM.open(bundle_path)
+
+
+def test_with_both_packages_the_pip_lines_are_given(monkeypatch: pytest.MonkeyPatch, bundle_path: Path) -> None:
+    _pretend_installed(monkeypatch, "onnxruntime", "onnxruntime-gpu")
+    with pytest.raises(ProviderError, match=r"pip uninstall -y onnxruntime onnxruntime-gpu"):
+        VideoLM.open(bundle_path)
+
+
+def test_cuda_without_its_provider_is_an_error(bundle_path: Path) -> None:
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
+        VideoLM.open(bundle_path, device="cuda")
+
+
+def test_an_unknown_device_is_an_error(bundle_path: Path) -> None:
+    with pytest.raises(UsageError, match="'tpu' is unknown; allowed: auto, cpu, cuda"):
+        VideoLM.open(bundle_path, device="tpu")
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5], ids=str)
+def test_threads_must_be_a_count(bundle_path: Path, threads: Any) -> None:
+    with pytest.raises(UsageError, match="threads"):
+        VideoLM.open(bundle_path, threads=threads)
+
+
+def test_random_weights_answer_only_when_told(tmp_path: Path, film: np.ndarray) -> None:
+    config = toy_config()
+    path = write_bundle(tmp_path / "random", config, Weights.random(config.text), random_init=True)
+    with pytest.raises(UsageError, match="random weights"):
+        VideoLM.open(path)
+    with VideoLM.open(path, allow_random=True, threads=1) as lm:
+        assert lm.ask(film, "Why?").usage.prompt_tokens > 8
+
+
+def test_a_model_that_does_not_fit_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch, bundle_path: Path) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100 * 2**20)
+    with pytest.raises(OutOfMemoryError, match=r"needs about \d+ MiB of memory and 100 MiB are free"):
+        VideoLM.open(bundle_path)
+
+
+def test_a_request_that_does_not_fit_is_refused_with_numbers(
+    monkeypatch: pytest.MonkeyPatch, lm: VideoLM, film: np.ndarray
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**20)
+    with pytest.raises(OutOfMemoryError, match="ask fewer questions at once"):
+        lm.ask_batch([(film, "Why?")] * 40)
+
+
+def test_the_estimate_counts_weights_and_cache(bundle_path: Path) -> None:
+    bundle = open_bundle(bundle_path)
+    cache = 256 * 2 * 3 * 2 * 16 * 4  # the toy's whole context
+    assert estimate_bytes(bundle) == 192 * 2**20 + bundle.manifest.memory.resident_bytes + cache
+
+
+def test_a_folder_that_is_no_bundle_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissingError):
+        VideoLM.open(tmp_path)
+
+
+def _changed(path: Path, change: Any) -> Path:
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda graph: setattr(graph.input[0], "name", "embeds"), "embeds, inputs_embeds"),
+        (lambda graph: graph.output.pop(), "other outputs"),
+        (lambda graph: setattr(graph.input[1].type.tensor_type, "elem_type", onnx.TensorProto.INT32), "logits_index"),
+        (lambda graph: setattr(graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 65), "inputs_embeds"),
+        (lambda graph: setattr(graph.input[4].type.tensor_type, "elem_type", onnx.TensorProto.FLOAT16), "mixes"),
+    ],
+    ids=["name", "missing-output", "dtype", "width", "mixed"],
+)
+def test_a_graph_with_other_ports_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    config = toy_config()
+    path = tmp_path / "decoder.onnx"
+    write_decoder(path, config, Weights.random(config.text))
+    # ONNX Runtime may refuse such a graph itself; both ways it is our error, and never a wrong answer.
+    with pytest.raises((ArtifactError, BackendError), match=f"{message}|ONNX Runtime failed"):
+        open_graph(_changed(path, change), decoder_io(config), device="cpu", threads=1, weight_bytes=0)
+
+
+def test_a_file_that_is_no_graph_is_a_backend_error(tmp_path: Path) -> None:
+    (tmp_path / "decoder.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"opening decoder\.onnx: ONNX Runtime failed"):
+        open_graph(tmp_path / "decoder.onnx", decoder_io(toy_config()), device="cpu", threads=1, weight_bytes=0)
+
+
+def test_large_weights_stay_mapped_and_give_the_same_numbers(tmp_path: Path) -> None:
+    config = toy_config()
+    path = tmp_path / "video_encoder.onnx"
+    write_video_encoder(path, config)
+    frames = np.random.default_rng(0).normal(size=(2, 4, 3, 16, 16)).astype(np.float32)
+    graphs = [
+        open_graph(path, video_encoder_io(config), device="cpu", threads=1, weight_bytes=size) for size in (0, 2**40)
+    ]
+    outputs = [graph.session.run(None, {"frames": frames})[0] for graph in graphs]
+    assert np.allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def test_allocation_failures_become_our_error() -> None:
+    with pytest.raises(OutOfMemoryError, match="running the decoder"), ort_errors("running the decoder"):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+    with pytest.raises(OutOfMemoryError), ort_errors("x"):
+        raise MemoryError
+    with pytest.raises(KeyError), ort_errors("x"):
+        raise KeyError("ours, not theirs")

@@ -27,7 +27,7 @@ _VERBS = {
     "eval": ("blip3v.evaluation.command", "Exact match per kind of question on the film set."),
     "data": ("blip3v.data.command", "Make synthetic film files with questions."),
     "bench": ("blip3v.bench.command", "Samples per second against the 1024-token baseline."),
-    "doctor": ("blip3v.doctor", "What this machine can run, and what is missing."),
+    "doctor": ("blip3v.doctor.command", "What this machine can run, and what is missing."),
 }
 
 _SYSTEM_ERROR = 1

@@ -1,0 +1,129 @@
+"""``blip3v doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from blip3v._strict import dumps
+from blip3v.doctor.machine import Machine
+from blip3v.doctor.packages import ENGINES, PackageState
+from blip3v.doctor.report import Report, examine
+from blip3v.errors import ProviderError
+from blip3v.runtime.memory import format_bytes
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="One JSON object on stdout.")
+def command(as_json: bool) -> None:
+    """Show what this machine can run, what is missing, and the exact line that installs it.
+
+    Ends with 6 where no bundle can be run at all; a missing optional package alone is no error.
+
+    \b
+    Examples:
+      blip3v doctor
+      blip3v doctor --json
+    """
+    report = examine()
+    if as_json:
+        click.echo(dumps(_as_dict(report)), nl=False)
+    else:
+        console = Console(highlight=False)
+        for table in (_machine_table(report.machine), _package_table(report), _verb_table(report)):
+            console.print(table)
+        for line in _advice(report):
+            click.echo(line)
+    if not report.verbs["ask"].can_run:
+        raise ProviderError(f"no bundle can be run here: {'; '.join(report.verbs['ask'].missing)}")
+
+
+def _as_dict(report: Report) -> dict[str, object]:
+    values = dataclasses.asdict(report)
+    values["packages"] = [
+        {**dataclasses.asdict(state), "works": state.works, "install": state.install} for state in report.packages
+    ]
+    values["cuda"]["devices"] = [{"name": name, "memory_bytes": memory} for name, memory in report.cuda.devices]
+    return values
+
+
+def _machine_table(machine: Machine) -> Table:
+    environment = "a virtual environment" if machine.virtual_env else "no virtual environment"
+    flags = machine.cpu_flags
+    free, total = machine.memory_available_bytes, machine.memory_total_bytes
+    rows = {
+        "Python": f"{machine.python}, {environment}: {machine.executable}",
+        "system": f"{machine.system}, {machine.architecture}",
+        "processor": f"{machine.cpu or 'unknown'}, {machine.num_cpus} usable",
+        "instructions": f"has {_names(flags, there=True)}; lacks {_names(flags, there=False)}" if flags else "unknown",
+        "memory": f"{_size(free)} available of {_size(total)}",
+        "disk": f"{format_bytes(machine.disk_free_bytes)} free in the current folder",
+    }
+    return _table("machine", rows)
+
+
+def _package_table(report: Report) -> Table:
+    rows = {state.name: _state(state) for state in _shown(report.packages)}
+    video = report.video
+    devices = ", ".join(f"{name} ({format_bytes(memory)})" for name, memory in report.cuda.devices)
+    rows |= {
+        "providers": ", ".join(report.engine.providers) or "none",
+        "H.264": f"decoder: {_yes(video.h264_decoder)}, encoder: {_yes(video.h264_encoder)}",
+        "CUDA in torch": devices or f"none: {report.cuda.note}",
+        "shipped models": ", ".join(report.models) or "none",
+    }
+    return _table(f"packages of blip3v {report.version}", rows)
+
+
+def _verb_table(report: Report) -> Table:
+    return _table("what can run here", {f"blip3v {verb}": _yes(v.can_run) for verb, v in report.verbs.items()})
+
+
+def _advice(report: Report) -> list[str]:
+    """What is missing, and for which verbs. Outside of the tables, since a line that people copy may not be wrapped."""
+    verbs_of: dict[str, list[str]] = {}
+    for verb, verdict in report.verbs.items():
+        for missing in verdict.missing:
+            verbs_of.setdefault(missing, []).append(verb)
+    return [f"{', '.join(verbs)}: {missing}" for missing, verbs in verbs_of.items()]
+
+
+def _shown(packages: Sequence[PackageState]) -> list[PackageState]:
+    """All but the other build of ONNX Runtime: only one may be installed, so the other one is not missing."""
+    engines = [state for state in packages if state.name in ENGINES]
+    others = {state.name for state in engines if state.version is None and any(engine.version for engine in engines)}
+    return [state for state in packages if state.name not in others]
+
+
+def _state(state: PackageState) -> str:
+    version = state.version or "not installed"
+    return version if state.works else f"{version}, needs {state.at_least}: {state.install}"
+
+
+def _table(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, Text(text))  # plain text: a pip line holds brackets, which are markup to rich
+    return table
+
+
+def _names(flags: dict[str, bool], *, there: bool) -> str:
+    return " ".join(name for name, found in flags.items() if found is there) or "none"
+
+
+def _size(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else format_bytes(num_bytes)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -138,11 +138,11 @@ def _diamond(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
 
 
 def _star(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
-    """A pentagram, one tip down: inside at least four of the lines through its tips, so the second largest counts."""
+    """A pentagram, one tip up: inside at least four of the lines through its tips, so the second largest counts."""
     inner = _STAR * math.cos(math.radians(72))
     largest = second = np.full(np.broadcast_shapes(x.shape, y.shape), -np.inf, np.float32)
     for tip in range(5):
-        side = _edge(x, y, math.radians(90 + 72 * tip), inner, pitch)
+        side = _edge(x, y, math.radians(270 + 72 * tip), inner, pitch)
         second = np.maximum(second, np.minimum(largest, side))
         largest = np.maximum(largest, side)
     return second

@@ -87,7 +87,7 @@ class FilmSource:
         """Frames of film ``index``: by a sampling rule that the film's number picks, the same at every visit."""
         film = make_film(index, "train")
         if self.task == "image-captions":
-            return list(render(film, np.array([self._moment(index, visit)]), _RENDER_HEIGHT, _RENDER_WIDTH))
+            return list(render(film, np.array([self.moment(index, visit)]), _RENDER_HEIGHT, _RENDER_WIDTH))
         rule = get_args(SamplingRule)[index % 3]
         rng = self._rng(index, 0) if rule == "train" else None
         return film_frames(film, sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng))
@@ -97,7 +97,7 @@ class FilmSource:
         film = make_film(index, "train")
         rng = self._rng(index, visit + 1)
         if self.task == "image-captions":
-            return self._about_frame(film, self._moment(index, visit), rng)
+            return self._about_frame(film, self.moment(index, visit), rng)
         if self.task == "video-captions":
             caption = Pair(_FILM_PROMPT, film_caption(film))
             return (caption, *_draw(film, self.pairs_per_clip - 1, rng))
@@ -110,7 +110,8 @@ class FilmSource:
         chosen = [Pair(q.text, q.answer) for q in asked[: self.pairs_per_clip - 1]]
         return (Pair(_FRAME_PROMPT, frame_caption(film, time)), *chosen)
 
-    def _moment(self, index: int, visit: int) -> float:
+    def moment(self, index: int, visit: int) -> float:
+        """Time of the frame that ``image-captions`` shows at this visit, a fraction of the film."""
         return float(self._rng(index, visit + 1).uniform())
 
     def _rng(self, index: int, purpose: int) -> np.random.Generator:

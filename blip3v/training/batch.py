@@ -16,7 +16,7 @@ from blip3v.data.samples import Pair
 from blip3v.model import IGNORE
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
 
-__all__ = ["Batch", "ChatFormat", "Row", "make_batch"]
+__all__ = ["Batch", "ChatFormat", "Row", "make_batch", "visits_of_step"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,16 @@ class ChatFormat:
         prompt = build_prompt(self.tokenizer, self.template, self.generation, [Message("user", pair.question)])
         answer = [*self.tokenizer.encode(pair.answer), self.tokenizer.end_id]
         return Row([*prompt.ids, *answer], len(prompt.ids), prompt.image_position)
+
+
+def visits_of_step(step: int, num_clips: int, batch_size: int, seed: int) -> list[tuple[int, int]]:
+    """(clip, visit) of a step: every clip once in random order, then every clip again in another."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        visit: np.random.default_rng(np.random.SeedSequence((seed, visit))).permutation(num_clips)
+        for visit in {place // num_clips for place in places}
+    }
+    return [(int(orders[place // num_clips][place % num_clips]), place // num_clips) for place in places]
 
 
 def make_batch(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from blip3v import _strict
 from blip3v.errors import ArtifactError
 
-__all__ = ["Position", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Position", "load_checkpoint", "load_position", "load_weights", "save_checkpoint"]
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -32,15 +32,14 @@ class Position:
     recipe_sha256: str  # of the recipe that the run follows; another one cannot go on from here
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def save_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
     """Replaces the checkpoint in ``folder``: a run that is killed at any moment leaves the old or the new one."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_file(
-        {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}, part / "model.safetensors"
-    )
-    save_file(_optimizer_tensors(model, optimizer), part / "optimizer.safetensors")
+    weights = {name: x.detach().cpu().contiguous() for name, x in objective.state_dict().items()}
+    save_file(weights, part / "weights.safetensors")
+    save_file(_optimizer_tensors(objective, optimizer), part / "optimizer.safetensors")
     save_file(_random_state(), part / "random.safetensors")
     (part / "position.json").write_text(_strict.dumps(vars(position)), "utf-8")
     for path in part.iterdir():
@@ -65,21 +64,19 @@ def load_position(folder: Path) -> Position | None:
         raise ArtifactError(f"{folder} is not a checkpoint: {error}; delete it to start anew") from error
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Puts weights, moments and random numbers back.
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Puts the model's weights and the random numbers back: a stage begins with what the one before it learned."""
+    state = load_file(folder / "weights.safetensors")
+    prefix = "model."
+    model.load_state_dict({k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}, strict=True)
+    _put_random_state(folder)
 
-    Args:
-        folder: the checkpoint.
-        model: takes the weights.
-        optimizer: takes the moments; None: a new stage starts, with none.
-    """
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    if optimizer is not None:
-        _put_moments(model, optimizer, load_file(folder / "optimizer.safetensors"))
-    state = load_file(folder / "random.safetensors")
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+
+def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights, moments and random numbers back: a stage goes on as if it had not stopped."""
+    objective.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+    _put_moments(objective, optimizer, load_file(folder / "optimizer.safetensors"))
+    _put_random_state(folder)
 
 
 def _recover(folder: Path) -> None:
@@ -94,6 +91,13 @@ def _random_state() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def _put_random_state(folder: Path) -> None:
+    state = load_file(folder / "random.safetensors")
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -24,12 +24,26 @@ from torch import Tensor, nn
 
 from blip3v.data.samples import Source
 from blip3v.model import Blip3Video
-from blip3v.training.batch import Batch, ChatFormat, make_batch
+from blip3v.training.batch import Batch, ChatFormat, make_batch, visits_of_step
 from blip3v.training.features import clip_pixels
 from blip3v.training.recipe import Stage
 from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["Batches", "Objective", "StageRun", "learning_rate_factor", "make_optimizer", "run_stage"]
+
+
+class StepBatch(Protocol):
+    """What an objective takes."""
+
+    def to(self, device: torch.device) -> StepBatch:
+        """The same batch on ``device``."""
+
+
+class StepBatches(Protocol):
+    """Where the batches of a stage come from."""
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> StepBatch:
+        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
 
 
 class Watcher(Protocol):
@@ -77,16 +91,9 @@ class Batches:
     seed: int
     features: npt.NDArray[np.float16] | None = None
 
-    def visits(self, step: int) -> list[tuple[int, int]]:
-        """(clip, visit) of step ``step``: every clip once, in random order, then every clip again, in another."""
-        size = len(self.source)
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {visit: self._order(visit) for visit in {place // size for place in places}}
-        return [(int(orders[place // size][place % size]), place // size) for place in places]
-
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Batch:
         """The part of step ``step`` that process ``rank`` of ``world`` sees."""
-        visits = self.visits(step)[rank::world]
+        visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
         rows = [[self.chat.row(pair) for pair in self.source.pairs(clip, visit)] for clip, visit in visits]
         pad_id = self.chat.tokenizer.pad_id
         if self.features is not None:
@@ -94,16 +101,13 @@ class Batches:
         pixels = [clip_pixels(self.source, clip, visit, self.preprocessor) for clip, visit in visits]
         return make_batch(rows, pad_id=pad_id, pixels=pixels)
 
-    def _order(self, visit: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng(np.random.SeedSequence((self.seed, visit))).permutation(len(self.source))
-
 
 @dataclass(frozen=True)
 class StageRun:
     """What ``run_stage`` needs beside the model."""
 
     stage: Stage
-    batches: Batches
+    batches: StepBatches
     log_path: Path
     log_every: int
     save_every: int
@@ -117,11 +121,12 @@ def learning_rate_factor(step: int, stage: Stage) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(model: Blip3Video, stage: Stage) -> torch.optim.AdamW:
+def make_optimizer(objective: nn.Module, stage: Stage) -> torch.optim.AdamW:
     """AdamW over what the stage trains; freezes the rest. Each group keeps its peak rate as ``peak``."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(f"{part}." for part in stage.freeze)))
-    trained = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
+    frozen = tuple(f"model.{part}." for part in stage.freeze)
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    trained = [(name, x) for name, x in objective.named_parameters() if x.requires_grad]
     temporal = [x for name, x in trained if ".temporal_encoder." in name]
     rest = [x for name, x in trained if ".temporal_encoder." not in name]
     peak = stage.learning_rate if stage.temporal_learning_rate is None else stage.temporal_learning_rate
@@ -174,7 +179,7 @@ def _step(
     accelerator: Accelerator,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    batch: StepBatch,
     step: int,
     stage: Stage,
 ) -> float:

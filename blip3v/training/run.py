@@ -25,9 +25,10 @@ from blip3v.model import Blip3Video
 from blip3v.model.folder import load_model_folder, save_model_folder
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
 from blip3v.training.batch import ChatFormat
-from blip3v.training.checkpoint import Position, load_checkpoint, load_position, save_checkpoint
+from blip3v.training.checkpoint import Position, load_checkpoint, load_position, load_weights, save_checkpoint
 from blip3v.training.features import feature_cache
 from blip3v.training.loop import Batches, Objective, StageRun, make_optimizer, run_stage
+from blip3v.training.patches import PatchBatches, PatchObjective
 from blip3v.training.recipe import Recipe, Stage
 from blip3v.video.preprocess import PreprocessorConfig
 
@@ -90,17 +91,19 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
         if index < position.stage:
             continue
         observer.stage(index, stage)
-        model = start.model.to(accelerator.device)
-        optimizer = make_optimizer(model, stage)
         first_step = position.step if index == position.stage else 0
-        if index == position.stage and checkpoint.is_dir():
-            load_checkpoint(checkpoint, model, optimizer if first_step else None)
+        if index == position.stage and checkpoint.is_dir() and not first_step:
+            load_weights(checkpoint, start.model)
+        plain = (PatchObjective if stage.task == "patches" else Objective)(start.model).to(accelerator.device)
+        optimizer = make_optimizer(plain, stage)
+        if first_step:
+            load_checkpoint(checkpoint, plain, optimizer)
         run = _stage_run(recipe, options, stage, start, accelerator, observer)
-        objective, prepared = accelerator.prepare(Objective(model), optimizer)
+        objective, prepared = accelerator.prepare(plain, optimizer)
         for done in run_stage(accelerator, objective, prepared, run, first_step=first_step, watcher=observer):
             at = Position(index, done, digest) if done < stage.num_steps else Position(index + 1, 0, digest)
             if accelerator.is_main_process:
-                save_checkpoint(checkpoint, model, prepared.optimizer, at)
+                save_checkpoint(checkpoint, plain, prepared.optimizer, at)
             accelerator.wait_for_everyone()
         accelerator.free_memory()
     return _finish(recipe, options, start, accelerator, began)
@@ -175,6 +178,12 @@ def _stage_run(
     observer: Observer,
 ) -> StageRun:
     source = _source(recipe, options, stage, start.model.config.num_frames)
+    if stage.task == "patches":
+        assert isinstance(source, FilmSource), "the recipe's check asks for films"
+        vision = start.model.config.vision
+        grid = vision.image_size // vision.patch_size
+        patches = PatchBatches(source, start.preprocessor, stage.batch_size, recipe.seed, grid)
+        return StageRun(stage, patches, options.output / "log.jsonl", recipe.log_every, recipe.save_every)
     features = None
     if stage.cache_features:
         folder = options.cache if options.cache is not None else options.output.parent / "features"
@@ -193,7 +202,8 @@ def _stage_run(
 
 def _source(recipe: Recipe, options: TrainOptions, stage: Stage, num_frames: int) -> Source:
     if stage.num_films:
-        return FilmSource(stage.task, stage.num_films, num_frames, stage.pairs_per_clip, recipe.seed)
+        task = "image-captions" if stage.task == "patches" else stage.task
+        return FilmSource(task, stage.num_films, num_frames, stage.pairs_per_clip, recipe.seed)
     if options.data is None:
         raise UsageError(f"stage {stage.task} trains on your clips; name their JSON list with --data")
     from blip3v.data.clips import open_clips

@@ -29,7 +29,7 @@ def corners(shape: str) -> Floats:
             [
                 (r * np.cos(a), r * np.sin(a))
                 for k in range(10)
-                for r, a in [((1.22, inner)[k % 2], np.radians(90 + 36 * k))]
+                for r, a in [((1.22, inner)[k % 2], np.radians(-90 + 36 * k))]
             ]
         )
     a, b = 1.04, 0.36

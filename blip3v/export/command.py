@@ -1,0 +1,221 @@
+"""``blip3v export``: a bundle from a model folder, a shipped model, or random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from blip3v._strict import dumps
+from blip3v.bundle.inspect_command import size_text
+from blip3v.bundle.manifest import Precision
+from blip3v.config import ENCODERS, PRESETS
+from blip3v.export.estimate import Estimate, estimate
+from blip3v.export.parity import Comparison, ParityReport
+from blip3v.export.pipeline import ExportResult, Progress, export_bundle
+from blip3v.export.source import ExportSource, resolve_source
+
+__all__ = ["command"]
+
+
+@click.command("export", short_help="Make a bundle: two ONNX graphs, checked against PyTorch.")
+@click.option(
+    "--encoder",
+    type=click.Choice(ENCODERS),
+    help="Temporal encoder.  [default: the model folder's; tokenlearner without one]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="fp32",
+    show_default=True,
+    help="How weights are stored.",
+)
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), help="Model folder.  [default: the trained one in the package]"
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The new folder.  [default: blip3v-PRESET-ENCODER-TOKENStok-PRECISION]",
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Model shape; not with --model.  [default: tiny]")
+@click.option(
+    "--init", type=click.Choice(["random"]), help="Random weights, to measure speed and memory.  [default: trained]"
+)
+@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip.  [default: the model's own]")
+@click.option("--tokens", type=click.IntRange(min=1), help="Video tokens of a clip.  [default: the model's own]")
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the graphs.",
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest says so.")
+@click.option("--dry-run", is_flag=True, help="Print what it would take, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    encoder: str | None,
+    precision: Precision,
+    model: Path | None,
+    output: Path | None,
+    preset: str | None,
+    init: str | None,
+    frames: int | None,
+    tokens: int | None,
+    target: str,
+    force: bool,
+    no_check: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    r"""Make a bundle: two ONNX graphs, checked against PyTorch.
+
+    The bundle answers questions without PyTorch. Each stage and each decoded token is compared with the fp32 PyTorch
+    model on a real clip; a miss ends with exit code 5 and leaves no bundle.
+
+    \b
+    Examples:
+      blip3v export --encoder tokenlearner --precision fp16
+      blip3v export -m runs/mine/model --precision fp32 -o my-bundle
+      blip3v export --preset xgen-mm-vid --init random --precision fp16 --dry-run
+    """
+    source = resolve_source(
+        model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_tokens=tokens
+    )
+    folder = output if output is not None else Path(f"{source.folder_name}-{precision}")
+    needed = estimate(source.config, precision)
+    if dry_run:
+        _print_plan(source, folder, precision, needed, as_json)
+        return
+    console = Console(stderr=True, highlight=False)
+    for line in (f"{_title(source, precision)} -> {folder}", _needed_text(needed)):
+        console.print(line, soft_wrap=True)
+    with ExitStack() as stack:
+        result = export_bundle(
+            source,
+            folder,
+            precision=precision,
+            check=not no_check,
+            force=force,
+            progress=_progress(console, stack),
+            on_parity=lambda report: _print_parity(report, console),
+        )
+    _print_result(result, as_json)
+
+
+def _progress(console: Console, stack: ExitStack) -> Progress:
+    """A spinner with the current stage on a terminal, one line a stage elsewhere."""
+    if not console.is_terminal:
+        return lambda stage: console.print(f"  {stage}")
+    status = stack.enter_context(console.status("start"))
+    return lambda stage: status.update(stage)
+
+
+def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed: Estimate, as_json: bool) -> None:
+    if as_json:
+        values = {"output": str(folder), "config": source.config.to_dict(), "precision": precision}
+        click.echo(dumps({**values, "estimate": dataclasses.asdict(needed)}), nl=False)
+        return
+    click.echo(f"{_title(source, precision)} -> {folder}")
+    for name, count in needed.num_weights.items():
+        click.echo(f"{name}: {count:,} weights")
+    click.echo(_needed_text(needed))
+
+
+def _print_parity(report: ParityReport, console: Console) -> None:
+    console.print(_parity_table(report))
+    console.print(_parity_text(report), soft_wrap=True)
+
+
+def _print_result(result: ExportResult, as_json: bool) -> None:
+    next_command = _next_command(result)
+    if as_json:
+        values: dict[str, Any] = {
+            "output": str(result.path),
+            "size_bytes": result.size_bytes,
+            "seconds": round(result.seconds, 2),
+            "peak_rss_bytes": result.peak_rss_bytes,
+            "parity": None if result.parity is None else result.parity.to_dict(),
+            "next": next_command,
+        }
+        click.echo(dumps(values), nl=False)
+        return
+    peak = "" if result.peak_rss_bytes is None else f", peak memory {size_text(result.peak_rss_bytes)}"
+    click.echo(f"{result.path}: {size_text(result.size_bytes)}, {result.seconds:.1f} s{peak}")
+    click.echo(f"next: {next_command}")
+
+
+def _parity_table(report: ParityReport) -> Table:
+    table = Table(title=f"parity with PyTorch fp32 ({report.precision})", title_justify="left", box=box.SIMPLE)
+    for name in ("stage", "sizes", "relative error", "cosine", ""):
+        table.add_column(name, justify="right" if name in ("relative error", "cosine") else "left")
+    for row in _folded(report.comparisons):
+        verdict = "ok" if row.passed else "MISS"
+        table.add_row(row.stage, row.case, f"{row.relative_error:.1e}", f"{row.cosine:.7f}", verdict)
+    return table
+
+
+def _folded(rows: tuple[Comparison, ...]) -> list[Comparison]:
+    """The decoded steps of a case as one row, the worst."""
+    steps: dict[str, list[Comparison]] = {}
+    folded = []
+    for row in rows:
+        if row.stage.startswith("step"):
+            steps.setdefault(row.case, []).append(row)
+        else:
+            folded.append(row)
+    for group in steps.values():
+        worst = max(group, key=lambda row: row.relative_error)
+        name = group[0].stage if len(group) == 1 else f"{len(group)} steps, worst"
+        folded.append(dataclasses.replace(worst, stage=name, cosine=min(row.cosine for row in group)))
+    return folded
+
+
+def _parity_text(report: ParityReport) -> str:
+    tokens = report.tokens
+    lines = [
+        f"tolerance: relative error {report.tolerance.relative_error:g}, cosine {report.tolerance.cosine:g} "
+        f"({report.tolerance.reason})",
+        f"tokens: {tokens.compared} compared, {tokens.differing} differ, {tokens.close_calls} close calls",
+    ]
+    if report.activations is not None:
+        ranges = report.activations
+        where = max(ranges.layers, key=lambda name: ranges.layers[name])
+        lines.append(f"fp16 range: largest {ranges.largest:.1f} of {ranges.limit:.0f}, in {where}")
+    lines.append(f"clip: {report.clip['film']}")
+    return "\n".join(lines)
+
+
+def _next_command(result: ExportResult) -> str:
+    folder = shlex.quote(str(result.path))
+    source = result.manifest.source
+    if source.random_init or not source.trained:
+        return f"blip3v bench {folder}"
+    return f'blip3v ask VIDEO "QUESTION" -m {folder}'
+
+
+def _title(source: ExportSource, precision: Precision) -> str:
+    config = source.config
+    weights = "random weights" if source.provenance.random_init else source.provenance.name
+    return (
+        f"{config.name} with {config.temporal.encoder}, {config.num_frames} frames to {config.visual_tokens} tokens, "
+        f"{precision}, {weights}"
+    )
+
+
+def _needed_text(needed: Estimate) -> str:
+    return (
+        f"estimate: {size_text(needed.disk_bytes)} on disk, {size_text(needed.memory_bytes)} of memory at the peak, "
+        f"{needed.seconds:.0f} s"
+    )

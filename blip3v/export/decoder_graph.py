@@ -1,0 +1,198 @@
+"""The decoder as one graph: Phi-3 over embeddings with a preallocated cache, for prefill and for each further token.
+
+The layers are written out flat over the reference's own weights; how a layer attends to the cache is an object:
+``ReferenceAttention`` runs in PyTorch (parity, tests), ``OnnxRuntimeAttention`` emits GroupQueryAttention, which
+PyTorch itself cannot run. Inputs and outputs are those of ``bundle/graph_io.decoder_io``.
+"""
+
+# Shapes: B rows, t new tokens, S cache capacity, P rope positions, D width, H heads, G KV heads, K head width,
+# E = (H + 2G) * K, V logits.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip3v.config import TextConfig
+from blip3v.model.language import LanguageModel
+
+__all__ = ["CacheAttention", "CacheState", "DecoderGraph", "OnnxRuntimeAttention", "ReferenceAttention"]
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """What every layer's attention needs to know about this call."""
+
+    seqlens_k_B: Tensor  # int32: valid tokens of a row after this call, minus 1
+    total_sequence_length: Tensor  # int32 scalar: the largest count of valid tokens
+    cos_PK: Tensor  # (P, K / 2)
+    sin_PK: Tensor  # (P, K / 2)
+
+
+class CacheAttention(Protocol):
+    """Rotates, writes the new keys and values into the cache, and attends to what is valid in it."""
+
+    def __call__(
+        self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixed values (B, t, H*K) and the caches after this call."""
+        ...
+
+
+class OnnxRuntimeAttention:
+    """Emits one ``com.microsoft::GroupQueryAttention`` node; its outputs in eager PyTorch are zeros."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self._attributes: Any = {  # the type that torch asks for is longer than the table
+            "num_heads": config.num_heads,
+            "kv_num_heads": config.num_kv_heads,
+            "do_rotary": 1,
+            "local_window_size": -1 if config.sliding_window is None else config.sliding_window,
+        }
+        self._width = config.num_heads * config.head_dim
+
+    def __call__(
+        self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``CacheAttention``."""
+        batch, num_new = qkv_BtE.shape[:2]
+        lengths = (state.seqlens_k_B, state.total_sequence_length, state.cos_PK, state.sin_PK)
+        mixed, key, value = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            [qkv_BtE, None, None, past_key_BGSK, past_value_BGSK, *lengths],
+            self._attributes,
+            dtypes=[qkv_BtE.dtype] * 3,
+            shapes=[(batch, num_new, self._width), past_key_BGSK.shape, past_value_BGSK.shape],
+            version=1,
+        )
+        return mixed, key, value
+
+
+class ReferenceAttention:
+    """The same in plain PyTorch: the meaning that the ONNX Runtime kernel is held to."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self._config = config
+
+    def __call__(
+        self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``CacheAttention``."""
+        text = self._config
+        num_new, capacity = qkv_BtE.shape[1], past_key_BGSK.shape[2]
+        sizes = [heads * text.head_dim for heads in (text.num_heads, text.num_kv_heads, text.num_kv_heads)]
+        q, k, v = (part.unflatten(-1, (-1, text.head_dim)).transpose(1, 2) for part in torch.split(qkv_BtE, sizes, -1))
+        # A first call fills the cache from its start, also in rows that are padded on the right.
+        first_B = (state.seqlens_k_B + 1 - num_new) * (state.total_sequence_length != num_new)
+        at_Bt = first_B[:, None] + torch.arange(num_new)
+        q, k = (_rotate(part, state.cos_PK[at_Bt], state.sin_PK[at_Bt]) for part in (q, k))
+        key, value = (_write(past, new, at_Bt) for past, new in ((past_key_BGSK, k), (past_value_BGSK, v)))
+        slots_S = torch.arange(capacity)
+        sees_BtS = slots_S <= at_Bt[..., None]
+        if text.sliding_window is not None:
+            sees_BtS &= slots_S > at_Bt[..., None] - text.sliding_window
+        mixed = F.scaled_dot_product_attention(q, key, value, attn_mask=sees_BtS[:, None], enable_gqa=True)
+        return mixed.transpose(1, 2).flatten(2), key, value
+
+
+class _Layer(nn.Module):
+    """One Phi-3 layer over the weights of the transformers library's module."""
+
+    def __init__(self, layer: Any, eps: float) -> None:
+        super().__init__()
+        # The library's names, so that node names point at its weights.
+        self.input_layernorm: nn.Module = layer.input_layernorm
+        self.qkv_proj: nn.Module = layer.self_attn.qkv_proj
+        self.o_proj: nn.Module = layer.self_attn.o_proj
+        self.post_attention_layernorm: nn.Module = layer.post_attention_layernorm
+        self.gate_up_proj: nn.Module = layer.mlp.gate_up_proj
+        self.down_proj: nn.Module = layer.mlp.down_proj
+        self.eps = eps
+
+    def forward(
+        self, x_BtD: Tensor, past_key: Tensor, past_value: Tensor, state: CacheState, attention: CacheAttention
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        normed_BtD = _norm(x_BtD, self.input_layernorm, self.eps)
+        mixed, key, value = attention(self.qkv_proj(normed_BtD), past_key, past_value, state)
+        x_BtD = x_BtD + self.o_proj(mixed)
+        gate, up = self.gate_up_proj(_norm(x_BtD, self.post_attention_layernorm, self.eps)).chunk(2, dim=-1)
+        return x_BtD + self.down_proj(F.silu(gate) * up), key, value
+
+
+class DecoderGraph(nn.Module):
+    """Embeddings and caches in, logits of one position a row and caches out.
+
+    Args:
+        language: the reference; its weights are shared, not copied.
+        config: its config.
+        attention: how a layer attends to its cache.
+    """
+
+    def __init__(self, language: LanguageModel, config: TextConfig, attention: CacheAttention) -> None:
+        super().__init__()
+        phi3: Any = language.model  # the transformers library, untyped
+        self.layers = nn.ModuleList(_Layer(layer, config.rms_norm_eps) for layer in phi3.layers)
+        self.norm: nn.Module = phi3.norm
+        weight, bias = language.lm_head.matrix()
+        self.lm_head = nn.Parameter(weight.detach(), requires_grad=False)
+        self.lm_head_bias = nn.Parameter(bias.detach(), requires_grad=False)
+        self.eps = config.rms_norm_eps
+        self.attention = attention
+        positions_1P = torch.arange(config.max_positions)[None]
+        cos_1PK, sin_1PK = phi3.rotary_emb(torch.zeros(1), positions_1P)
+        # The library repeats the half table; the kernel takes it once. Parameters, so that a cast reaches them.
+        half = config.head_dim // 2
+        self.cos_PK = nn.Parameter(cos_1PK[0, :, :half].contiguous(), requires_grad=False)
+        self.sin_PK = nn.Parameter(sin_1PK[0, :, :half].contiguous(), requires_grad=False)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        logits_index: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        cache: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """One call: prefill (t tokens, empty cache), a further chunk, or one token.
+
+        Args:
+            inputs_embeds: (B, t, D).
+            logits_index: int64 (B,), in [0, t): whose logits come out.
+            seqlens_k: int32 (B,), valid tokens of a row after this call, minus 1.
+            total_sequence_length: int32 scalar, the largest count of valid tokens.
+            cache: key and value of each layer in turn, (B, G, S, K).
+
+        Returns:
+            Logits, fp32 (B, V), then the caches in the same order.
+        """
+        state = CacheState(seqlens_k, total_sequence_length, self.cos_PK, self.sin_PK)
+        x_BtD, present = inputs_embeds, []
+        for index, layer in enumerate(self.layers):
+            x_BtD, key, value = layer(x_BtD, cache[2 * index], cache[2 * index + 1], state, self.attention)
+            present += [key, value]
+        # Gathered before norm and head, so that a prompt costs one row of logits.
+        at_B1D = logits_index[:, None, None].expand(-1, 1, x_BtD.shape[-1])
+        x_BD = _norm(x_BtD.gather(1, at_B1D)[:, 0], self.norm, self.eps)
+        # The bias is added in fp32: half precision is too coarse for the largest logits.
+        logits_BV = F.linear(x_BD, self.lm_head).float() + self.lm_head_bias.float()
+        return (logits_BV, *present)
+
+
+def _norm(x: Tensor, norm: nn.Module, eps: float) -> Tensor:
+    # One operator in the graph, whose statistics are fp32 in every precision.
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, eps)  # type: ignore[arg-type]
+
+
+def _rotate(x_BHtK: Tensor, cos_BtK: Tensor, sin_BtK: Tensor) -> Tensor:
+    first, second = x_BHtK.chunk(2, dim=-1)
+    cos, sin = cos_BtK[:, None], sin_BtK[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _write(past_BGSK: Tensor, new_BGtK: Tensor, at_Bt: Tensor) -> Tensor:
+    index = at_Bt[:, None, :, None].long().expand_as(new_BGtK)
+    return past_BGSK.scatter(2, index, new_BGtK)

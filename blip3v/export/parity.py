@@ -1,0 +1,186 @@
+"""What parity means: the tolerances, the measures, and the report. How the numbers are had is ``parity_run.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.bundle.manifest import Precision
+from blip3v.errors import ParityError
+
+__all__ = [
+    "FP16_LARGEST",
+    "TOLERANCES",
+    "ActivationRanges",
+    "Comparison",
+    "ParityReport",
+    "TokenCheck",
+    "Tolerance",
+    "compare",
+    "count_tokens",
+]
+
+SCHEMA_VERSION = 1
+FP16_LARGEST = 65504.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a graph may be from the fp32 PyTorch reference."""
+
+    relative_error: float  # largest absolute difference over the largest absolute value of the reference
+    cosine: float  # at least, over all values of a comparison
+    reason: str
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(
+        relative_error=1e-3,
+        cosine=0.9999,
+        reason="the same sums in another order: some 1e-6 a layer, which grows over the layers of a deep model",
+    ),
+    "fp16": Tolerance(
+        relative_error=2e-2,
+        cosine=0.999,
+        reason="weights and activations carry 11 bits: 5e-4 at each rounding, which grows over the layers",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One output of a graph against the reference."""
+
+    stage: str  # vision, resampler, temporal, video_tokens, prefill, step 1 ..
+    case: str  # the sizes it was run at
+    relative_error: float
+    cosine: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCheck:
+    """Whether the graph would have chosen the reference's tokens."""
+
+    compared: int
+    differing: int  # counted as a miss
+    close_calls: int  # differ where the reference's own two best logits are closer than the tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationRanges:
+    """Largest absolute value that goes into or out of any module of a layer, in PyTorch fp16.
+
+    An fp16 graph on a CPU computes in fp32 and cannot show an overflow; this can.
+    """
+
+    limit: float
+    largest: float
+    layers: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every value is finite in fp16."""
+        return self.largest <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """What ``reports/parity.json`` holds."""
+
+    precision: Precision
+    tolerance: Tolerance
+    clip: dict[str, Any]  # what was shown and asked
+    comparisons: tuple[Comparison, ...]
+    tokens: TokenCheck
+    activations: ActivationRanges | None  # None: an fp32 bundle
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing missed."""
+        fits = self.activations is None or self.activations.passed
+        return fits and self.tokens.differing == 0 and all(row.passed for row in self.comparisons)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+    def summary(self) -> dict[str, Any]:
+        """What the manifest says about it."""
+        worst = max(self.comparisons, key=lambda row: row.relative_error)
+        return {
+            "passed": self.passed,
+            "num_comparisons": len(self.comparisons),
+            "worst_stage": worst.stage,
+            "worst_relative_error": worst.relative_error,
+            "worst_cosine": min(row.cosine for row in self.comparisons),
+            "tokens_compared": self.tokens.compared,
+            "tokens_differing": self.tokens.differing,
+            "largest_fp16_activation": None if self.activations is None else self.activations.largest,
+        }
+
+    def check(self) -> None:
+        """Lets a report without a miss pass.
+
+        Raises:
+            ParityError: something missed; the message names what and by how much.
+        """
+        if self.passed:
+            return
+        misses = [
+            f"{row.stage} ({row.case}): relative error {row.relative_error:.2e}, cosine {row.cosine:.6f}"
+            for row in self.comparisons
+            if not row.passed
+        ]
+        if self.tokens.differing:
+            misses.append(f"{self.tokens.differing} of {self.tokens.compared} tokens differ")
+        if self.activations is not None and not self.activations.passed:
+            over = [name for name, value in self.activations.layers.items() if not value <= FP16_LARGEST]
+            misses.append(f"fp16 overflows in {', '.join(over[:4])}")
+        limit = self.tolerance
+        raise ParityError(
+            f"the {self.precision} graphs do not match PyTorch: {'; '.join(misses[:4])}"
+            f"{f'; and {len(misses) - 4} more' if len(misses) > 4 else ''}; allowed: relative error up to "
+            f"{limit.relative_error:g}, cosine from {limit.cosine:g}; no bundle was written; "
+            "try --precision fp32, which tells rounding from a wrong graph"
+        )
+
+
+def compare(
+    stage: str, case: str, got: NDArray[np.floating], expected: NDArray[np.floating], precision: Precision
+) -> Comparison:
+    """Measures ``got`` against ``expected`` in float64; values that are not finite never pass."""
+    if got.shape != expected.shape:
+        raise ParityError(
+            f"{stage} ({case}) has shape {got.shape}; PyTorch gives {expected.shape}; report this as a bug"
+        )
+    tolerance = TOLERANCES[precision]
+    ours, theirs = got.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    # A constant output of zeros must compare by the difference itself.
+    error = float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
+    norms = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+    cosine = float(ours @ theirs) / norms if norms else float(np.array_equal(ours, theirs))
+    passed = error <= tolerance.relative_error and cosine >= tolerance.cosine
+    return Comparison(stage=stage, case=case, relative_error=error, cosine=cosine, passed=passed)
+
+
+def count_tokens(
+    got_NV: Sequence[NDArray[np.floating]], expected_NV: Sequence[NDArray[np.floating]], precision: Precision
+) -> TokenCheck:
+    """Compares the most likely token after each of N positions, each row (V,)."""
+    differing = close_calls = 0
+    for ours, theirs in zip(got_NV, expected_NV, strict=True):
+        if ours.argmax() == theirs.argmax():
+            continue
+        second, best = np.sort(theirs)[-2:]
+        if best - second < TOLERANCES[precision].relative_error * np.abs(theirs).max():
+            close_calls += 1
+        else:
+            differing += 1
+    return TokenCheck(compared=len(got_NV), differing=differing, close_calls=close_calls)

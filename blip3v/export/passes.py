@@ -1,0 +1,129 @@
+"""Small rewrites of an exported graph, each one thing, over onnx-ir.
+
+    torch.onnx                         after the passes
+    node_MatMul_14 (x, val_15)         /layers.3/qkv_proj/MatMul (x, layers.3.qkv_proj.weight)
+    outputs: tokens, stage.vision ..   outputs: tokens     (stage.vision stays the name of a value inside)
+    metadata: paths, stack traces      none
+
+What is not here: what the graph computes; that is the modules' (``decoder_graph.py``, ``video_encoder_graph.py``).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+import blip3v
+from blip3v.bundle.graph_io import GraphIO, Port
+from blip3v.bundle.manifest import DTYPES, Precision, WeightCount
+from blip3v.errors import ExportError
+
+__all__ = ["clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_IR_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "int64": ir.DataType.INT64,
+    "int32": ir.DataType.INT32,
+}
+
+
+def name_by_module(model: ir.Model) -> None:
+    """Names nodes and matrices after the module that they come from, so that reports point at code."""
+    used: Counter[str] = Counter()
+    for node in model.graph.all_nodes():
+        path = _module_path(node) if node.graph is model.graph else "scan"
+        name = "/".join(("", *([path] if path else []), node.op_type))
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name] - 1}"
+        if node.op_type == "MatMul" and _module_path(node):
+            _name_matrix(model.graph, node, f"{_module_path(node)}.weight")
+
+
+def hide_outputs(model: ir.Model, prefix: str) -> None:
+    """Takes the outputs whose names begin with ``prefix`` out of the graph's outputs; they stay values inside it."""
+    kept = [value for value in model.graph.outputs if not (value.name or "").startswith(prefix)]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+
+
+def clean(model: ir.Model) -> None:
+    """Drops what nobody reads: dead nodes, metadata, doc strings and with them every path of this machine."""
+    sequence = ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+    )
+    sequence(model)
+    model.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    model.producer_name, model.producer_version = "blip3v", blip3v.__version__
+    model.graph.name = None
+
+
+def fit_io(model: ir.Model, io: GraphIO, precision: Precision) -> None:
+    """Checks inputs and outputs against the table, and gives them its names for free axes.
+
+    Raises:
+        ExportError: another count, order, dtype or rank, or an axis that is fixed and should be free.
+    """
+    graph = model.graph
+    for side, ports, values in (("input", io.inputs, graph.inputs), ("output", io.outputs, graph.outputs)):
+        found, wanted = [value.name for value in values], [port.name for port in ports]
+        if found != wanted:
+            raise ExportError(f"the exported graph's {side}s are {found}; {wanted} are expected; report this as a bug")
+        for port, value in zip(ports, values, strict=True):
+            _fit(port, value, precision, may_be_fixed=side == "output")
+
+
+def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
+    """Stored weights by dtype, the largest share first: the precision histogram."""
+    tensors: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None, "an initializer has a value"
+        name = tensor.dtype.name.lower()
+        tensors[name] += 1
+        elements[name] += tensor.size
+        sizes[name] += tensor.nbytes
+    names = {"float": "float32"}
+    return {
+        names.get(name, name): WeightCount(
+            num_tensors=tensors[name], num_elements=elements[name], size_bytes=sizes[name]
+        )
+        for name, _ in sizes.most_common()
+    }
+
+
+def _module_path(node: ir.Node) -> str:
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    # The last scope is torch's own name of the call; the first is the root or a marker of torch.
+    return scopes[-2] if len(scopes) > 2 else ""
+
+
+def _name_matrix(graph: ir.Graph, node: ir.Node, name: str) -> None:
+    matrix = node.inputs[1]
+    if matrix is None or name in graph.initializers or (matrix.name or "") not in graph.initializers:
+        return
+    if (matrix.name or "").startswith("val_"):
+        matrix.name = name
+
+
+def _fit(port: Port, value: ir.Value, precision: Precision, *, may_be_fixed: bool) -> None:
+    dtype = _IR_DTYPES[DTYPES[precision] if port.dtype == "compute" else port.dtype]
+    axes = [] if value.shape is None else list(value.shape.dims)
+    if value.dtype != dtype or len(axes) != len(port.axes):
+        raise ExportError(f"{port.name} came out as {value.dtype} {axes}; {dtype} {list(port.axes)} is expected")
+    for wanted, axis in zip(port.axes, axes, strict=True):
+        fixed = isinstance(axis, int)
+        if (fixed and isinstance(wanted, str) and not may_be_fixed) or (isinstance(wanted, int) and axis != wanted):
+            raise ExportError(f"{port.name} came out with the axes {axes}; {list(port.axes)} are expected")
+    value.shape = ir.Shape(port.axes)

@@ -1,0 +1,132 @@
+"""From the reference to the two graphs: ``torch.onnx.export`` on our inference modules, then the passes.
+
+One component at a time; the caller frees one before it asks for the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import Dim
+
+from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
+from blip3v.bundle.manifest import Precision
+from blip3v.config import ModelConfig
+from blip3v.errors import ExportError
+from blip3v.export import passes
+from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
+from blip3v.export.precision import TORCH_DTYPES, cast
+from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
+from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.language import LanguageModel
+
+__all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "save_graph", "video_encoder_to_onnx"]
+
+OPSET = 24
+STAGE_PREFIX = "stage."
+
+# Sizes of the example call. Each is at least 2, since torch takes 0 and 1 for fixed, and all differ.
+_BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
+
+
+def video_encoder_to_onnx(model: Blip3Video, precision: Precision) -> ir.Model:
+    """The video encoder's graph. Its stages are named values inside it: ``stage.vision`` and so on.
+
+    Raises:
+        ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
+    """
+    io = video_encoder_io(model.config)
+    side = model.config.vision.image_size
+    frames = torch.zeros(_BATCH, _FRAMES, 3, side, side, dtype=TORCH_DTYPES[precision])
+    names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
+    free = {"frames": {0: Dim("batch"), 1: Dim("num_frames")}}
+    module = VideoEncoderGraph(model)
+    graph = _export(cast(module, precision, keep=module.fp32_parts), (frames,), free, io, names)
+    return _finish(graph, io, precision)
+
+
+def decoder_to_onnx(language: LanguageModel, config: ModelConfig, precision: Precision) -> ir.Model:
+    """The decoder's graph for ONNX Runtime.
+
+    Raises:
+        ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
+    """
+    io, text = decoder_io(config), config.text
+    dtype = TORCH_DTYPES[precision]
+    module = cast(DecoderGraph(language, text, OnnxRuntimeAttention(text)), precision)
+    shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
+    cache = [torch.zeros(shape, dtype=dtype) for _ in range(2 * text.num_layers)]
+    lengths = torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32)
+    arguments = (
+        torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=dtype),
+        torch.zeros(_BATCH, dtype=torch.int64),
+        lengths,
+        torch.tensor(_NEW_TOKENS, dtype=torch.int32),
+        cache,
+    )
+    batch, capacity = Dim("batch"), Dim("capacity")
+    free = {
+        "inputs_embeds": {0: batch, 1: Dim("num_new_tokens")},
+        "logits_index": {0: batch},
+        "seqlens_k": {0: batch},
+        "total_sequence_length": None,
+        "cache": [{0: batch, 2: capacity}] * len(cache),
+    }
+    return _finish(_export(module, arguments, free, io, []), io, precision)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Writes the graph, and its weights beside it as ``<stem>.data``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.stem}.data")
+
+
+def _export(
+    module: nn.Module, arguments: tuple[Any, ...], free: dict[str, Any], io: GraphIO, extra_outputs: Sequence[str]
+) -> ir.Model:
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=free,
+                input_names=[port.name for port in io.inputs],
+                output_names=[*(port.name for port in io.outputs), *extra_outputs],
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        raise ExportError(f"torch cannot export {type(module).__name__}: {error}") from error
+    assert program is not None, "dynamo export without a file returns the program"
+    return program.model
+
+
+def _finish(model: ir.Model, io: GraphIO, precision: Precision) -> ir.Model:
+    passes.name_by_module(model)
+    passes.hide_outputs(model, STAGE_PREFIX)
+    passes.fit_io(model, io, precision)
+    passes.clean(model)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter warns about its own deprecated calls and about packages that we do not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,83 @@
+"""The video encoder as one graph: frames in, video tokens out, with the stages in between for the parity check.
+
+Vision, resampler and temporal encoder are the reference's own modules; a recurrent encoder runs through torch's scan
+operator, since a plain loop would fix the number of frames in the graph.
+"""
+
+# Shapes: B batch, F frames, P patches, L latents, M video tokens, D width, R rows = B*L, G memory slots.
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+
+from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.temporal.gttm import GroupedTTM
+from blip3v.model.vision import vision_features
+
+__all__ = ["STAGES", "ScannedTTM", "VideoEncoderGraph"]
+
+# What ``VideoEncoderGraph`` returns after the video tokens, in order.
+STAGES = ("vision", "resampler", "temporal")
+
+
+class ScannedTTM(nn.Module):
+    """``GroupedTTM`` with its loop over the frames as one scan: (B, F, L, D) to (B, L, D), any F.
+
+    It computes in the dtype of its weights and returns the dtype of its input: the CPU engine would repeat casts
+    inside the body at every frame, so its weights stay fp32 there.
+
+    Args:
+        encoder: the reference; its weights are shared.
+        scan: False runs the reference's plain loop, which PyTorch can look into and ONNX cannot hold.
+    """
+
+    def __init__(self, encoder: GroupedTTM, *, scan: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scan = scan
+
+    def forward(self, x_BFLD: Tensor) -> Tensor:
+        """Runs the frames one after the other."""
+        inside_BFLD = x_BFLD.to(self.encoder.initial_memory.dtype)
+        tokens_BLD: Tensor = self._scanned(inside_BFLD) if self.scan else self.encoder(inside_BFLD)
+        return tokens_BLD.to(x_BFLD.dtype)
+
+    def _scanned(self, x_BFLD: Tensor) -> Tensor:
+        memory_RGD, tokens_FRD = self.encoder.start(x_BFLD)
+
+        def step(memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
+            # A scan has to give something at each frame; one number costs nothing.
+            updated_RGD = self.encoder.step(memory_RGD, token_RD)
+            return updated_RGD, updated_RGD.flatten()[:1].clone()
+
+        memory_RGD, _ = scan(step, memory_RGD, tokens_FRD)
+        return self.encoder.finish(memory_RGD)
+
+
+class VideoEncoderGraph(nn.Module):
+    """Frames (B, F, 3, side, side) to video tokens (B, M, language width), any B and F that the encoder admits.
+
+    Args:
+        model: the reference; its weights are shared, not copied.
+        scan: whether a recurrent encoder runs as a scan; see ``ScannedTTM``.
+    """
+
+    def __init__(self, model: Blip3Video, *, scan: bool = True) -> None:
+        super().__init__()
+        self.vision_encoder = model.vision_encoder
+        self.vision_tokenizer = model.vision_tokenizer
+        temporal = model.vision_tokenizer.temporal_encoder
+        self.temporal = ScannedTTM(temporal, scan=scan) if isinstance(temporal, GroupedTTM) else temporal
+
+    @property
+    def fp32_parts(self) -> tuple[nn.Module, ...]:
+        """Modules whose weights are fp32 in every precision."""
+        return (self.temporal,) if isinstance(self.temporal, ScannedTTM) else ()
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Video tokens, then the stages: (B, F, P, D), (B, F, L, D), (B, M, D)."""
+        patches_BFPD = vision_features(self.vision_encoder, frames)
+        latents_BFLD = self.vision_tokenizer.resample(patches_BFPD)
+        tokens_BMD = self.temporal(latents_BFLD)
+        return self.vision_tokenizer.project(tokens_BMD), patches_BFPD, latents_BFLD, tokens_BMD

@@ -126,7 +126,7 @@ def _check(tree: nodes.Template) -> None:
     if len(loops) > _MAX_LOOPS:
         raise ConfigError(f"the chat template has {len(loops)} loops; at most {_MAX_LOOPS} are allowed")
     for loop in loops:
-        if loop.recursive or loop.find(nodes.For) is not None:
+        if loop.find(nodes.For) is not None:
             raise ConfigError("the chat template has a loop inside a loop; one level is allowed")
 
 

@@ -64,6 +64,9 @@ HOSTILE = {
     "unknown-name": "{{ nobody }}",
     "syntax": "{% for %}",
     "deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "deep-sum": "{{ 1" + "+1" * 8000 + " }}",
+    "deep-item": "{{ messages" + "[0]" * 5000 + " }}",
+    "deep-if": "{% if 1 %}" * 1000 + "{% endif %}" * 1000,
     "deep-not": "{{ " + "not " * 3000 + "1 }}",
     "long": "a" * 20_000,
 }

@@ -120,6 +120,16 @@ def test_streaming_equals_decoding_for_sentencepiece(piece_tokenizer: Tokenizer,
     assert streamed(piece_tokenizer, ids) == piece_tokenizer.decode(ids) == text
 
 
+def test_streaming_keeps_an_added_token_that_is_text() -> None:
+    """Such a token stands for itself: its space is no character of the byte alphabet."""
+    backend = train_tokenizer(["red"], vocab_size_base=608)
+    backend.add_tokens([tokenizers.AddedToken("red circle", special=False)])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("a red circle turns")
+    assert 611 in ids
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids) == "a red circle turns"
+
+
 def test_a_split_character_comes_out_with_its_last_byte(film_tokenizer: Tokenizer) -> None:
     stream = StreamDecoder(film_tokenizer)
     ids = film_tokenizer.encode("\U0001f3ac")

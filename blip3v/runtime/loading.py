@@ -16,7 +16,7 @@ from blip3v.runtime.decoder import Decoder
 from blip3v.runtime.encoder import VideoEncoder
 from blip3v.runtime.engine import Engine
 from blip3v.runtime.kv_cache import round_capacity
-from blip3v.runtime.ort import Device, Graph, open_graph, resolve_device
+from blip3v.runtime.ort import Graph, check_device, open_graph
 from blip3v.video.limits import VideoLimits
 
 __all__ = ["encoder_hash", "estimate_bytes", "open_engine"]
@@ -33,7 +33,7 @@ def open_engine(
     """Opens a bundle; see ``VideoLM.open``."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads is {threads!r}; a whole number of at least 1 is expected")
-    place = resolve_device(device)
+    check_device(device)
     bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
@@ -42,8 +42,8 @@ def open_engine(
         )
     memory.require(estimate_bytes(bundle), f"opening {bundle.path}", "free some, or use a smaller model")
     config = bundle.config
-    decoder = _open(bundle, "decoder", decoder_io(config), place, threads)
-    encoder = _open(bundle, "video_encoder", video_encoder_io(config), place, threads)
+    decoder = _open(bundle, "decoder", decoder_io(config), threads)
+    encoder = _open(bundle, "video_encoder", video_encoder_io(config), threads)
     return Engine(
         config=config,
         tokenizer=bundle.tokenizer,
@@ -79,9 +79,9 @@ def _graph_files(bundle: Bundle, graph: str) -> list[str]:
     return [bundle.manifest.graphs[graph].file, *(f"onnx/{location}" for location in sorted(set(locations)))]
 
 
-def _open(bundle: Bundle, name: str, io: GraphIO, device: Device, threads: int | None) -> Graph:
+def _open(bundle: Bundle, name: str, io: GraphIO, threads: int | None) -> Graph:
     weight_bytes = sum(bundle.manifest.files[file].size_bytes for file in _graph_files(bundle, name))
-    graph = open_graph(bundle.graph_path(name), io, device=device, threads=threads, weight_bytes=weight_bytes)
+    graph = open_graph(bundle.graph_path(name), io, threads=threads, weight_bytes=weight_bytes)
     expected = DTYPES[bundle.manifest.precision]
     if graph.compute.name != expected:
         raise ArtifactError(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import GraphIO, Port
 from blip3v.errors import ArtifactError, BackendError, OutOfMemoryError, ProviderError, UsageError
 
-__all__ = ["DEVICES", "Device", "Graph", "load_onnxruntime", "open_graph", "ort_errors", "resolve_device"]
+__all__ = ["DEVICES", "Graph", "check_device", "load_onnxruntime", "open_graph", "ort_errors"]
 
-Device = Literal["cpu", "cuda"]
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu")
 
-_PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDER = "CPUExecutionProvider"
 _CPU_LINE = 'pip install "blip3v[cpu]"'
 _CUDA_LINE = 'pip install "blip3v[cuda]"'
 _MEMORY_WORDS = ("failed to allocate", "bad_alloc", "out of memory", "bfcarena", "allocatorimpl")
@@ -84,46 +83,46 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def resolve_device(device: str) -> Device:
-    """The device that ``device`` stands for; "auto" is the CPU, on every machine.
+def check_device(device: str) -> None:
+    """Lets go on where this version runs on ``device``; "auto" is the CPU, on every machine.
 
     Raises:
         UsageError: an unknown name.
-        ProviderError: ONNX Runtime, or its provider for the device, is not there.
+        ProviderError: a device that the engine knows and this version does not run on.
     """
+    if device == "cuda":
+        raise ProviderError(
+            "device 'cuda' was asked for; this version keeps its caches in main memory and runs on the CPU only: "
+            "use device cpu"
+        )
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is unknown; allowed: {', '.join(DEVICES)}")
-    name: Device = "cuda" if device == "cuda" else "cpu"
-    available = load_onnxruntime().get_available_providers()
-    if _PROVIDERS[name] not in available:
-        raise ProviderError(
-            f"device {name!r} needs {_PROVIDERS[name]}; this ONNX Runtime has {', '.join(available)}; "
-            f"run `pip uninstall -y onnxruntime` and then `{_CUDA_LINE}`, or ask for device cpu"
-        )
-    return name
 
 
-def open_graph(path: Path, io: GraphIO, *, device: Device, threads: int | None, weight_bytes: int) -> Graph:
+def open_graph(path: Path, io: GraphIO, *, threads: int | None, weight_bytes: int) -> Graph:
     """Opens one graph and checks its inputs and outputs against ``io``.
 
     Args:
         path: the .onnx file.
         io: the names, dtypes and axes that the runtime relies on.
-        device: where it runs.
         threads: threads inside an operator; None: one for each physical core.
         weight_bytes: size of the graph with its external data; decides whether weights stay mapped.
 
     Raises:
         ArtifactError: the graph's inputs or outputs are not those of ``io``.
-        ProviderError: the session would not run on ``device``.
+        ProviderError: no ONNX Runtime, or one that would run the graph elsewhere than on the CPU.
         BackendError: ONNX Runtime refuses the graph; OutOfMemoryError where memory is the reason.
     """
     onnxruntime = load_onnxruntime()
     with ort_errors(f"opening {path.name}"):
         session = onnxruntime.InferenceSession(
-            str(path), _session_options(onnxruntime, threads, weight_bytes), providers=_provider_list(device)
+            str(path), _session_options(onnxruntime, threads, weight_bytes), providers=[_PROVIDER]
         )
-    _check_provider(session, device, path)
+    if session.get_providers() != [_PROVIDER]:
+        raise ProviderError(
+            f"{path.name} was to run on {_PROVIDER} and ONNX Runtime took {', '.join(session.get_providers())}; "
+            f"install the plain build of it: `{_CPU_LINE}`"
+        )
     return Graph(session, onnxruntime, _check_ports(session, io, path))
 
 
@@ -137,20 +136,6 @@ def _session_options(onnxruntime: ModuleType, threads: int | None, weight_bytes:
     if weight_bytes > _PREPACK_LIMIT_BYTES:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
-
-
-def _provider_list(device: Device) -> list[str]:
-    # The CPU stays in the list for a GPU: shape arithmetic has no kernels there.
-    return [_PROVIDERS["cpu"]] if device == "cpu" else [_PROVIDERS[device], _PROVIDERS["cpu"]]
-
-
-def _check_provider(session: Any, device: Device, path: Path) -> None:
-    # ONNX Runtime drops a provider that cannot start (a missing CUDA library) and goes on without it.
-    if session.get_providers()[0] != _PROVIDERS[device]:
-        raise ProviderError(
-            f"{path.name} was asked to run on {_PROVIDERS[device]} and ONNX Runtime took "
-            f"{session.get_providers()[0]}; check the GPU driver and the CUDA libraries, or ask for device cpu"
-        )
 
 
 def _check_ports(session: Any, io: GraphIO, path: Path) -> np.dtype[Any]:

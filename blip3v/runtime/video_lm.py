@@ -45,14 +45,14 @@ class VideoLM:
 
         Args:
             path: the bundle's folder.
-            device: "auto" is the CPU.
+            device: "auto" or "cpu": both are the CPU.
             threads: threads inside an operator; None: ONNX Runtime's choice, one for each physical core.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
 
         Raises:
             ArtifactError: not a bundle, or one that is not as it was written.
-            ProviderError: ONNX Runtime, or what ``device`` needs, is not installed.
+            ProviderError: ONNX Runtime is not installed, or twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
             UsageError: a bundle of random weights, an unknown device, or ``threads`` below 1.
         """

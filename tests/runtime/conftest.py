@@ -32,7 +32,7 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
         path: Path = folder / f"{num_kv_heads}-{sliding_window}-{precision}.onnx"
         if not path.exists():
             write_decoder(path, config, weights, precision)
-        graph = open_graph(path, decoder_io(config), device="cpu", threads=1, weight_bytes=path.stat().st_size)
+        graph = open_graph(path, decoder_io(config), threads=1, weight_bytes=path.stat().st_size)
         return config, weights, Decoder(graph, config.text, chunk=chunk)
 
     return make

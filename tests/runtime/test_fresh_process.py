@@ -1,0 +1,71 @@
+"""What the runtime loads, and that it works from a plain script: each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from blip3v import runtime
+
+CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
+_HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "accelerate")
+
+
+def _run(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_opening_and_asking_load_no_training_framework(bundle_path: Path) -> None:
+    code = (
+        "import sys; from blip3v.runtime import VideoLM\n"
+        "lm = VideoLM.open(sys.argv[1], threads=1)\n"
+        "assert lm.ask(sys.argv[2], 'Which way?').usage.new_tokens > 0\n"
+        f"print([name for name in {_HEAVY!r} if name in sys.modules])"
+    )
+    assert _run(code, str(bundle_path), str(CLIP)) == "[]"
+
+
+def test_importing_the_runtime_loads_no_engine_and_no_video_library() -> None:
+    code = "import sys; import blip3v.runtime; print([m for m in ('onnxruntime', 'av', 'torch') if m in sys.modules])"
+    assert _run(code) == "[]"
+
+
+def test_a_script_without_a_main_guard_works(bundle_path: Path, tmp_path: Path) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(
+        "import sys\n"
+        "from blip3v.runtime import VideoLM\n"
+        "with VideoLM.open(sys.argv[1]) as lm:\n"
+        "    answer = lm.ask(sys.argv[2], 'Which way does the red circle turn?')\n"
+        "    print(len(answer.frames), answer.finish_reason)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(bundle_path), str(CLIP)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "4"
+    assert done.stderr == ""
+
+
+def test_the_public_names_are_those_listed() -> None:
+    assert runtime.__all__ == [
+        "Answer",
+        "AnswerStream",
+        "CancelToken",
+        "Chat",
+        "Delta",
+        "FinishReason",
+        "Frame",
+        "GenerationOptions",
+        "Timings",
+        "TokenLogprob",
+        "Usage",
+        "VideoLM",
+        "VideoTokens",
+    ]
+    assert all(hasattr(runtime, name) for name in runtime.__all__)

@@ -102,6 +102,32 @@ def test_a_dropped_row_leaves_the_others_as_they_are(make_decoder: DecoderMaker,
         assert np.allclose(found, expected, **_CLOSE)
 
 
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_order_of_steps_and_finished_rows_keeps_every_row_right(
+    make_decoder: DecoderMaker, data: st.DataObject
+) -> None:
+    config, weights, decoder = make_decoder(chunk=data.draw(st.integers(1, 16), label="chunk"))
+    lengths = data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=4), label="lengths")
+    rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
+    rows = [_embeds(rng, length) for length in lengths]
+    cache = decoder.take_cache(len(rows), data.draw(st.integers(1, 20), label="tokens"))
+    decoder.prefill(cache, rows)
+    for _ in range(data.draw(st.integers(1, 8), label="steps")):
+        if len(rows) > 1 and data.draw(st.booleans(), label="drop"):
+            dropped = data.draw(st.integers(0, len(rows) - 1), label="row")
+            cache.drop_row(dropped)
+            rows[dropped] = rows[-1]
+            rows.pop()
+        new = _embeds(rng, len(rows))
+        rows = [np.concatenate([row, new[i : i + 1]]) for i, row in enumerate(rows)]
+        found = decoder.step(cache, new)
+        expected = [reference_logits(config.text, weights, row)[-1] for row in rows]
+        assert np.allclose(found, expected, **_CLOSE)
+        assert cache.lengths == [len(row) for row in rows]
+    decoder.give_back(cache)
+
+
 def test_a_cache_that_grows_keeps_its_tokens(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
     config, weights, decoder = make_decoder()
     embeds = _embeds(rng, 140)

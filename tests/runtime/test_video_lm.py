@@ -47,6 +47,23 @@ def test_greedy_tokens_are_those_of_the_plain_formula(
     assert answer.backend == "stored fp32, computed fp32 on ONNX Runtime CPU"
 
 
+def test_a_half_precision_bundle_answers_and_says_how_it_computes(tmp_path: Path, film: np.ndarray) -> None:
+    config = toy_config()
+    weights = Weights.random(config.text)
+    options = GenerationOptions(max_new_tokens=6, ignore_stop_token=True, logprobs=1)
+    answers = {}
+    for precision in ("fp32", "fp16"):
+        with VideoLM.open(write_bundle(tmp_path / precision, config, weights, precision=precision), threads=1) as lm:
+            assert lm.encode(film).tokens.dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
+            answers[precision] = lm.ask(film, "Why?", options=options)
+    assert answers["fp16"].backend == "stored fp16, computed fp32 on ONNX Runtime CPU"
+    wide, half = answers["fp32"].logprobs, answers["fp16"].logprobs
+    assert wide is not None
+    assert half is not None
+    assert half[0].token_id == wide[0].token_id
+    assert abs(half[0].logprob - wide[0].logprob) < 0.1
+
+
 def test_the_video_encoder_gives_the_formula(bundle_path: Path, film: np.ndarray, video: VideoTokens) -> None:
     frames = [index for index, _ in video.frames]
     pixels = [np.asarray(Image.fromarray(film[i]).resize((16, 16), Image.Resampling.BICUBIC), float) for i in frames]

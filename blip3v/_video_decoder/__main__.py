@@ -40,6 +40,10 @@ except ImportError:  # no such module outside Unix: there only the wall clock bo
     resource = None  # type: ignore[assignment]
 
 
+# As large as a picture that a decoder makes room for at once, at 8K.
+_PICTURE_BYTES = 56 * 1024**2
+
+
 def main() -> None:
     """Serves one load and ends."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
@@ -51,11 +55,11 @@ def main() -> None:
             _serve_images(request["images"], limits, sink)
         else:
             _serve_video(request, limits, source, sink)
-    except MemoryError:
-        text = (
-            f"decoding needs more than {limits.max_memory_bytes} bytes of memory, which is the limit (max_memory_bytes)"
-        )
-        _send_error(sink, VideoTooLargeError(text))
+    # BlockingIOError: no memory for a thread.
+    except (MemoryError, BlockingIOError):
+        _send_error(sink, _out_of_memory(limits))
+    except CorruptVideoError as error:
+        _send_error(sink, _out_of_memory(limits) if _memory_was_short(limits) else error)
     except Blip3vError as error:
         _send_error(sink, error)
     except Exception as error:
@@ -154,12 +158,32 @@ def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None
 
     for path in paths:
         picture = open_image(path, limits)
+        pixels = picture.tobytes()
         _send(sink, {"width": picture.width, "height": picture.height, "turn": [False, False, False]})
-        sink.write(picture.tobytes())
+        sink.write(pixels)
 
 
 def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
     sink.write(json.dumps(message).encode() + b"\n")
+
+
+def _out_of_memory(limits: VideoLimits) -> VideoTooLargeError:
+    return VideoTooLargeError(
+        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, which is the limit (max_memory_bytes)"
+    )
+
+
+def _memory_was_short(limits: VideoLimits) -> bool:
+    """Whether the address space came so near its bound that a picture may not have fitted.
+
+    H.264's decoder calls a frame that it has no memory for broken. Only Linux tells the peak.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            peak = next((line for line in file if line.startswith("VmPeak:")), "VmPeak: 0 kB")
+    except OSError:
+        return False
+    return int(peak.split()[1]) * 1024 + _PICTURE_BYTES > limits.max_memory_bytes
 
 
 def _send_error(sink: BinaryIO, error: Blip3vError) -> None:

@@ -67,7 +67,6 @@ def video_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
     limits.check_pixels(codec.width, codec.height)
     # One thread: with frame threads the decoder may hand out a patched-up picture before it knows that it is one.
     codec.thread_count = 1
-    codec.options = {"max_pixels": str(limits.max_pixels)}
     return stream
 
 

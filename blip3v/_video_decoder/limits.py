@@ -9,6 +9,10 @@ from blip3v.errors import UsageError, VideoTooLargeError
 __all__ = ["VideoLimits"]
 
 
+# Python and the video libraries, before the first picture.
+_LEAST_MEMORY_BYTES = 192 * 1024**2
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
     """Upper bounds; a video over one of them is a ``VideoTooLargeError`` or a ``VideoTimeoutError``.
@@ -16,7 +20,7 @@ class VideoLimits:
     The defaults take 8K pictures and films of some hours. A server that reads from strangers should lower them.
 
     Raises:
-        UsageError: a bound that is not above 0.
+        UsageError: a bound that is not above 0, or ``max_memory_bytes`` below 192 MiB, which the decoder alone takes.
     """
 
     max_bytes: int = 8 * 1024**3  # of the file, or of one image
@@ -27,6 +31,10 @@ class VideoLimits:
     timeout_s: float = 120.0  # wall clock of one load
 
     def __post_init__(self) -> None:
+        if self.max_memory_bytes < _LEAST_MEMORY_BYTES:
+            raise UsageError(
+                f"max_memory_bytes is {self.max_memory_bytes}; the decoder alone needs {_LEAST_MEMORY_BYTES}"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if not value > 0:

@@ -9,13 +9,11 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from blip3v._video_decoder.walk import Opener, Walk, decode
+from blip3v._video_decoder.walk import REORDER, Opener, Walk, decode
 from blip3v.errors import CorruptVideoError
 
 __all__ = ["pick"]
 
-# A break can come to light after a frame that it damages was shown; no codec holds back more frames than this.
-_REORDER = 16
 # Below this it is cheaper to decode straight on than to jump, and every frame on the way is looked at.
 _MIN_JUMP = 128
 
@@ -87,7 +85,8 @@ def _run(opener: Opener, walk: Walk, group: int, wanted: Sequence[int]) -> Itera
                 walk.broken.add(index)
             elif index in targets:
                 held[index] = frame
-            yield from _settled(walk, queue, held, next_index - _REORDER)
+            # A break can come to light after a frame that it damages was shown.
+            yield from _settled(walk, queue, held, next_index - REORDER)
             if not queue:
                 return
         walk.broken.update(range(next_index, walk.num_frames))

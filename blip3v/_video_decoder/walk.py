@@ -30,6 +30,9 @@ _ONE_FRAME_A_PACKET = {
 _NO_TRUE_TIMES = {"avi"}
 
 
+# No codec holds back more frames than this to bring them into display order.
+REORDER = 16
+
 Opener = Callable[[], tuple[InputContainer, VideoStream]]
 
 
@@ -76,7 +79,7 @@ def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFram
     for packet in _packets(container, stream):
         try:
             yield from packet.decode()
-        except MemoryError:
+        except (MemoryError, BlockingIOError):
             raise
         except (av.FFmpegError, EOFError):
             yield None
@@ -104,7 +107,7 @@ def walk_file(opener: Opener, limits: VideoLimits, *, cut_short: bool) -> Walk:
         if found is None:
             found = _from_frames(opener, limits)
         if cut_short:
-            _add_missing(found, container, stream, num_packets=len(packets))
+            _add_missing(found, container, stream, packets)
     if found.end_s > limits.max_duration_s:
         raise VideoTooLargeError(
             f"the video lasts {found.end_s:.1f} s; the limit is {limits.max_duration_s:g} s (max_duration_s)"
@@ -125,6 +128,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
 @dataclass(frozen=True)
 class _Entry:
     pts: int | None
+    dts: int | None
     duration: int
     is_key: bool
     is_partial: bool
@@ -136,7 +140,9 @@ def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoL
     for packet in _packets(container, stream):
         if packet.size:
             shown = not packet.is_discard
-            entries.append(_Entry(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt, shown))
+            entries.append(
+                _Entry(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt, shown)
+            )
         _check_count(len(entries), limits)
     return entries
 
@@ -238,24 +244,40 @@ def _times_of_frames(pts: list[int | None], container: InputContainer, stream: V
     return [float(index / rate) for index in range(len(pts))]
 
 
-def _add_missing(found: Walk, container: InputContainer, stream: VideoStream, *, num_packets: int) -> None:
+def _add_missing(found: Walk, container: InputContainer, stream: VideoStream, packets: list[_Entry]) -> None:
     """Appends the frames that a file which was cut short does not hold, as broken ones at the mean rate."""
+    if stream.frames and stream.frames <= len(packets):
+        return
+    num_unsure = _num_unsure(found, stream, packets)
+    rate = float(stream.average_rate or found.fps)
     if stream.frames:
-        num_missing = stream.frames - num_packets
-    elif container.duration and found.fps and "mp4" not in container.format.name:
-        num_missing = round(container.duration / av.time_base * found.fps) - found.num_frames
+        num_missing = stream.frames - len(packets)
+    elif container.duration and "mp4" not in container.format.name:
+        num_missing = round(container.duration / av.time_base * rate) - found.num_frames
     else:
         raise CorruptVideoError(
             f"the file ends too early, after frame {found.num_frames - 1} at {found.times_s[-1]:.3f} s, and does not "
             "say how many frames it should have; get the whole file"
         )
-    found.num_missing = max(0, num_missing)
-    for _ in range(found.num_missing):
-        found.broken.add(found.num_frames)
+    num_missing = max(0, num_missing)
+    for _ in range(num_missing):
         found.order.append(found.num_frames)
         found.group.append(found.group[-1])
         found.times_s.append(found.end_s)
-        found.end_s += 1 / found.fps if found.fps else 0.0
+        found.end_s += 1 / rate if rate else 0.0
+    found.num_missing = num_missing + num_unsure
+    found.broken.update(range(found.num_held, found.num_frames))
+
+
+def _num_unsure(found: Walk, stream: VideoStream, packets: list[_Entry]) -> int:
+    """Frames at the end of a cut file that may stand behind a missing one, so that their index is not sure.
+
+    A packet that is missing has a later decode time than the last one that is there, and it is shown no earlier.
+    """
+    last_dts = max((packet.dts for packet in packets if packet.dts is not None), default=None)
+    if found.index_of_pts is None or last_dts is None:
+        return min(REORDER, found.num_frames) if stream.codec_context.has_b_frames else 0
+    return sum(pts > last_dts for pts in found.index_of_pts)
 
 
 def _seconds(pts: list[int], stream: VideoStream) -> list[float]:

@@ -85,7 +85,8 @@ class ReferenceAttention:
         text = self._config
         num_new, capacity = qkv_BtE.shape[1], past_key_BGSK.shape[2]
         sizes = [heads * text.head_dim for heads in (text.num_heads, text.num_kv_heads, text.num_kv_heads)]
-        q, k, v = (part.unflatten(-1, (-1, text.head_dim)).transpose(1, 2) for part in torch.split(qkv_BtE, sizes, -1))
+        parts = torch.split(qkv_BtE, sizes, -1)
+        q, k, v = (torch.unflatten(part, -1, (-1, text.head_dim)).transpose(1, 2) for part in parts)
         # A first call fills the cache from its start, also in rows that are padded on the right.
         first_B = (state.seqlens_k_B + 1 - num_new) * (state.total_sequence_length != num_new)
         at_Bt = first_B[:, None] + torch.arange(num_new)

@@ -1,21 +1,27 @@
-"""Small random model folders. Weights differ in every layer, so that a layer bound to the wrong place shows."""
+"""Small random models and the graphs made from them. Weights differ in every layer."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import torch
+from numpy.typing import NDArray
 
-from blip3v.config import ModelConfig, preset
+from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
+from blip3v.config import ModelConfig, TextConfig, preset
+from blip3v.export.source import random_weights
 from blip3v.model import Blip3Video
 from blip3v.model.folder import save_model_folder
-from blip3v.text.generation import GenerationConfig
-from blip3v.text.template import RELEASED_TEMPLATE
-from blip3v.text.train_tokenizer import train_tokenizer
-from blip3v.video.preprocess import PreprocessorConfig
+from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
+from blip3v.video import PreprocessorConfig
 
 TEXTS = ["Which way does the red circle turn?", "The blue square moves to the left, then up.", "left right up down"]
+FloatArray = NDArray[np.float32]
 
 
 def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:
@@ -28,16 +34,10 @@ def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:
     )
 
 
-def random_model(config: ModelConfig, seed: int = 0) -> Blip3Video:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Blip3Video(config).eval().requires_grad_(False)
-
-
 def write_folder(path: Path, config: ModelConfig, seed: int = 0, model: Blip3Video | None = None) -> Path:
     save_model_folder(
         path,
-        model or random_model(config, seed),
+        model or random_weights(config, seed=seed),
         train_tokenizer(TEXTS * 3, vocab_size_base=config.text.num_base_tokens).to_str(),
         PreprocessorConfig(image_size=config.vision.image_size),
         GenerationConfig(system_prompt=None, max_new_tokens=16),
@@ -45,3 +45,63 @@ def write_folder(path: Path, config: ModelConfig, seed: int = 0, model: Blip3Vid
         dtype=torch.float32,
     )
     return path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph on the disk and the model that it was made from."""
+
+    path: Path
+    model: Blip3Video
+
+    def session(self) -> Any:
+        return onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
+
+
+def embeddings(text: TextConfig, *lead: int, seed: int = 0) -> FloatArray:
+    """Random inputs of the decoder, (*lead, D)."""
+    return np.random.default_rng(seed).normal(0, 0.5, (*lead, text.hidden_size)).astype(np.float32)
+
+
+def uncached_logits(model: Blip3Video, embeds_LD: FloatArray) -> FloatArray:
+    """Logits (L, V) of the transformers library's Phi-3, all positions at once."""
+    with torch.inference_mode():
+        logits_LV: FloatArray = model.lang_model(torch.from_numpy(embeds_LD)[None])[0].numpy()
+    return logits_LV
+
+
+class SharedBuffers:
+    """The decoder graph with past and present bound to the same memory, as a runtime does it."""
+
+    def __init__(self, session: Any, text: TextConfig, rows: int, capacity: int, dtype: str = "float32") -> None:
+        self._session, self._rows, self._dtype = session, rows, dtype
+        shape = (rows, text.num_kv_heads, capacity, text.head_dim)
+        self.caches = {name: np.zeros(shape, dtype) for i in range(text.num_layers) for name in _names(i)}
+        self._num_logits = text.num_logits
+
+    def __call__(self, embeds_BtD: FloatArray, lengths: list[int], logits_index: list[int]) -> FloatArray:
+        """Logits (B, V); ``lengths`` count the valid tokens of each row after this call."""
+        binding = self._session.io_binding()
+        logits_BV = np.full((self._rows, self._num_logits), np.nan, np.float32)
+        inputs = {
+            "inputs_embeds": embeds_BtD.astype(self._dtype),
+            "logits_index": np.array(logits_index, np.int64),
+            "seqlens_k": np.array(lengths, np.int32) - np.int32(1),
+            "total_sequence_length": np.array(max(lengths), np.int32),
+        }
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits_BV))
+        shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.caches.items()}
+        for name, value in shared.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past", "present"), value)
+        self._session.run_with_iobinding(binding)
+        return logits_BV
+
+
+def _names(layer: int) -> tuple[str, str]:
+    assert present_key(layer) == past_key(layer).replace("past", "present")
+    assert present_value(layer) == past_value(layer).replace("past", "present")
+    return past_key(layer), past_value(layer)

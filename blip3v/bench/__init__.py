@@ -1,0 +1,24 @@
+"""Samples per second of bundles, measured in turns so that drift of the machine meets all of them alike.
+
+Each bundle runs in a process of its own that holds nothing else: its peak memory is its own, and PyTorch, which may
+have made the bundles a moment before, is not in it.
+"""
+
+from blip3v.bench.bundles import ROWS, BundleRow, default_bundles
+from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
+from blip3v.bench.report import BenchReport, ReportRow, Statistics
+from blip3v.bench.run import run_bench, write_default_clip
+
+__all__ = [
+    "NEW_TOKENS",
+    "QUESTION_TOKENS",
+    "ROWS",
+    "BenchReport",
+    "BundleRow",
+    "ReportRow",
+    "Sample",
+    "Statistics",
+    "default_bundles",
+    "run_bench",
+    "write_default_clip",
+]

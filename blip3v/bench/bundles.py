@@ -1,0 +1,109 @@
+"""The bundles that are measured when none is named: made from the shipped models and kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import blip3v
+from blip3v.bundle import open_bundle
+from blip3v.bundle.manifest import Precision
+from blip3v.config import EncoderName
+from blip3v.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from blip3v.export import ExportSource
+
+__all__ = ["ROWS", "BundleRow", "default_bundles"]
+
+_KEY_LENGTH = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleRow:
+    """One row of the benchmark."""
+
+    encoder: EncoderName  # of the shipped model, whose other parts are all taken
+    num_tokens: int
+    new_encoder: bool = False  # a temporal encoder of random weights in place of the trained one: speed only
+
+
+ROWS = (
+    BundleRow(encoder="none", num_tokens=1024),
+    BundleRow(encoder="gttm", num_tokens=128),
+    BundleRow(encoder="tokenlearner", num_tokens=32),
+    BundleRow(encoder="tokenlearner", num_tokens=16, new_encoder=True),
+)
+
+
+def default_bundles(
+    folder: Path,
+    *,
+    models: Path | None = None,
+    precision: Precision = "fp32",
+    rows: Sequence[BundleRow] = ROWS,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Makes the bundles of ``rows`` in ``folder``, or takes those that lie there and are whole.
+
+    A bundle's name ends with a hash of the weights, the settings and blip3v's version, so another model never meets an
+    old bundle.
+
+    Args:
+        folder: where bundles are kept; made where it is missing.
+        models: folder with the model folders ``tiny-ENCODER``; None: those in the package.
+        precision: of the stored weights.
+        rows: which ones.
+        progress: called with a line about each bundle.
+
+    Returns:
+        The bundles' folders in the order of ``rows``.
+
+    Raises:
+        ArtifactError: a model folder is not there or cannot be used.
+        ExportError, ParityError: as ``blip3v export``.
+    """
+    return [_bundle(_source(row, models), folder, precision, progress) for row in rows]
+
+
+def _source(row: BundleRow, models: Path | None) -> ExportSource:
+    # PyTorch comes with these: only whoever makes bundles needs it.
+    from blip3v.export import folder_source, new_encoder_source
+    from blip3v.model.folder import shipped_model
+
+    model = shipped_model(row.encoder) if models is None else models / f"tiny-{row.encoder}"
+    if row.new_encoder:
+        return new_encoder_source(model, row.encoder, num_tokens=row.num_tokens)
+    return folder_source(model, encoder=row.encoder, num_tokens=row.num_tokens)
+
+
+def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: Callable[[str], None]) -> Path:
+    from blip3v.export import export_bundle  # as above
+
+    path = folder / f"{source.folder_name}-{precision}-{_key(source, precision)}"
+    if path.exists():
+        try:
+            open_bundle(path)
+        except ArtifactError as error:
+            progress(f"{path} is broken and made again: {error}")
+        else:
+            progress(f"{path} is there")
+            return path
+    progress(f"{path} is being made")
+    folder.mkdir(parents=True, exist_ok=True)
+    return export_bundle(source, path, precision=precision, force=path.exists()).path
+
+
+def _key(source: ExportSource, precision: Precision) -> str:
+    parts = (
+        source.provenance.sha256,
+        source.provenance.trained,
+        source.config.to_dict(),
+        precision,
+        blip3v.__version__,
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]

@@ -1,0 +1,102 @@
+"""What a sample is, how one is timed, and in which order several bundles are.
+
+Not here: the process around a bundle (``worker.py``), and what is made of the seconds (``report.py``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip3v.runtime import Answer, GenerationOptions, VideoLM
+
+__all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "take_turns"]
+
+QUESTION_TOKENS = 32
+NEW_TOKENS = 32
+_OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True)  # greedy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Seconds of one sample: a file decoded, a question answered with ``NEW_TOKENS`` tokens."""
+
+    whole_chain_s: float  # wall clock around the call; more than the stages together, by what stands in other_s
+    file_decode_s: float
+    preprocess_s: float
+    video_encoder_s: float
+    prefill_s: float  # gives the first new token
+    steps_s: float  # all decoding steps
+    num_steps: int
+
+    @property
+    def per_token_s(self) -> float:
+        """Mean of the sample's decoding steps."""
+        return self.steps_s / self.num_steps
+
+    @property
+    def language_model_s(self) -> float:
+        """The language model alone: prefill and decoding steps."""
+        return self.prefill_s + self.steps_s
+
+    @property
+    def other_s(self) -> float:
+        """What no stage holds: tokenizer, cache, the choice of tokens, text."""
+        stages_s = self.file_decode_s + self.preprocess_s + self.video_encoder_s + self.language_model_s
+        return self.whole_chain_s - stages_s
+
+
+def measure_sample(lm: VideoLM, clip: Path, question: str) -> tuple[Sample, Answer]:
+    """Answers once, from the file to the last token, and says how long that took.
+
+    Raises:
+        VideoError: the clip cannot be used.
+        RequestError: question and answer do not fit the context.
+        BackendError: the inference engine failed.
+    """
+    start_s = time.perf_counter()
+    answer = lm.ask(clip, question, options=_OPTIONS)
+    whole_chain_s = time.perf_counter() - start_s
+    assert answer.usage.new_tokens == NEW_TOKENS
+    timings = answer.timings
+    sample = Sample(
+        whole_chain_s=whole_chain_s,
+        file_decode_s=timings.file_decode_s,
+        preprocess_s=timings.preprocess_s,
+        video_encoder_s=timings.encode_s,
+        prefill_s=timings.prefill_s,
+        steps_s=timings.steps_s,
+        num_steps=timings.num_steps,
+    )
+    return sample, answer
+
+
+def take_turns(
+    subjects: Sequence[Callable[[], Sample]],
+    *,
+    warmup: int,
+    repetitions: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[Sample, ...]]:
+    """Measures A B C, A B C, ..., so that a machine that grows slower or faster does so for all subjects.
+
+    Args:
+        subjects: each takes one sample when called.
+        warmup: turns whose samples are thrown away, at least 0.
+        repetitions: turns that count, at least 1.
+        progress: called after each sample with the number of samples taken, warm-up included, and of all.
+
+    Returns:
+        For each subject its samples, one a turn: entries with the same index are of the same turn.
+    """
+    kept: list[list[Sample]] = [[] for _ in subjects]
+    total = (warmup + repetitions) * len(subjects)
+    for turn in range(warmup + repetitions):
+        for index, subject in enumerate(subjects):
+            sample = subject()
+            if turn >= warmup:
+                kept[index].append(sample)
+            progress(turn * len(subjects) + index + 1, total)
+    return [tuple(samples) for samples in kept]

@@ -1,0 +1,183 @@
+"""From seconds to figures: statistics of each stage, samples per second, ratios to the baseline, and their JSON.
+
+Not here: how they are shown (``tables.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
+from blip3v.bundle import Manifest
+
+__all__ = [
+    "LANGUAGE_MODEL",
+    "STAGES",
+    "WHOLE_CHAIN",
+    "BenchReport",
+    "BundleFacts",
+    "ReportRow",
+    "Setup",
+    "Statistics",
+]
+
+SCHEMA_VERSION = 1
+
+# Attributes of Sample. The first five are the stages; other_s is what lies between them.
+STAGES = ("file_decode_s", "preprocess_s", "video_encoder_s", "prefill_s", "per_token_s", "other_s")
+WHOLE_CHAIN = "whole_chain_s"
+LANGUAGE_MODEL = "language_model_s"
+
+_BASELINE_ENCODER = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Figures of one quantity over the samples; seconds."""
+
+    mean: float
+    std: float  # of the sample (n - 1); 0 for one value
+    p50: float
+    p90: float
+    p99: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistics:
+        """The figures of at least one value; percentiles are linear between neighbours."""
+        p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+        return cls(
+            mean=float(np.mean(values)),
+            std=float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            n=len(values),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFacts:
+    """Which bundle a row is about."""
+
+    name: str  # its folder's name
+    manifest_sha256: str
+    model: str
+    encoder: str
+    num_tokens: int  # video tokens of a clip
+    num_frames: int
+    precision: str  # of the stored weights
+    computed_in: str
+    weights: str  # "trained", "untrained" (a new temporal encoder on a trained base) or "random"
+    parity_checked: bool
+
+    @classmethod
+    def of(cls, path: Path, manifest: Manifest, manifest_sha256: str) -> BundleFacts:
+        """The facts of an opened bundle."""
+        source = manifest.source
+        return cls(
+            name=path.resolve().name,
+            manifest_sha256=manifest_sha256,
+            model=manifest.model,
+            encoder=manifest.encoder,
+            num_tokens=manifest.num_tokens,
+            num_frames=manifest.num_frames,
+            precision=manifest.precision,
+            computed_in=manifest.stored_and_computed.partition("computed ")[2],
+            weights="random" if source.random_init else "trained" if source.trained else "untrained",
+            parity_checked=manifest.parity is not None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRow:
+    """A bundle and its samples, one a turn."""
+
+    bundle: BundleFacts
+    question: str
+    prompt_tokens: int  # positions before the answer: video tokens, question, chat template
+    peak_rss_bytes: int | None  # of a process that holds this bundle only, without the one that decodes the file
+    samples: tuple[Sample, ...]
+
+    def seconds(self, quantity: str) -> list[float]:
+        """A quantity of ``Sample`` by its name, turn by turn."""
+        return [getattr(sample, quantity) for sample in self.samples]
+
+    def statistics(self, quantity: str) -> Statistics:
+        """Figures of a quantity over the turns."""
+        return Statistics.of(self.seconds(quantity))
+
+    def per_second(self, quantity: str) -> float:
+        """Samples a second at the median time."""
+        return 1 / self.statistics(quantity).p50
+
+    def ratio(self, quantity: str, baseline: ReportRow) -> float:
+        """How many times as fast as the baseline: the median over the turns of the quotient within a turn."""
+        pairs = zip(baseline.seconds(quantity), self.seconds(quantity), strict=True)
+        return float(np.median([theirs / ours for theirs, ours in pairs]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What was measured, and how often."""
+
+    clip: str  # file name
+    clip_sha256: str
+    warmup: int  # turns before those that count
+    repetitions: int  # turns that count
+    threads: int | None  # inside an operator; None: ONNX Runtime's choice
+    question_tokens: int = QUESTION_TOKENS
+    new_tokens: int = NEW_TOKENS
+    batch_size: int = 1
+    decoding: str = "greedy, stop token ignored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """A whole measurement. Entries of two rows' samples with the same index were taken in the same turn."""
+
+    setup: Setup
+    rows: tuple[ReportRow, ...]
+    environment: dict[str, Any]
+
+    @property
+    def baseline(self) -> ReportRow | None:
+        """The first row without a temporal encoder (1024 tokens for 8 frames); None where no such bundle was named."""
+        return next((row for row in self.rows if row.bundle.encoder == _BASELINE_ENCODER), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as JSON takes it, every sample's seconds included."""
+        baseline = self.baseline
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "setup": dataclasses.asdict(self.setup),
+            "environment": self.environment,
+            "baseline": None if baseline is None else baseline.bundle.name,
+            "rows": [_row(row, baseline) for row in self.rows],
+        }
+
+
+def _row(row: ReportRow, baseline: ReportRow | None) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(row.bundle),
+        "question": row.question,
+        "prompt_tokens": row.prompt_tokens,
+        "peak_rss_bytes": row.peak_rss_bytes,
+        "whole_chain": _throughput(row, WHOLE_CHAIN, baseline),
+        "language_model": _throughput(row, LANGUAGE_MODEL, baseline),
+        "stages": {name: dataclasses.asdict(row.statistics(name)) for name in (*STAGES, WHOLE_CHAIN, LANGUAGE_MODEL)},
+        "samples": [dataclasses.asdict(sample) for sample in row.samples],
+    }
+
+
+def _throughput(row: ReportRow, quantity: str, baseline: ReportRow | None) -> dict[str, float | None]:
+    return {
+        "samples_per_s": row.per_second(quantity),
+        "ratio": None if baseline is None else row.ratio(quantity, baseline),
+    }

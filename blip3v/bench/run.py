@@ -1,0 +1,89 @@
+"""The measurement as a whole: bundles and a clip in, a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from blip3v.bench.environment import describe_environment, load_average
+from blip3v.bench.measure import QUESTION_TOKENS, take_turns
+from blip3v.bench.question import question_of_length
+from blip3v.bench.report import BenchReport, BundleFacts, ReportRow, Setup
+from blip3v.bench.worker import Job, Worker
+from blip3v.bundle import open_bundle
+from blip3v.bundle.layout import MANIFEST
+from blip3v.bundle.scan import hash_file
+from blip3v.data.film import make_film
+from blip3v.data.mp4 import write_mp4
+from blip3v.errors import UnsupportedVideoError
+
+__all__ = ["run_bench", "write_default_clip"]
+
+_FILM_SEED, _FILM_HEIGHT = 5471, 480  # examples/turn.mp4
+
+
+def run_bench(
+    bundles: Sequence[Path],
+    clip: Path,
+    *,
+    warmup: int,
+    repetitions: int,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> BenchReport:
+    """Measures bundles in turns.
+
+    Args:
+        bundles: their folders, at least one.
+        clip: the video file that each sample decodes.
+        warmup: turns before those that count, at least 0.
+        repetitions: turns that count, at least 1.
+        threads: inside an operator; None: ONNX Runtime's choice, one for each physical core.
+        progress: called after each sample with the samples taken and those in all.
+
+    Raises:
+        ArtifactError: one of them is no bundle, or is not as it was written.
+        VideoError: the clip cannot be used.
+        RequestError: a sample does not fit a bundle's context.
+        BackendError: the inference engine failed, or the memory does not hold all bundles.
+    """
+    if not clip.is_file():
+        raise UnsupportedVideoError(f"{clip} is not a file; --clip takes a video file, which each sample decodes")
+    opened = [open_bundle(path) for path in bundles]
+    facts = [BundleFacts.of(bundle.path, bundle.manifest, hash_file(bundle.path / MANIFEST)) for bundle in opened]
+    questions = [question_of_length(bundle.tokenizer, QUESTION_TOKENS) for bundle in opened]
+    jobs = [
+        Job(bundle=str(path), clip=str(clip), question=question, threads=threads)
+        for path, question in zip(bundles, questions, strict=True)
+    ]
+    load_before = load_average()
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(job)) for job in jobs]
+        turns = take_turns(
+            [worker.sample for worker in workers], warmup=warmup, repetitions=repetitions, progress=progress
+        )
+    rows = [
+        ReportRow(
+            bundle=fact,
+            question=question,
+            prompt_tokens=worker.prompt_tokens,
+            peak_rss_bytes=worker.peak_rss_bytes,
+            samples=samples,
+        )
+        for fact, question, worker, samples in zip(facts, questions, workers, turns, strict=True)
+    ]
+    setup = Setup(clip=clip.name, clip_sha256=hash_file(clip), warmup=warmup, repetitions=repetitions, threads=threads)
+    environment = describe_environment() | {"load_average": {"before": load_before, "after": load_average()}}
+    return BenchReport(setup=setup, rows=tuple(rows), environment=environment)
+
+
+def write_default_clip(folder: Path) -> Path:
+    """Writes the clip that is measured when none is named: the film of ``examples/turn.mp4``.
+
+    Raises:
+        VideoError: the installed PyAV cannot encode H.264.
+    """
+    path = folder / "turn.mp4"
+    write_mp4(make_film(_FILM_SEED, "test"), path, height=_FILM_HEIGHT)
+    return path

@@ -1,0 +1,125 @@
+"""The caller's side of a process that holds one bundle and measures it (``worker_process.py``)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from blip3v import errors
+from blip3v.bench.measure import Sample
+
+__all__ = ["Job", "Worker"]
+
+# -P keeps the working directory out of the import path: a file there named numpy.py is not ours.
+_COMMAND = (sys.executable, "-P", "-m", "blip3v.bench.worker_process")
+_END_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker measures."""
+
+    bundle: str  # folder
+    clip: str  # file
+    question: str
+    threads: int | None  # inside an operator; None: ONNX Runtime's choice
+
+
+class Worker:
+    """Holds one bundle open in another process and takes a sample of it when told; a context manager.
+
+    Attributes:
+        prompt_tokens: positions of the last sample's prompt, video tokens included; 0 before the first.
+        peak_rss_bytes: largest resident memory of the process after the last sample; None where it is not known.
+    """
+
+    def __init__(self, job: Job) -> None:
+        """Starts the process and opens the bundle.
+
+        Raises:
+            Blip3vError: whatever opening the bundle raised there.
+        """
+        self._bundle = job.bundle
+        self.prompt_tokens = 0
+        self.peak_rss_bytes: int | None = None
+        self._process = subprocess.Popen(
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is for the caller, which then ends this process
+        )
+        try:
+            self._exchange(json.dumps(dataclasses.asdict(job)))
+        except BaseException:
+            self._end()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def sample(self) -> Sample:
+        """Takes one sample.
+
+        Raises:
+            Blip3vError: whatever answering raised there.
+        """
+        answer = self._exchange("")
+        self.prompt_tokens = answer["prompt_tokens"]
+        self.peak_rss_bytes = answer["peak_rss_bytes"]
+        return Sample(**answer["sample"])
+
+    def _exchange(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # why it ended may still stand in its output
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer.endswith("\n"):
+            raise errors.BackendError(
+                f"the process that measured {self._bundle} ended with code {self._process.wait()} in the middle of a "
+                "sample; code -9 most often means that the memory was full: measure fewer bundles at once"
+            )
+        values: dict[str, Any] = json.loads(answer)
+        if "error" in values:
+            raise _raised(values["error"], values["message"])
+        return values
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            self._process.kill()
+        try:
+            self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def _raised(name: str, message: str) -> errors.Blip3vError:
+    kind: type[errors.Blip3vError] = getattr(errors, name)
+    return kind(message)
+
+
+def _environment() -> dict[str, str]:
+    """The caller's environment, with its import path, so that the process finds the same blip3v."""
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

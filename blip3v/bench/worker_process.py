@@ -1,0 +1,49 @@
+"""Holds one bundle open and takes a sample of it for each line of input; started by ``worker.Worker``.
+
+One JSON object a line: the job in, ``ready`` out; then an empty line in, a sample out, until the input ends. An error
+of blip3v goes out by its name and ends the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from blip3v.bench.environment import peak_rss_bytes
+from blip3v.bench.measure import measure_sample
+from blip3v.bench.worker import Job
+from blip3v.errors import Blip3vError
+from blip3v.runtime import VideoLM
+
+
+def main() -> None:
+    """Runs until the input ends."""
+    job = Job(**json.loads(sys.stdin.readline()))
+    try:
+        with VideoLM.open(job.bundle, threads=job.threads, allow_random=True) as lm:
+            _say({"ready": True})
+            for _ in sys.stdin:
+                _say(_sample(lm, job))
+    except Blip3vError as error:
+        _say({"error": type(error).__name__, "message": str(error)})
+
+
+def _sample(lm: VideoLM, job: Job) -> dict[str, Any]:
+    sample, answer = measure_sample(lm, Path(job.clip), job.question)
+    return {
+        "sample": dataclasses.asdict(sample),
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def _say(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ file is decoded once just to count. Both forms give the same ``Walk``.
 
 A frame is broken where the file ends before it, where its data is not whole, or where the decoder gives nothing or a
 patched-up picture. What is decoded after a broken frame and before the next keyframe may build on it, so it is damaged.
+Changed bytes that still decode to a whole picture cannot be told: most formats carry no checksum.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ _ONE_FRAME_A_PACKET = {
     "av1", "dnxhd", "ffv1", "gif", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "prores", "vp9",
 }  # fmt: skip
 _NO_TRUE_TIMES = {"avi"}
-
 
 # No codec holds back more frames than this to bring them into display order.
 REORDER = 16
@@ -125,7 +125,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
         return
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     pts: int | None
     dts: int | None

@@ -8,9 +8,8 @@ Letters: T sampled frames, H height, W width, S side of the model's image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -174,12 +173,15 @@ def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits) -> Clip:
             header, pictures[index] = decoder.receive_picture()
             times_s[index] = header["time_s"]
         num_broken: int = decoder.receive()["num_broken"]
-    return _clip(
-        [pictures[index] for index in indices],
-        [SampledFrame(index, times_s[index]) for index in indices],
+    first = pictures[indices[0]]
+    return Clip(
+        frames=tuple(pictures[index] for index in indices),
+        sampled=tuple(SampledFrame(index, times_s[index]) for index in indices),
         num_source_frames=found["high"] - found["low"],
         duration_s=found["duration_s"],
         fps=found["fps"],
+        width=first.shape[1],
+        height=first.shape[0],
         num_broken=num_broken,
     )
 
@@ -200,12 +202,15 @@ def _from_pictures(pictures: Pictures, sampler: _Sampler, fps: float, limits: Vi
     paths = {index: item for index, item in wanted.items() if isinstance(item, str)}
     if paths:
         decoded |= dict(zip(paths, _open_images(list(paths.values()), limits), strict=True))
-    return _clip(
-        [decoded[index] for index in indices],
-        [SampledFrame(index, times_s[index]) for index in indices],
+    first = decoded[indices[0]]
+    return Clip(
+        frames=tuple(decoded[index] for index in indices),
+        sampled=tuple(SampledFrame(index, times_s[index]) for index in indices),
         num_source_frames=high - low,
         duration_s=(high - low) / fps,
         fps=fps,
+        width=first.shape[1],
+        height=first.shape[0],
         num_broken=0,
     )
 
@@ -226,8 +231,3 @@ def _check_memory(num_frames: int, frame_bytes: int, limits: VideoLimits) -> Non
             f"the sampled frames take {num_frames * frame_bytes} bytes; the limit is {limits.max_memory_bytes} "
             "(max_memory_bytes); sample fewer frames"
         )
-
-
-def _clip(frames: list[np.ndarray], sampled: Sequence[SampledFrame], **facts: Any) -> Clip:
-    height, width = frames[0].shape[:2]
-    return Clip(frames=tuple(frames), sampled=tuple(sampled), width=width, height=height, **facts)

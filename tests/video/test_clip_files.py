@@ -2,15 +2,20 @@
 
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from film_files import Film, numbered_picture, packets, read_number, reference_frames
 
+from blip3v._video_decoder import pick as pick_module
+from blip3v._video_decoder.container import open_container, video_stream
+from blip3v._video_decoder.walk import decode, walk_file
 from blip3v.errors import UsageError
-from blip3v.video import Clip, PreprocessorConfig, load_clip, load_pixels, preprocess, sample_indices
+from blip3v.video import Clip, PreprocessorConfig, VideoLimits, load_clip, load_pixels, preprocess, sample_indices
 
 TURNS = {
     # name: (a, b, c, d) of the track's matrix, and what a player shows
@@ -179,6 +184,32 @@ def test_jumps_in_a_long_file_give_the_same_frames(film: Film, suffix: str, opti
         assert np.diff(indices(clip)).min() > 200
         for index, frame in zip(indices(clip), clip.frames, strict=True):
             np.testing.assert_array_equal(frame, reference[index])
+
+
+def test_only_what_is_needed_is_decoded_in_a_long_file(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = film("long-0.mp4", 900, gop=30, options={})
+    num_decoded = 0
+
+    def counting(*arguments: Any) -> Iterator[Any]:
+        nonlocal num_decoded
+        for frame in decode(*arguments):
+            num_decoded += 1
+            yield frame
+
+    with open(path, "rb") as file:
+
+        def opener() -> Any:
+            file.seek(0)
+            container = open_container(file)
+            return container, video_stream(container, VideoLimits())
+
+        found = walk_file(opener, VideoLimits(), cut_short=False)
+        monkeypatch.setattr(pick_module, "decode", counting)
+        picked = [index for index, _ in pick_module.pick(opener, found, [10, 400, 410, 899])]
+    assert picked == [10, 400, 410, 899]
+    assert found.broken == set()
+    # Three stretches, each from a keyframe to a little behind the wanted frame.
+    assert num_decoded < 3 * (30 + 30)
 
 
 def test_frames_that_an_edit_list_hides_are_not_counted(film: Film, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from blip3v.bundle import open_bundle
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.scan import hash_file
 from blip3v.data.film import make_film
+from blip3v.data.film_files import ClipRecord, describe
 from blip3v.data.mp4 import write_mp4
 from blip3v.errors import UnsupportedVideoError
 
-__all__ = ["run_bench", "write_default_clip"]
+__all__ = ["DEFAULT_CLIP", "default_film", "run_bench", "write_default_clip"]
 
-_FILM_SEED, _FILM_HEIGHT = 5471, 480  # examples/turn.mp4
+DEFAULT_CLIP = "turn.mp4"
+_FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
 
 
 def run_bench(
@@ -78,12 +80,17 @@ def run_bench(
     return BenchReport(setup=setup, rows=tuple(rows), environment=environment)
 
 
+def default_film() -> ClipRecord:
+    """What is true of the clip that ``write_default_clip`` writes."""
+    return describe({DEFAULT_CLIP: make_film(_FILM_SEED, "test")}, height=_FILM_HEIGHT).clips[0]
+
+
 def write_default_clip(folder: Path) -> Path:
-    """Writes the clip that is measured when none is named: the film of ``examples/turn.mp4``.
+    """Writes the clip that is measured when none is named, the film of ``examples/turn.mp4``, to ``folder``.
 
     Raises:
         VideoError: the installed PyAV cannot encode H.264.
     """
-    path = folder / "turn.mp4"
+    path = folder / DEFAULT_CLIP
     write_mp4(make_film(_FILM_SEED, "test"), path, height=_FILM_HEIGHT)
     return path

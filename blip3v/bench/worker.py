@@ -15,7 +15,7 @@ from typing import Any
 from blip3v import errors
 from blip3v.bench.measure import Sample
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Job", "Worker", "child_environment"]
 
 # -P keeps the working directory out of the import path: a file there named numpy.py is not ours.
 _COMMAND = (sys.executable, "-P", "-m", "blip3v.bench.worker_process")
@@ -54,7 +54,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(),
+            env=child_environment(),
             start_new_session=True,  # Ctrl-C is for the caller, which then ends this process
         )
         try:
@@ -119,7 +119,7 @@ def _raised(name: str, message: str) -> errors.Blip3vError:
     return kind(message)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The caller's environment, with its import path, so that the process finds the same blip3v."""
     paths = [os.path.abspath(path) for path in sys.path if path]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -1,0 +1,240 @@
+"""``blip3v demo``: the whole chain on a real clip.
+
+Export and ask are processes of their own and the very commands that a user would type: a step that fails ends the demo
+in its own words and with its own exit code, and the questions are asked where PyTorch cannot be imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+import blip3v
+from blip3v._strict import dumps, read_json
+from blip3v.bench import (
+    DEFAULT_CLIP,
+    ROWS,
+    BenchReport,
+    BundleRow,
+    default_bundles,
+    default_film,
+    print_throughput,
+    run_bench,
+    write_default_clip,
+)
+from blip3v.bench.worker import child_environment
+from blip3v.bundle.layout import PARITY
+from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
+from blip3v.errors import UsageError
+
+__all__ = ["command"]
+
+_FOLDER = Path("blip3v-demo")
+_MARK = ".made-by-blip3v-demo"
+_ROW = BundleRow(encoder="tokenlearner", num_tokens=32)
+_BUNDLE = _FOLDER / "blip3v-tiny-tokenlearner-32tok-fp16"
+_KINDS = ("turn", "direction", "shape")  # one question of each; the first two need time
+_WARMUP, _REPETITIONS = 1, 5
+_BARRED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir")
+_WITHOUT_TORCH = f"""\
+import sys
+sys.modules.update(dict.fromkeys({_BARRED!r}))  # from here on, importing one of these raises
+from blip3v.cli import main
+main(sys.argv[1:])
+"""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedAnswer:
+    """A question about the clip, what the bundle answered, and what is true."""
+
+    question: str
+    answer: str
+    true_answer: str
+    right: bool
+    frames: list[dict[str, Any]]  # index and time_s of each frame that the model saw
+
+
+@click.command("demo", short_help="The whole chain on a real clip: export, check, ask, measure.")
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    help="Folder of model folders tiny-ENCODER to take.  [default: those in the package]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; everything else goes to stderr.")
+def command(models: Path | None, as_json: bool) -> None:
+    """The whole chain on a real clip: export, check, ask, measure.
+
+    A small trained model becomes two ONNX graphs, which are compared with PyTorch; a process without PyTorch answers
+    questions about a video from them; then samples per second are measured. Takes minutes on two cores. Everything is
+    written to the folder blip3v-demo, which is made new each time.
+
+    \b
+    Examples:
+      blip3v demo
+      blip3v demo --json > demo.json
+    """
+    start_s = time.perf_counter()
+    say = functools.partial(click.echo, err=as_json)
+    clip, record = _make_folder()
+    say("A trained model of BLIP-3-Video's form goes from PyTorch to two ONNX graphs, is checked against PyTorch,")
+    say("answers questions about a video in a process that cannot import PyTorch, and is measured.")
+    say(f"All of it is written to {_FOLDER}.")
+    _heading(say, 1, "export in half precision, and compare with PyTorch")
+    _export(models, say)
+    _heading(say, 2, "ask, with PyTorch barred from the process")
+    answers = _ask(clip, record, say)
+    _heading(say, 3, "samples per second against the 1024-token baseline")
+    report = _bench(clip, models, say, Console(stderr=as_json, highlight=False))
+    seconds = time.perf_counter() - start_s
+    next_commands = _next_commands(clip, record)
+    _close(say, seconds, answers, next_commands)
+    if as_json:
+        values = {
+            "clip": str(clip),
+            "bundle": str(_BUNDLE),
+            "parity": read_json(_BUNDLE / PARITY),
+            "answers": [dataclasses.asdict(answer) for answer in answers],
+            "bench": report.to_dict(),
+            "seconds": round(seconds, 1),
+            "next": next_commands,
+        }
+        click.echo(dumps(values), nl=False)
+
+
+def _make_folder() -> tuple[Path, ClipRecord]:
+    """Makes the demo's folder new; gives the clip and what is true of it.
+
+    Raises:
+        UsageError: the folder is there and is not the demo's.
+    """
+    if _FOLDER.exists() or _FOLDER.is_symlink():
+        if _FOLDER.is_symlink() or not (_FOLDER / _MARK).is_file():
+            raise UsageError(f"{_FOLDER} is there and is not the demo's; move it away, or run the demo elsewhere")
+        shutil.rmtree(_FOLDER)
+    _FOLDER.mkdir()
+    (_FOLDER / _MARK).touch()
+    examples = Path(blip3v.__file__).parents[1] / "examples"
+    if (examples / DEFAULT_CLIP).is_file():
+        film_set = read_film_set(examples / QUESTIONS_FILE)
+        return Path(os.path.relpath(examples / DEFAULT_CLIP)), _record(film_set.clips)
+    return write_default_clip(_FOLDER), default_film()  # an installed package has no examples
+
+
+def _record(clips: Sequence[ClipRecord]) -> ClipRecord:
+    return next(clip for clip in clips if clip.file == DEFAULT_CLIP)
+
+
+def _questions(record: ClipRecord) -> list[AskedQuestion]:
+    return [next(asked for asked in record.questions if asked.kind == kind) for kind in _KINDS]
+
+
+def _export(models: Path | None, say: Say) -> None:
+    source = [] if models is None else ["-m", str(models / f"tiny-{_ROW.encoder}")]
+    arguments = ["export", "--encoder", _ROW.encoder, "--precision", "fp16", *source, "-o", str(_BUNDLE)]
+    say(f"$ {shlex.join(['blip3v', *arguments])}")
+    say(_run(["-m", "blip3v"], arguments).partition("\n")[0])
+
+
+def _ask(clip: Path, record: ClipRecord, say: Say) -> list[AskedAnswer]:
+    say(f"{clip}: {record.duration_s:g} s, {record.num_frames} frames, {record.width}x{record.height}")
+    say(f"what it shows: {record.caption}")
+    answers = []
+    for asked in _questions(record):
+        arguments = ["ask", str(clip), asked.question, "-m", str(_BUNDLE)]
+        say(f"$ {shlex.join(['blip3v', *arguments])}")
+        values = json.loads(_run(["-c", _WITHOUT_TORCH], [*arguments, "--json"], quiet=True))
+        answer = AskedAnswer(
+            question=asked.question,
+            answer=values["text"],
+            true_answer=asked.answer,
+            right=values["text"].strip() == asked.answer,
+            frames=values["frames"],
+        )
+        say(_verdict(answer))
+        answers.append(answer)
+    frames = ", ".join(f"{frame['index']} ({frame['time_s']:.2f} s)" for frame in answers[0].frames)
+    say(f"frames that the model saw: {frames}")
+    return answers
+
+
+def _verdict(answer: AskedAnswer) -> str:
+    if answer.right:
+        return f"  \N{CHECK MARK} {answer.answer} (which is true)"
+    return f"  \N{BALLOT X} {answer.answer} (wrong; true is: {answer.true_answer})"
+
+
+def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> BenchReport:
+    others = tuple(row for row in ROWS if row != _ROW)
+    made = default_bundles(_FOLDER, models=models, precision="fp16", rows=others, progress=say)
+    paths = dict(zip(others, made, strict=True)) | {_ROW: _BUNDLE}
+    say(f"{_REPETITIONS} turns after {_WARMUP} of warm-up")
+    report = run_bench([paths[row] for row in ROWS], clip, warmup=_WARMUP, repetitions=_REPETITIONS)
+    print_throughput(report, console)
+    (_FOLDER / "bench.json").write_text(dumps(report.to_dict()), "utf-8")
+    return report
+
+
+def _run(python: Sequence[str], arguments: Sequence[str], *, quiet: bool = False) -> str:
+    """Runs the command line in a process of its own and gives its stdout; its stderr goes to ours, or only if it fails.
+
+    A process that fails ends the demo with its exit code.
+    """
+    sys.stdout.flush()
+    done = subprocess.run(
+        [sys.executable, "-P", *python, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if quiet else None,
+        text=True,
+        env=child_environment(),
+        check=False,
+    )
+    if done.returncode:
+        click.echo(f"{done.stderr or ''}the demo ends here: blip3v {arguments[0]} failed", err=True)
+        raise click.exceptions.Exit(done.returncode)
+    return done.stdout
+
+
+def _next_commands(clip: Path, record: ClipRecord) -> list[str]:
+    # `make demo` does not activate its environment, so the short name may not be on the path.
+    program = ["blip3v"] if shutil.which("blip3v") else [os.path.relpath(sys.executable), "-m", "blip3v"]
+    bundle = str(_BUNDLE)
+    return [
+        shlex.join([*program, *arguments])
+        for arguments in (
+            ("ask", str(clip), record.questions[0].question, "-m", bundle, "--stream"),
+            ("inspect", bundle),
+            ("export", "--help"),
+        )
+    ]
+
+
+def _heading(say: Say, step: int, text: str) -> None:
+    say(f"\n[{step}/3] {text}")
+
+
+def _close(say: Say, seconds: float, answers: Sequence[AskedAnswer], next_commands: Sequence[str]) -> None:
+    right = sum(answer.right for answer in answers)
+    say(f"\ndone in {seconds:.0f} s: {right} of {len(answers)} answers right, every graph checked against PyTorch")
+    say(f"bundle: {_BUNDLE}")
+    say(f"parity: {_BUNDLE / PARITY}")
+    say(f"measurement, with all stages: {_FOLDER / 'bench.json'}")
+    say("next:")
+    for line in next_commands:
+        say(f"  {line}")

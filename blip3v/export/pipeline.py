@@ -47,6 +47,7 @@ from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.language import LanguageModel
+from blip3v.runtime.ort import load_onnxruntime
 from blip3v.text.prompt import Prompt, splice
 from blip3v.text.tokenizer import Tokenizer
 
@@ -95,8 +96,11 @@ def export_bundle(
         ArtifactError: the weights cannot be used, or the bundle cannot be written.
         ExportError: torch cannot make a graph.
         ParityError: a graph does not match PyTorch.
+        ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
+    if check:
+        load_onnxruntime()  # missing, it must show before minutes of work
     with BundleWriter(output, force=force) as writer:
         work = _Work(source, writer.path, precision, check, progress)
         report, weights = work.graphs()

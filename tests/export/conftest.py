@@ -6,14 +6,13 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
-from export_models import Exported, small_config, write_folder
+from export_models import WINDOWED, Exported, small_config, write_folder
 
+from blip3v.export import pipeline
 from blip3v.export.source import random_weights
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph, video_encoder_to_onnx
-
-# The settings of TextConfig that one decoder of the tests changes: few KV heads and a window shorter than the prompt.
-WINDOWED = {"sliding_window": 8, "num_kv_heads": 2}
 
 
 @pytest.fixture
@@ -49,3 +48,19 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exporte
         return Exported(path, model)
 
     return export
+
+
+@pytest.fixture
+def ready_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+    video_encoder: Callable[[str, str], Exported],
+    decoder: Callable[[str], Exported],
+) -> dict[str, ir.Model]:
+    """Lets ``export_bundle`` take the session's fp32 graphs of ``small_config()``; a test may break them first."""
+    graphs = {
+        "video_encoder": ir.load(video_encoder("tokenlearner", "fp32").path),
+        "decoder": ir.load(decoder("fp32").path),
+    }
+    monkeypatch.setattr(pipeline, "video_encoder_to_onnx", lambda *_: graphs["video_encoder"])
+    monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_: graphs["decoder"])
+    return graphs

@@ -22,6 +22,8 @@ from blip3v.video import PreprocessorConfig
 
 TEXTS = ["Which way does the red circle turn?", "The blue square moves to the left, then up.", "left right up down"]
 FloatArray = NDArray[np.float32]
+# The settings of TextConfig that one decoder of the tests changes: few KV heads and a window shorter than the prompt.
+WINDOWED = {"sliding_window": 8, "num_kv_heads": 2}
 
 
 def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:

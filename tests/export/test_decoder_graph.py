@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import WINDOWED
-from export_models import Exported, SharedBuffers, embeddings, small_config, uncached_logits
+from export_models import WINDOWED, Exported, SharedBuffers, embeddings, small_config, uncached_logits
 
 from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention, ReferenceAttention
 from blip3v.export.source import random_weights

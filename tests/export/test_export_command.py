@@ -1,0 +1,140 @@
+"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a miss leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from blip3v import cli
+from blip3v.bundle import open_bundle, verify_bundle
+
+Graphs = dict[str, ir.Model]
+
+
+def run(*args: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", *map(str, args)])
+    return int(ended.value.code or 0)
+
+
+def test_a_bundle_with_its_parity_report(
+    ready_graphs: Graphs, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bundle"
+    assert run("-m", folder, "-o", output, "--json") == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["output"] == str(output)
+    assert report["parity"] == json.loads((output / "reports" / "parity.json").read_text())
+    stages = [(row["stage"], row["passed"]) for row in report["parity"]["comparisons"]]
+    wanted = ["vision", "resampler", "temporal", "video_tokens", "prefill", *(f"step {n}" for n in range(1, 17))]
+    assert all((stage, True) in stages for stage in wanted)
+    assert report["parity"]["tokens"] == {"compared": 17, "differing": 0, "close_calls": 0}
+    assert "H.264" in report["parity"]["clip"]["film"]
+    assert report["size_bytes"] == sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    assert "16 steps, worst" in printed.err
+    verify_bundle(output)
+    manifest = open_bundle(output).manifest
+    assert manifest.parity is not None
+    assert manifest.parity["passed"] is True
+    assert not manifest.source.random_init
+    assert set(manifest.source.sha256) >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_without_a_check_the_manifest_says_so(ready_graphs: Graphs, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    assert run("-m", folder, "-o", output, "--no-check") == 0
+    assert open_bundle(output).manifest.parity is None
+    assert not (output / "reports" / "parity.json").exists()
+    assert run("-m", folder, "-o", output, "--no-check") == 2
+    assert run("-m", folder, "-o", output, "--no-check", "--force") == 0
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight", "stage"),
+    [
+        ("decoder", "layers.1.o_proj.weight", "prefill"),
+        ("video_encoder", "temporal.final_output.mlp.1.weight", "temporal"),
+    ],
+)
+def test_a_wrong_weight_is_a_miss_and_leaves_nothing(
+    ready_graphs: Graphs,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    graph: str,
+    weight: str,
+    stage: str,
+) -> None:
+    value = ready_graphs[graph].graph.initializers[weight]
+    assert value.const_value is not None
+    value.const_value = ir.Tensor(np.roll(value.const_value.numpy(), 1, axis=0), name=weight)
+    output = tmp_path / "out" / "bundle"
+    assert run("-m", folder, "-o", output) == 5
+    printed = capsys.readouterr().err
+    assert "MISS" in printed
+    assert f"do not match PyTorch: {stage}" in printed
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_dry_run_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert run("-m", folder, "--precision", precision, "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["output"] == f"blip3v-tiny-tokenlearner-32tok-{precision}"
+    assert plan["estimate"]["disk_bytes"] > 0
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--preset", "tiny"], 2, "--preset has no effect with --model"),
+        (["--init", "random"], 2, "--init has no effect with --model"),
+        (["--encoder", "gttm"], 2, "holds the encoder tokenlearner, not gttm"),
+        (["--tokens", "16"], 2, "give 32 tokens for 8 frames, not 16"),
+        (["--target", "tensorrt"], 2, "is not 'onnxruntime'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_cannot_hold_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    output = tmp_path / "bundle"
+    assert run("-m", folder, "-o", output, *arguments) == code
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_folder_with_broken_weights_is_one_line_and_leaves_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    output = tmp_path / "out" / "bundle"
+    assert run("-m", folder, "-o", output) == 3
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "not a whole safetensors file" in errors[0]
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_clip_that_does_not_fit_the_context_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--init", "random", "--encoder", "none", "--frames", "16", "-o", tmp_path / "bundle") == 2
+    assert "2048 video tokens with a question" in capsys.readouterr().err
+
+
+def test_a_preset_without_weights_names_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--preset", "xgen-mm-vid", "-o", tmp_path / "bundle") == 2
+    assert "--init random" in capsys.readouterr().err

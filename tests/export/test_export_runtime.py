@@ -1,0 +1,61 @@
+"""The whole chain once: a model folder becomes a bundle, which answers about a real file as PyTorch does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from export_models import small_config, write_folder
+
+from blip3v.data.film import make_film
+from blip3v.data.mp4 import write_mp4
+from blip3v.export import export_bundle, folder_source
+from blip3v.model.folder import load_model_folder
+from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, Message, Tokenizer, build_prompt
+from blip3v.video import PreprocessorConfig, load_pixels
+
+QUESTION = "Which way does the red circle turn?"
+NUM_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("end_to_end") / "model", small_config("gttm"))
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_mp4(make_film(3, "test"), path, height=240)
+    return path
+
+
+def reference_ids(folder: Path, film: Path) -> list[int]:
+    """Greedy decoding of the PyTorch model, every step computed anew from the pixels on."""
+    loaded = load_model_folder(folder)
+    preprocessor = PreprocessorConfig.load(loaded.preprocessor)
+    generation = GenerationConfig.load(loaded.generation)
+    pixels, _ = load_pixels(film, num_frames=loaded.config.num_frames, config=preprocessor)
+    prompt = build_prompt(Tokenizer.load(loaded.tokenizer), RELEASED_TEMPLATE, generation, [Message("user", QUESTION)])
+    with torch.inference_mode():
+        video = loaded.model.encode_video(torch.from_numpy(pixels)[None])
+        ids = list(prompt.ids)
+        for _ in range(NUM_TOKENS):
+            logits = loaded.model(torch.tensor([ids]), torch.tensor([prompt.image_position]), video)
+            ids.append(int(logits[0, -1].argmax()))
+    return ids[len(prompt.ids) :]
+
+
+def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    result = export_bundle(folder_source(model_folder), tmp_path / "bundle", precision="fp32", progress=stages.append)
+    assert stages[0] == "load weights"
+    assert result.parity is not None
+    assert result.parity.passed
+    with VideoLM.open(result.path) as model:
+        options = GenerationOptions(max_new_tokens=NUM_TOKENS, ignore_stop_token=True)
+        answer = model.ask(film, QUESTION, options=options)
+    assert list(answer.token_ids) == reference_ids(model_folder, film)
+    assert answer.usage.video_tokens == 128

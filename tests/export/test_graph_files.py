@@ -1,0 +1,105 @@
+"""What lies in the files: inputs and outputs of the contract, real fp16, nothing of the machine they were made on."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+from export_models import Exported
+
+from blip3v.bundle.graph_io import GraphIO, Port, decoder_io, video_encoder_io
+from blip3v.errors import ExportError
+from blip3v.export.passes import fit_io, weight_counts
+
+VideoEncoders = Callable[[str, str], Exported]
+Decoders = Callable[[str], Exported]
+
+TYPES = {"float32": 1, "float16": 10, "int32": 6, "int64": 7}
+
+
+def check_ports(path: Path, io: GraphIO, compute: str) -> None:
+    graph = onnx.load(path, load_external_data=False).graph
+    for ports, values in ((io.inputs, graph.input), (io.outputs, graph.output)):
+        assert [value.name for value in values] == [port.name for port in ports]
+        for port, value in zip(ports, values, strict=True):
+            tensor = value.type.tensor_type
+            assert tensor.elem_type == TYPES[compute if port.dtype == "compute" else port.dtype], port.name
+            assert tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim) == port.axes, port.name
+
+
+def test_the_inputs_and_outputs_are_the_contracts(video_encoder: VideoEncoders, decoder: Decoders) -> None:
+    for precision, compute in (("fp32", "float32"), ("fp16", "float16")):
+        encoder = video_encoder("tokenlearner", precision)
+        check_ports(encoder.path, video_encoder_io(encoder.model.config), compute)
+        check_ports(decoder(precision).path, decoder_io(decoder(precision).model.config), compute)
+
+
+def test_fp16_weights_are_fp16_but_for_the_islands(video_encoder: VideoEncoders, decoder: Decoders) -> None:
+    graphs = {
+        "decoder": ir.load(decoder("fp16").path),
+        "tokenlearner": ir.load(video_encoder("tokenlearner", "fp16").path),
+        "gttm": ir.load(video_encoder("gttm", "fp16").path),
+    }
+    islands = {
+        name: [
+            value.name
+            for value in graph.graph.initializers.values()
+            if value.dtype == ir.DataType.FLOAT and value.const_value is not None and value.const_value.size > 48
+        ]
+        for name, graph in graphs.items()
+    }
+    assert len(islands["decoder"]) == 1
+    assert weight_counts(graphs["decoder"])["float32"].num_elements == 611  # the logits' bias
+    assert islands["tokenlearner"] == []
+    temporal = video_encoder("gttm", "fp16").model.vision_tokenizer.temporal_encoder
+    sizes = [parameter.numel() for parameter in temporal.parameters()]
+    found = [graphs["gttm"].graph.initializers[name].const_value.size for name in islands["gttm"]]  # type: ignore[union-attr, index]
+    assert sorted(found) == sorted(size for size in sizes if size > 48)
+    for name, graph in graphs.items():
+        counts = weight_counts(graph)
+        assert counts["float16"].size_bytes == 2 * counts["float16"].num_elements, name
+
+
+def test_no_path_of_this_machine_is_in_the_files(video_encoder: VideoEncoders, decoder: Decoders) -> None:
+    paths = [video_encoder(name, "fp32").path for name in ("tokenlearner", "gttm")] + [decoder("fp32").path]
+    machine = {str(Path.home()), os.getcwd(), sysconfig.get_paths()["purelib"], "site-packages", ".py", "/tmp"}
+    for path in paths:
+        content = path.read_bytes()
+        assert [text for text in machine if text.encode() in content] == [], path.name
+        assert path.with_suffix(".data").stat().st_size > 10 * path.stat().st_size, "weights lie beside the graph"
+
+
+def test_nodes_and_matrices_are_named_after_their_modules(decoder: Decoders) -> None:
+    graph = onnx.load(decoder("fp32").path, load_external_data=False).graph
+    node = next(node for node in graph.node if node.name == "/layers.1.o_proj/MatMul")
+    assert node.input[1] == "layers.1.o_proj.weight"
+    assert len({node.name for node in graph.node}) == len(graph.node)
+
+
+@pytest.mark.parametrize(
+    ("port", "message"),
+    [
+        (Port("frames", "compute", (2, "num_frames", 3, 32, 32)), "axes"),
+        (Port("frames", "int64", ("batch", "num_frames", 3, 32, 32)), "INT64"),
+        (Port("pixels", "compute", ("batch", "num_frames", 3, 32, 32)), "pixels"),
+    ],
+    ids=["axis", "dtype", "name"],
+)
+def test_a_graph_that_breaks_the_contract_is_refused(video_encoder: VideoEncoders, port: Port, message: str) -> None:
+    exported = video_encoder("tokenlearner", "fp32")
+    outputs = video_encoder_io(exported.model.config).outputs
+    with pytest.raises(ExportError, match=message):
+        fit_io(ir.load(exported.path), GraphIO((port,), outputs), "fp32")
+
+
+def test_an_input_axis_that_is_fixed_and_should_be_free_is_refused(video_encoder: VideoEncoders) -> None:
+    exported = video_encoder("tokenlearner", "fp32")
+    model = ir.load(exported.path)
+    model.graph.inputs[0].shape = ir.Shape([1, "num_frames", 3, 32, 32])
+    with pytest.raises(ExportError, match="came out with the axes"):
+        fit_io(model, video_encoder_io(exported.model.config), "fp32")

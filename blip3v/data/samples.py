@@ -8,6 +8,7 @@ can be resumed from a step number alone.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -85,7 +86,7 @@ class FilmSource:
 
     def frames(self, index: int, visit: int) -> list[Frames]:
         """Frames of film ``index``: by a sampling rule that the film's number picks, the same at every visit."""
-        film = make_film(index, "train")
+        film = _film(index)
         if self.task == "image-captions":
             return list(render(film, np.array([self.moment(index, visit)]), _RENDER_HEIGHT, _RENDER_WIDTH))
         rule = get_args(SamplingRule)[index % 3]
@@ -94,7 +95,7 @@ class FilmSource:
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
         """Captions or questions, by the task."""
-        film = make_film(index, "train")
+        film = _film(index)
         rng = self._rng(index, visit + 1)
         if self.task == "image-captions":
             return self._about_frame(film, self.moment(index, visit), rng)
@@ -122,6 +123,12 @@ def film_frames(film: Film, indices: npt.NDArray[np.int64]) -> list[Frames]:
     """Frames ``indices`` of a film, uint8 (H, W, 3), as a file of it holds them."""
     times = np.asarray(indices) / film.num_frames
     return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
+
+
+@functools.lru_cache(maxsize=2**15)
+def _film(seed: int) -> Film:
+    """Films come again at every visit, and placing their objects costs more than drawing them."""
+    return make_film(seed, "train")
 
 
 def film_texts(num_films: int = 2000) -> list[str]:

@@ -17,8 +17,6 @@ from blip3v.data.questions import KINDS, TIME_KINDS, Question, questions, test_q
 
 __all__ = ["Answerer", "KindScore", "Report", "evaluate"]
 
-_BLIND_FILMS = 20000
-
 
 class Answerer(Protocol):
     """Something that answers questions about films."""
@@ -75,19 +73,24 @@ class _Outcome:
 
 
 def evaluate(
-    answerer: Answerer, *, num_questions: int = 2000, progress: Callable[[int, int], None] | None = None
+    answerer: Answerer,
+    *,
+    num_questions: int = 2000,
+    num_train_films: int = 20000,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Asks the held-out questions.
 
     Args:
         answerer: who is asked.
         num_questions: how many, from the front of the held-out set.
+        num_train_films: films that the two baselines learn from.
         progress: called with (questions done, questions in all).
     """
     by_film: dict[int, tuple[Film, list[Question]]] = {}
     for film, question in test_questions(num_questions):
         by_film.setdefault(film.seed, (film, []))[1].append(question)
-    blind = _Blind()
+    blind = _Blind(num_train_films)
     outcomes: list[_Outcome] = []
     for film, asked in by_film.values():
         texts = answerer.answer(film, asked)
@@ -109,10 +112,10 @@ def evaluate(
 class _Blind:
     """Counts the answers of the training films by kind and by wording."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_films: int) -> None:
         self._by_kind: dict[str, Counter[str]] = defaultdict(Counter)
         self._by_text: dict[str, Counter[str]] = defaultdict(Counter)
-        for seed in range(_BLIND_FILMS):
+        for seed in range(num_films):
             for question in questions(make_film(seed, "train")):
                 self._by_kind[question.kind][question.answer] += 1
                 self._by_text[question.text][question.answer] += 1

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from blip3v.model import IGNORE
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
 
 __all__ = ["Batch", "ChatFormat", "Row", "make_batch", "visits_of_step"]
+
+_KEPT_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,18 @@ class ChatFormat:
     tokenizer: Tokenizer
     template: str
     generation: GenerationConfig
+    _rows: dict[Pair, Row] = field(default_factory=dict, repr=False, compare=False)
 
     def row(self, pair: Pair) -> Row:
-        """Ids of the prompt, the answer and its end token."""
+        """Ids of the prompt, the answer and its end token. The first rows are kept: a film's questions come again."""
+        if pair in self._rows:
+            return self._rows[pair]
+        row = self._make_row(pair)
+        if len(self._rows) < _KEPT_ROWS:
+            self._rows[pair] = row
+        return row
+
+    def _make_row(self, pair: Pair) -> Row:
         prompt = build_prompt(self.tokenizer, self.template, self.generation, [Message("user", pair.question)])
         answer = [*self.tokenizer.encode(pair.answer), self.tokenizer.end_id]
         return Row([*prompt.ids, *answer], len(prompt.ids), prompt.image_position)

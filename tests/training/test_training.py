@@ -1,4 +1,4 @@
-"""The trainer: resume bit for bit, schedule, freezing, feature cache, refusals. Real runs of a few steps on two films."""
+"""The trainer: resume bit for bit, schedule, freezing, feature cache, refusals. Real runs of a few steps."""
 
 from __future__ import annotations
 

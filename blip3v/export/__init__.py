@@ -1,14 +1,23 @@
-"""From a model folder to a bundle: two ONNX graphs, checked against PyTorch before anyone gets them."""
+"""From a model folder to a bundle: two ONNX graphs, checked against PyTorch before anyone gets them.
 
-from blip3v.export.pipeline import ExportResult, export_bundle
-from blip3v.export.source import (
-    ExportSource,
-    folder_source,
-    new_encoder_source,
-    random_source,
-    random_weights,
-    resolve_source,
-)
+Names are imported when they are first used: the command line shows its help where PyTorch is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blip3v.export.pipeline import ExportResult, export_bundle
+    from blip3v.export.source import (
+        ExportSource,
+        folder_source,
+        new_encoder_source,
+        random_source,
+        random_weights,
+        resolve_source,
+    )
 
 __all__ = [
     "ExportResult",
@@ -20,3 +29,12 @@ __all__ = [
     "random_weights",
     "resolve_source",
 ]
+
+_PIPELINE = ("ExportResult", "export_bundle")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'blip3v.export' has no attribute {name!r}")
+    module = "pipeline" if name in _PIPELINE else "source"
+    return getattr(importlib.import_module(f"blip3v.export.{module}"), name)

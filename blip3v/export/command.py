@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich import box
@@ -17,10 +17,12 @@ from blip3v._strict import dumps
 from blip3v.bundle.inspect_command import size_text
 from blip3v.bundle.manifest import Precision
 from blip3v.config import ENCODERS, PRESETS
-from blip3v.export.estimate import Estimate, estimate
 from blip3v.export.parity import Comparison, ParityReport
-from blip3v.export.pipeline import ExportResult, Progress, export_bundle
-from blip3v.export.source import ExportSource, resolve_source
+
+if TYPE_CHECKING:
+    from blip3v.export.estimate import Estimate
+    from blip3v.export.pipeline import ExportResult, Progress
+    from blip3v.export.source import ExportSource
 
 __all__ = ["command"]
 
@@ -29,7 +31,7 @@ __all__ = ["command"]
 @click.option(
     "--encoder",
     type=click.Choice(ENCODERS),
-    help="Temporal encoder.  [default: the model folder's; tokenlearner without one]",
+    help="Temporal encoder.  [default: the model's own; of the shipped models tokenlearner]",
 )
 @click.option(
     "--precision",
@@ -79,7 +81,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    r"""Make a bundle: two ONNX graphs, checked against PyTorch.
+    """Make a bundle: two ONNX graphs, checked against PyTorch.
 
     The bundle answers questions without PyTorch. Each stage and each decoded token is compared with the fp32 PyTorch
     model on a real clip; a miss ends with exit code 5 and leaves no bundle.
@@ -90,6 +92,11 @@ def command(
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
       blip3v export --preset xgen-mm-vid --init random --precision fp16 --dry-run
     """
+    # PyTorch comes with these, and --help must not wait for it or need it.
+    from blip3v.export.estimate import estimate
+    from blip3v.export.pipeline import export_bundle
+    from blip3v.export.source import resolve_source
+
     source = resolve_source(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_tokens=tokens
     )

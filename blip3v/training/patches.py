@@ -1,4 +1,4 @@
-"""The stage that trains a vision encoder from nothing: each patch token has to say what the patch shows.
+"""The stage that trains a vision encoder from nothing: each patch token has to say what the patch shows and where.
 
 Only models without a pretrained vision encoder need it; the head is thrown away with the stage.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip3v.data.film import make_film
-from blip3v.data.patches import NUM_CLASSES, patch_labels
+from blip3v.data.patches import num_classes, patch_labels
 from blip3v.data.samples import FilmSource
 from blip3v.model import Blip3Video
 from blip3v.training.batch import visits_of_step
@@ -64,12 +64,14 @@ class PatchObjective(nn.Module):
     def __init__(self, model: Blip3Video) -> None:
         super().__init__()
         self.model = model
-        self.head = nn.Linear(model.config.vision.hidden_size, sum(NUM_CLASSES))
+        vision = model.config.vision
+        self.classes = num_classes(vision.image_size // vision.patch_size)
+        self.head = nn.Linear(vision.hidden_size, sum(self.classes))
 
     def forward(self, batch: PatchBatch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy over patches and attributes in nats, and the number of patches."""
         features_CPD = self.model.features(batch.pixels_CTCHW)[:, 0]
-        logits = self.head(features_CPD).split(NUM_CLASSES, dim=-1)
+        logits = self.head(features_CPD).split(self.classes, dim=-1)
         losses = [
             F.cross_entropy(logits_CPK.flatten(0, 1).float(), batch.labels_CPA[..., a].flatten(), reduction="sum")
             for a, logits_CPK in enumerate(logits)

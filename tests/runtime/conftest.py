@@ -12,7 +12,7 @@ from toy_graphs import Weights, toy_config, write_decoder
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.config import ModelConfig
-from blip3v.runtime import VideoLM, VideoTokens
+from blip3v.runtime import VideoLM, VideoTokens, options
 from blip3v.runtime.decoder import Decoder
 from blip3v.runtime.ort import open_graph
 
@@ -41,6 +41,23 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(11)
+
+
+class Clock:
+    """Stands in for the module ``time`` where a request's time is measured; it moves when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr(options, "time", stopped)
+    return stopped
 
 
 @pytest.fixture(scope="session")

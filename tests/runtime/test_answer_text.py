@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip3v.bundle import open_bundle
@@ -63,6 +63,7 @@ def test_stop_texts_and_white_space(text: str, stop: tuple[str, ...], expected: 
 
 
 @given(st.text("ab \n", max_size=30), st.lists(st.text("ab \n", min_size=1, max_size=4), max_size=3))
+@settings(deadline=None)
 def test_any_text_is_cut_before_its_first_stop_text(text: str, stops: list[str]) -> None:
     """A stop text counts when its last character is there; of several at once the longest answer is not waited for."""
     expected = text
@@ -88,6 +89,14 @@ def test_a_broken_character_at_the_end_is_marked() -> None:
     logits[3 + 0xF0] = 1
     assert writer.push(logits).text == "\ufffd"
     assert writer.finish_reason == "length"
+
+
+def test_a_stop_text_that_only_the_end_completes_is_a_stop() -> None:
+    writer = AnswerWriter(_TOKENIZER, GenerationOptions(stop=("\ufffd",)), 1)
+    logits = np.zeros(303, np.float32)
+    logits[3 + 0xF0] = 1
+    assert writer.push(logits).text == ""
+    assert writer.finish_reason == "stop"
 
 
 def test_the_stop_token_can_be_ignored() -> None:

@@ -180,6 +180,7 @@ def test_a_prefill_can_be_stopped_between_chunks(make_decoder: DecoderMaker, rng
 
 
 @given(st.integers(1, 5000), st.integers(64, 4096))
+@settings(deadline=None)
 def test_capacity_is_a_power_of_two_that_holds_the_tokens_or_the_whole_context(tokens: int, context: int) -> None:
     capacity = round_capacity(tokens, context)
     assert capacity == context or (
@@ -188,7 +189,7 @@ def test_capacity_is_a_power_of_two_that_holds_the_tokens_or_the_whole_context(t
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 256)), max_size=20))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_a_pool_keeps_free_caches_within_its_limit(requests: list[tuple[int, int]]) -> None:
     text = toy_config().text
     limit = cache_bytes(text, np.dtype(np.float32), 1, 256)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from blip3v import runtime
 
 CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
@@ -50,6 +52,48 @@ def test_a_script_without_a_main_guard_works(bundle_path: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "4"
     assert done.stderr == ""
+
+
+_MANY_REQUESTS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from blip3v.runtime import GenerationOptions, VideoLM
+
+film = np.random.default_rng(2).integers(0, 256, (9, 20, 30, 3), np.uint8)
+
+def requests(lm, count):
+    for number in range(count):
+        question = "why " * (1 + number % 37)
+        options = GenerationOptions(max_new_tokens=1 + number % 7, temperature=1.0, seed=number)
+        if number % 10 == 0:
+            with lm.chat(film) as chat:
+                chat.ask(question, options=options)
+        elif number % 10 == 1:
+            next(lm.stream(film, question, options=options))
+        elif number % 10 == 2:
+            lm.ask_batch([(film, question), (film, "why")], options=options)
+        else:
+            lm.ask(film, question, options=options)
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+with VideoLM.open(sys.argv[1], threads=1) as lm:
+    requests(lm, 150)
+    before = resident()
+    requests(lm, 500)
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_five_hundred_requests_do_not_grow_the_memory(bundle_path: Path) -> None:
+    """Prompts of many lengths, encoding, sampling, batches, chats and broken-off streams.
+
+    In a process of its own: in one that other tests have filled, a leak would hide in memory that they gave back.
+    """
+    assert int(_run(_MANY_REQUESTS, str(bundle_path))) < 4 * 2**20
 
 
 def test_the_public_names_are_those_listed() -> None:

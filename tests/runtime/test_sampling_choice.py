@@ -19,6 +19,7 @@ def _softmax(scores: list[float]) -> list[float]:
 
 
 @given(_LOGITS)
+@settings(deadline=None)
 def test_log_softmax_is_the_logarithm_of_the_softmax(logits: np.ndarray) -> None:
     assert np.allclose(np.exp(log_softmax(logits)), _softmax(logits.astype(float).tolist()), atol=1e-12)
 
@@ -34,7 +35,7 @@ _DISTINCT = st.lists(st.integers(-80, 80), min_size=1, max_size=40, unique=True)
 
 
 @given(_DISTINCT, st.floats(0.05, 5), st.integers(0, 50), st.floats(0.01, 1))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_filters_equal_the_plain_formula(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> None:
     shares = _softmax([float(value) / temperature for value in logits])
     kept = sorted(range(len(shares)), key=lambda i: -shares[i])[: top_k or len(shares)]

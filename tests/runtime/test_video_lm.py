@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Clock
 from PIL import Image
 from toy_bundle import toy_table, write_bundle
 from toy_graphs import Weights, reference_logits, toy_config
@@ -17,6 +16,7 @@ from toy_graphs import Weights, reference_logits, toy_config
 from blip3v.bundle import open_bundle
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError, UsageError, VideoError
 from blip3v.runtime import Answer, CancelToken, Delta, GenerationOptions, VideoLM, VideoTokens
+from blip3v.runtime.decoder import Decoder
 from blip3v.text import Message, build_prompt, splice
 
 QUESTIONS = ["Which way?", "What moves first, the ball or the square?", "Why?", "How many are there at the end?"]
@@ -211,13 +211,17 @@ def test_several_threads_get_the_answers_of_one(lm: VideoLM, video: VideoTokens)
         assert all(pool.map(work, range(80)))
 
 
-def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(lm: VideoLM, video: VideoTokens) -> None:
-    start_s = time.perf_counter()
+def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(
+    lm: VideoLM, video: VideoTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prefill(*arguments: object) -> None:
+        raise AssertionError("the prompt went to the decoder")
+
+    monkeypatch.setattr(Decoder, "prefill", prefill)
     with pytest.raises(RequestError, match=r"prompt has \d+ tokens \(8 of them video\).*the context has 256"):
         lm.ask(video, "why " * 200_000)
     with pytest.raises(RequestError, match="250 new ones were asked for"):
         lm.ask(video, "Why?", options=GenerationOptions(max_new_tokens=250))
-    assert time.perf_counter() - start_s < 5
 
 
 def test_the_bundles_limit_is_cut_to_what_the_context_leaves(lm: VideoLM, video: VideoTokens) -> None:
@@ -265,11 +269,13 @@ def test_cancelling_from_another_thread_ends_the_request(lm: VideoLM, video: Vid
         lm.encode(np.zeros((4, 8, 8, 3), np.uint8), cancel=cancel)
 
 
-def test_a_request_over_its_time_ends(lm: VideoLM, video: VideoTokens) -> None:
-    with lm.stream(video, "Why?", options=GenerationOptions(timeout_s=0.2)) as stream:
+def test_a_request_over_its_time_ends(lm: VideoLM, video: VideoTokens, clock: Clock) -> None:
+    with lm.stream(video, "Why?", options=GenerationOptions(timeout_s=2)) as stream:
         next(stream)
-        time.sleep(0.25)
-        with pytest.raises(RequestTimeoutError, match=r"timeout_s=0\.2"):
+        clock.now_s = 1.9
+        next(stream)
+        clock.now_s = 2.1
+        with pytest.raises(RequestTimeoutError, match="timeout_s=2"):
             next(stream)
     assert isinstance(lm.ask(video, "Why?"), Answer)
 
@@ -302,29 +308,3 @@ def test_a_closed_model_refuses_and_lets_running_answers_end(bundle_path: Path, 
     for call in (lambda: lm.ask(film, "Why?"), lambda: lm.encode(film), lambda: lm.chat(film)):
         with pytest.raises(UsageError, match="closed"):
             call()
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_five_hundred_requests_do_not_grow_the_memory(lm: VideoLM, film: np.ndarray) -> None:
-    """Prompts of many lengths, encoding, sampling, chats and broken-off streams: what one takes, the next uses."""
-
-    def requests(count: int) -> None:
-        for number in range(count):
-            question = "why " * (1 + number % 37)
-            options = GenerationOptions(max_new_tokens=1 + number % 7, temperature=1.0, seed=number)
-            if number % 10 == 0:
-                with lm.chat(film) as chat:
-                    chat.ask(question, options=options)
-            elif number % 10 == 1:
-                next(lm.stream(film, question, options=options))
-            else:
-                lm.ask(film, question, options=options)
-
-    requests(150)
-    before = _resident_bytes()
-    requests(500)
-    assert _resident_bytes() - before < 4 * 2**20

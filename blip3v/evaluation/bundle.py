@@ -12,7 +12,6 @@ from blip3v.data.film import Film
 from blip3v.data.questions import Question
 from blip3v.data.samples import film_frames
 from blip3v.runtime import VideoLM
-from blip3v.video.sampling import sample_indices
 
 __all__ = ["BundleAnswerer"]
 
@@ -42,8 +41,6 @@ class BundleAnswerer:
 
     def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
         """One text for each question; the film is encoded once."""
-        config = self._model.config
-        indices = sample_indices(film.num_frames, config.num_frames, rule="released")
-        # Exactly the frames that the model would sample: sampling them again takes each one.
-        video = self._model.encode(np.stack(film_frames(film, indices)))
+        every_frame = np.arange(film.num_frames)
+        video = self._model.encode(np.stack(film_frames(film, every_frame)))
         return [self._model.ask(video, question.text).text for question in asked]

@@ -1,9 +1,11 @@
-"""The stage that trains a vision encoder from nothing: each patch token has to say what the patch shows and where.
+"""The stage that trains vision encoder and resampler from nothing: tokens have to say what a patch shows and where.
 
-Only models without a pretrained vision encoder need it; the head is thrown away with the stage.
+Every patch token answers for its own patch, and every resampler token for one patch too, so that the latents learn to
+look somewhere: left to captions alone they take the mean of the frame for a long time, which tells no place. Only
+models without pretrained weights need this stage; the heads are thrown away with it.
 """
 
-# Shapes: C clips (one frame each), P patches, A attributes, D width.
+# Shapes: C clips (one frame each), P patches, L latents, N tokens (P or L), A attributes, D width, K classes.
 
 from __future__ import annotations
 
@@ -59,21 +61,30 @@ class PatchBatches:
 
 
 class PatchObjective(nn.Module):
-    """The model with a linear head on its patch tokens, and the loss as ``forward``."""
+    """The model with linear heads on its patch tokens and its resampler tokens, and the loss as ``forward``."""
 
     def __init__(self, model: Blip3Video) -> None:
         super().__init__()
         self.model = model
         vision = model.config.vision
         self.classes = num_classes(vision.image_size // vision.patch_size)
-        self.head = nn.Linear(vision.hidden_size, sum(self.classes))
+        self.patch_head = nn.Linear(vision.hidden_size, sum(self.classes))
+        self.latent_head = nn.Linear(vision.hidden_size, sum(self.classes))
 
     def forward(self, batch: PatchBatch) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy over patches and attributes in nats, and the number of patches."""
-        features_CPD = self.model.features(batch.pixels_CTCHW)[:, 0]
-        logits = self.head(features_CPD).split(self.classes, dim=-1)
-        losses = [
-            F.cross_entropy(logits_CPK.flatten(0, 1).float(), batch.labels_CPA[..., a].flatten(), reduction="sum")
-            for a, logits_CPK in enumerate(logits)
-        ]
-        return torch.stack(losses).sum(), torch.tensor(batch.labels_CPA[..., 0].numel(), device=features_CPD.device)
+        """Summed cross-entropy over tokens and attributes in nats, and the number of tokens."""
+        features_CTPD = self.model.features(batch.pixels_CTCHW)
+        latents_CLD = self.model.vision_tokenizer.resample(features_CTPD)[:, 0]
+        num_patches, num_latents = features_CTPD.shape[2], latents_CLD.shape[1]
+        patch_of_latent = torch.arange(num_latents, device=latents_CLD.device) * num_patches // num_latents
+        labels_CLA = batch.labels_CPA[:, patch_of_latent]
+        loss = self._loss(self.patch_head(features_CTPD[:, 0]), batch.labels_CPA)
+        loss = loss + self._loss(self.latent_head(latents_CLD), labels_CLA)
+        num_tokens = batch.labels_CPA[..., 0].numel() + labels_CLA[..., 0].numel()
+        return loss, torch.tensor(num_tokens, device=loss.device)
+
+    def _loss(self, logits_CNK: Tensor, labels_CNA: Tensor) -> Tensor:
+        logits = logits_CNK.float().flatten(0, 1).split(self.classes, dim=-1)
+        labels_XA = labels_CNA.flatten(0, 1)
+        losses = [F.cross_entropy(x, labels_XA[:, a], reduction="sum") for a, x in enumerate(logits)]
+        return torch.stack(losses).sum()

@@ -27,6 +27,7 @@ from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_to
 from blip3v.training.batch import ChatFormat
 from blip3v.training.checkpoint import Position, load_checkpoint, load_position, load_weights, save_checkpoint
 from blip3v.training.features import feature_cache
+from blip3v.training.initialise import new_model
 from blip3v.training.loop import Batches, Objective, StageRun, make_optimizer, run_stage
 from blip3v.training.patches import PatchBatches, PatchObjective
 from blip3v.training.recipe import Recipe, Stage
@@ -136,7 +137,7 @@ def _start(recipe: Recipe, init: Path | None) -> _Start:
             raise UsageError(f"this recipe starts from the result of {recipe.init!r}; name that folder with --init")
         return _from_nothing(config)
     folder = load_model_folder(init)
-    model = Blip3Video(config)
+    model = new_model(config)
     _copy_weights(folder.model, model)
     tokenizer = Tokenizer.load(folder.tokenizer)
     generation = GenerationConfig.load(folder.generation)
@@ -152,7 +153,7 @@ def _from_nothing(config: ModelConfig) -> _Start:
     generation = GenerationConfig(system_prompt=None, max_new_tokens=_ANSWER_TOKENS)
     chat = ChatFormat(Tokenizer(tokenizer), RELEASED_TEMPLATE, generation)
     preprocessor = PreprocessorConfig(image_size=config.vision.image_size)
-    return _Start(Blip3Video(config), tokenizer.to_str(pretty=True), chat, preprocessor)
+    return _Start(new_model(config), tokenizer.to_str(pretty=True), chat, preprocessor)
 
 
 def _copy_weights(source: Blip3Video, target: Blip3Video) -> None:

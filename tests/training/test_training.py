@@ -28,7 +28,7 @@ PATCHES = Stage(
     pairs_per_clip=1,
     learning_rate=1e-3,
     warmup_steps=2,
-    freeze=("vision_tokenizer", "lang_model"),
+    freeze=("lang_model",),
 )
 CAPTIONS = dataclasses.replace(
     PATCHES, task="video-captions", num_steps=6, pairs_per_clip=2, freeze=("vision_encoder",)

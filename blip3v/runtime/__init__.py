@@ -1,9 +1,8 @@
 """The runtime: open a bundle and ask questions about videos, without PyTorch.
 
-from blip3v.runtime import VideoLM
-
-with VideoLM.open("blip3v-tiny-tokenlearner-fp16") as lm:
-print(lm.ask("clip.mp4", "Which way does the red circle turn?").text)
+Example:
+    with VideoLM.open("blip3v-tiny-tokenlearner-32tok-fp16") as lm:
+        print(lm.ask("clip.mp4", "Which way does the red circle turn?").text)
 """
 
 from blip3v.runtime.chat import Chat

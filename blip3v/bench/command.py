@@ -60,7 +60,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Samples per second of BUNDLEs, beside the one without a temporal encoder.
+    """Samples per second of BUNDLEs, beside the one without a temporal encoder.
 
     A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy, batch 1. The bundles
     take turns, each in a process of its own. Without BUNDLE, bundles of 1024, 128, 32 and 16 tokens are made from the

@@ -28,19 +28,21 @@ def question_of_length(tokenizer: Tokenizer, num_tokens: int) -> str:
     """
     words = " ".join(question.text for question in questions(make_film(_FILM_SEED, "test"))).split()
 
-    def fits(text: str) -> bool:
-        return len(tokenizer.encode(text)) <= num_tokens
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text))
 
-    text, passed_over, position = "", 0, 0
-    while passed_over < len(words):
-        longer = f"{text} {words[position % len(words)]}".lstrip()
-        text, passed_over = (longer, 0) if fits(longer) else (text, passed_over + 1)
-        position += 1
+    text, length = "", 0
+    for word in words * num_tokens:  # more rounds than an ordinary tokenizer needs; it always ends
+        if length == num_tokens:
+            return text
+        longer = f"{text} {word}".lstrip()
+        if count(longer) <= num_tokens:
+            text, length = longer, count(longer)
     for _ in range(num_tokens):
-        text = text + _PAD if fits(text + _PAD) else text
-    if len(tokenizer.encode(text)) != num_tokens:
+        text = text + _PAD if count(text + _PAD) <= num_tokens else text
+    if count(text) != num_tokens:
         raise RequestError(
             f"no text of film questions has exactly {num_tokens} tokens for this tokenizer; the nearest has "
-            f"{len(tokenizer.encode(text))}: measure a bundle with an ordinary tokenizer"
+            f"{count(text)}: measure a bundle with an ordinary tokenizer"
         )
     return text

@@ -1,0 +1,39 @@
+"""Samples and rows with known seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blip3v.bench import Sample
+from blip3v.bench.report import BundleFacts, ReportRow
+
+
+def sample(scale: float = 1.0) -> Sample:
+    """1 + 2 + 3 + 4 + 31 x 0.5 seconds in the stages and 0.5 between them, all times ``scale``."""
+    return Sample(
+        whole_chain_s=26.0 * scale,
+        file_decode_s=1.0 * scale,
+        preprocess_s=2.0 * scale,
+        video_encoder_s=3.0 * scale,
+        prefill_s=4.0 * scale,
+        steps_s=15.5 * scale,
+        num_steps=31,
+    )
+
+
+def row(scales: Sequence[float], *, encoder: str = "none", weights: str = "trained") -> ReportRow:
+    """A row whose turns took so many times as long as ``sample()``."""
+    facts = BundleFacts(
+        name=f"bundle-{encoder}",
+        manifest_sha256="ab" * 32,
+        model="tiny",
+        encoder=encoder,
+        num_tokens=1024 if encoder == "none" else 32,
+        num_frames=8,
+        precision="fp16",
+        computed_in="fp32 on ONNX Runtime CPU",
+        weights=weights,
+        parity_checked=True,
+    )
+    samples = tuple(sample(scale) for scale in scales)
+    return ReportRow(bundle=facts, question="?", prompt_tokens=40, peak_rss_bytes=2**27, samples=samples)

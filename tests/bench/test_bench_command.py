@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import SMALL_ROWS
+
+from blip3v.bench import default_bundles
+from blip3v.bench.command import command
+from blip3v.bench.worker import Job, Worker
+from blip3v.bundle import open_bundle
+from blip3v.bundle.scan import hash_file
+from blip3v.errors import ArtifactMissingError, BackendError, UnsupportedVideoError, UsageError
+from blip3v.runtime import VideoLM
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "examples" / "turn.mp4"
+FEW = ("-w", "1", "-r", "2", "--threads", "1")
+
+
+def _bench(*arguments: str) -> Result:
+    return CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def result(bundles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One real measurement of both bundles, written to a file too."""
+    path = tmp_path_factory.mktemp("results") / "bench.json"
+    return _bench(*map(str, bundles), *FEW, "--clip", str(CLIP), "-o", str(path), "--json"), path
+
+
+def test_json_says_what_was_measured_on_what(result: tuple[Result, Path], bundles: list[Path]) -> None:
+    ran, path = result
+    found = json.loads(ran.stdout)
+    assert json.loads(path.read_text("utf-8")) == found
+    assert found["schema_version"] == 1
+    assert found["setup"] == {
+        **{"clip": "turn.mp4", "clip_sha256": hash_file(CLIP), "warmup": 1, "repetitions": 2, "threads": 1},
+        **{"question_tokens": 32, "new_tokens": 32, "batch_size": 1, "decoding": "greedy, stop token ignored"},
+    }
+    assert found["baseline"] == bundles[0].name
+    assert {"cpu", "physical_cores", "memory_bytes", "python", "packages", "load_average", "date", "blip3v"} <= set(
+        found["environment"]
+    )
+    for entry, path in zip(found["rows"], bundles, strict=True):
+        assert entry["name"] == path.name
+        assert entry["manifest_sha256"] == hash_file(path / "manifest.json")
+        assert (entry["precision"], entry["computed_in"]) == ("fp32", "fp32 on ONNX Runtime CPU")
+        assert entry["parity_checked"]
+        assert entry["peak_rss_bytes"] > 2**25
+        tokenizer = open_bundle(path).tokenizer
+        assert len(tokenizer.encode(entry["question"])) == 32
+        assert entry["prompt_tokens"] > entry["num_tokens"] + 32
+    assert [entry["weights"] for entry in found["rows"]] == ["trained", "untrained"]
+
+
+def test_every_stage_of_every_sample_took_time(result: tuple[Result, Path]) -> None:
+    for entry in json.loads(result[0].stdout)["rows"]:
+        assert len(entry["samples"]) == 2
+        for sample in entry["samples"]:
+            stages = [value for name, value in sample.items() if name not in ("whole_chain_s", "num_steps")]
+            assert len(stages) == 5
+            assert all(seconds > 0 for seconds in stages)
+            assert sum(stages) < sample["whole_chain_s"]
+            assert sample["num_steps"] == 31  # the first of 32 tokens comes from the prefill
+
+
+def test_fewer_video_tokens_make_the_language_model_faster(result: tuple[Result, Path]) -> None:
+    baseline, small = json.loads(result[0].stdout)["rows"]
+    assert baseline["language_model"]["ratio"] == 1
+    assert small["language_model"]["ratio"] > 1
+
+
+def test_tables_go_to_stdout_and_a_default_clip_is_made(bundles: list[Path]) -> None:
+    ran = _bench(str(bundles[1]), "-w", "0", "-r", "1")
+    assert "samples per second" in ran.stdout
+    assert "16  tokenlearner fp32, untrained" in ran.stdout
+    assert "decoded from turn.mp4" in ran.stdout
+    assert "No ratio" in ran.stdout
+
+
+def test_the_picture_is_drawn_from_the_json(result: tuple[Result, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "bench.png"
+    script = ROOT / "scripts" / "plot_bench.py"
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib")}
+    subprocess.run([sys.executable, str(script), str(result[1]), str(output)], check=True, env=environment)
+    assert output.read_bytes().startswith(b"\x89PNG")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "usage" in done.stderr
+
+
+def test_an_existing_file_is_kept_unless_forced(bundles: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    output.write_text("mine")
+    arguments = (str(bundles[1]), "-w", "0", "-r", "1", "--clip", str(CLIP), "-o", str(output))
+    with pytest.raises(UsageError, match="add --force"):
+        _bench(*arguments)
+    assert output.read_text() == "mine"
+    _bench(*arguments, "--force")
+    assert json.loads(output.read_text("utf-8"))["schema_version"] == 1
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ([str(ROOT / "examples")], ArtifactMissingError, "manifest.json is not there"),
+        (["nowhere"], ArtifactMissingError, "nowhere"),
+        (["x", "--precision", "fp16"], UsageError, "--precision has no effect"),
+        (["x", "--models", "y"], UsageError, "--models has no effect"),
+        (["--force"], UsageError, "--force has no effect"),
+        (["-o", "nowhere/bench.json"], UsageError, "is not a folder"),
+        (["-o", "."], UsageError, "choose a file"),
+        (["--models", "nowhere"], ArtifactMissingError, "tiny-none"),
+    ],
+    ids=["no-bundle", "nothing", "precision", "models", "force", "no-folder", "folder", "no-models"],
+)
+def test_refusals(
+    arguments: list[str], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        _bench(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clip_that_is_no_video_is_refused_in_the_words_of_the_runtime(bundles: list[Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(UnsupportedVideoError) as direct, VideoLM.open(bundles[1]) as lm:
+        lm.encode(text)
+    with pytest.raises(UnsupportedVideoError) as measured:
+        _bench(str(bundles[1]), "--clip", str(text))
+    assert str(measured.value) == str(direct.value)
+    with pytest.raises(UnsupportedVideoError, match="is not a file"):
+        _bench(str(bundles[1]), "--clip", str(tmp_path / "none.mp4"))
+
+
+def test_a_worker_that_dies_is_an_error_that_says_how(bundles: list[Path]) -> None:
+    with Worker(Job(bundle=str(bundles[1]), clip=str(CLIP), question="What?", threads=1)) as worker:
+        worker._process.kill()
+        with pytest.raises(BackendError, match="ended with code -9"):
+            worker.sample()
+    assert worker._process.returncode == -9
+
+
+def test_a_worker_that_cannot_open_its_bundle_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(ArtifactMissingError):
+        Worker(Job(bundle="nowhere", clip=str(CLIP), question="What?", threads=1))
+    assert started[0].returncode == 0
+
+
+def test_a_worker_loads_no_training_framework() -> None:
+    code = (
+        "import sys, blip3v.bench.worker_process; "
+        "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_made_bundles_are_kept_and_broken_ones_made_again(models: Path, cache: Path, bundles: list[Path]) -> None:
+    before = {path: path.stat().st_ino for path in bundles}
+    lines: list[str] = []
+    assert default_bundles(cache, models=models, rows=SMALL_ROWS, progress=lines.append) == bundles
+    assert {path: path.stat().st_ino for path in bundles} == before
+    assert [line.rpartition(" is ")[2] for line in lines] == ["there", "there"]
+    (bundles[1] / "config.json").write_text("{}")
+    assert default_bundles(cache, models=models, rows=SMALL_ROWS[1:], progress=lines.append) == bundles[1:]
+    assert "is broken and made again" in lines[2]
+    open_bundle(bundles[1])
+
+
+def test_the_new_encoder_is_marked_untrained_in_its_manifest(bundles: list[Path]) -> None:
+    sources = [open_bundle(path).manifest.source for path in bundles]
+    assert [source.trained for source in sources] == [True, False]
+    assert not any(source.random_init for source in sources)
+    assert "-16tok-" in bundles[1].name
+
+
+def test_help_has_two_examples_and_defaults() -> None:
+    text = _bench("--help").stdout
+    assert text.count("blip3v bench ") == 2
+    assert "default: 30" in text

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from bench_samples import row
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from blip3v.bench import BenchReport, Statistics, print_report
+from blip3v.bench.report import LANGUAGE_MODEL, WHOLE_CHAIN, ReportRow, Setup
+
+
+def report(*rows: ReportRow) -> BenchReport:
+    setup = Setup(clip="clip.mp4", clip_sha256="cd" * 32, warmup=1, repetitions=len(rows[0].samples), threads=None)
+    environment = {
+        **{"cpu": "a CPU", "physical_cores": 2, "usable_cpus": 2, "memory_bytes": 2**34, "system": "Linux"},
+        **{"python": "3.11.1", "blip3v": "0.1.0", "packages": {"numpy": "2.0"}, "date": "2026-01-01T00:00:00+00:00"},
+        "load_average": {"before": [0.1, 0.2, 0.3], "after": [1.5, 0.2, 0.3]},
+    }
+    return BenchReport(setup=setup, rows=rows, environment=environment)
+
+
+def printed(found: BenchReport) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    print_report(found, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=50))
+def test_statistics_are_those_of_the_standard_library(values: list[float]) -> None:
+    found = Statistics.of(values)
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    assert math.isclose(found.mean, statistics.fmean(values), rel_tol=1e-9)
+    assert math.isclose(found.std, statistics.stdev(values), rel_tol=1e-6, abs_tol=1e-9)
+    expected = [statistics.median(values), cuts[89], cuts[98]]
+    np.testing.assert_allclose([found.p50, found.p90, found.p99], expected, rtol=1e-9)
+    assert found.n == len(values)
+
+
+def test_one_value_has_no_spread() -> None:
+    assert Statistics.of([2.0]) == Statistics(mean=2.0, std=0.0, p50=2.0, p90=2.0, p99=2.0, n=1)
+
+
+def test_samples_per_second_come_from_the_median() -> None:
+    found = row([1, 2, 30])
+    assert found.per_second(WHOLE_CHAIN) == pytest.approx(1 / 52)
+    assert found.per_second(LANGUAGE_MODEL) == pytest.approx(1 / 39)
+
+
+def test_a_machine_that_slows_down_does_not_change_the_ratio() -> None:
+    """The baseline takes twice as long in every turn, while the machine slows down by different factors."""
+    drift = [1.0, 1.1, 4.0, 9.0]
+    fast, slow = row(drift, encoder="tokenlearner"), row([2 * scale for scale in drift])
+    assert fast.ratio(WHOLE_CHAIN, slow) == pytest.approx(2)
+    assert slow.ratio(LANGUAGE_MODEL, slow) == 1
+
+
+def test_json_holds_every_sample_and_what_follows_from_them() -> None:
+    slow, fast = row([2, 4, 6]), row([1, 2, 2], encoder="tokenlearner", weights="untrained")
+    found = json.loads(json.dumps(report(slow, fast).to_dict(), allow_nan=False))
+    assert set(found) == {"schema_version", "setup", "environment", "baseline", "rows"}
+    assert found["baseline"] == "bundle-none"
+    assert (found["setup"]["question_tokens"], found["setup"]["new_tokens"], found["setup"]["batch_size"]) == (
+        32,
+        32,
+        1,
+    )
+    entry = found["rows"][1]
+    assert entry["weights"] == "untrained"
+    assert entry["whole_chain"] == {"samples_per_s": pytest.approx(1 / 52), "ratio": pytest.approx(2)}
+    assert len(entry["samples"]) == 3
+    prefill = [sample["prefill_s"] for sample in entry["samples"]]
+    assert entry["stages"]["prefill_s"]["mean"] == pytest.approx(statistics.fmean(prefill))
+    assert entry["stages"]["per_token_s"]["p50"] == pytest.approx(1.0)
+
+
+def test_without_the_baseline_there_are_no_ratios() -> None:
+    found = report(row([1, 2], encoder="tokenlearner"))
+    assert found.to_dict()["baseline"] is None
+    assert found.to_dict()["rows"][0]["whole_chain"]["ratio"] is None
+    assert "No ratio: no bundle without a temporal encoder" in printed(found)
+
+
+def test_tables_show_speeds_ratios_stages_and_what_is_untrained() -> None:
+    text = printed(report(row([1, 1]), row([0.5, 0.5], encoder="tokenlearner", weights="untrained")))
+    lines = text.splitlines()
+    untrained = next(line for line in lines if "tokenlearner fp16, untrained" in line)
+    assert untrained.split() == [
+        "32",
+        "tokenlearner",
+        "fp16,",
+        "untrained",
+        "0.07692",
+        "2.00x",
+        "0.1026",
+        "2.00x",
+        "128",
+    ]
+    assert "their answers mean nothing" in text
+    assert "Stored fp16, computed fp32 on ONNX Runtime CPU." in text
+    prefill = next(line for line in lines if "prefill" in line and "±" in line)
+    assert prefill.split() == ["prefill", "4000.00", "±", "0.00", "4000.00", "4000.00", "4000.00", "2"]
+    assert "Load average before 0.1, after 1.5" in text
+    assert all(len(line.rstrip()) <= 80 for line in lines if "±" in line or "x " in line)
+
+
+def test_trained_rows_carry_no_warning() -> None:
+    assert "mean nothing" not in printed(report(row([1, 1])))

@@ -176,7 +176,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[AskedAnswer]:
 
 def _verdict(answer: AskedAnswer) -> str:
     if answer.right:
-        return f"  \N{CHECK MARK} {answer.answer} (which is true)"
+        return f"  \N{CHECK MARK} {answer.answer} (true)"
     return f"  \N{BALLOT X} {answer.answer} (wrong; true is: {answer.true_answer})"
 
 

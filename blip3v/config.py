@@ -122,7 +122,9 @@ class ModelConfig:
         """Tokens that take the place of ``<image>`` for a clip of ``num_frames``."""
         return self.temporal.num_tokens
 
-    def with_encoder(self, encoder: str, *, num_tokens: int | None = None, num_frames: int | None = None) -> ModelConfig:
+    def with_encoder(
+        self, encoder: str, *, num_tokens: int | None = None, num_frames: int | None = None
+    ) -> ModelConfig:
         """The same model with another temporal encoder, token count or frame count.
 
         Args:
@@ -201,13 +203,12 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(f"a text head is {text.head_dim} wide; the attention kernels need a multiple of 16")
     if text.num_base_tokens > text.vocab_size:
         raise ConfigError(f"num_base_tokens {text.num_base_tokens} is larger than vocab_size {text.vocab_size}")
-    allowed = allowed_tokens(
-        temporal.encoder, num_frames=config.num_frames, num_latents=config.resampler.num_latents
-    )
+    allowed = allowed_tokens(temporal.encoder, num_frames=config.num_frames, num_latents=config.resampler.num_latents)
     if temporal.num_tokens not in allowed:
         counts = ", ".join(map(str, allowed))
         raise ConfigError(
-            f"{temporal.encoder} cannot give {temporal.num_tokens} tokens for {config.num_frames} frames; allowed: {counts}"
+            f"{temporal.encoder} cannot give {temporal.num_tokens} tokens for {config.num_frames} frames; "
+            f"allowed: {counts}"
         )
 
 

@@ -25,5 +25,5 @@ def new_model(config: ModelConfig) -> Blip3Video:
             if isinstance(module, CrossAttention):
                 module.to_q.weight.mul_(_QUERY_GAIN)
             elif isinstance(module, TokenLearner):
-                module.mlp[-1].weight.mul_(_POOL_GAIN)
+                module.get_parameter("mlp.3.weight").mul_(_POOL_GAIN)
     return model

@@ -84,7 +84,7 @@ class PatchObjective(nn.Module):
         return loss, torch.tensor(num_tokens, device=loss.device)
 
     def _loss(self, logits_CNK: Tensor, labels_CNA: Tensor) -> Tensor:
-        logits = logits_CNK.float().flatten(0, 1).split(self.classes, dim=-1)
+        logits = torch.split(logits_CNK.float().flatten(0, 1), list(self.classes), dim=-1)
         labels_XA = labels_CNA.flatten(0, 1)
         losses = [F.cross_entropy(x, labels_XA[:, a], reduction="sum") for a, x in enumerate(logits)]
         return torch.stack(losses).sum()

@@ -1,10 +1,10 @@
-"""Samples and rows with known seconds."""
+"""Samples and rows with known seconds, and the rows that are really measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blip3v.bench import Sample
+from blip3v.bench import BundleRow, Sample
 from blip3v.bench.report import BundleFacts, ReportRow
 
 
@@ -37,3 +37,9 @@ def row(scales: Sequence[float], *, encoder: str = "none", weights: str = "train
     )
     samples = tuple(sample(scale) for scale in scales)
     return ReportRow(bundle=facts, question="?", prompt_tokens=40, peak_rss_bytes=2**27, samples=samples)
+
+
+SMALL_ROWS = (
+    BundleRow(encoder="none", num_tokens=1024),
+    BundleRow(encoder="tokenlearner", num_tokens=16, new_encoder=True),
+)

@@ -6,19 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from bench_samples import SMALL_ROWS
 
-from blip3v.bench import BundleRow, default_bundles
+from blip3v.bench import default_bundles
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.export import random_weights
 from blip3v.model.folder import save_model_folder
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
-
-SMALL_ROWS = (
-    BundleRow(encoder="none", num_tokens=1024),
-    BundleRow(encoder="tokenlearner", num_tokens=16, new_encoder=True),
-)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_samples import SMALL_ROWS
 from click.testing import CliRunner, Result
-from conftest import SMALL_ROWS
 
 from blip3v.bench import default_bundles
 from blip3v.bench.command import command

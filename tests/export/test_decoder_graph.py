@@ -112,7 +112,7 @@ def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
     lengths = [11, 7]
     cache = [torch.zeros(2, config.num_kv_heads, 16, config.head_dim) for _ in range(2 * config.num_layers)]
 
-    def call(part_BtD: np.ndarray, counts: list[int], index: list[int], cache: list[torch.Tensor]) -> tuple:  # type: ignore[type-arg]
+    def call(part_BtD: np.ndarray, counts: list[int], index: list[int], cache: list[torch.Tensor]) -> tuple:
         seqlens = torch.tensor(counts, dtype=torch.int32) - 1
         total = torch.tensor(max(counts), dtype=torch.int32)
         with torch.inference_mode():

@@ -103,7 +103,7 @@ def test_an_overflow_in_fp16_is_found_where_it_happens() -> None:
     sound = decoder_ranges(model.lang_model, config, embeds_tD)
     assert max(sound.values()) < 100
     assert {"decoder.layers.0", "decoder.layers.1"} <= set(sound)
-    model.lang_model.model.layers[1].mlp.gate_up_proj.weight.mul_(2000)
+    model.lang_model.get_parameter("model.layers.1.mlp.gate_up_proj.weight").mul_(2000)
     broken = decoder_ranges(model.lang_model, config, embeds_tD)
     assert broken["decoder.layers.0"] == sound["decoder.layers.0"]
     assert broken["decoder.layers.1"] > FP16_LARGEST

@@ -59,7 +59,8 @@ def attention(q: Array, k: Array, v: Array, heads: int) -> Array:
 
 def self_attention(x: Array, w: dict[str, Array], at: str, heads: int) -> Array:
     n = layer_norm(x, w, f"{at}norm")
-    return attention(*(n @ w[f"{at}to_{name}.weight"].T for name in "qkv"), heads)
+    q, k, v = (n @ w[f"{at}to_{name}.weight"].T for name in "qkv")
+    return attention(q, k, v, heads)
 
 
 def feed_forward(x: Array, w: dict[str, Array], at: str) -> Array:

@@ -1,6 +1,8 @@
-"""The language model against the transformers library, the splice against plain lists, the names against the release."""
+"""The language model against the transformers library, the splice against plain lists, the names as released."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 from blip3v.config import ModelConfig, preset
 from blip3v.model import IGNORE, Blip3Video, splice
 from blip3v.model.generate import greedy
+from blip3v.model.language import SplitEmbedding
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def test_language_model_equals_the_library_with_one_table_and_a_bias_on_top(mode
     language = model.lang_model
     weight, bias = language.lm_head.matrix()
     state = {k: v for k, v in language.state_dict().items() if k.startswith(("model.layers", "model.norm"))}
-    state |= {"model.embed_tokens.weight": language.model.embed_tokens.table(), "lm_head.weight": weight}
+    table = cast(SplitEmbedding, language.model.embed_tokens).table()
+    state |= {"model.embed_tokens.weight": table, "lm_head.weight": weight}
     stock.load_state_dict(state, strict=True)
     ids = torch.tensor([[1, 5, 300, 608, 610, 607], [2, 2, 9, 17, 609, 0]])
     torch.testing.assert_close(language(language.embed(ids)), stock(ids).logits + bias, rtol=1e-5, atol=1e-5)

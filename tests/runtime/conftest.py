@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config, write_decoder
+from toy_parts import Clock, DecoderMaker
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.config import ModelConfig
 from blip3v.runtime import VideoLM, VideoTokens, options
 from blip3v.runtime.decoder import Decoder
 from blip3v.runtime.ort import open_graph
-
-DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
 
 
 @pytest.fixture(scope="session")
@@ -41,16 +40,6 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(11)
-
-
-class Clock:
-    """Stands in for the module ``time`` where a request's time is measured; it moves when told."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import DecoderMaker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_graphs import reference_logits, toy_config
+from toy_parts import DecoderMaker
 
 from blip3v.runtime.kv_cache import CachePool, KVCache, cache_bytes, round_capacity
 
@@ -16,8 +16,11 @@ _FORMS = pytest.mark.parametrize(
     [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"sliding_window": 8}],
     ids=["grouped", "all-heads", "one-kv-head", "window-8"],
 )
-# Largest logits are about 20; sums of float32 in another order differ by some 1e-6 of that.
-_CLOSE = {"rtol": 1e-4, "atol": 2e-4}
+
+
+def close(found: object, expected: object) -> bool:
+    """Largest logits are about 20; sums of float32 in another order differ by some 1e-6 of that."""
+    return np.allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=2e-4)
 
 
 def _embeds(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -33,7 +36,7 @@ def test_every_split_of_prefill_and_steps_equals_the_formula(make_decoder: Decod
         cache = decoder.take_cache(1, 24)
         logits = [decoder.prefill(cache, [embeds[:split]])[0]]
         logits += [decoder.step(cache, embeds[i : i + 1])[0] for i in range(split, 24)]
-        assert np.allclose(logits, expected[split - 1 :], **_CLOSE), split
+        assert close(logits, expected[split - 1 :]), split
         assert cache.lengths == [24]
         decoder.give_back(cache)
 
@@ -45,7 +48,7 @@ def test_chunked_prefill_equals_the_formula(make_decoder: DecoderMaker, form: di
     embeds = _embeds(np.random.default_rng(2), 24)
     expected = reference_logits(config.text, weights, embeds)
     cache = decoder.take_cache(1, 24)
-    assert np.allclose(decoder.prefill(cache, [embeds])[0], expected[-1], **_CLOSE)
+    assert close(decoder.prefill(cache, [embeds])[0], expected[-1])
 
 
 def test_a_second_prefill_goes_on_where_the_cache_ends(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
@@ -55,7 +58,7 @@ def test_a_second_prefill_goes_on_where_the_cache_ends(make_decoder: DecoderMake
     cache = decoder.take_cache(1, 30)
     decoder.prefill(cache, [embeds[:9]])
     decoder.step(cache, embeds[9:10])
-    assert np.allclose(decoder.prefill(cache, [embeds[10:]])[0], expected[-1], **_CLOSE)
+    assert close(decoder.prefill(cache, [embeds[10:]])[0], expected[-1])
 
 
 def test_a_shortened_cache_forgets_what_was_behind(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
@@ -65,7 +68,7 @@ def test_a_shortened_cache_forgets_what_was_behind(make_decoder: DecoderMaker, r
     decoder.prefill(cache, [np.concatenate([embeds[:6], others])])
     cache.lengths[0] = 6
     expected = reference_logits(config.text, weights, embeds)
-    assert np.allclose(decoder.prefill(cache, [embeds[6:]])[0], expected[-1], **_CLOSE)
+    assert close(decoder.prefill(cache, [embeds[6:]])[0], expected[-1])
 
 
 @pytest.mark.parametrize("chunk", [64, 5], ids=["padded-together", "row-by-row"])
@@ -78,10 +81,10 @@ def test_a_ragged_batch_equals_one_by_one(make_decoder: DecoderMaker, form: dict
     expected = [reference_logits(config.text, weights, row) for row in rows]
     cache = decoder.take_cache(4, 23)
     found = decoder.prefill(cache, [row[:length] for row, length in zip(rows, lengths, strict=True)])
-    assert np.allclose(found, [logits[n - 1] for logits, n in zip(expected, lengths, strict=True)], **_CLOSE)
+    assert close(found, [logits[n - 1] for logits, n in zip(expected, lengths, strict=True)])
     for step in range(6):
         found = decoder.step(cache, np.stack([row[n + step] for row, n in zip(rows, lengths, strict=True)]))
-        assert np.allclose(found, [logits[n + step] for logits, n in zip(expected, lengths, strict=True)], **_CLOSE)
+        assert close(found, [logits[n + step] for logits, n in zip(expected, lengths, strict=True)])
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2], ids=["first", "middle", "last"])
@@ -99,7 +102,7 @@ def test_a_dropped_row_leaves_the_others_as_they_are(make_decoder: DecoderMaker,
     for step in range(3):
         found = decoder.step(cache, np.stack([rows[i][lengths[i] + step] for i in order]))
         expected = [reference_logits(config.text, weights, rows[i])[lengths[i] + step] for i in order]
-        assert np.allclose(found, expected, **_CLOSE)
+        assert close(found, expected)
 
 
 @given(st.data())
@@ -123,7 +126,7 @@ def test_any_order_of_steps_and_finished_rows_keeps_every_row_right(
         rows = [np.concatenate([row, new[i : i + 1]]) for i, row in enumerate(rows)]
         found = decoder.step(cache, new)
         expected = [reference_logits(config.text, weights, row)[-1] for row in rows]
-        assert np.allclose(found, expected, **_CLOSE)
+        assert close(found, expected)
         assert cache.lengths == [len(row) for row in rows]
     decoder.give_back(cache)
 
@@ -139,7 +142,7 @@ def test_a_cache_that_grows_keeps_its_tokens(make_decoder: DecoderMaker, rng: np
         logits = decoder.step(cache, embeds[i : i + 1])
         capacities.add(cache.capacity)
     assert capacities == {64, 128, 256}
-    assert np.allclose(logits[0], expected[-1], **_CLOSE)
+    assert close(logits[0], expected[-1])
 
 
 def test_half_precision_stays_near_the_formula(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
@@ -166,7 +169,7 @@ def test_the_graph_writes_into_the_cache_in_place(make_decoder: DecoderMaker, rn
 
 def test_a_prefill_can_be_stopped_between_chunks(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
     _, _, decoder = make_decoder(chunk=4)
-    calls = []
+    calls: list[object] = []
 
     def between() -> None:
         calls.append(None)
@@ -194,7 +197,7 @@ def test_a_pool_keeps_free_caches_within_its_limit(requests: list[tuple[int, int
     text = toy_config().text
     limit = cache_bytes(text, np.dtype(np.float32), 1, 256)
     pool = CachePool(text, np.dtype(np.float32), limit)
-    caches = []
+    caches: list[KVCache] = []
     for rows, tokens in requests:
         cache = pool.take(rows, tokens)
         assert cache.lengths == [0] * rows

@@ -2,7 +2,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import Clock
+from toy_parts import Clock
 
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError
 from blip3v.runtime.options import CancelToken, Control, GenerationOptions

@@ -39,7 +39,7 @@ _DISTINCT = st.lists(st.integers(-80, 80), min_size=1, max_size=40, unique=True)
 def test_filters_equal_the_plain_formula(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> None:
     shares = _softmax([float(value) / temperature for value in logits])
     kept = sorted(range(len(shares)), key=lambda i: -shares[i])[: top_k or len(shares)]
-    total, nucleus, reached = sum(shares[i] for i in kept), [], 0.0
+    total, nucleus, reached = sum(shares[i] for i in kept), list[float](), 0.0
     for i in kept:
         if nucleus and top_p < 1 and reached >= top_p * total:
             break

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Clock
 from PIL import Image
 from toy_bundle import toy_table, write_bundle
 from toy_graphs import Weights, reference_logits, toy_config
+from toy_parts import Clock
 
 from blip3v.bundle import open_bundle
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError, UsageError, VideoError
@@ -104,7 +104,12 @@ def test_ready_video_tokens_cost_no_encoding(lm: VideoLM, film: np.ndarray) -> N
 def test_a_batch_equals_one_by_one(
     lm: VideoLM, video: VideoTokens, film: np.ndarray, options: GenerationOptions
 ) -> None:
-    requests = [(video, QUESTIONS[0]), (film[::-1].copy(), QUESTIONS[1]), (video, QUESTIONS[2]), (film, QUESTIONS[3])]
+    requests: list[tuple[VideoTokens | np.ndarray, str]] = [
+        (video, QUESTIONS[0]),
+        (film[::-1].copy(), QUESTIONS[1]),
+        (video, QUESTIONS[2]),
+        (film, QUESTIONS[3]),
+    ]
     together = lm.ask_batch(requests, options=options)
     alone = [lm.ask(one, question, options=options) for one, question in requests]
     for found, expected in zip(together, alone, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from blip3v.bundle.graph_io import (
     GraphIO,
+    Port,
     decoder_io,
     past_key,
     past_value,
@@ -202,7 +204,7 @@ class _Builder:
         self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
 
     def node(
-        self, kind: str, inputs: list[str], outputs: list[str] | None = None, domain: str = "", **attributes: object
+        self, kind: str, inputs: list[str], outputs: list[str] | None = None, domain: str = "", **attributes: Any
     ) -> str:
         outputs = outputs or [f"{kind}.{len(self.nodes)}"]
         self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
@@ -212,7 +214,7 @@ class _Builder:
         return self.node("RMSNormalization", [x, weight], axis=-1, epsilon=epsilon)
 
     def save(self, path: Path, io: GraphIO) -> None:
-        def infos(ports: tuple[object, ...]) -> list[onnx.ValueInfoProto]:
+        def infos(ports: tuple[Port, ...]) -> list[onnx.ValueInfoProto]:
             return [
                 helper.make_tensor_value_info(
                     p.name, self.float_type if p.dtype == "compute" else _TYPES[p.dtype], p.axes

@@ -15,7 +15,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
     def make(name: str, num_frames: int, **options: object) -> Path:
         path = folder / name
-        return path if path.exists() else write_film(path, num_frames, **options)  # type: ignore[arg-type]
+        return path if path.exists() else write_film(path, num_frames, **options)
 
     return make
 

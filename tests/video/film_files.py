@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 WIDTH, HEIGHT, NUM_BITS = 96, 64, 10
 
@@ -50,7 +52,7 @@ def write_film(
 ) -> Path:
     """Encodes ``num_frames`` numbered pictures; ``pts`` in units of 1/fps makes the rate variable."""
     with av.open(str(path), "w", format=file_format, options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream = cast(VideoStream, container.add_stream(codec, rate=fps, options=options or {}))
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
@@ -65,7 +67,7 @@ def write_film(
 def packets(path: Path) -> list[tuple[int, int, int, bool]]:
     """(display index, byte position, bytes, is a keyframe) of each packet, in decode order."""
     with av.open(str(path)) as container:
-        found = [(p.pts, p.pos, p.size, p.is_keyframe) for p in container.demux(video=0) if p.size]
+        found = [(p.pts or 0, p.pos or 0, p.size, p.is_keyframe) for p in container.demux(video=0) if p.size]
     rank = {pts: index for index, pts in enumerate(sorted(pts for pts, *_ in found))}
     return [(rank[pts], pos, size, is_key) for pts, pos, size, is_key in found]
 

@@ -104,7 +104,7 @@ def test_a_frame_that_repeats_gives_the_same_pixels() -> None:
 def test_frames_of_one_array_do_not_mix() -> None:
     """Views of one array may take the same address one after another; each must keep its own pixels."""
     frames = np.stack([np.full((6, 6, 3), value, np.uint8) for value in range(0, 250, 5)])
-    pixels = preprocess(frames, PreprocessorConfig(image_size=4))
+    pixels = preprocess(list(frames), PreprocessorConfig(image_size=4))
     np.testing.assert_allclose(pixels[:, 0, 0, 0], np.arange(0, 250, 5) / 127.5 - 1, atol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_frames_of_one_array_do_not_mix() -> None:
 )
 def test_what_is_not_a_picture_is_refused(frames: list[np.ndarray]) -> None:
     with pytest.raises(UsageError, match="needed"):
-        preprocess(frames, PreprocessorConfig(image_size=4))
+        preprocess(list(frames), PreprocessorConfig(image_size=4))
 
 
 def test_an_infinite_std_is_refused() -> None:

@@ -1,0 +1,114 @@
+"""Public names: every package lists its own, and those that services build on are frozen here."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+import blip3v
+
+PACKAGES = [
+    "blip3v",
+    *(
+        info.name
+        for info in pkgutil.walk_packages(blip3v.__path__, "blip3v.")
+        if info.ispkg and not any(part.startswith("_") for part in info.name.split("."))
+    ),
+]
+
+# A name that leaves this list breaks somebody's service; a new one is a promise. Either needs a line in CHANGELOG.md.
+FROZEN = {
+    "blip3v.bundle": [
+        "Bundle",
+        "BundleWriter",
+        "GraphEntry",
+        "GraphIO",
+        "KVGeometry",
+        "Limits",
+        "Manifest",
+        "MemoryEstimate",
+        "Port",
+        "Source",
+        "VerifyReport",
+        "WeightCount",
+        "decoder_io",
+        "open_bundle",
+        "render_card",
+        "verify_bundle",
+        "video_encoder_io",
+        "write_embeddings",
+    ],
+    "blip3v.runtime": [
+        "Answer",
+        "AnswerStream",
+        "CancelToken",
+        "Chat",
+        "Delta",
+        "FinishReason",
+        "Frame",
+        "GenerationOptions",
+        "Timings",
+        "TokenLogprob",
+        "Usage",
+        "VideoLM",
+        "VideoTokens",
+    ],
+    "blip3v.text": [
+        "RELEASED_SYSTEM_PROMPT",
+        "RELEASED_TEMPLATE",
+        "GenerationConfig",
+        "Message",
+        "Prompt",
+        "StreamDecoder",
+        "Tokenizer",
+        "build_prompt",
+        "continue_prompt",
+        "render_chat",
+        "splice",
+        "train_tokenizer",
+    ],
+    "blip3v.video": [
+        "IMAGE_SUFFIXES",
+        "SAMPLING_RULES",
+        "Clip",
+        "PreprocessorConfig",
+        "ResizeMode",
+        "SampledFrame",
+        "SamplingRule",
+        "VideoInput",
+        "VideoLimits",
+        "load_clip",
+        "load_pixels",
+        "preprocess",
+        "sample_indices",
+    ],
+}
+
+
+def by_kind(name: str) -> tuple[int, str]:
+    """The order that ruff keeps: constants, classes, the rest, each by the alphabet."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_lists_its_public_names(package: str):
+    module = importlib.import_module(package)
+    names = module.__all__
+    assert names == sorted(set(names), key=by_kind)
+    for name in names:
+        assert hasattr(module, name), f"{package} lists {name} and has no such name"
+
+
+@pytest.mark.parametrize("package", FROZEN)
+def test_names_that_services_build_on_are_frozen(package: str):
+    assert importlib.import_module(package).__all__ == FROZEN[package]
+
+
+@pytest.mark.parametrize("package", FROZEN)
+def test_public_names_are_documented(package: str):
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert not callable(value) or value.__doc__, f"{package}.{name} has no docstring"

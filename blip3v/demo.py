@@ -88,7 +88,7 @@ def command(models: Path | None, as_json: bool) -> None:
     \b
     Examples:
       blip3v demo
-      blip3v demo --json > demo.json
+      blip3v demo --json
     """
     start_s = time.perf_counter()
     say = functools.partial(click.echo, err=as_json)

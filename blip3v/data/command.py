@@ -36,7 +36,7 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace the folder if it holds film files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(output: Path | None, count: int, seed: int, split: Split, height: str, force: bool, as_json: bool) -> None:
-    r"""Make synthetic films as mp4 files, with questions and true answers.
+    """Make synthetic films as mp4 files, with questions and true answers.
 
     Films follow from their seeds: the same seed gives the same film again. Beside the clips stands questions.json with
     each clip's caption, questions, answers and five-way choices.

@@ -22,8 +22,17 @@ __all__ = ["command"]
 
 @click.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), required=True, help="A model folder or a bundle.")
-@click.option("--questions", "num_questions", type=click.IntRange(1, 20000), default=2000, show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--questions",
+    "num_questions",
+    type=click.IntRange(1, 20000),
+    default=2000,
+    show_default=True,
+    help="Held-out questions, from the first on.",
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where a model folder runs."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the report to this JSON file.")
 @click.option("--force", is_flag=True, help="Overwrite that file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")

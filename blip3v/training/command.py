@@ -52,7 +52,13 @@ class _Screen:
 @click.option("--init", type=click.Path(path_type=Path), help="Model folder to start from.")
 @click.option("--data", help="JSON list of your own clips, in the form of the authors' code.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where features are kept.  [default: beside the run]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto: a GPU where there is one.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run's folder.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(

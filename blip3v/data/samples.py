@@ -15,7 +15,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from blip3v.data.captions import film_caption, frame_caption
+from blip3v.data.captions import film_caption, frame_caption, track_caption
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import TIME_KINDS, Question, questions
 from blip3v.data.render import render
@@ -32,6 +32,7 @@ _STATIC_KINDS = ("colour", "shape", "size")
 _TIME_WEIGHT = 3.0  # questions that need time are asked this much more often than those that one frame answers
 _FRAME_PROMPT = "Describe the picture."
 _FILM_PROMPT = "Describe the film."
+_TRACK_PROMPT = "Track the {}."
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,14 @@ class FilmSource:
     def frames(self, index: int, visit: int) -> list[Frames]:
         """Frames of film ``index``: by a sampling rule that the film's number picks, the same at every visit."""
         film = _film(index)
-        if self.task == "image-captions":
-            return list(render(film, np.array([self.moment(index, visit)]), _RENDER_HEIGHT, _RENDER_WIDTH))
+        times = np.array([self.moment(index, visit)]) if self.task == "image-captions" else self._times(index)
+        return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
+
+    def _times(self, index: int) -> npt.NDArray[np.float64]:
+        film = _film(index)
         rule = get_args(SamplingRule)[index % 3]
         rng = self._rng(index, 0) if rule == "train" else None
-        return film_frames(film, sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng))
+        return sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng) / film.num_frames
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
         """Captions or questions, by the task."""
@@ -101,8 +105,14 @@ class FilmSource:
             return self._about_frame(film, self.moment(index, visit), rng)
         if self.task == "video-captions":
             caption = Pair(_FILM_PROMPT, film_caption(film))
-            return (caption, *_draw(film, self.pairs_per_clip - 1, rng))
-        return _draw(film, self.pairs_per_clip, rng)
+            return (caption, *self._tracks(index))
+        track = self._tracks(index)[int(rng.integers(len(film.objects)))]
+        return (track, *_draw(film, self.pairs_per_clip - 1, rng))
+
+    def _tracks(self, index: int) -> tuple[Pair, ...]:
+        """Where each object is in each frame: what asks for every frame by itself, as no question of the set does."""
+        film, times = _film(index), self._times(index)
+        return tuple(Pair(_TRACK_PROMPT.format(item.name), track_caption(item, times)) for item in film.objects)
 
     def _about_frame(self, film: Film, time: float, rng: np.random.Generator) -> tuple[Pair, ...]:
         visible = {item.name for item in film.objects if item.visible(time)}

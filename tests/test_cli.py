@@ -248,7 +248,6 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
     [
         pytest.param("train", "accelerate", "train", id="train without accelerate"),
         pytest.param("train", "torch", "train", id="train without torch"),
-        pytest.param("export", "onnx_ir", "export", id="export without onnx-ir"),
         pytest.param("export", "torch", "export", id="export without torch"),
     ],
 )

@@ -1,0 +1,62 @@
+"""What the README tells a stranger to type, typed: the export command, the Python example as a script, the links."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example clips, in which the README's export command was run."""
+    path = tmp_path_factory.mktemp("stranger")
+    shutil.copytree(ROOT / "examples", path / "examples")
+    command = "blip3v export --encoder tokenlearner --precision fp16"
+    assert f"`{command}`" in README
+    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_the_python_example_runs_as_a_plain_script_and_says_what_ask_says(folder: Path) -> None:
+    """It has no __main__ guard; the process that decodes the video must not run it again."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (folder / "six_lines.py").write_text(example)
+    done = subprocess.run([sys.executable, "six_lines.py"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    video = re.findall(r'encode\("(.*?)"\)', example)[0]
+    questions = re.findall(r'video, "(.*?)"\)', example)
+    said = []
+    for question in questions:
+        command = [sys.executable, "-m", "blip3v", "ask", video, question, "--json"]
+        asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        said.append(json.loads(asked.stdout)["text"])
+    assert done.stdout.splitlines() == said
+
+
+def test_the_pictured_answer_is_what_the_shipped_model_says(folder: Path) -> None:
+    command = [sys.executable, "-m", "blip3v", "ask", "examples/speed.mp4", "Which object is faster?"]
+    asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert asked.stdout.strip() == "orange star"
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)(.*?)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_score_in_the_readme_is_the_committed_one() -> None:
+    report = json.loads((ROOT / "blip3v/models/tiny-tokenlearner/evaluation.json").read_text("utf-8"))
+    row = re.search(r"^\| all \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert row is not None
+    want = [report[name] for name in ("exact_match", "commonest", "blind")]
+    assert [float(cell) for cell in row.groups()] == [round(100 * value, 1) for value in want]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from blip3v.data.film import MOMENTS, Film, FilmObject
 from blip3v.data.motion import ASPECT
 
-__all__ = ["film_caption", "frame_caption", "track_caption"]
+__all__ = ["film_caption", "frame_caption"]
 
 _PLACES = (
     ("at the top left", "at the top", "at the top right"),
     ("on the left", "in the centre", "on the right"),
     ("at the bottom left", "at the bottom", "at the bottom right"),
 )
-_TRACK_GRID = 8
 _BOUNCES = {1: "once", 2: "twice", 3: "three times"}
 
 
@@ -39,16 +35,6 @@ def frame_caption(film: Film, time: float) -> str:
         return "nothing is in view."
     parts = [f"{_named(item)} {_place(x, y)}" for item, x, y in sorted(seen, key=lambda entry: entry[1])]
     return " and ".join(parts) + "."
-
-
-def track_caption(item: FilmObject, times: npt.NDArray[np.float64]) -> str:
-    """Where ``item`` is at each of ``times``, fractions of the film: a cell of a grid of 8 x 8, or "--" out of view.
-
-    Column and row for each time, apart by spaces: "03 13 23 --" goes right along row 3 and out of view.
-    """
-    cells = np.clip(item.path.positions(times) * (_TRACK_GRID / ASPECT, _TRACK_GRID), 0, _TRACK_GRID - 1).astype(int)
-    words = [f"{x}{y}" if item.visible(float(time)) else "--" for (x, y), time in zip(cells, times, strict=True)]
-    return " ".join(words)
 
 
 def _named(item: FilmObject) -> str:

@@ -15,9 +15,9 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from blip3v.data.captions import film_caption, frame_caption, track_caption
+from blip3v.data.captions import film_caption, frame_caption
 from blip3v.data.film import Film, make_film
-from blip3v.data.questions import TIME_KINDS, Question, questions
+from blip3v.data.questions import Question, questions
 from blip3v.data.render import render
 from blip3v.video.sampling import SamplingRule, sample_indices
 
@@ -29,10 +29,12 @@ Frames = npt.NDArray[np.uint8]
 # Rendered above the model's 64 pixels and then squashed, as a decoded file is.
 _RENDER_HEIGHT, _RENDER_WIDTH = 96, 128
 _STATIC_KINDS = ("colour", "shape", "size")
-_TIME_WEIGHT = 3.0  # questions that need time are asked this much more often than those that one frame answers
+# Every film can be asked of colours, shapes and sizes, and most of directions; the other kinds are rarer. With these
+# weights and three questions a visit, all kinds are asked about as often.
+_KIND_WEIGHTS: dict[str, float] = {"colour": 1, "shape": 1, "size": 0.7, "direction": 4}
+_RARE_WEIGHT = 20
 _FRAME_PROMPT = "Describe the picture."
 _FILM_PROMPT = "Describe the film."
-_TRACK_PROMPT = "Track the {}."
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,15 @@ class FilmSource:
     def frames(self, index: int, visit: int) -> list[Frames]:
         """Frames of film ``index``: by a sampling rule that the film's number picks, the same at every visit."""
         film = _film(index)
-        times = np.array([self.moment(index, visit)]) if self.task == "image-captions" else self._times(index)
+        times = np.array([self.moment(index, visit)]) if self.task == "image-captions" else self.times(index)
         return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
 
-    def _times(self, index: int) -> npt.NDArray[np.float64]:
+    def film(self, index: int) -> Film:
+        """Film ``index``."""
+        return _film(index)
+
+    def times(self, index: int) -> npt.NDArray[np.float64]:
+        """Times of the frames of a whole clip, fractions of the film."""
         film = _film(index)
         rule = get_args(SamplingRule)[index % 3]
         rng = self._rng(index, 0) if rule == "train" else None
@@ -104,15 +111,8 @@ class FilmSource:
         if self.task == "image-captions":
             return self._about_frame(film, self.moment(index, visit), rng)
         if self.task == "video-captions":
-            caption = Pair(_FILM_PROMPT, film_caption(film))
-            return (caption, *self._tracks(index))
-        track = self._tracks(index)[int(rng.integers(len(film.objects)))]
-        return (track, *_draw(film, self.pairs_per_clip - 1, rng))
-
-    def _tracks(self, index: int) -> tuple[Pair, ...]:
-        """Where each object is in each frame: what asks for every frame by itself, as no question of the set does."""
-        film, times = _film(index), self._times(index)
-        return tuple(Pair(_TRACK_PROMPT.format(item.name), track_caption(item, times)) for item in film.objects)
+            return (Pair(_FILM_PROMPT, film_caption(film)),)
+        return _draw(film, self.pairs_per_clip, rng)
 
     def _about_frame(self, film: Film, time: float, rng: np.random.Generator) -> tuple[Pair, ...]:
         visible = {item.name for item in film.objects if item.visible(time)}
@@ -153,6 +153,6 @@ def film_texts(num_films: int = 2000) -> list[str]:
 
 def _draw(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:
     asked: tuple[Question, ...] = questions(film)
-    weights = np.array([_TIME_WEIGHT if q.kind in TIME_KINDS else 1.0 for q in asked])
+    weights = np.array([_KIND_WEIGHTS.get(q.kind, _RARE_WEIGHT) for q in asked])
     chosen = rng.choice(len(asked), size=min(count, len(asked)), replace=False, p=weights / weights.sum())
     return tuple(Pair(asked[at].text, asked[at].answer) for at in chosen)

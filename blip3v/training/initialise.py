@@ -7,6 +7,7 @@ import torch
 from blip3v.config import ModelConfig
 from blip3v.model import Blip3Video
 from blip3v.model.blocks import TokenLearner
+from blip3v.model.language import LanguageModel
 from blip3v.model.resampler import CrossAttention
 
 __all__ = ["new_model"]
@@ -26,4 +27,12 @@ def new_model(config: ModelConfig) -> Blip3Video:
                 module.to_q.weight.mul_(_QUERY_GAIN)
             elif isinstance(module, TokenLearner):
                 module.get_parameter("mlp.3.weight").mul_(_POOL_GAIN)
+        _spread(model.lang_model)
     return model
+
+
+def _spread(lang_model: LanguageModel) -> None:
+    """Embeddings of unit variance and linear layers that keep it: at a small width, 0.02 leaves attention even too."""
+    for name, weight in lang_model.named_parameters():
+        if weight.ndim == 2:
+            weight.normal_(std=1.0 if "embed" in name else weight.shape[1] ** -0.5)

@@ -29,7 +29,7 @@ from blip3v.training.features import clip_pixels
 from blip3v.training.recipe import Stage
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Batches", "Objective", "StageRun", "learning_rate_factor", "make_optimizer", "run_stage"]
+__all__ = ["Batches", "Objective", "StageRun", "StepBatches", "learning_rate_factor", "make_optimizer", "run_stage"]
 
 
 class StepBatch(Protocol):

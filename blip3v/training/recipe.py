@@ -17,7 +17,7 @@ from blip3v.errors import ConfigError
 
 __all__ = ["Recipe", "Stage", "Task", "load_recipe", "recipe_names"]
 
-Task = Literal["patches", "image-captions", "video-captions", "instructions"]
+Task = Literal["patches", "image-captions", "objects", "video-captions", "instructions"]
 Component = Literal["vision_encoder", "vision_tokenizer", "lang_model"]
 
 _SHIPPED = Path(__file__).parent / "recipes"
@@ -45,8 +45,10 @@ class Stage:
         for name in ("num_steps", "batch_size", "pairs_per_clip"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} of stage {self.task} is {getattr(self, name)}; at least 1 is needed")
-        if self.task == "patches" and not self.num_films:
-            raise ConfigError("stage patches learns from synthetic films alone; give num_films")
+        if self.task in ("patches", "objects") and not self.num_films:
+            raise ConfigError(f"stage {self.task} learns from synthetic films alone; give num_films")
+        if self.task == "objects" and not self.cache_features:
+            raise ConfigError("stage objects learns from the frozen vision encoder's features; set cache_features")
         if self.cache_features and "vision_encoder" not in self.freeze:
             raise ConfigError(
                 f"stage {self.task} caches features but trains the vision encoder; freeze it or do not cache"

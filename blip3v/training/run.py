@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import accelerate
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 import blip3v
 from blip3v.config import ModelConfig
-from blip3v.data.samples import FilmSource, Source, film_texts
+from blip3v.data.clips import open_clips
+from blip3v.data.samples import FilmSource, FilmTask, Source, film_texts
 from blip3v.errors import ConfigError, UsageError
 from blip3v.model import Blip3Video
 from blip3v.model.folder import load_model_folder, save_model_folder
@@ -28,14 +32,24 @@ from blip3v.training.batch import ChatFormat
 from blip3v.training.checkpoint import Position, load_checkpoint, load_position, load_weights, save_checkpoint
 from blip3v.training.features import feature_cache
 from blip3v.training.initialise import new_model
-from blip3v.training.loop import Batches, Objective, StageRun, make_optimizer, run_stage
+from blip3v.training.loop import Batches, Objective, StageRun, StepBatches, make_optimizer, run_stage
+from blip3v.training.objects import ObjectBatches, ObjectObjective
 from blip3v.training.patches import PatchBatches, PatchObjective
-from blip3v.training.recipe import Recipe, Stage
+from blip3v.training.recipe import Recipe, Stage, Task
 from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["Observer", "TrainOptions", "train"]
 
 _ANSWER_TOKENS = 48  # the default bound of an answer about a film
+# What each stage shows of the synthetic films.
+_FILM_TASKS: dict[Task, FilmTask] = {
+    "patches": "image-captions",
+    "image-captions": "image-captions",
+    "objects": "video-captions",
+    "video-captions": "video-captions",
+    "instructions": "instructions",
+}
+_OBJECTIVES: dict[Task, type[nn.Module]] = {"patches": PatchObjective, "objects": ObjectObjective}
 
 
 class Observer(Protocol):
@@ -95,7 +109,7 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
         first_step = position.step if index == position.stage else 0
         if index == position.stage and checkpoint.is_dir() and not first_step:
             load_weights(checkpoint, start.model)
-        plain = (PatchObjective if stage.task == "patches" else Objective)(start.model).to(accelerator.device)
+        plain = _OBJECTIVES.get(stage.task, Objective)(start.model).to(accelerator.device)
         optimizer = make_optimizer(plain, stage)
         if first_step:
             load_checkpoint(checkpoint, plain, optimizer)
@@ -179,12 +193,6 @@ def _stage_run(
     observer: Observer,
 ) -> StageRun:
     source = _source(recipe, options, stage, start.model.config.num_frames)
-    if stage.task == "patches":
-        assert isinstance(source, FilmSource), "the recipe's check asks for films"
-        vision = start.model.config.vision
-        grid = vision.image_size // vision.patch_size
-        patches = PatchBatches(source, start.preprocessor, stage.batch_size, recipe.seed, grid)
-        return StageRun(stage, patches, options.output / "log.jsonl", recipe.log_every, recipe.save_every)
     features = None
     if stage.cache_features:
         folder = options.cache if options.cache is not None else options.output.parent / "features"
@@ -197,18 +205,32 @@ def _stage_run(
                 device=accelerator.device,
                 progress=observer.features,
             )
-    batches = Batches(source, start.chat, start.preprocessor, stage.batch_size, recipe.seed, features)
+    batches = _batches(recipe, stage, start, source, features)
     return StageRun(stage, batches, options.output / "log.jsonl", recipe.log_every, recipe.save_every)
+
+
+def _batches(
+    recipe: Recipe, stage: Stage, start: _Start, source: Source, features: npt.NDArray[np.float16] | None
+) -> StepBatches:
+    if stage.task == "patches":
+        assert isinstance(source, FilmSource), "the recipe's check asks for films"
+        vision = start.model.config.vision
+        grid = vision.image_size // vision.patch_size
+        return PatchBatches(source, start.preprocessor, stage.batch_size, recipe.seed, grid)
+    if stage.task == "objects":
+        assert isinstance(source, FilmSource), "the recipe's check asks for films"
+        assert features is not None, "and for cached features"
+        middle = source.num_frames // 2
+        frames = slice(middle, middle + 1) if recipe.encoder == "single-frame" else slice(None)
+        return ObjectBatches(source, features, stage.batch_size, recipe.seed, frames)
+    return Batches(source, start.chat, start.preprocessor, stage.batch_size, recipe.seed, features)
 
 
 def _source(recipe: Recipe, options: TrainOptions, stage: Stage, num_frames: int) -> Source:
     if stage.num_films:
-        task = "image-captions" if stage.task == "patches" else stage.task
-        return FilmSource(task, stage.num_films, num_frames, stage.pairs_per_clip, recipe.seed)
+        return FilmSource(_FILM_TASKS[stage.task], stage.num_films, num_frames, stage.pairs_per_clip, recipe.seed)
     if options.data is None:
         raise UsageError(f"stage {stage.task} trains on your clips; name their JSON list with --data")
-    from blip3v.data.clips import open_clips
-
     return open_clips(options.data, num_frames=num_frames, seed=recipe.seed)
 
 

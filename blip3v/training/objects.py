@@ -1,0 +1,90 @@
+"""The stage that trains a temporal encoder from nothing, and teaches the language model to follow what it sees.
+
+Each video token answers for one object of one frame, frame by frame: it says what the object is and where. The language
+model's state at the same token says what the object has done so far. Left to captions and questions alone, the softmax
+over the tokens of all frames takes both objects together for a long time, which of them moved is lost, and no answer
+tells the language model to compare frames. Only models without pretrained weights need this stage.
+"""
+
+# Shapes: C clips, T frames, P patches, M video tokens, N objects of all frames.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from blip3v.data.labels import NUM_WORDS, motion_labels, num_motion_words, object_labels
+from blip3v.data.samples import FilmSource
+from blip3v.model import Blip3Video
+from blip3v.training.batch import visits_of_step
+from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
+
+__all__ = ["ObjectBatch", "ObjectBatches", "ObjectObjective"]
+
+
+@dataclass(frozen=True)
+class ObjectBatch:
+    """Patch tokens of the clips and the objects of their frames."""
+
+    features_CTPD: Tensor
+    objects: LabelBatch
+    motions: LabelBatch
+
+    def to(self, device: torch.device) -> ObjectBatch:
+        """The same batch on ``device``."""
+        return ObjectBatch(self.features_CTPD.to(device), self.objects.to(device), self.motions.to(device))
+
+
+@dataclass(frozen=True)
+class ObjectBatches:
+    """The batch of every step.
+
+    Attributes:
+        source: the films.
+        features: float16 (N, T, P, D) of the frozen vision encoder.
+        batch_size: clips of a step, over all devices.
+        seed: of the order of the clips.
+        frames: which of the T frames the temporal encoder reads.
+    """
+
+    source: FilmSource
+    features: npt.NDArray[np.float16]
+    batch_size: int
+    seed: int
+    frames: slice
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> ObjectBatch:
+        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
+        visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
+        clips = [clip for clip, _ in visits]
+        films = [(self.source.film(clip), self.source.times(clip)[self.frames]) for clip in clips]
+        return ObjectBatch(
+            torch.from_numpy(np.stack([self.features[clip] for clip in clips])).float(),
+            stack_labels([object_labels(film, times) for film, times in films]),
+            stack_labels([motion_labels(film, times) for film, times in films]),
+        )
+
+
+class ObjectObjective(nn.Module):
+    """The model with heads on its video tokens and on the language model's states there; the loss is ``forward``."""
+
+    def __init__(self, model: Blip3Video) -> None:
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.object_head = LabelHead(config.text.hidden_size, NUM_WORDS)
+        self.motion_head = LabelHead(config.text.hidden_size, num_motion_words(config.num_frames))
+
+    def forward(self, batch: ObjectBatch) -> tuple[Tensor, Tensor]:
+        """Summed loss over video tokens, and the number of tokens."""
+        video_CMD = self.model.vision_tokenizer(batch.features_CTPD)
+        states_CMD = self.model.lang_model.hidden(video_CMD)
+        (num_clips, num_tokens, _), num_objects = video_CMD.shape, batch.objects.words_CNA.shape[1]
+        object_of_token = torch.arange(num_tokens, device=video_CMD.device) * num_objects // num_tokens
+        loss = self.object_head.loss(video_CMD, batch.objects.of(object_of_token))
+        loss = loss + self.motion_head.loss(states_CMD, batch.motions.of(object_of_token))
+        return loss, torch.tensor(num_clips * num_tokens, device=loss.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from blip3v.config import ModelConfig
 from blip3v.model.language import LanguageModel
+from blip3v.model.packing import positions_and_mask
 from blip3v.model.resampler import PerceiverResampler
 from blip3v.model.vision import build_vision, vision_features
 
@@ -53,7 +54,12 @@ class Blip3Video(nn.Module):
         return logits_RSV
 
     def loss(
-        self, ids_RL: Tensor, labels_RL: Tensor, image_position_R: Tensor, video_RMD: Tensor
+        self,
+        ids_RL: Tensor,
+        labels_RL: Tensor,
+        image_position_R: Tensor,
+        video_RMD: Tensor,
+        question_RL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum of the cross-entropy over the labelled positions, and their count.
 
@@ -62,18 +68,28 @@ class Blip3Video(nn.Module):
             labels_RL: the id at each position that the model has to say, else ``IGNORE``.
             image_position_R: where ``<image>`` stands.
             video_RMD: the video tokens of each row.
+            question_RL: where a row holds several questions (``packing``): 0 up to ``<image>``, then 1, 2, ...
 
         Returns:
             Two scalars: summed loss in nats (fp32), number of labelled positions (int64).
         """
         embeds_RSD = splice(self.lang_model.embed(ids_RL), image_position_R, video_RMD)
-        blank_RM1 = labels_RL.new_full((*video_RMD.shape[:2], 1), IGNORE)
-        labels_RS = splice(labels_RL[..., None], image_position_R, blank_RM1)[..., 0]
-        hidden_RSD = self.lang_model.hidden(embeds_RSD)
+        labels_RS = _splice_constant(labels_RL, image_position_R, video_RMD, IGNORE)
+        positions_RS = mask = None
+        if question_RL is not None:
+            question_RS = _splice_constant(question_RL, image_position_R, video_RMD, 0)
+            positions_RS, mask = positions_and_mask(question_RS, window=self.config.text.sliding_window)
+        hidden_RSD = self.lang_model.hidden(embeds_RSD, positions_RS, mask)
         said = labels_RS[:, 1:] != IGNORE
         logits_XV = self.lang_model.lm_head(hidden_RSD[:, :-1][said])
         targets_X = labels_RS[:, 1:][said]
         return F.cross_entropy(logits_XV.float(), targets_X, reduction="sum"), said.sum()
+
+
+def _splice_constant(values_RL: Tensor, position_R: Tensor, video_RMD: Tensor, constant: int) -> Tensor:
+    """Numbers of text positions, with ``constant`` at the video tokens: (R, L) to (R, S)."""
+    constants_RM1 = values_RL.new_full((*video_RMD.shape[:2], 1), constant)
+    return splice(values_RL[..., None], position_R, constants_RM1)[..., 0]
 
 
 def splice(text_RLD: Tensor, position_R: Tensor, video_RMD: Tensor) -> Tensor:

@@ -72,9 +72,10 @@ class LanguageModel(nn.Module):
         embedded: Tensor = self.model.embed_tokens(ids_BT)
         return embedded
 
-    def hidden(self, embeds_BTD: Tensor) -> Tensor:
-        """Hidden states after the final norm, causal, no padding mask: (B, T, D) to (B, T, D)."""
-        hidden_BTD: Tensor = self.model(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
+    def hidden(self, embeds_BTD: Tensor, positions_BT: Tensor | None = None, mask_B1TT: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm: (B, T, D) to (B, T, D). Causal, unless a mask says what sees what."""
+        out = self.model(inputs_embeds=embeds_BTD, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False)
+        hidden_BTD: Tensor = out.last_hidden_state
         return hidden_BTD
 
     def forward(self, embeds_BTD: Tensor) -> Tensor:

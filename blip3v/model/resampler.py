@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blip3v.config import ModelConfig, ResamplerConfig
 from blip3v.model.blocks import FeedForward, attend, pairs
 from blip3v.model.temporal import build_temporal
+from blip3v.model.temporal.single_frame import SingleFrame, middle_frame
 
 __all__ = ["CrossAttention", "PerceiverResampler"]
 
@@ -68,6 +69,8 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, patches_BTPD: Tensor) -> Tensor:
         """(B, T, P, D) to (B, M, language width)."""
+        if isinstance(self.temporal_encoder, SingleFrame):
+            patches_BTPD = patches_BTPD[:, middle_frame(patches_BTPD.shape[1])]
         return self.project(self.temporal_encoder(self.resample(patches_BTPD)))
 
 

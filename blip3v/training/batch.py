@@ -1,6 +1,6 @@
 """Texts and pictures become the tensors of one step."""
 
-# Shapes: C clips, R rows (one question each), T frames, P patches, L tokens, S side of the picture.
+# Shapes: C clips, T frames, P patches, L tokens.
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,10 +35,10 @@ class Row:
 class Batch:
     """What one step sees. ``pixels_CTCHW`` or ``features_CTPD``, never both."""
 
-    ids_RL: Tensor
-    labels_RL: Tensor
-    image_position_R: Tensor
-    clip_R: Tensor  # which clip a row asks about
+    ids_CL: Tensor
+    labels_CL: Tensor
+    question_CL: Tensor  # 0 up to <image>, then the number of the question
+    image_position_C: Tensor
     pixels_CTCHW: Tensor | None = None
     features_CTPD: Tensor | None = None
 
@@ -88,26 +89,39 @@ def make_batch(
     pixels: Sequence[np.ndarray] | None = None,
     features: np.ndarray | None = None,
 ) -> Batch:
-    """Pads the rows on the right; only answer positions carry a label.
+    """One row for each clip: what its prompts share up to ``<image>``, then its questions one after the other.
+
+    Rows are padded on the right; only answers carry a label.
 
     Args:
-        rows_of_clip: the rows of each clip, C lists.
+        rows_of_clip: the questions of each clip, C lists.
         pad_id: id that fills the right side.
-        pixels: C arrays float32 (T, 3, S, S) in [-1, 1].
+        pixels: C arrays float32 (T, 3, side, side) in [-1, 1].
         features: float16 (C, T, P, D), patch tokens of a frozen vision encoder.
     """
-    rows = [row for rows in rows_of_clip for row in rows]
-    length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), pad_id)
-    labels = torch.full((len(rows), length), IGNORE)
-    for at, row in enumerate(rows):
-        ids[at, : len(row.ids)] = torch.tensor(row.ids)
-        labels[at, row.num_prompt : len(row.ids)] = ids[at, row.num_prompt : len(row.ids)]
+    packed = [_pack(rows) for rows in rows_of_clip]
+    shape = len(packed), max(ids.size for ids, _, _ in packed)
+    ids_CL, labels_CL, question_CL = np.full(shape, pad_id), np.full(shape, IGNORE), np.zeros(shape, np.int64)
+    for at, (ids, labels, question) in enumerate(packed):
+        ids_CL[at, : ids.size], labels_CL[at, : ids.size] = ids, labels
+        question_CL[at] = np.pad(question, (0, shape[1] - ids.size), mode="edge")
     return Batch(
-        ids_RL=ids,
-        labels_RL=labels,
-        image_position_R=torch.tensor([row.image_position for row in rows]),
-        clip_R=torch.tensor([clip for clip, rows in enumerate(rows_of_clip) for _ in rows]),
+        ids_CL=torch.from_numpy(ids_CL),
+        labels_CL=torch.from_numpy(labels_CL),
+        question_CL=torch.from_numpy(question_CL),
+        image_position_C=torch.tensor([rows[0].image_position for rows in rows_of_clip]),
         pixels_CTCHW=None if pixels is None else torch.from_numpy(np.stack(pixels)),
         features_CTPD=None if features is None else torch.from_numpy(features).float(),
     )
+
+
+def _pack(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids, labels and question numbers of one clip."""
+    shared = rows[0].ids[: rows[0].image_position + 1]
+    ids, labels, question = list(shared), [IGNORE] * len(shared), [0] * len(shared)
+    for number, row in enumerate(rows, start=1):
+        assert row.ids[: len(shared)] == shared, "the chat template writes a question behind <image>"
+        ids += row.ids[len(shared) :]
+        labels += [IGNORE] * (row.num_prompt - len(shared)) + row.ids[row.num_prompt :]
+        question += [number] * (len(row.ids) - len(shared))
+    return np.array(ids), np.array(labels), np.array(question)

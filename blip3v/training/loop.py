@@ -4,7 +4,7 @@ Devices, mixed precision and gradient reduction are accelerate's. A step's batch
 step number, so the loop holds no state but weights and moments.
 """
 
-# Shapes: C clips, R rows, T frames, P patches, M video tokens, L tokens.
+# Shapes: C clips, T frames, P patches, M video tokens, L tokens.
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Objective(nn.Module):
             assert batch.pixels_CTCHW is not None, "a batch holds pixels or features"
             features_CTPD = self.model.features(batch.pixels_CTCHW)
         video_CMD = self.model.vision_tokenizer(features_CTPD)
-        return self.model.loss(batch.ids_RL, batch.labels_RL, batch.image_position_R, video_CMD[batch.clip_R])
+        return self.model.loss(batch.ids_CL, batch.labels_CL, batch.image_position_C, video_CMD, batch.question_CL)
 
 
 @dataclass(frozen=True)

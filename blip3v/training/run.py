@@ -27,6 +27,7 @@ from blip3v.data.samples import FilmSource, FilmTask, Source, film_texts
 from blip3v.errors import ConfigError, UsageError
 from blip3v.model import Blip3Video
 from blip3v.model.folder import load_model_folder, save_model_folder
+from blip3v.model.temporal.single_frame import middle_frame
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
 from blip3v.training.batch import ChatFormat
 from blip3v.training.checkpoint import Position, load_checkpoint, load_position, load_weights, save_checkpoint
@@ -220,8 +221,7 @@ def _batches(
     if stage.task == "objects":
         assert isinstance(source, FilmSource), "the recipe's check asks for films"
         assert features is not None, "and for cached features"
-        middle = source.num_frames // 2
-        frames = slice(middle, middle + 1) if recipe.encoder == "single-frame" else slice(None)
+        frames = middle_frame(source.num_frames) if recipe.encoder == "single-frame" else slice(None)
         return ObjectBatches(source, features, stage.batch_size, recipe.seed, frames)
     return Batches(source, start.chat, start.preprocessor, stage.batch_size, recipe.seed, features)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["SingleFrame"]
+__all__ = ["SingleFrame", "middle_frame"]
+
+
+def middle_frame(num_frames: int) -> slice:
+    """The one frame that is used, of ``num_frames``."""
+    return slice(num_frames // 2, num_frames // 2 + 1)
 
 
 class SingleFrame(nn.Module):
@@ -12,4 +17,4 @@ class SingleFrame(nn.Module):
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Takes the middle frame."""
-        return x_BTND[:, x_BTND.shape[1] // 2]
+        return x_BTND[:, middle_frame(x_BTND.shape[1])].squeeze(1)

@@ -40,15 +40,14 @@ def test_packed_questions_equal_rows_of_their_own(window: int | None) -> None:
     batch = make_batch(ROWS, pad_id=600)
 
     def gradient() -> torch.Tensor:
-        weight = model.lang_model.model.layers[0].self_attn.qkv_proj.weight
-        assert isinstance(weight, torch.nn.Parameter)
+        weight = model.lang_model.get_parameter("model.layers.0.self_attn.qkv_proj.weight")
         assert weight.grad is not None
         found = weight.grad.clone()
         model.zero_grad()
         return found
 
     loss, count = model.loss(batch.ids_CL, batch.labels_CL, batch.image_position_C, video, batch.question_CL)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     packed = gradient()
     apart, counted = torch.tensor(0.0), 0
     for clip, rows in enumerate(ROWS):
@@ -57,7 +56,7 @@ def test_packed_questions_equal_rows_of_their_own(window: int | None) -> None:
             labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt, IGNORE, ids)
             one, num = model.loss(ids, labels, torch.tensor([row.image_position]), video[clip : clip + 1])
             apart, counted = apart + one, counted + int(num)
-    apart.backward()  # type: ignore[no-untyped-call]
+    apart.backward()
     assert count == counted == 7
     torch.testing.assert_close(loss, apart, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed, gradient(), rtol=1e-4, atol=1e-6)

@@ -35,6 +35,9 @@ CAPTIONS = dataclasses.replace(
 )
 
 
+OBJECTS = dataclasses.replace(CAPTIONS, task="objects", num_steps=3, pairs_per_clip=1, cache_features=True)
+
+
 class Silent:
     """Watches a run and may end it, as a kill would, after a given step of a given stage."""
 
@@ -88,6 +91,31 @@ def test_training_learns_and_leaves_what_is_frozen(tmp_path: Path) -> None:
     assert not torch.equal(old["vision_tokenizer.latents"], new["vision_tokenizer.latents"])
     lines = [json.loads(line) for line in (tmp_path / "long" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 26))
+
+
+@pytest.mark.parametrize("encoder", ["tokenlearner", "gttm", "single-frame"])
+def test_the_stage_of_objects_trains_encoder_and_language_model(tmp_path: Path, encoder: str) -> None:
+    """On two films the loss falls by a third; the vision encoder stays as it was."""
+    seen = Silent()
+    stage = dataclasses.replace(OBJECTS, num_films=2, num_steps=30, learning_rate=3e-3)
+    short = dataclasses.replace(stage, num_steps=1, learning_rate=1e-9)
+    options = TrainOptions(output=tmp_path / "run", device="cpu")
+    after = train(recipe(stage, encoder=encoder), options, seen)
+    before = train(recipe(short, encoder=encoder), dataclasses.replace(options, output=tmp_path / "short"), Silent())
+    assert seen.losses[-1] < 0.67 * seen.losses[0]
+    old, new = (load_model_folder(path).model.state_dict() for path in (before, after))
+    moved = {name.split(".")[0] for name in old if (old[name] - new[name]).abs().max() > 1e-4}
+    assert moved == {"vision_tokenizer", "lang_model"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"num_films": 0}, "give num_films"), ({"cache_features": False}, "set cache_features")],
+    ids=["no-films", "no-cache"],
+)
+def test_a_stage_of_objects_says_what_it_needs(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(OBJECTS, **change)  # type: ignore[arg-type]
 
 
 def test_cached_features_give_the_losses_of_computed_ones(tmp_path: Path) -> None:

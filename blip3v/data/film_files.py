@@ -6,12 +6,11 @@ The folder is made beside its final name and renamed, so that a half-written one
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from blip3v._folders import new_folder
 from blip3v._strict import dumps, from_dict, read_json
 from blip3v.data.captions import film_caption
 from blip3v.data.film import Film
@@ -147,32 +146,11 @@ def write_films(
     if not folder.parent.is_dir():
         raise UsageError(f"{folder.parent} is not a folder; make it first: mkdir -p {folder.parent}")
     record = describe(films, height=height)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        staging.chmod(0o755)  # mkdtemp makes it private
+    with new_folder(folder) as staging:
         for file in each(films):
             write_mp4(films[file], staging / file, height=height)
         (staging / QUESTIONS_FILE).write_text(dumps(dataclasses.asdict(record)), "utf-8")
-        _publish(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return record
-
-
-def _publish(staging: Path, folder: Path) -> None:
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    try:
-        folder.rename(aside / folder.name)
-        try:
-            staging.rename(folder)
-        except OSError:
-            (aside / folder.name).rename(folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _clip(file: str, film: Film, height: int) -> ClipRecord:

@@ -7,10 +7,7 @@ A folder holds ``config.json``, ``model.safetensors`` (the released names), ``to
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from torch import Tensor
 
 import blip3v
 from blip3v import _strict
+from blip3v._folders import new_folder
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
 from blip3v.model.blip3_video import Blip3Video
@@ -125,7 +123,7 @@ def save_model_folder(
         raise UsageError(f"{path} exists; choose another folder, or allow replacing it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _sibling(path) as staging:
+        with new_folder(path) as staging:
             model.config.save(staging / "config.json")
             preprocessor.save(staging / "preprocessor.json")
             generation.save(staging / "generation.json")
@@ -134,7 +132,6 @@ def save_model_folder(
             if training is not None:
                 (staging / "training.json").write_text(_strict.dumps(dict(training)), "utf-8")
             save_file(_stored(model, dtype), staging / "model.safetensors", metadata={"format": "pt"})
-            _publish(staging, path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error}; choose a folder with room and permission") from error
 
@@ -234,23 +231,3 @@ def _check_header(file: Any, wanted: Mapping[str, Tensor], path: Path) -> None:
         listed = "; ".join(problems[:_MOST_LISTED])
         more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
         raise ArtifactError(f"{path} does not fit its config.json: {listed}{more}")
-
-
-@contextlib.contextmanager
-def _sibling(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, so that the final rename stays on one file system."""
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(staging: Path, path: Path) -> None:
-    staging.chmod(0o755)
-    if not path.exists():
-        staging.rename(path)
-        return
-    with _sibling(path) as aside:
-        path.rename(aside / "old")
-        staging.rename(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,10 +17,10 @@ __all__ = ["command"]
 
 
 class _Screen:
-    """Bars on a terminal; a line now and then elsewhere."""
+    """Bars on a terminal; elsewhere a line now and then, from the process that speaks."""
 
-    def __init__(self, progress: Progress, *, interactive: bool) -> None:
-        self._progress, self._interactive = progress, interactive
+    def __init__(self, progress: Progress, *, says: bool) -> None:
+        self._progress, self._says = progress, says
         self._task: TaskID | None = None
         self._name = ""
 
@@ -42,7 +43,7 @@ class _Screen:
         self._say(f"{self._name}: step {step}/{num_steps} loss {loss:.4f}")
 
     def _say(self, line: str) -> None:
-        if not self._interactive:
+        if self._says:
             click.echo(line, err=True)
 
 
@@ -84,10 +85,13 @@ def command(
 
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
-    interactive = sys.stderr.isatty()
+    speaks = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process for each device
+    interactive = sys.stderr.isatty() and speaks
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not interactive) as progress:
-        path = train(recipe, options, _Screen(progress, interactive=interactive))
+        path = train(recipe, options, _Screen(progress, says=speaks and not interactive))
+    if not speaks:
+        return
     if as_json:
         click.echo(json.dumps({"model": str(path), "log": str(folder / "log.jsonl")}))
     else:

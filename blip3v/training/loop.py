@@ -29,7 +29,16 @@ from blip3v.training.features import clip_pixels
 from blip3v.training.recipe import Stage
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Batches", "Objective", "StageRun", "StepBatches", "learning_rate_factor", "make_optimizer", "run_stage"]
+__all__ = [
+    "Batches",
+    "Objective",
+    "StageObjective",
+    "StageRun",
+    "StepBatches",
+    "learning_rate_factor",
+    "make_optimizer",
+    "run_stage",
+]
 
 
 class StepBatch(Protocol):
@@ -53,12 +62,23 @@ class Watcher(Protocol):
         """After a logged step."""
 
 
-class Objective(nn.Module):
-    """The model with its loss as ``forward``, which is what data-parallel wrappers call."""
+class StageObjective(nn.Module):
+    """The model with a loss as ``forward``, which is what data-parallel wrappers call.
+
+    Attributes:
+        unused: beginnings of the names of parameters that the loss does not reach: frozen, since data-parallel wrappers
+            wait for the gradient of every other one.
+    """
+
+    unused: tuple[str, ...] = ()
 
     def __init__(self, model: Blip3Video) -> None:
         super().__init__()
         self.model = model
+
+
+class Objective(StageObjective):
+    """Answers: captions and questions."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss of the answers in nats and the number of answer tokens."""
@@ -121,9 +141,9 @@ def learning_rate_factor(step: int, stage: Stage) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(objective: nn.Module, stage: Stage) -> torch.optim.AdamW:
+def make_optimizer(objective: StageObjective, stage: Stage) -> torch.optim.AdamW:
     """AdamW over what the stage trains; freezes the rest. Each group keeps its peak rate as ``peak``."""
-    frozen = tuple(f"model.{part}." for part in stage.freeze)
+    frozen = (*(f"model.{part}." for part in stage.freeze), *objective.unused)
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
     trained = [(name, x) for name, x in objective.named_parameters() if x.requires_grad]

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3v.data.labels import NUM_WORDS, motion_labels, num_motion_words, object_labels
 from blip3v.data.samples import FilmSource
 from blip3v.model import Blip3Video
 from blip3v.training.batch import visits_of_step
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
+from blip3v.training.loop import StageObjective
 
 __all__ = ["ObjectBatch", "ObjectBatches", "ObjectObjective"]
 
@@ -69,12 +70,13 @@ class ObjectBatches:
         )
 
 
-class ObjectObjective(nn.Module):
-    """The model with heads on its video tokens and on the language model's states there; the loss is ``forward``."""
+class ObjectObjective(StageObjective):
+    """Heads on the video tokens and on the language model's states there."""
+
+    unused = ("model.lang_model.model.embed_tokens.", "model.lang_model.lm_head.")
 
     def __init__(self, model: Blip3Video) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         config = model.config
         self.object_head = LabelHead(config.text.hidden_size, NUM_WORDS)
         self.motion_head = LabelHead(config.text.hidden_size, num_motion_words(config.num_frames))

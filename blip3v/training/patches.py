@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3v.data.labels import NUM_WORDS, patch_labels
 from blip3v.data.samples import FilmSource
@@ -21,6 +21,7 @@ from blip3v.model import Blip3Video
 from blip3v.training.batch import visits_of_step
 from blip3v.training.features import clip_pixels
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
+from blip3v.training.loop import StageObjective
 from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["PatchBatch", "PatchBatches", "PatchObjective"]
@@ -59,12 +60,17 @@ class PatchBatches:
         return PatchBatch(torch.from_numpy(np.stack(pixels)), stack_labels(labels))
 
 
-class PatchObjective(nn.Module):
-    """The model with heads on its patch tokens and its resampler tokens, and the loss as ``forward``."""
+class PatchObjective(StageObjective):
+    """Heads on the patch tokens and on the resampler tokens."""
+
+    unused = (
+        "model.vision_tokenizer.temporal_encoder.",
+        "model.vision_tokenizer.norm.",
+        "model.vision_tokenizer.projection.",
+    )
 
     def __init__(self, model: Blip3Video) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         vision = model.config.vision
         grid = vision.image_size // vision.patch_size
         self.patch_head = LabelHead(vision.hidden_size, (*NUM_WORDS, grid, grid))

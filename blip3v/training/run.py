@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 import blip3v
 from blip3v.config import ModelConfig
@@ -33,7 +32,7 @@ from blip3v.training.batch import ChatFormat
 from blip3v.training.checkpoint import Position, load_checkpoint, load_position, load_weights, save_checkpoint
 from blip3v.training.features import feature_cache
 from blip3v.training.initialise import new_model
-from blip3v.training.loop import Batches, Objective, StageRun, StepBatches, make_optimizer, run_stage
+from blip3v.training.loop import Batches, Objective, StageObjective, StageRun, StepBatches, make_optimizer, run_stage
 from blip3v.training.objects import ObjectBatches, ObjectObjective
 from blip3v.training.patches import PatchBatches, PatchObjective
 from blip3v.training.recipe import Recipe, Stage, Task
@@ -50,7 +49,7 @@ _FILM_TASKS: dict[Task, FilmTask] = {
     "video-captions": "video-captions",
     "instructions": "instructions",
 }
-_OBJECTIVES: dict[Task, type[nn.Module]] = {"patches": PatchObjective, "objects": ObjectObjective}
+_OBJECTIVES: dict[Task, type[StageObjective]] = {"patches": PatchObjective, "objects": ObjectObjective}
 
 
 class Observer(Protocol):

@@ -70,7 +70,7 @@ class PerceiverResampler(nn.Module):
     def forward(self, patches_BTPD: Tensor) -> Tensor:
         """(B, T, P, D) to (B, M, language width)."""
         if isinstance(self.temporal_encoder, SingleFrame):
-            patches_BTPD = patches_BTPD[:, middle_frame(patches_BTPD.shape[1])]
+            patches_BTPD = patches_BTPD[:, middle_frame(patches_BTPD.shape[1]), None]  # the others would be dropped
         return self.project(self.temporal_encoder(self.resample(patches_BTPD)))
 
 

@@ -220,7 +220,8 @@ def _batches(
     if stage.task == "objects":
         assert isinstance(source, FilmSource), "the recipe's check asks for films"
         assert features is not None, "and for cached features"
-        frames = middle_frame(source.num_frames) if recipe.encoder == "single-frame" else slice(None)
+        middle = middle_frame(source.num_frames)
+        frames = slice(middle, middle + 1) if recipe.encoder == "single-frame" else slice(None)
         return ObjectBatches(source, features, stage.batch_size, recipe.seed, frames)
     return Batches(source, start.chat, start.preprocessor, stage.batch_size, recipe.seed, features)
 

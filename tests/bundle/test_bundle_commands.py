@@ -28,7 +28,7 @@ def test_inspect_shows_what_a_bundle_is(pristine_bundle: Path) -> None:
         "stored fp16, computed fp32 on ONNX Runtime CPU",
         "tiny: trained",
         "inputs_embeds",
-        "past.0.key ... past.3.value (8)",
+        "past.0.key ... past.5.value (12)",
         "decoder.worst_relative_error",
         "0.0015",
         "onnx/decoder.data",

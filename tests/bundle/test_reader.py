@@ -35,7 +35,7 @@ def change_manifest(bundle: Path, **changes: object) -> None:
 def test_a_sound_bundle_opens(pristine_bundle: Path) -> None:
     opened = open_bundle(pristine_bundle)
     assert opened.config == CONFIG
-    assert opened.manifest.kv.bytes_per_token == 2 * 4 * 4 * 32 * 2
+    assert opened.manifest.kv.bytes_per_token == 2 * 6 * 4 * 32 * 2  # keys and values, layers, heads, width, bytes
     assert opened.generation.max_new_tokens == 16
     assert opened.preprocessor.image_size == 64
     assert opened.tokenizer.image_id == 608

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 __all__ = ["SingleFrame", "middle_frame"]
 
 
-def middle_frame(num_frames: int) -> slice:
-    """The one frame that is used, of ``num_frames``."""
-    return slice(num_frames // 2, num_frames // 2 + 1)
+def middle_frame(num_frames: int) -> int:
+    """Index of the one frame that is used, of ``num_frames``."""
+    return num_frames // 2
 
 
 class SingleFrame(nn.Module):
@@ -17,4 +17,4 @@ class SingleFrame(nn.Module):
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Takes the middle frame."""
-        return x_BTND[:, middle_frame(x_BTND.shape[1])].squeeze(1)
+        return x_BTND[:, middle_frame(x_BTND.shape[1])]

@@ -126,6 +126,7 @@ class Batches:
 class StageRun:
     """What ``run_stage`` needs beside the model."""
 
+    index: int  # of the stage in its recipe
     stage: Stage
     batches: StepBatches
     log_path: Path
@@ -217,6 +218,7 @@ def _step(
 
 def _log(run: StageRun, step: int, loss: float, optimizer: torch.optim.Optimizer, seconds: float) -> None:
     record = {
+        "stage": run.index,
         "task": run.stage.task,
         "step": step,
         "loss": round(loss, 5),

@@ -40,6 +40,7 @@ from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["Observer", "TrainOptions", "train"]
 
+_LOG = "log.jsonl"
 _ANSWER_TOKENS = 48  # the default bound of an answer about a film
 # What each stage shows of the synthetic films.
 _FILM_TASKS: dict[Task, FilmTask] = {
@@ -101,6 +102,8 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
     torch.manual_seed(recipe.seed)
     start = _start(recipe, options.init)
     options.output.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        _cut_log(options.output / _LOG, position)
     began = time.time()
     for index, stage in enumerate(recipe.stages):
         if index < position.stage:
@@ -113,7 +116,7 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
         optimizer = make_optimizer(plain, stage)
         if first_step:
             load_checkpoint(checkpoint, plain, optimizer)
-        run = _stage_run(recipe, options, stage, start, accelerator, observer)
+        run = _stage_run(recipe, options, index, start, accelerator, observer)
         objective, prepared = accelerator.prepare(plain, optimizer)
         for done in run_stage(accelerator, objective, prepared, run, first_step=first_step, watcher=observer):
             at = Position(index, done, digest) if done < stage.num_steps else Position(index + 1, 0, digest)
@@ -142,6 +145,15 @@ def _position(options: TrainOptions, checkpoint: Path, digest: str) -> Position:
     if found.recipe_sha256 != digest:
         raise ConfigError(f"the run in {options.output} follows another recipe; resume it with the one it began with")
     return found
+
+
+def _cut_log(path: Path, position: Position) -> None:
+    """Drops what was logged after the checkpoint: those steps come again."""
+    # A kill may have torn the last line; what stands behind the last newline is no record.
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
+    records = [(json.loads(line), line) for line in lines]
+    kept = [line for x, line in records if (x["stage"], x["step"]) <= (position.stage, position.step)]
+    path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
 
 def _start(recipe: Recipe, init: Path | None) -> _Start:
@@ -187,11 +199,12 @@ def _copy_weights(source: Blip3Video, target: Blip3Video) -> None:
 def _stage_run(
     recipe: Recipe,
     options: TrainOptions,
-    stage: Stage,
+    index: int,
     start: _Start,
     accelerator: Accelerator,
     observer: Observer,
 ) -> StageRun:
+    stage = recipe.stages[index]
     source = _source(recipe, options, stage, start.model.config.num_frames)
     features = None
     if stage.cache_features:
@@ -206,7 +219,7 @@ def _stage_run(
                 progress=observer.features,
             )
     batches = _batches(recipe, stage, start, source, features)
-    return StageRun(stage, batches, options.output / "log.jsonl", recipe.log_every, recipe.save_every)
+    return StageRun(index, stage, batches, options.output / _LOG, recipe.log_every, recipe.save_every)
 
 
 def _batches(

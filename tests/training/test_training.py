@@ -59,6 +59,12 @@ def recipe(*stages: Stage, encoder: str = "tokenlearner") -> Recipe:
     return Recipe(preset="tiny", encoder=encoder, seed=5, stages=stages, save_every=2, log_every=1)
 
 
+def logged(run: Path) -> list[tuple[int, int, float]]:
+    """(stage, step, loss) of every line of the run's log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    return [(line["stage"], line["step"], line["loss"]) for line in lines]
+
+
 def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not_bit_for_bit(tmp_path: Path) -> None:
     """Killed in the first stage, then in the second after step 5, of which step 4 was the last one saved."""
     plan = recipe(PATCHES, CAPTIONS)
@@ -75,6 +81,12 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not_bit_for_bit(t
     assert all(torch.equal(want[name], got[name]) for name in want)
     states = [load_file(tmp_path / run / "checkpoint" / "optimizer.safetensors") for run in ("whole", "parts")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    logs = [logged(tmp_path / run) for run in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert [(stage, step) for stage, step, _ in logs[0]] == [
+        *((0, i) for i in (1, 2, 3)),
+        *((1, i) for i in range(1, 7)),
+    ]
 
 
 def test_training_learns_and_leaves_what_is_frozen(tmp_path: Path) -> None:

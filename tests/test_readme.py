@@ -44,9 +44,14 @@ def test_the_python_example_runs_as_a_plain_script_and_says_what_ask_says(folder
 
 
 def test_the_pictured_answer_is_what_the_shipped_model_says(folder: Path) -> None:
-    command = [sys.executable, "-m", "blip3v", "ask", "examples/speed.mp4", "Which object is faster?"]
+    """Which is the true one, as the committed list of questions has it."""
+    video, question = "turn.mp4", "Which way does the red circle turn?"
+    clips = json.loads((ROOT / "examples/questions.json").read_text("utf-8"))["clips"]
+    asked_of_clip = next(clip["questions"] for clip in clips if clip["file"] == video)
+    true = next(asked["answer"] for asked in asked_of_clip if asked["question"] == question)
+    command = [sys.executable, "-m", "blip3v", "ask", f"examples/{video}", question]
     asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    assert asked.stdout.strip() == "orange star"
+    assert asked.stdout.strip() == true == "up then right"
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

@@ -72,3 +72,22 @@ def test_the_scores_in_the_readme_are_the_committed_ones() -> None:
         row = re.search(rf"^\| {kind} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
         assert row is not None, kind
         assert [float(cell) for cell in row.groups()] == [round(100 * value, 1) for value in values], kind
+
+
+@pytest.mark.parametrize("encoder", ["gttm", "none"])
+def test_the_scores_in_the_text_are_the_committed_ones(encoder: str) -> None:
+    report = json.loads((ROOT / f"blip3v/models/tiny-{encoder}/evaluation.json").read_text("utf-8"))
+    assert f"`{encoder}` ({100 * report['exact_match']:.1f} %)" in README
+
+
+def test_the_speeds_in_the_readme_are_the_committed_ones() -> None:
+    report = json.loads((ROOT / "results/bench-cpu.json").read_text("utf-8"))
+    for row in report["rows"]:
+        cells = [
+            str(row["num_tokens"]),
+            row["encoder"] + ("" if row["weights"] == "trained" else f" ({row['weights']})"),
+        ]
+        for part in ("whole_chain", "language_model"):
+            speed, ratio = row[part]["samples_per_s"], row[part]["ratio"]
+            cells += [f"{speed:.3g}", f"{1.0 if ratio is None else ratio:.2f}x"]
+        assert f"| {' | '.join(cells)} |" in README

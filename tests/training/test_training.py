@@ -76,17 +76,17 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not_bit_for_bit(t
         else:
             with pytest.raises(KeyboardInterrupt):
                 train(plan, options, Silent(kill))
-    want, got = (load_file(path / "model.safetensors") for path in (whole, parts))
-    assert want.keys() == got.keys()
-    assert all(torch.equal(want[name], got[name]) for name in want)
-    states = [load_file(tmp_path / run / "checkpoint" / "optimizer.safetensors") for run in ("whole", "parts")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     logs = [logged(tmp_path / run) for run in ("whole", "parts")]
     assert logs[0] == logs[1]
     assert [(stage, step) for stage, step, _ in logs[0]] == [
         *((0, i) for i in (1, 2, 3)),
         *((1, i) for i in range(1, 7)),
     ]
+    want, got = (load_file(path / "model.safetensors") for path in (whole, parts))
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    states = [load_file(tmp_path / run / "checkpoint" / "optimizer.safetensors") for run in ("whole", "parts")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_training_learns_and_leaves_what_is_frozen(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FeedForward", "SelfAttention", "TimeStamps", "TokenLearner", "attend", "pairs"]
+__all__ = ["FeedForward", "SelfAttention", "TimeStamps", "TokenLearner", "attend", "pairs", "sinusoid_frequencies"]
 
 
 def attend(q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, *, num_heads: int) -> Tensor:
@@ -92,6 +92,11 @@ class TokenLearner(nn.Module):
         return weights_BNM.transpose(1, 2) @ x_BND
 
 
+def sinusoid_frequencies(dim: int) -> Tensor:
+    """``inv_freq`` of ``TimeStamps``: w_k for k in [0, D / 2), fp32 (D / 2,)."""
+    return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
 class TimeStamps(nn.Module):
     """Fixed sinusoid over the width: index 2k holds sin(t * w_k), 2k+1 cos(t * w_k), w_k = 10000 ** (-2k / D).
 
@@ -102,7 +107,7 @@ class TimeStamps(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+        self.register_buffer("inv_freq", sinusoid_frequencies(dim))
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Adds the vector of frame t, counted from 0, to all its tokens: (B, T, N, D) to (B, T, N, D)."""

@@ -1,0 +1,140 @@
+"""Weights by name, each tensor read or made when it is asked for, so that no model has to fit into memory whole.
+
+Everything here is a ``Mapping[str, Tensor]`` whose names are the released ones without ``vlm.``; a state dict is one
+too. What is not here: which names and shapes a file must hold (``folder.py``, ``checkpoint.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from blip3v.config import ModelConfig
+from blip3v.errors import ArtifactError
+from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.blocks import sinusoid_frequencies
+
+__all__ = ["FileWeights", "Overlay", "Place", "RandomWeights", "empty_model", "fill"]
+
+# Learned vectors that are no matrix: as the authors start them.
+_UNIT_NAMES = ("latents", "initial_memory")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies."""
+
+    file: Path  # safetensors
+    name: str  # inside it
+    num_rows: int | None = None  # the first so many rows alone; None: all
+
+
+class FileWeights(Mapping[str, Tensor]):
+    """Tensors of safetensors files in the dtype that they are stored in.
+
+    A tensor is a view of its mapped file, and the map goes when the tensor goes: what was read is not held.
+
+    Raises:
+        ArtifactError: when a tensor is asked for, where its file is broken.
+    """
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        try:
+            with safe_open(place.file, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(place.name)
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"{place.file} is not a whole safetensors file: {error}; copy or write it again"
+            ) from error
+        return tensor[: place.num_rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class RandomWeights(Mapping[str, Tensor]):
+    """Made-up fp32 weights for ``config``: other ones for every name, the same ones for a name each time.
+
+    Libraries start every norm at one and every bias at zero, so that a layer bound to the wrong place would not show;
+    and equal layers would share memory in an engine that looks for copies.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        self._shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
+        self._seed = seed
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if name.endswith("inv_freq"):
+            return sinusoid_frequencies(2 * shape[0])
+        key = hashlib.sha256(f"{self._seed} {name}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+        mean, spread = _distribution(name, shape)
+        return torch.empty(shape).normal_(mean, spread, generator=generator)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class Overlay(Mapping[str, Tensor]):
+    """``base`` with the temporal encoder of ``other``."""
+
+    def __init__(self, base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+        self._base, self._other = base, other
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._other[name] if ".temporal_encoder." in name else self._base[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._other)
+
+    def __len__(self) -> int:
+        return len(self._other)
+
+
+def empty_model(config: ModelConfig) -> Blip3Video:
+    """The model without weights: parameters take no memory, computed buffers are there."""
+    with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+        return Blip3Video(config).eval().requires_grad_(False)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Gives every parameter and stored buffer of ``module`` its tensor, as fp32 on the CPU.
+
+    Args:
+        module: from ``empty_model``, whole or a part of it.
+        weights: by full name.
+        prefix: what the full names have before the module's own, with its dot.
+    """
+    state = {name: weights[prefix + name].float() for name in module.state_dict()}
+    module.load_state_dict(state, strict=True, assign=True)
+    module.requires_grad_(False)
+
+
+def _distribution(name: str, shape: torch.Size) -> tuple[float, float]:
+    """Mean and standard deviation: sums keep their size from layer to layer, so that half precision can hold them."""
+    if name.endswith(_UNIT_NAMES):
+        return 0.0, 1.0
+    if len(shape) == 1:
+        return (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
+    if "embed" in name and "patch_embedding" not in name:
+        return 0.0, 0.02 if "lang_model" in name else 1.0
+    return 0.0, 1.0 / math.sqrt(math.prod(shape[1:]))

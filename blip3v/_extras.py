@@ -28,6 +28,7 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
     "cuda": (Package("onnxruntime-gpu", "1.31", "onnxruntime"),),
     "export": (
         *_TORCH,
+        Package("accelerate", "1.10", "accelerate"),
         Package("onnx", "1.20", "onnx"),
         Package("onnxscript", "0.7", "onnxscript"),
         Package("onnx-ir", "1.1", "onnx_ir"),

@@ -1,6 +1,6 @@
 """All that wants a CUDA device, in one call: parity with the CPU, then training and inference at full size.
 
-    python scripts/gpu_checks.py results/gpu.json
+    python scripts/gpu_checks.py benchmarks/results/gpu.json
 
 Needs torch, transformers and a CUDA device with 80 GB; no network, no video decoder. The weights are random, other ones
 in every layer: speed and memory do not depend on them. Rows are measured in turns; the JSON holds every time.
@@ -185,4 +185,4 @@ def _timed(step: Callable[[], None]) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "results/gpu.json"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/gpu.json"))

@@ -1,7 +1,7 @@
 """Draws exact match per kind of question from reports of `blip3v eval`, beside the blind score.
 
 python scripts/plot_accuracy.py blip3v/models/tiny-tokenlearner/evaluation.json \\
-    results/tiny-single-frame-evaluation.json docs/accuracy.png
+    benchmarks/results/tiny-single-frame-evaluation.json docs/accuracy.png
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 def test_the_scores_in_the_readme_are_the_committed_ones() -> None:
     """Every cell of the table of accuracy, from the reports of the two models."""
-    paths = ("blip3v/models/tiny-tokenlearner/evaluation.json", "results/tiny-single-frame-evaluation.json")
+    paths = ("blip3v/models/tiny-tokenlearner/evaluation.json", "benchmarks/results/tiny-single-frame-evaluation.json")
     model, one_frame = (json.loads((ROOT / path).read_text("utf-8")) for path in paths)
     want = {
         kind["kind"]: (kind["exact_match"], single["exact_match"], kind["commonest"], kind["blind"])
@@ -81,7 +81,7 @@ def test_the_scores_in_the_text_are_the_committed_ones(encoder: str) -> None:
 
 
 def test_the_speeds_in_the_readme_are_the_committed_ones() -> None:
-    report = json.loads((ROOT / "results/bench-cpu.json").read_text("utf-8"))
+    report = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text("utf-8"))
     for row in report["rows"]:
         cells = [
             str(row["num_tokens"]),

@@ -9,9 +9,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from blip3v import _strict
+from blip3v._temporal_config import (
+    ENCODERS,
+    EncoderName,
+    Pooling,
+    TemporalConfig,
+    check_temporal,
+    choose_form,
+    with_frames,
+)
 from blip3v.errors import ConfigError
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "PRESETS",
     "EncoderName",
     "ModelConfig",
+    "Pooling",
     "ResamplerConfig",
     "TemporalConfig",
     "TextConfig",
@@ -27,9 +37,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-
-EncoderName = Literal["tokenlearner", "gttm", "mean", "none", "single-frame"]
-ENCODERS: tuple[EncoderName, ...] = ("tokenlearner", "gttm", "mean", "none", "single-frame")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +66,6 @@ class ResamplerConfig:
     num_heads: int
     head_dim: int
     ff_mult: int = 4  # width of the feed-forward, in units of the token width
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemporalConfig:
-    """The temporal encoder: the tokens of all frames become ``num_tokens``."""
-
-    encoder: EncoderName
-    num_tokens: int  # tokens out for ``ModelConfig.num_frames`` frames
-    num_heads: int = 8  # of the attention inside gttm
-    num_layers: int = 4  # process layers of gttm
-    num_slots: int = 4  # memory slots of a group of gttm
-    ff_mult: int = 4  # feed-forward inside gttm
-    time_stamps: bool = False  # tokenlearner: add the time-stamp encoding of gttm to the tokens it pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,25 +117,41 @@ class ModelConfig:
         return self.temporal.num_tokens
 
     def with_encoder(
-        self, encoder: str, *, num_tokens: int | None = None, num_frames: int | None = None
+        self, encoder: str, *, num_tokens: int | None = None, num_frames: int | None = None, **options: object
     ) -> ModelConfig:
         """The same model with another temporal encoder, token count or frame count.
+
+        The encoder comes in its released form; where only another form gives ``num_tokens`` it is that one: attention
+        over the memories for gttm and mambalike, the last memory for ttm.
 
         Args:
             encoder: one of ``ENCODERS``.
             num_tokens: tokens out; None: the encoder's usual count.
             num_frames: frames of a clip; None: as before.
+            **options: fields of ``TemporalConfig``, which settle the form.
 
         Raises:
-            ConfigError: an unknown encoder, or a count that it cannot give.
+            ConfigError: an unknown encoder, a count that it cannot give, or an option that it does not have.
         """
-        if encoder not in ENCODERS:
-            raise ConfigError(f"encoder {encoder!r} is unknown; allowed: {', '.join(ENCODERS)}")
         frames = self.num_frames if num_frames is None else num_frames
-        allowed = allowed_tokens(encoder, num_frames=frames, num_latents=self.resampler.num_latents)
-        count = _USUAL_TOKENS.get(encoder, allowed[0]) if num_tokens is None else num_tokens
-        temporal = dataclasses.replace(self.temporal, encoder=encoder, num_tokens=count)
+        temporal = choose_form(
+            self.temporal,
+            encoder,
+            num_tokens=num_tokens,
+            num_frames=frames,
+            num_latents=self.resampler.num_latents,
+            options=options,
+        )
         return dataclasses.replace(self, temporal=temporal, num_frames=frames)
+
+    def with_frames(self, num_frames: int) -> ModelConfig:
+        """The same model, weights included, for clips of another length; a count of so many a frame follows.
+
+        Raises:
+            ConfigError: the encoder cannot give its tokens from so few frames.
+        """
+        temporal = with_frames(self.temporal, old=self.num_frames, new=num_frames)
+        return dataclasses.replace(self, temporal=temporal, num_frames=num_frames)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
@@ -163,19 +173,6 @@ class ModelConfig:
         if version != SCHEMA_VERSION:
             raise ConfigError(f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}")
         return _strict.from_dict(cls, values, str(path))
-
-
-_USUAL_TOKENS = {"tokenlearner": 32}
-_LEARNED_TOKENS = (16, 32, 64, 128, 256)
-
-
-def allowed_tokens(encoder: str, *, num_frames: int, num_latents: int) -> tuple[int, ...]:
-    """Token counts that an encoder can give."""
-    if encoder == "tokenlearner":
-        return _LEARNED_TOKENS
-    if encoder == "none":
-        return (num_latents * num_frames,)
-    return (num_latents,)
 
 
 def preset(name: str) -> ModelConfig:
@@ -203,13 +200,7 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(f"a text head is {text.head_dim} wide; the attention kernels need a multiple of 16")
     if text.num_base_tokens > text.vocab_size:
         raise ConfigError(f"num_base_tokens {text.num_base_tokens} is larger than vocab_size {text.vocab_size}")
-    allowed = allowed_tokens(temporal.encoder, num_frames=config.num_frames, num_latents=config.resampler.num_latents)
-    if temporal.num_tokens not in allowed:
-        counts = ", ".join(map(str, allowed))
-        raise ConfigError(
-            f"{temporal.encoder} cannot give {temporal.num_tokens} tokens for {config.num_frames} frames; "
-            f"allowed: {counts}"
-        )
+    check_temporal(temporal, num_frames=config.num_frames, num_latents=config.resampler.num_latents)
 
 
 def _divides(name: str, value: int, by_name: str, by: int) -> None:

@@ -4,7 +4,7 @@ Vision, resampler and temporal encoder are the reference's own modules; a recurr
 operator, since a plain loop would fix the number of frames in the graph.
 """
 
-# Shapes: B batch, F frames, P patches, L latents, M video tokens, D width, R rows = B*L, G memory slots.
+# Shapes: B batch, F frames, P patches, L latents, M video tokens, D width.
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
 from blip3v.model.blip3_video import Blip3Video
-from blip3v.model.temporal.gttm import GroupedTTM
+from blip3v.model.temporal.recurrence import Recurrence
 from blip3v.model.vision import vision_features
 
-__all__ = ["STAGES", "ScannedTTM", "VideoEncoderGraph"]
+__all__ = ["STAGES", "ScannedRecurrence", "VideoEncoderGraph"]
 
 # What ``VideoEncoderGraph`` returns after the video tokens, in order.
 STAGES = ("vision", "resampler", "temporal")
 
 
-class ScannedTTM(nn.Module):
-    """``GroupedTTM`` with its loop over the frames as one scan: (B, F, L, D) to (B, L, D), any F.
+class ScannedRecurrence(nn.Module):
+    """A ``Recurrence`` with its loop over the frames as one scan: (B, F, L, D) to (B, M, D), any F.
 
     It computes in the dtype of its weights and returns the dtype of its input: the CPU engine would repeat casts
     inside the body at every frame, so its weights stay fp32 there.
@@ -32,7 +32,7 @@ class ScannedTTM(nn.Module):
         scan: False runs the reference's plain loop, which PyTorch can look into and ONNX cannot hold.
     """
 
-    def __init__(self, encoder: GroupedTTM, *, scan: bool = True) -> None:
+    def __init__(self, encoder: Recurrence, *, scan: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         self.scan = scan
@@ -40,19 +40,19 @@ class ScannedTTM(nn.Module):
     def forward(self, x_BFLD: Tensor) -> Tensor:
         """Runs the frames one after the other."""
         inside_BFLD = x_BFLD.to(self.encoder.initial_memory.dtype)
-        tokens_BLD: Tensor = self._scanned(inside_BFLD) if self.scan else self.encoder(inside_BFLD)
-        return tokens_BLD.to(x_BFLD.dtype)
+        tokens_BMD: Tensor = self._scanned(inside_BFLD) if self.scan else self.encoder(inside_BFLD)
+        return tokens_BMD.to(x_BFLD.dtype)
 
     def _scanned(self, x_BFLD: Tensor) -> Tensor:
-        memory_RGD, tokens_FRD = self.encoder.start(x_BFLD)
+        memory, frames = self.encoder.start(x_BFLD)
 
-        def step(memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
-            # A scan has to give something at each frame; one number costs nothing.
-            updated_RGD = self.encoder.step(memory_RGD, token_RD)
-            return updated_RGD, updated_RGD.flatten()[:1].clone()
+        def step(memory: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+            memory, output = self.encoder.step(memory, frame)
+            return memory.contiguous(), output
 
-        memory_RGD, _ = scan(step, memory_RGD, tokens_FRD)
-        return self.encoder.finish(memory_RGD)
+        # A scan takes a memory only in the layout that it gives one back.
+        memory, outputs = scan(step, memory.contiguous(), frames)
+        return self.encoder.finish(memory, outputs)
 
 
 class VideoEncoderGraph(nn.Module):
@@ -60,7 +60,7 @@ class VideoEncoderGraph(nn.Module):
 
     Args:
         model: the reference; its weights are shared, not copied.
-        scan: whether a recurrent encoder runs as a scan; see ``ScannedTTM``.
+        scan: whether a recurrent encoder runs as a scan; see ``ScannedRecurrence``.
     """
 
     def __init__(self, model: Blip3Video, *, scan: bool = True) -> None:
@@ -68,16 +68,16 @@ class VideoEncoderGraph(nn.Module):
         self.vision_encoder = model.vision_encoder
         self.vision_tokenizer = model.vision_tokenizer
         temporal = model.vision_tokenizer.temporal_encoder
-        self.temporal = ScannedTTM(temporal, scan=scan) if isinstance(temporal, GroupedTTM) else temporal
+        self.temporal = ScannedRecurrence(temporal, scan=scan) if isinstance(temporal, Recurrence) else temporal
 
     @property
     def fp32_parts(self) -> tuple[nn.Module, ...]:
         """Modules whose weights are fp32 in every precision."""
-        return (self.temporal,) if isinstance(self.temporal, ScannedTTM) else ()
+        return (self.temporal,) if isinstance(self.temporal, ScannedRecurrence) else ()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Video tokens, then the stages: (B, F, P, D), (B, F, L, D), (B, M, D)."""
+        """Video tokens, then the stages: (B, F, P, D), (B, F, L, D) or what ``arrange`` left of F, (B, M, D)."""
         patches_BFPD = vision_features(self.vision_encoder, frames)
-        latents_BFLD = self.vision_tokenizer.resample(patches_BFPD)
+        latents_BFLD = self.vision_tokenizer.resample(self.vision_tokenizer.arrange(patches_BFPD))
         tokens_BMD = self.temporal(latents_BFLD)
         return self.vision_tokenizer.project(tokens_BMD), patches_BFPD, latents_BFLD, tokens_BMD

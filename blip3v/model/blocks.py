@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FeedForward", "SelfAttention", "TimeStamps", "TokenLearner", "attend", "pairs", "sinusoid_frequencies"]
+__all__ = [
+    "FeedForward",
+    "ProcessLayers",
+    "SelfAttention",
+    "TimeStamps",
+    "TokenLearner",
+    "attend",
+    "pairs",
+    "sinusoid_frequencies",
+]
 
 
 def attend(q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, *, num_heads: int) -> Tensor:
@@ -68,6 +77,23 @@ class SelfAttention(nn.Module):
         """(B, N, D) to (B, N, D)."""
         x_BND = self.norm(x_BND)
         return attend(self.to_q(x_BND), self.to_k(x_BND), self.to_v(x_BND), num_heads=self.num_heads)
+
+
+class ProcessLayers(nn.ModuleList):
+    """Self-attention and feed-forward with their residuals, layer after layer; no final norm, no positions."""
+
+    def __init__(self, dim: int, *, num_layers: int, num_heads: int, ff_mult: int) -> None:
+        super().__init__(
+            nn.ModuleList((SelfAttention(dim, num_heads=num_heads), FeedForward(dim, mult=ff_mult)))
+            for _ in range(num_layers)
+        )
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        for attention, feed_forward in pairs(self):
+            x_BND = x_BND + attention(x_BND)
+            x_BND = x_BND + feed_forward(x_BND)
+        return x_BND
 
 
 class TokenLearner(nn.Module):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from blip3v.config import ModelConfig, ResamplerConfig
 from blip3v.model.blocks import FeedForward, attend, pairs
 from blip3v.model.temporal import build_temporal
-from blip3v.model.temporal.single_frame import SingleFrame, middle_frame
+from blip3v.model.temporal.perceiver import JointPerceiver
+from blip3v.model.temporal.single_frame import SingleFrame
 
 __all__ = ["CrossAttention", "PerceiverResampler"]
 
@@ -53,6 +54,11 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, config.text.hidden_size)
 
+    def arrange(self, patches_BTPD: Tensor) -> Tensor:
+        """What ``resample`` has to see: the frames as they are, the middle one alone, or all joined in one."""
+        encoder = self.temporal_encoder
+        return encoder.arrange(patches_BTPD) if isinstance(encoder, (SingleFrame, JointPerceiver)) else patches_BTPD
+
     def resample(self, patches_BTPD: Tensor) -> Tensor:
         """Each frame by itself: (B, T, P, D) to (B, T, L, D)."""
         patches_RPD = patches_BTPD.flatten(0, 1)
@@ -69,9 +75,7 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, patches_BTPD: Tensor) -> Tensor:
         """(B, T, P, D) to (B, M, language width)."""
-        if isinstance(self.temporal_encoder, SingleFrame):
-            patches_BTPD = patches_BTPD[:, middle_frame(patches_BTPD.shape[1]), None]  # the others would be dropped
-        return self.project(self.temporal_encoder(self.resample(patches_BTPD)))
+        return self.project(self.temporal_encoder(self.resample(self.arrange(patches_BTPD))))
 
 
 def _block(dim: int, config: ResamplerConfig) -> nn.ModuleList:

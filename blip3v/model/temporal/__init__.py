@@ -1,7 +1,7 @@
 """Temporal encoders: the tokens of T frames, (B, T, N, D), become M tokens, (B, M, D). One encoder a file.
 
-To add one: a module here with an ``nn.Module``, its name in ``config.EncoderName`` and in ``_ENCODERS``, its token
-counts in ``config.allowed_tokens``, and a plain formula in the tests.
+Most read what the resampler makes of each frame. One with a method ``arrange`` first says what the resampler is to
+attend to. To add an encoder see CONTRIBUTING.md; what each one computes stands in ``docs/encoders.md``.
 """
 
 from __future__ import annotations
@@ -12,19 +12,33 @@ from torch import nn
 
 from blip3v.config import EncoderName, ModelConfig
 from blip3v.model.temporal.gttm import GroupedTTM
+from blip3v.model.temporal.mambalike import GatedRecurrence
+from blip3v.model.temporal.max import Max
 from blip3v.model.temporal.mean import Mean
 from blip3v.model.temporal.none import NoReduction
+from blip3v.model.temporal.per_frame import PerFrameTokenLearner
+from blip3v.model.temporal.perceiver import JointPerceiver
 from blip3v.model.temporal.single_frame import SingleFrame
+from blip3v.model.temporal.space_time_pool import SpaceTimePool
 from blip3v.model.temporal.tokenlearner import SpaceTimeTokenLearner
+from blip3v.model.temporal.transformer import SpaceTimeTransformer
+from blip3v.model.temporal.ttm import VanillaTTM
 
 __all__ = ["build_temporal"]
 
 _ENCODERS: dict[EncoderName, Callable[[ModelConfig], nn.Module]] = {
     "tokenlearner": SpaceTimeTokenLearner,
     "gttm": GroupedTTM,
-    "mean": lambda config: Mean(),
+    "ttm": VanillaTTM,
+    "transformer": SpaceTimeTransformer,
+    "perceiver": JointPerceiver,
+    "mean": Mean,
+    "max": lambda config: Max(),
+    "per-frame": PerFrameTokenLearner,
+    "space-time-pool": SpaceTimePool,
     "none": lambda config: NoReduction(),
     "single-frame": lambda config: SingleFrame(),
+    "mambalike": GatedRecurrence,
 }
 
 

@@ -1,0 +1,55 @@
+"""Grouped gated recurrence: a variant in the authors' code that the paper does not have.
+
+Groups, memories, time stamps and output are those of gttm; the step is linear in the memory:
+memory <- sigmoid(gate) * memory + gate * token. The gate of a slot comes from an MLP that sees one number of the token
+at a time, 1 -> 2G -> G, behind a LayerNorm over that one number. Such a norm gives its bias whatever the number is, so
+that the authors' gates depend on weights alone; the form is kept. Their second MLP, ``expand_mlp2``, is never
+called (both gates come from the first) and is not built here.
+"""
+
+# Shapes: B batch, T frames, N groups, G memory slots, D width, R rows = B*N.
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blip3v.config import ModelConfig
+from blip3v.model.blocks import TimeStamps
+from blip3v.model.temporal.memory_pooling import attentional_output, pool_memory
+from blip3v.model.temporal.recurrence import Recurrence, no_output
+
+__all__ = ["GatedRecurrence"]
+
+
+class GatedRecurrence(Recurrence):
+    """(B, T, N, D) to (B, N, D) by the mean over the slots, or to (B, M, D) by attention; any T."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, num_slots = config.vision.hidden_size, config.temporal.num_slots
+        self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, num_slots, dim))
+        self.pos_emb = TimeStamps(dim)
+        self.expand_mlp = nn.Sequential(
+            nn.LayerNorm(1),
+            nn.Linear(1, 2 * num_slots, bias=False),
+            nn.GELU(),
+            nn.Linear(2 * num_slots, num_slots, bias=False),
+        )
+        self.final_output = attentional_output(config)
+
+    def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
+        """Initial memory (R, G, D) and time-stamped tokens by frame (T, R, D)."""
+        memory_RGD = self.initial_memory.expand(x_BTND.shape[0], -1, -1, -1).flatten(0, 1)
+        tokens_TRD = self.pos_emb(x_BTND).transpose(0, 1).flatten(1, 2)
+        return memory_RGD, tokens_TRD
+
+    def step(self, memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
+        """The memory after one more frame; a frame puts nothing out."""
+        gate_RGD = self.expand_mlp(token_RD[..., None]).transpose(1, 2)
+        updated_RGD = gate_RGD.sigmoid() * memory_RGD + gate_RGD * token_RD[:, None]
+        return updated_RGD, no_output(updated_RGD)
+
+    def finish(self, memory_RGD: Tensor, outputs: Tensor) -> Tensor:
+        """Pools the last memories: (R, G, D) to (B, M, D)."""
+        return pool_memory(memory_RGD, self.initial_memory.shape[0], self.final_output)

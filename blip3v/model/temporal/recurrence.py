@@ -1,0 +1,48 @@
+"""What the encoders have in common that read the frames one after the other and keep a memory of fixed size.
+
+The reference runs them as a plain loop over the frames. The exporter runs the same ``step`` as one ONNX Scan, since a
+loop would fix the number of frames in the graph (``export/video_encoder_graph.py``).
+"""
+
+# Shapes: B batch, T frames, N tokens of a frame, D width, M tokens out.
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Recurrence", "no_output"]
+
+
+class Recurrence(nn.Module):
+    """(B, T, N, D) to (B, M, D), any T."""
+
+    initial_memory: nn.Parameter
+
+    @abstractmethod
+    def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
+        """The memory before the first frame, and what ``step`` reads of each frame, frames on the first axis."""
+
+    @abstractmethod
+    def step(self, memory: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """The memory after one more frame, and what this frame puts out; ``no_output`` where that is nothing."""
+
+    @abstractmethod
+    def finish(self, memory: Tensor, outputs: Tensor) -> Tensor:
+        """(B, M, D) from the last memory and the outputs of all frames, frames on the first axis."""
+
+    def forward(self, x_BTND: Tensor) -> Tensor:
+        """Runs the frames one after the other."""
+        memory, frames = self.start(x_BTND)
+        outputs = []
+        for frame in frames:
+            memory, output = self.step(memory, frame)
+            outputs.append(output)
+        return self.finish(memory, torch.stack(outputs))
+
+
+def no_output(memory: Tensor) -> Tensor:
+    """A scan has to put out something at each frame; one number costs nothing."""
+    return memory.flatten()[:1].clone()

@@ -1,0 +1,49 @@
+"""What the tests of the reference share: small configs, weights that show a mistake, and the comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from plain_formulas import Array
+from torch import nn
+
+from blip3v.config import ModelConfig, preset
+
+SEED, TOLERANCE = 7, 2e-5
+
+
+def small_config(encoder: str, **choices: object) -> ModelConfig:
+    """A model so small that plain loops over every number of it take a moment: 32 tokens a frame, 24 wide."""
+    tiny = preset("tiny")
+    small = dataclasses.replace(
+        tiny,
+        vision=dataclasses.replace(tiny.vision, hidden_size=24, num_heads=2),
+        resampler=dataclasses.replace(tiny.resampler, num_latents=32),
+        temporal=dataclasses.replace(tiny.temporal, num_heads=3, time_stamps=False),
+    )
+    return small.with_encoder(encoder, **choices)  # type: ignore[arg-type]
+
+
+def weights(module: nn.Module) -> dict[str, Array]:
+    return {name: x.detach().double().numpy() for name, x in module.state_dict().items()}
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Gives norms weights that are not 1 and 0, so that a swapped or missing norm shows."""
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def close(got: torch.Tensor, want: Array) -> None:
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(SEED))

@@ -1,0 +1,170 @@
+"""Every temporal encoder against a plain numpy formula in float64, and the properties that tell them apart."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from model_checks import close, randomise, small_config, tokens, weights
+from plain_formulas import (
+    Array,
+    Weights,
+    gated_memories,
+    gttm_memories,
+    process,
+    stamped,
+    token_learner,
+    ttm_steps,
+)
+from torch import nn
+
+from blip3v.config import ENCODERS, preset
+from blip3v.model.resampler import PerceiverResampler
+from blip3v.model.temporal import build_temporal
+
+# Of ``small_config``. Depth of gttm and transformer; ttm has half of it.
+NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, 2, 3
+
+# What an encoder is asked for. The formula of each stands in ``expected``.
+CASES: list[tuple[str, dict[str, object]]] = [
+    ("tokenlearner", {"num_tokens": 16}),
+    ("tokenlearner", {"num_tokens": 32, "time_stamps": True}),
+    ("tokenlearner", {"num_tokens": 256}),
+    ("gttm", {}),
+    ("gttm", {"num_tokens": 16}),
+    ("gttm", {"num_tokens": 32, "pooling": "attention"}),
+    ("ttm", {}),
+    ("ttm", {"num_tokens": 32, "step_tokens": 4, "time_stamps": True}),
+    ("ttm", {"num_tokens": 16}),
+    ("ttm", {"num_tokens": 128, "memory_output": True, "time_stamps": True}),
+    ("transformer", {"num_tokens": 16}),
+    ("transformer", {"num_tokens": 32}),
+    ("mean", {}),
+    ("mean", {"pooling": "sum"}),
+    ("max", {}),
+    ("per-frame", {"num_tokens": 16}),
+    ("per-frame", {"num_tokens": 32}),
+    ("space-time-pool", {"num_tokens": 16}),
+    ("space-time-pool", {"num_tokens": 32}),
+    ("none", {}),
+    ("single-frame", {}),
+    ("mambalike", {}),
+    ("mambalike", {"num_tokens": 16}),
+]
+
+
+def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights) -> Array:
+    """The tokens of one clip. A count that the released form does not give comes from the paper's form."""
+    num_tokens, by_form = choices.get("num_tokens"), "num_tokens" in choices and "step_tokens" not in choices
+    x = stamped(x_TND) if choices.get("time_stamps") else x_TND
+    pool = functools.partial(token_learner, w=w, at="final_output.")
+    if encoder == "tokenlearner":
+        return pool(np.concatenate(x))
+    if encoder in ("gttm", "mambalike"):
+        memories_NGD = gttm_memories(x, w, LAYERS, HEADS) if encoder == "gttm" else gated_memories(x, w)
+        return pool(np.concatenate(memories_NGD)) if by_form else memories_NGD.mean(1)
+    if encoder == "ttm":
+        memory, processed = ttm_steps(x, w, LAYERS // 2, HEADS)
+        if by_form:
+            return memory
+        return np.concatenate([token_learner(z, w, "ttm_unit.output_layer.") for z in processed])
+    if encoder == "transformer":
+        assert isinstance(num_tokens, int)
+        return process(np.concatenate(x), w, "", LAYERS, HEADS)[-num_tokens:]
+    if encoder == "per-frame":
+        return np.concatenate([pool(frame) for frame in x])
+    if encoder == "space-time-pool":
+        assert isinstance(num_tokens, int)
+        width = NUM_LATENTS // num_tokens
+        return np.stack([x[:, i : i + width].max(axis=(0, 1)) for i in range(0, NUM_LATENTS, width)])
+    plain: dict[str, Callable[[Array], Array]] = {
+        "mean": lambda x: x.sum(0) if choices else x.sum(0) / len(x),
+        "max": lambda x: x.max(0),
+        "none": np.concatenate,
+        "single-frame": lambda x: x[len(x) // 2],
+    }
+    return plain[encoder](x)
+
+
+def _build(encoder: str, **choices: object) -> nn.Module:
+    return randomise(build_temporal(small_config(encoder, **choices)))
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    ("encoder", "choices"), CASES, ids=[" ".join(map(str, (name, *choices.values()))) for name, choices in CASES]
+)
+def test_against_the_plain_formula(encoder: str, choices: dict[str, object], num_frames: int) -> None:
+    model = _build(encoder, **choices)
+    x, w = tokens(2, num_frames, NUM_LATENTS, DIM), weights(model)
+    want = np.stack([expected(encoder, choices, clip, w) for clip in x.double().numpy()])
+    close(model(x), want)
+    if num_frames == 8:
+        assert want.shape[1] == small_config(encoder, **choices).visual_tokens
+
+
+def test_every_encoder_has_a_formula() -> None:
+    """The perceiver's is in ``test_blocks.py``, since it is the resampler that computes it."""
+    assert {name for name, _ in CASES} | {"perceiver"} == set(ENCODERS)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_which_encoders_can_tell_the_order_of_frames(encoder: str, seed: int) -> None:
+    """Pooling over all frames cannot; the released tokenlearner has no time stamps, which is why tiny adds them."""
+    torch.manual_seed(seed)
+    model = randomise(PerceiverResampler(small_config(encoder)))
+    patches = tokens(1, 4, 64, DIM)
+    order_free = encoder in ("tokenlearner", "perceiver", "mean", "max", "space-time-pool")
+    difference = (model(patches) - model(patches.flip(1))).abs().max()
+    assert difference < 1e-5 if order_free else difference > 1e-4
+
+
+def test_time_stamps_tell_the_order_to_tokenlearner() -> None:
+    assert not preset("xgen-mm-vid").with_encoder("tokenlearner").temporal.time_stamps
+    assert preset("tiny").temporal.time_stamps
+    x, model = tokens(1, 8, NUM_LATENTS, DIM), _build("tokenlearner", time_stamps=True)
+    assert not torch.allclose(model(x), model(x.flip(1)), atol=1e-3)
+
+
+@pytest.mark.parametrize("encoder", ["ttm", "per-frame", "none"])
+def test_what_a_frame_puts_out_does_not_depend_on_later_frames(encoder: str) -> None:
+    x, model = tokens(2, 6, NUM_LATENTS, DIM), _build(encoder)
+    early = model(x[:, :3])
+    close(early, model(x)[:, : early.shape[1]].detach().double().numpy())
+
+
+@pytest.mark.parametrize("encoder", ["gttm", "mambalike", "mean", "max"])
+def test_groups_never_mix(encoder: str) -> None:
+    x, model = tokens(1, 4, NUM_LATENTS, DIM), _build(encoder)
+    other = x.clone()
+    other[:, :, 5] += 1.0
+    changed = (model(x) - model(other)).abs().amax(dim=(0, 2)) > 0
+    assert changed.nonzero().flatten().tolist() == [5]
+
+
+def test_attention_over_the_memories_mixes_groups() -> None:
+    x, model = tokens(1, 4, NUM_LATENTS, DIM), _build("gttm", pooling="attention", num_tokens=16)
+    other = x.clone()
+    other[:, :, 5] += 1.0
+    assert ((model(x) - model(other)).abs().amax(dim=(0, 2)) > 0).all()
+
+
+def test_the_transformer_sees_all_frames_and_no_positions() -> None:
+    x, model = tokens(1, 3, NUM_LATENTS, DIM), _build("transformer", num_tokens=32)
+    swapped = x[:, [1, 0, 2]]
+    close(model(swapped), model(x).detach().double().numpy())
+    other = x.clone()
+    other[:, 0] += tokens(1, NUM_LATENTS, DIM)
+    assert not torch.allclose(model(other), model(x), atol=1e-3)
+
+
+@pytest.mark.parametrize(("encoder", "choices"), CASES)
+def test_gradients_reach_every_weight(encoder: str, choices: dict[str, object]) -> None:
+    """A weight that nothing reads would be dead, and is not to be built."""
+    model = _build(encoder, **choices)
+    model(tokens(2, 3, NUM_LATENTS, DIM).requires_grad_()).square().sum().backward()
+    assert [name for name, x in model.named_parameters() if x.grad is None or not x.grad.any()] == []

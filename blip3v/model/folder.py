@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 import blip3v
 from blip3v import _strict
@@ -23,6 +20,8 @@ from blip3v._folders import new_folder
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
 from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.weight_file import Stored, compare, listed, read_stored, stored_as, write_weights
+from blip3v.model.weights import FileWeights, Place, empty_model, fill
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
@@ -30,6 +29,8 @@ from blip3v.video.preprocess import PreprocessorConfig
 __all__ = [
     "ModelFolder",
     "ModelPaths",
+    "check_num_tokens",
+    "check_weights",
     "load_model_folder",
     "open_model_folder",
     "save_model_folder",
@@ -37,11 +38,6 @@ __all__ = [
 ]
 
 PREFIX = "vlm."  # what the released checkpoint puts before every name
-
-# The released sinusoid frequencies lose their meaning in half precision.
-_KEEP_FP32 = ("inv_freq",)
-_DTYPES = ("F32", "F16", "BF16")
-_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,12 @@ class ModelPaths:
     def chat_template(self) -> Path:
         """``chat_template.jinja``."""
         return self.path / "chat_template.jinja"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that a model is made from; not ``training.json``."""
+        small = (self.tokenizer, self.preprocessor, self.generation, self.chat_template)
+        return (self.path / "config.json", self.weights, *small)
 
     @property
     def training(self) -> Path | None:
@@ -131,7 +133,9 @@ def save_model_folder(
             (staging / "chat_template.jinja").write_text(chat_template, "utf-8")
             if training is not None:
                 (staging / "training.json").write_text(_strict.dumps(dict(training)), "utf-8")
-            save_file(_stored(model, dtype), staging / "model.safetensors", metadata={"format": "pt"})
+            state = model.state_dict()
+            tensors = {PREFIX + name: stored_as(name, tensor, dtype) for name, tensor in state.items()}
+            write_weights(staging / "model.safetensors", tensors, lambda name: state[name.removeprefix(PREFIX)])
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error}; choose a folder with room and permission") from error
 
@@ -166,16 +170,38 @@ def load_model_folder(path: Path) -> ModelFolder:
     config = paths.config
     PreprocessorConfig.load(paths.preprocessor)
     GenerationConfig.load(paths.generation)
-    num_tokens = Tokenizer.load(paths.tokenizer).num_tokens
-    if num_tokens != config.text.num_logits:
+    check_num_tokens(Tokenizer.load(paths.tokenizer), config, paths.tokenizer)
+    stored = check_weights(paths)
+    model = empty_model(config)
+    fill(model, FileWeights({name: Place(paths.weights, PREFIX + name) for name in stored}))
+    return ModelFolder(path, config, model)
+
+
+def check_weights(paths: ModelPaths) -> dict[str, Stored]:
+    """Shape and dtype of every tensor of the model, by name without ``vlm.``; the weights are not read.
+
+    Raises:
+        ArtifactError: ``model.safetensors`` is broken, or holds other tensors than the config asks for.
+    """
+    found = read_stored(paths.weights)
+    wanted = {PREFIX + name: tuple(x.shape) for name, x in empty_model(paths.config).state_dict().items()}
+    problems = compare(found, wanted)
+    if problems:
+        raise ArtifactError(f"{paths.weights} does not fit its config.json: {listed(problems)}")
+    return {name.removeprefix(PREFIX): found[name] for name in wanted}
+
+
+def check_num_tokens(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
+    """Holds the tokenizer to the rows of the embedding.
+
+    Raises:
+        ArtifactError: it has another number of tokens.
+    """
+    if tokenizer.num_tokens != config.text.num_logits:
         raise ArtifactError(
-            f"{paths.tokenizer} has {num_tokens} tokens; the config's num_base_tokens + num_added_tokens is "
+            f"{where} has {tokenizer.num_tokens} tokens; the config's num_base_tokens + num_added_tokens is "
             f"{config.text.num_logits}; take both from the same model folder"
         )
-    with torch.random.fork_rng(devices=[]):
-        model = Blip3Video(config)
-    _load_weights(model, paths.weights)
-    return ModelFolder(path, config, model.eval().requires_grad_(False))
 
 
 def shipped_model(encoder: str) -> Path:
@@ -194,40 +220,3 @@ def shipped_model(encoder: str) -> Path:
         f"no trained model with the encoder {encoder!r} is shipped; {held}; pass a model folder with --model, "
         "or --init random for random weights"
     )
-
-
-def _stored(model: Blip3Video, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        keep = dtype is None or name.endswith(_KEEP_FP32)
-        tensors[PREFIX + name] = tensor.detach().cpu().to(tensor.dtype if keep else dtype).contiguous()
-    return tensors
-
-
-def _load_weights(model: Blip3Video, path: Path) -> None:
-    wanted = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-            _check_header(file, wanted, path)
-            with torch.no_grad():
-                for name, tensor in wanted.items():
-                    tensor.copy_(file.get_tensor(name))
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a whole safetensors file: {error}; copy or write it again") from error
-
-
-def _check_header(file: Any, wanted: Mapping[str, Tensor], path: Path) -> None:
-    found = set(file.keys())
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unknown {name}" for name in sorted(found - set(wanted))]
-    for name in sorted(found & set(wanted)):
-        part = file.get_slice(name)
-        shape, expected = tuple(part.get_shape()), tuple(wanted[name].shape)
-        if shape != expected:
-            problems.append(f"{name} has shape {shape}, expected {expected}")
-        elif part.get_dtype() not in _DTYPES:
-            problems.append(f"{name} is {part.get_dtype()}, expected one of {', '.join(_DTYPES)}")
-    if problems:
-        listed = "; ".join(problems[:_MOST_LISTED])
-        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise ArtifactError(f"{path} does not fit its config.json: {listed}{more}")

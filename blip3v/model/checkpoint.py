@@ -1,0 +1,189 @@
+"""One way into every kind of checkpoint: our model folder, the released folder, and the authors' ``.pt`` file.
+
+Opening reads configs and the names, shapes and dtypes of tensors, and checks them; a weight is read when it is asked
+for. What is not here: each kind's own form (``folder.py``, ``released.py``, ``native.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+from torch import Tensor
+
+from blip3v import _strict
+from blip3v.config import ModelConfig, preset
+from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
+from blip3v.model.folder import check_num_tokens, check_weights, open_model_folder
+from blip3v.model.native import NativeWeights, open_native
+from blip3v.model.released import (
+    MODEL_TYPE,
+    PREFIX,
+    base_config,
+    generation_config,
+    open_shards,
+    preprocessor_config,
+    small_files,
+    without_prefix,
+)
+from blip3v.model.released_names import Fit, LeftOut, fit
+from blip3v.model.weight_file import Stored
+from blip3v.model.weights import FileWeights, Place
+from blip3v.text.generation import GenerationConfig
+from blip3v.text.released_tokenizer import released_tokenizer_json
+from blip3v.text.template import RELEASED_TEMPLATE
+from blip3v.text.tokenizer import Tokenizer
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = ["Checkpoint", "LeftOut", "open_checkpoint"]
+
+NATIVE_SUFFIXES = (".pt", ".pth")
+_KINDS = (
+    "allowed: a model folder of `blip3v train` or `blip3v convert`, a released Hugging Face folder (model_type "
+    "xgenmm), or the authors' .pt file"
+)
+_NUM_FRAMES = 8  # of the released models, unless their card says 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model with all that prompt and preprocessing need; its weights are not loaded."""
+
+    path: Path
+    kind: Literal["blip3v", "released", "native"]
+    config: ModelConfig
+    stored: Mapping[str, Stored]  # shape and dtype of each of the weights
+    weights: Mapping[str, Tensor]  # released names without ``vlm.``, exactly those of the model's state dict
+    tokenizer_json: str
+    preprocessor: PreprocessorConfig
+    generation: GenerationConfig
+    chat_template: str
+    hashed_files: tuple[Path, ...]  # what a bundle's manifest hashes as its source
+    left_out: tuple[LeftOut, ...]  # tensors and rows that no computation uses; none in our own folders
+
+
+def open_checkpoint(
+    path: Path, *, tokenizer: Path | None = None, encoder: str | None = None, num_frames: int | None = None
+) -> Checkpoint:
+    """Opens a checkpoint of any kind and checks every tensor's name, shape and dtype; loads no weights.
+
+    Args:
+        path: our model folder, the released folder, or a ``.pt`` file.
+        tokenizer: a released folder whose tokenizer and processor go with a ``.pt`` file, which has none.
+        encoder: the temporal encoder, for authors' checkpoints that hold no tensor of one.
+        num_frames: frames of a clip, for authors' checkpoints; None: 8.
+
+    Raises:
+        ArtifactMissingError: no such file or folder, or a part of it is not there.
+        ArtifactError: a broken file, or tensors that are unknown, missing or misshapen, by name.
+        ConfigError: a config that is not valid.
+        UsageError: an argument that is needed and missing, or has no effect on this kind.
+    """
+    if path.is_file():
+        return _open_native(path, tokenizer, encoder, num_frames)
+    if tokenizer is not None:
+        raise UsageError(
+            f"{path} is a folder with a tokenizer of its own; a tokenizer can be given for a .pt file only"
+        )
+    if _is_released(path):
+        return _open_released(path, encoder, num_frames)
+    if encoder is not None or num_frames is not None:
+        raise UsageError(f"{path} is a model folder whose config.json says encoder and frames; leave both out")
+    return _open_own(path)
+
+
+def _is_released(path: Path) -> bool:
+    """Whether a folder is a released one, else it is one of ours; anything else is an error."""
+    if not path.is_dir():
+        raise ArtifactMissingError(f"{path} is not there; {_KINDS}")
+    config = path / "config.json"
+    if (path / "manifest.json").is_file():
+        raise ArtifactError(f"{path} is a bundle, whose graphs cannot be read back; {_KINDS}")
+    if not config.is_file():
+        found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+        raise ArtifactMissingError(f"{path} has no config.json; found: {found}; {_KINDS}")
+    values = _strict.read_json(config)
+    if "schema_version" in values:
+        return False
+    if values.get("model_type") != MODEL_TYPE:
+        raise ArtifactError(f"{config} has model_type {values.get('model_type')!r}; {_KINDS}")
+    return True
+
+
+def _open_own(path: Path) -> Checkpoint:
+    folder = open_model_folder(path)
+    stored = check_weights(folder)
+    check_num_tokens(Tokenizer.load(folder.tokenizer), folder.config, folder.tokenizer)
+    return Checkpoint(
+        path=path,
+        kind="blip3v",
+        config=folder.config,
+        stored=stored,
+        weights=FileWeights({name: Place(folder.weights, PREFIX + name) for name in stored}),
+        tokenizer_json=folder.tokenizer.read_text("utf-8"),
+        preprocessor=PreprocessorConfig.load(folder.preprocessor),
+        generation=GenerationConfig.load(folder.generation),
+        chat_template=folder.chat_template.read_text("utf-8"),
+        hashed_files=folder.files,
+        left_out=(),
+    )
+
+
+def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
+    shards = open_shards(path)
+    found = without_prefix(shards.tensors, path)
+    fitted = fit(found, base_config(path), where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
+    places = {
+        name: Place(shards.files[PREFIX + origin.name], PREFIX + origin.name, origin.num_rows)
+        for name, origin in fitted.origins.items()
+    }
+    return _authors(path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths))
+
+
+def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_frames: int | None) -> Checkpoint:
+    if path.suffix not in NATIVE_SUFFIXES:
+        raise ArtifactError(f"{path} is a file that does not end in {' or '.join(NATIVE_SUFFIXES)}; {_KINDS}")
+    if tokenizer is None:
+        raise UsageError(
+            f"{path} holds weights alone; name a released folder whose tokenizer goes with it (--tokenizer)"
+        )
+    file = open_native(path)
+    base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
+    fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
+    weights = NativeWeights(file, {name: (origin.name, origin.num_rows) for name, origin in fitted.origins.items()})
+    return _authors(path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path))
+
+
+def _authors(
+    path: Path,
+    kind: Literal["released", "native"],
+    folder: Path,
+    fitted: Fit,
+    found: Mapping[str, Stored],
+    weights: Mapping[str, Tensor],
+    hashed_files: tuple[Path, ...],
+) -> Checkpoint:
+    """A checkpoint of the authors; ``folder`` holds what is no weight."""
+    tokenizer_json = released_tokenizer_json(folder)
+    check_num_tokens(Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), where=str(folder)), fitted.config, folder)
+    return Checkpoint(
+        path=path,
+        kind=kind,
+        config=fitted.config,
+        stored={name: _cut(found[origin.name], origin.num_rows) for name, origin in fitted.origins.items()},
+        weights=weights,
+        tokenizer_json=tokenizer_json,
+        preprocessor=preprocessor_config(folder),
+        generation=generation_config(folder),
+        # The released script writes its prompts itself, in the form of this template.
+        chat_template=RELEASED_TEMPLATE,
+        hashed_files=hashed_files,
+        left_out=fitted.left_out,
+    )
+
+
+def _cut(stored: Stored, num_rows: int | None) -> Stored:
+    return stored if num_rows is None else Stored((num_rows, *stored.shape[1:]), stored.dtype)

@@ -1,0 +1,150 @@
+"""From the tensors of an authors' checkpoint to those of the model: each has its place, or a reason to be left out.
+
+Names here are the released ones without ``vlm.``. Dimensions that the checkpoint's config does not hold are those of
+the preset; every shape is checked against them.
+"""
+
+# Shapes: D width, L latents, V rows of the vocabulary.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from blip3v.config import ModelConfig
+from blip3v.errors import ArtifactError, ConfigError
+from blip3v.model.temporal_form import TemporalForm, find_form
+from blip3v.model.weight_file import Stored, compare, listed
+from blip3v.model.weights import empty_model
+
+__all__ = ["Fit", "LeftOut", "Origin", "fit"]
+
+_TEMPORAL = "vision_tokenizer.temporal_encoder."
+_LATENTS = "vision_tokenizer.latents"
+_POOL_HEAD = "vision_encoder.head"
+# Rows from num_base_tokens on stand for no token: the tokens after them have tensors of their own.
+_SPLIT = ("lang_model.model.embed_tokens.weight", "lang_model.lm_head.weight", "lang_model.lm_head.bias")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A tensor of a checkpoint, or rows of one, that no computation uses."""
+
+    name: str
+    shape: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which tensor of a checkpoint a tensor of the model is."""
+
+    name: str  # in the checkpoint, without ``vlm.``
+    num_rows: int | None  # the first so many rows alone; None: all
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a checkpoint becomes a model."""
+
+    config: ModelConfig
+    origins: Mapping[str, Origin]  # by the model's names
+    left_out: tuple[LeftOut, ...]
+
+
+def fit(found: Mapping[str, Stored], base: ModelConfig, *, where: str, encoder: str | None, num_frames: int) -> Fit:
+    """Finds the temporal encoder and gives every tensor its place.
+
+    Args:
+        found: the checkpoint's tensors by name.
+        base: all but the temporal encoder and the number of latents; ``vocab_size`` is the checkpoint's.
+        where: what an error names.
+        encoder: what the user says the temporal encoder is; None: nothing was said.
+        num_frames: frames of a clip.
+
+    Raises:
+        ArtifactError: tensors that are unknown, missing, misshapen or of another dtype, by name.
+        UsageError: ``encoder`` is missing where it is needed, or wrong.
+    """
+    base = _with_latents(base, found)
+    temporal = {name.removeprefix(_TEMPORAL): x.shape for name, x in found.items() if name.startswith(_TEMPORAL)}
+    form = find_form(temporal, width=base.vision.hidden_size, num_frames=num_frames, asked=encoder)
+    try:
+        config = _live(form.config(base, num_frames))
+    except ConfigError as error:
+        raise ArtifactError(f"the temporal encoder in {where} cannot be built: {error}") from error
+    origins = _origins(config, form)
+    wanted = {origins[name].name: shape for name, shape in _shapes(config).items()}
+    for name in _SPLIT:
+        wanted[name] = (base.text.vocab_size, *wanted[name][1:])
+    dead = _dead(base, form, found)
+    problems = compare(found, wanted | {item.name: item.shape for item in dead})
+    if problems:
+        raise ArtifactError(f"{where} does not hold the tensors of a BLIP-3-Video model: {listed(problems)}")
+    return Fit(config, origins, (*dead, *_dead_rows(base, wanted)))
+
+
+def _with_latents(base: ModelConfig, found: Mapping[str, Stored]) -> ModelConfig:
+    """One of the forms that a release of 32 tokens may have is a resampler with 32 latents."""
+    latents = found.get(_LATENTS)
+    if latents is None or len(latents.shape) != 2 or latents.shape[1] != base.vision.hidden_size:
+        return base  # the comparison names it
+    return dataclasses.replace(base, resampler=dataclasses.replace(base.resampler, num_latents=latents.shape[0]))
+
+
+def _live(config: ModelConfig) -> ModelConfig:
+    """Without the rows that stand for no token."""
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=config.text.num_base_tokens))
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+
+
+def _origins(config: ModelConfig, form: TemporalForm) -> dict[str, Origin]:
+    origins = {}
+    for name in empty_model(config).state_dict():
+        source = name
+        for theirs, ours in form.renamed.items():
+            if name.startswith(f"{_TEMPORAL}{ours}."):
+                source = name.replace(f"{_TEMPORAL}{ours}.", f"{_TEMPORAL}{theirs}.", 1)
+        origins[name] = Origin(source, config.text.num_base_tokens if name in _SPLIT else None)
+    return origins
+
+
+def _dead(config: ModelConfig, form: TemporalForm, found: Mapping[str, Stored]) -> list[LeftOut]:
+    """Whole tensors that nothing uses. The vision encoder may come without its head, but not with half of it."""
+    dead = []
+    if any(name.startswith(_POOL_HEAD + ".") for name in found):
+        reason = "the pooling head: all patch tokens are used, not their pool"
+        dead += [LeftOut(name, shape, reason) for name, shape in _pool_head(config).items()]
+    for reason, shapes in form.dead.values():
+        dead += [LeftOut(_TEMPORAL + name, shape, reason) for name, shape in shapes.items()]
+    return dead
+
+
+def _dead_rows(config: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> list[LeftOut]:
+    first, end = config.text.num_base_tokens, config.text.vocab_size
+    if first == end:
+        return []
+    reason = f"rows {first} to {end - 1} stand for no token"
+    return [LeftOut(name, (end - first, *wanted[name][1:]), reason) for name in _SPLIT]
+
+
+def _pool_head(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    width, inner = config.vision.hidden_size, config.vision.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "probe": (1, 1, width),
+        "attention.in_proj_weight": (3 * width, width),
+        "attention.in_proj_bias": (3 * width,),
+        "attention.out_proj.weight": (width, width),
+        "attention.out_proj.bias": (width,),
+        "layernorm.weight": (width,),
+        "layernorm.bias": (width,),
+        "mlp.fc1.weight": (inner, width),
+        "mlp.fc1.bias": (inner,),
+        "mlp.fc2.weight": (width, inner),
+        "mlp.fc2.bias": (width,),
+    }
+    return {f"{_POOL_HEAD}.{name}": shape for name, shape in shapes.items()}

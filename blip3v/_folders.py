@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Folders: one that appears whole or not at all, and whether what goes into it fits the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["new_folder"]
+from blip3v.errors import ArtifactError
+
+__all__ = ["new_folder", "require_disk"]
+
+
+def require_disk(path: Path, num_bytes: int, what: str) -> None:
+    """Lets go on where ``num_bytes`` are free on the disk that ``path`` is, or will be, on.
+
+    Raises:
+        ArtifactError: they are not. The message says ``what`` needs how much and how much there is.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if num_bytes > free:
+        raise ArtifactError(
+            f"{what} needs about {num_bytes / 2**30:.1f} GiB of disk and {free / 2**30:.1f} GiB are free at {there}; "
+            "make room, or choose another --output"
+        )
 
 
 @contextlib.contextmanager

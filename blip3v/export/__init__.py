@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         folder_source,
         new_encoder_source,
         random_source,
-        random_weights,
         resolve_source,
     )
 
@@ -26,7 +25,6 @@ __all__ = [
     "folder_source",
     "new_encoder_source",
     "random_source",
-    "random_weights",
     "resolve_source",
 ]
 

@@ -5,20 +5,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from blip3v.config import ModelConfig
-from blip3v.export.decoder_graph import DecoderGraph, ReferenceAttention
+from blip3v.config import TextConfig
+from blip3v.export.decoder_graph import CacheState, DecoderGraph, ReferenceAttention
+from blip3v.export.layerwise import one_layer
 from blip3v.export.precision import cast
 from blip3v.export.video_encoder_graph import VideoEncoderGraph
 from blip3v.model.blip3_video import Blip3Video
-from blip3v.model.language import LanguageModel
+from blip3v.model.language import head_matrix
+from blip3v.model.weights import fill
 
 __all__ = ["decoder_ranges", "video_encoder_ranges"]
 
@@ -32,17 +35,36 @@ def video_encoder_ranges(model: Blip3Video, pixels_FCHW: NDArray[np.float32]) ->
     return ranges
 
 
-def decoder_ranges(language: LanguageModel, config: ModelConfig, embeds_tD: NDArray[np.floating]) -> dict[str, float]:
-    """Largest absolute value in each layer of the decoder for a prompt; infinite where fp16 overflows."""
-    text, num_new = config.text, len(embeds_tD)
-    half = cast(DecoderGraph(language, text, ReferenceAttention(text)), "fp16")
-    shape = (1, text.num_kv_heads, num_new, text.head_dim)
-    cache = [torch.zeros(shape, dtype=torch.float16) for _ in range(2 * text.num_layers)]
-    lengths = torch.tensor([num_new - 1], dtype=torch.int32)
-    embeds_1tD = torch.from_numpy(embeds_tD)[None].half()
-    with _recorded(half, "decoder") as ranges, torch.inference_mode():
-        half(embeds_1tD, lengths.long(), lengths, torch.tensor(num_new, dtype=torch.int32), cache)
-    return ranges
+@torch.inference_mode()
+def decoder_ranges(
+    text: TextConfig, weights: Mapping[str, Tensor], embeds_tD: NDArray[np.floating]
+) -> dict[str, float]:
+    """Largest absolute value in each layer of the decoder for a prompt; infinite where fp16 overflows.
+
+    Args:
+        text: the language model's shape.
+        weights: by released name; one layer's are read at a time.
+        embeds_tD: the prompt.
+    """
+    num_new = len(embeds_tD)
+    language = one_layer(text)
+    graph = DecoderGraph(language, text, ReferenceAttention(text))
+    cache = [torch.zeros(1, text.num_kv_heads, num_new, text.head_dim, dtype=torch.float16) for _ in range(2)]
+    length_B = torch.tensor([num_new - 1], dtype=torch.int32)
+    tables = (graph.cos_PK.half(), graph.sin_PK.half())
+    state = CacheState(length_B, torch.tensor(num_new, dtype=torch.int32), *tables)
+    x_1tD = torch.from_numpy(embeds_tD.astype(np.float16))[None]
+    ranges: dict[str, float] = {}
+    for index in range(text.num_layers):
+        fill(language.get_submodule("model.layers.0"), weights, f"lang_model.model.layers.{index}.")
+        half = cast(graph.layers[0], "fp16")
+        with _recorded(half, f"decoder.layers.{index}") as found:
+            x_1tD = half(x_1tD, *cache, state, graph.attention)[0]
+        ranges |= {f"decoder.layers.{index}": max(found.values())}
+    norm_D = weights["lang_model.model.norm.weight"].half()
+    normed_D = F.rms_norm(x_1tD[0, -1], norm_D.shape, norm_D, text.rms_norm_eps)
+    logits_V = F.linear(normed_D, head_matrix(weights, text).half())
+    return ranges | {"decoder.lm_head": _largest((normed_D, logits_V))}
 
 
 @contextmanager

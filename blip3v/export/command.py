@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from blip3v._strict import dumps
@@ -101,7 +103,7 @@ def command(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_tokens=tokens
     )
     folder = output if output is not None else Path(f"{source.folder_name}-{precision}")
-    needed = estimate(source.config, precision)
+    needed = estimate(source.config, precision, check=not no_check)
     if dry_run:
         _print_plan(source, folder, precision, needed, as_json)
         return
@@ -122,11 +124,27 @@ def command(
 
 
 def _progress(console: Console, stack: ExitStack) -> Progress:
-    """A spinner with the current stage on a terminal, one line a stage elsewhere."""
+    """A bar with the current stage on a terminal, one line a stage elsewhere."""
     if not console.is_terminal:
-        return lambda stage: console.print(f"  {stage}")
-    status = stack.enter_context(console.status("start"))
-    return lambda stage: status.update(stage)
+        return _lines(console)
+    bar = stack.enter_context(Bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console))
+    task = bar.add_task("start", total=None)
+
+    def show(stage: str, done: int = 0, total: int = 0) -> None:
+        bar.update(task, description=stage, completed=done, total=total or None)
+
+    return show
+
+
+def _lines(console: Console) -> Progress:
+    said: list[str] = []
+
+    def show(stage: str, done: int = 0, total: int = 0) -> None:
+        if said[-1:] != [stage]:
+            said.append(stage)
+            console.print(f"  {stage}")
+
+    return show
 
 
 def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed: Estimate, as_json: bool) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from torch import nn
 
+from blip3v._folders import require_disk
 from blip3v.bundle.manifest import Precision
 from blip3v.config import ModelConfig
-from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.weights import empty_model
+from blip3v.runtime import memory
 
 __all__ = ["Estimate", "estimate", "peak_rss_bytes"]
 
 # Python with torch, transformers and the exporter, before any weight.
-_BASE_BYTES = 600 * 2**20
+_BASE_BYTES = 1200 * 2**20
+# Activations and caches of the check, as seen at full size and rounded up.
+_CHECK_BYTES = 600 * 2**20
 # Graph files, tokenizer, reports.
 _SMALL_FILES_BYTES = 4 * 2**20
-# Tracing, passes and the parity run cost about this whatever the size; the rest grows with the bytes on disk.
-_BASE_S, _S_PER_GIB = 15.0, 60.0
+# Tracing, passes and a small parity run cost about this whatever the size; the rest grows with the bytes on disk.
+_BASE_S, _S_PER_GIB, _CHECK_S_PER_GIB = 15.0, 20.0, 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,28 +35,41 @@ class Estimate:
     memory_bytes: int  # peak, parity check included
     seconds: float
 
+    def require(self, output: Path) -> None:
+        """Lets the export begin where it fits.
 
-def estimate(config: ModelConfig, precision: Precision) -> Estimate:
+        Raises:
+            OutOfMemoryError: less memory is free.
+            ArtifactError: less disk is free where ``output`` will be.
+        """
+        memory.require(self.memory_bytes, "this export", "free some, or skip the comparison with --no-check")
+        require_disk(output, self.disk_bytes, "this export")
+
+
+def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -> Estimate:
     """Counts weights without making them, and scales from there."""
-    with torch.device("meta"):
-        model = Blip3Video(config)
-    embeddings = config.text.num_logits * config.text.hidden_size
+    model = empty_model(config)
     counts = {
         "video_encoder": _count(model.vision_encoder) + _count(model.vision_tokenizer),
         "decoder": _count(model.lang_model) - _count(model.lang_model.model.embed_tokens),
-        "embeddings": embeddings,
+        "embeddings": config.text.num_logits * config.text.hidden_size,
     }
     item_bytes = 2 if precision == "fp16" else 4
     disk_bytes = sum(counts.values()) * item_bytes
-    # The fp32 reference stays; the largest component stands beside it as the cast copy, as the folded graph, and in
-    # ONNX Runtime, which widens fp16 on a CPU.
-    largest = max(counts["video_encoder"], counts["decoder"])
-    memory_bytes = _BASE_BYTES + 4 * sum(counts.values()) + largest * (2 * item_bytes + 4)
+    largest_weight = max(parameter.numel() for parameter in model.parameters())
+    # Written one by one: as it was read, as it is stored, and as bytes.
+    memory_bytes = _BASE_BYTES + largest_weight * (4 + 2 * item_bytes)
+    if check:
+        # One at a time: the engine with one graph, which widens fp16 on a CPU and may leave fp32 in its file; then the
+        # reference in fp32, whole for the video encoder and one layer of the decoder.
+        in_engine = 4 * max(counts["video_encoder"], counts["decoder"])
+        memory_bytes = _BASE_BYTES + _CHECK_BYTES + in_engine
+    seconds_per_gib = _S_PER_GIB + (_CHECK_S_PER_GIB if check else 0.0)
     return Estimate(
         num_weights=counts,
         disk_bytes=disk_bytes + _SMALL_FILES_BYTES,
         memory_bytes=memory_bytes,
-        seconds=_BASE_S + _S_PER_GIB * disk_bytes / 2**30,
+        seconds=_BASE_S + seconds_per_gib * disk_bytes / 2**30,
     )
 
 

@@ -21,9 +21,12 @@ from blip3v.bundle.graph_io import GraphIO, Port
 from blip3v.bundle.manifest import DTYPES, Precision, WeightCount
 from blip3v.errors import ExportError
 
-__all__ = ["clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
+__all__ = ["TRANSPOSED", "clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
+
+TRANSPOSED = "blip3v.transposed"  # mark of an initializer that is the transpose of the parameter it is named after
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 _IR_DTYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -33,15 +36,15 @@ _IR_DTYPES = {
 
 
 def name_by_module(model: ir.Model) -> None:
-    """Names nodes and matrices after the module that they come from, so that reports point at code."""
+    """Names nodes after their module and matrices after their parameter, so that reports point at code."""
     used: Counter[str] = Counter()
     for node in model.graph.all_nodes():
         path = _module_path(node) if node.graph is model.graph else "scan"
         name = "/".join(("", *([path] if path else []), node.op_type))
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name] - 1}"
-        if node.op_type == "MatMul" and _module_path(node):
-            _name_matrix(model.graph, node, f"{_module_path(node)}.weight")
+    for value in list(model.graph.initializers.values()):
+        _name_matrix(model.graph, value)
 
 
 def hide_outputs(model: ir.Model, prefix: str) -> None:
@@ -109,12 +112,14 @@ def _module_path(node: ir.Node) -> str:
     return scopes[-2] if len(scopes) > 2 else ""
 
 
-def _name_matrix(graph: ir.Graph, node: ir.Node, name: str) -> None:
-    matrix = node.inputs[1]
-    if matrix is None or name in graph.initializers or (matrix.name or "") not in graph.initializers:
+def _name_matrix(graph: ir.Graph, matrix: ir.Value) -> None:
+    """Torch turns the matrix of a linear layer round, and notes which parameter it was."""
+    sources = ast.literal_eval(matrix.metadata_props.get(_FOLDED_FROM, "[]"))
+    in_products = all(node.op_type == "MatMul" and index == 1 for node, index in matrix.uses())
+    if len(sources) != 1 or sources[0] in graph.initializers or not in_products:
         return
-    if (matrix.name or "").startswith("val_"):
-        matrix.name = name
+    matrix.name = sources[0]
+    matrix.metadata_props[TRANSPOSED] = "1"
 
 
 def _fit(port: Port, value: ir.Value, precision: Precision, *, may_be_fixed: bool) -> None:

@@ -6,10 +6,11 @@ import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
+import onnx_ir as ir
 import tokenizers
 
 import blip3v
@@ -30,32 +31,33 @@ from blip3v.bundle import (
 from blip3v.bundle.manifest import DTYPES, Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
-from blip3v.export.activations import decoder_ranges, video_encoder_ranges
 from blip3v.export.clip import film_clip, film_prompt
-from blip3v.export.estimate import peak_rss_bytes
+from blip3v.export.estimate import estimate, peak_rss_bytes
 from blip3v.export.parity import FP16_LARGEST, TOLERANCES, ActivationRanges, ParityReport
-from blip3v.export.parity_run import (
-    NUM_STEPS,
-    DecoderCheck,
-    VideoCheck,
-    check_decoder,
-    check_video_encoder,
-    embedding_table,
-)
+from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
+from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
 from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
-from blip3v.model.blip3_video import Blip3Video
-from blip3v.model.language import LanguageModel
+from blip3v.model.language import embedding_table
 from blip3v.runtime.ort import load_onnxruntime
-from blip3v.text.prompt import Prompt, splice
+from blip3v.text.prompt import Prompt
 from blip3v.text.tokenizer import Tokenizer
 
-__all__ = ["ExportResult", "export_bundle"]
+__all__ = ["ExportResult", "Progress", "export_bundle"]
 
 _TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 
-Progress = Callable[[str], None]
+
+class Progress(Protocol):
+    """Who is told how an export goes."""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """A stage begins, or ``done`` of its ``total`` parts are done."""
+
+
+def _silent(stage: str, done: int = 0, total: int = 0) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def export_bundle(
     precision: Precision = "fp32",
     check: bool = True,
     force: bool = False,
-    progress: Progress = lambda stage: None,
+    progress: Progress = _silent,
     on_parity: Callable[[ParityReport], None] = lambda report: None,
 ) -> ExportResult:
     """Makes a bundle for ONNX Runtime.
@@ -88,11 +90,12 @@ def export_bundle(
         precision: of the stored weights.
         check: whether the graphs are compared with PyTorch; a miss leaves no bundle.
         force: whether a bundle that is there gives way.
-        progress: called with the name of each stage as it begins.
+        progress: told of each stage.
         on_parity: called with the parity report, whether it passed or not.
 
     Raises:
         UsageError: the folder exists, or the prompt of the check does not fit the model's context.
+        OutOfMemoryError, OutOfDiskError: the estimate is more than what is free; nothing was begun.
         ArtifactError: the weights cannot be used, or the bundle cannot be written.
         ExportError: torch cannot make a graph.
         ParityError: a graph does not match PyTorch.
@@ -101,6 +104,7 @@ def export_bundle(
     started = time.perf_counter()
     if check:
         load_onnxruntime()  # missing, it must show before minutes of work
+    estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer:
         work = _Work(source, writer.path, precision, check, progress)
         report, weights = work.graphs()
@@ -123,7 +127,7 @@ def export_bundle(
 
 
 class _Work:
-    """One export into a staging folder. A component's reference is let go before the next is exported."""
+    """One export into a staging folder, one component after the other; weights are read when they are used."""
 
     def __init__(self, source: ExportSource, folder: Path, precision: Precision, check: bool, progress: Progress):
         self._source = source
@@ -138,20 +142,16 @@ class _Work:
 
     def graphs(self) -> tuple[ParityReport | None, dict[str, dict[str, WeightCount]]]:
         """Exports and checks both components; gives the report and the stored weights of each graph."""
-        self._progress("load weights")
-        model = self._source.load()
-        video_weights, video, ranges, facts = self._video_encoder(model)
-        language = model.lang_model
-        del model  # and with it vision and resampler
-        decoder_weights, decoder, more_ranges = self._decoder(language, video)
+        video_weights, video, facts = self._video_encoder()
+        decoder_weights, decoder = self._decoder(video)
         weights = {"video_encoder": video_weights, "decoder": decoder_weights}
         if video is None or decoder is None:
             return None, weights
-        ranges |= more_ranges
+        ranges = video.ranges | decoder.ranges
         report = ParityReport(
             precision=self._precision,
             tolerance=TOLERANCES[self._precision],
-            clip={**facts, "reference_ids": list(decoder.reference_ids)},
+            clip={**facts, "token_ids": list(decoder.token_ids)},
             comparisons=(*video.comparisons, *decoder.comparisons),
             tokens=decoder.tokens,
             activations=ActivationRanges(limit=FP16_LARGEST, largest=max(ranges.values()), layers=ranges)
@@ -171,44 +171,34 @@ class _Work:
         if report is not None and report.passed:
             (folder / "reports" / "parity.json").write_text(_strict.dumps(report.to_dict()), "utf-8")
 
-    def _video_encoder(
-        self, model: Blip3Video
-    ) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, float], dict[str, Any]]:
+    def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
+        config, weights, precision = self._config, self._source.weights, self._precision
         path = self._folder / "onnx" / "video_encoder.onnx"
-        self._progress("export video encoder")
-        graph = video_encoder_to_onnx(model, self._precision)
-        save_graph(graph, path)
-        weights = weight_counts(graph)
+        counts = self._write("video encoder", path, lambda: video_encoder_to_onnx(config, weights, precision))
         if not self._check:
-            return weights, None, {}, {}
-        del graph
+            return counts, None, {}
         self._progress("check video encoder")
-        clip = film_clip(self._config.num_frames, self._source.preprocessor)
-        video = check_video_encoder(path, model, clip.pixels_FCHW, self._precision)
-        ranges = video_encoder_ranges(model, clip.pixels_FCHW) if self._precision == "fp16" else {}
-        return weights, video, ranges, clip.facts
+        clip = film_clip(config.num_frames, self._source.preprocessor)
+        return counts, check_video_encoder(path, config, weights, clip.pixels_FCHW, precision), clip.facts
 
-    def _decoder(
-        self, language: LanguageModel, video: VideoCheck | None
-    ) -> tuple[dict[str, WeightCount], DecoderCheck | None, dict[str, float]]:
+    def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
+        config, weights, precision = self._config, self._source.weights, self._precision
         path = self._folder / "onnx" / "decoder.onnx"
-        self._progress("export decoder")
-        graph = decoder_to_onnx(language, self._config, self._precision)
-        save_graph(graph, path)
-        weights = weight_counts(graph)
-        table_VD = embedding_table(language)
-        write_embeddings(self._folder / "embeddings.safetensors", table_VD.astype(DTYPES[self._precision]))
+        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision))
+        table_VD = embedding_table(weights, config.text).numpy().astype(DTYPES[precision])
+        write_embeddings(self._folder / "embeddings.safetensors", table_VD)
         if video is None:
-            return weights, None, {}
-        del graph
+            return counts, None
         self._progress("check decoder")
-        prompt = self._prompt
-        decoder = check_decoder(path, language, self._config, prompt, video, self._precision)
-        if self._precision != "fp16":
-            return weights, decoder, {}
-        embeds_tD = splice(table_VD[prompt.ids], prompt.image_position, video.expected_MD)
-        said_tD = table_VD[list(decoder.reference_ids)]
-        return weights, decoder, decoder_ranges(language, self._config, np.concatenate((embeds_tD, said_tD)))
+        stage = partial(self._progress, "check decoder: layers of the reference")
+        return counts, check_decoder(path, config, weights, self._prompt, video, precision, stage)
+
+    def _write(self, name: str, path: Path, make: Callable[[], ir.Model]) -> dict[str, WeightCount]:
+        """Traces a component and writes it; gives its stored weights."""
+        self._progress(f"export {name}")
+        graph = make()
+        save_graph(graph, path, partial(self._progress, f"write {name}"))
+        return weight_counts(graph)
 
 
 def _check_fits(config: ModelConfig, prompt: Prompt) -> None:

@@ -1,20 +1,21 @@
-"""What is exported: a trained model folder, the shipped one, or a preset with random weights."""
+"""What is exported: a checkpoint of any kind, the shipped model, or a preset with random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from blip3v.bundle.manifest import Source
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
-from blip3v.model.blip3_video import Blip3Video
-from blip3v.model.folder import ModelPaths, load_model_folder, open_model_folder, shipped_model
+from blip3v.model.checkpoint import Checkpoint, open_checkpoint
+from blip3v.model.folder import shipped_model
+from blip3v.model.weights import Overlay, RandomWeights
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.template import RELEASED_TEMPLATE
 from blip3v.text.train_tokenizer import train_tokenizer
@@ -25,7 +26,6 @@ __all__ = [
     "folder_source",
     "new_encoder_source",
     "random_source",
-    "random_weights",
     "resolve_source",
 ]
 
@@ -35,7 +35,7 @@ _RANDOM_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """Everything that goes into a bundle. Weights are loaded when ``load`` is called, in fp32 on the CPU."""
+    """Everything that goes into a bundle."""
 
     provenance: Source
     config: ModelConfig
@@ -43,7 +43,7 @@ class ExportSource:
     preprocessor: PreprocessorConfig
     generation: GenerationConfig
     chat_template: str
-    load: Callable[[], Blip3Video]
+    weights: Mapping[str, Tensor]  # by released name; each is read when it is asked for
 
     @property
     def folder_name(self) -> str:
@@ -65,7 +65,7 @@ def resolve_source(
     """What the command line's options name.
 
     Args:
-        model: a model folder; None: the shipped one, or random weights.
+        model: a model folder or released checkpoint; None: the shipped one, or random weights.
         preset_name: a preset; None: ``tiny``. Not with ``model``, which has its own config.
         init: ``random`` for random weights; None: trained ones.
         encoder: the temporal encoder; None: the folder's or preset's own.
@@ -95,32 +95,26 @@ def resolve_source(
 def folder_source(
     path: Path, *, encoder: str | None = None, num_frames: int | None = None, num_tokens: int | None = None
 ) -> ExportSource:
-    """A model folder with its trained weights.
+    """A model folder, or the released checkpoint's, with its trained weights.
 
     Raises:
-        UsageError: another encoder or token count than the folder's weights have.
+        UsageError: another encoder or token count than the weights have.
         ArtifactError: the folder cannot be used.
     """
-    paths = open_model_folder(path)
-    config = _with_frames(paths.config, num_frames)
+    checkpoint = open_checkpoint(path)
+    config = _with_frames(checkpoint.config, num_frames)
     temporal = config.temporal
     if encoder is not None and encoder != temporal.encoder:
         raise UsageError(
-            f"the model folder {path} holds the encoder {temporal.encoder}, not {encoder}; leave --encoder out, "
-            f"or name a folder with {encoder}"
+            f"the model {path} holds the encoder {temporal.encoder}, not {encoder}; leave --encoder out, "
+            f"or name a model with {encoder}"
         )
     if num_tokens is not None and num_tokens != temporal.num_tokens:
         raise UsageError(
             f"the weights in {path} give {temporal.num_tokens} tokens for {config.num_frames} frames, not {num_tokens};"
             " leave --tokens out, or export random weights with --init random"
         )
-
-    def load() -> Blip3Video:
-        model = load_model_folder(path).model
-        model.config = config
-        return model
-
-    return _from_files(paths, config, load, trained=True)
+    return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
 
 
 def new_encoder_source(path: Path, encoder: str, *, num_tokens: int | None = None, seed: int = 0) -> ExportSource:
@@ -130,17 +124,10 @@ def new_encoder_source(path: Path, encoder: str, *, num_tokens: int | None = Non
         ConfigError: an encoder or count that does not exist.
         ArtifactError: the folder cannot be used.
     """
-    paths = open_model_folder(path)
-    config = paths.config.with_encoder(encoder, num_tokens=num_tokens)
-
-    def load() -> Blip3Video:
-        base = load_model_folder(path).model.state_dict()
-        model = random_weights(config, seed=seed)
-        kept = {name: value for name, value in base.items() if ".temporal_encoder." not in name}
-        model.load_state_dict(model.state_dict() | kept)
-        return model
-
-    return _from_files(paths, config, load, trained=False)
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config.with_encoder(encoder, num_tokens=num_tokens)
+    weights = Overlay(checkpoint.weights, RandomWeights(config, seed=seed))
+    return _from_checkpoint(checkpoint, config, weights, trained=False)
 
 
 def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
@@ -153,23 +140,8 @@ def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
         preprocessor=PreprocessorConfig(image_size=config.vision.image_size),
         generation=GenerationConfig(system_prompt=None, max_new_tokens=_RANDOM_ANSWER_TOKENS),
         chat_template=RELEASED_TEMPLATE,
-        load=lambda: random_weights(config, seed=seed),
+        weights=RandomWeights(config, seed=seed),
     )
-
-
-def random_weights(config: ModelConfig, *, seed: int = 0) -> Blip3Video:
-    """A model with weights from ``seed``; norms and biases differ from layer to layer too.
-
-    Libraries start every norm at one and every bias at zero, so that a layer bound to the wrong place would not show.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Blip3Video(config).eval().requires_grad_(False)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                mean, spread = (0.0, 0.02) if name.endswith("bias") else (1.0, 0.1)
-                parameter.normal_(mean, spread)
-    return model
 
 
 def _with_frames(config: ModelConfig, num_frames: int | None) -> ModelConfig:
@@ -181,17 +153,17 @@ def _with_frames(config: ModelConfig, num_frames: int | None) -> ModelConfig:
     return config.with_encoder(temporal.encoder, num_tokens=count, num_frames=num_frames)
 
 
-def _from_files(
-    paths: ModelPaths, config: ModelConfig, load: Callable[[], Blip3Video], *, trained: bool
+def _from_checkpoint(
+    checkpoint: Checkpoint, config: ModelConfig, weights: Mapping[str, Tensor], *, trained: bool
 ) -> ExportSource:
-    files = (paths.path / "config.json", paths.weights, paths.tokenizer, paths.preprocessor, paths.generation)
-    hashes = {file.name: hash_file(file) for file in (*files, paths.chat_template)}
+    hashes = {file.name: hash_file(file) for file in checkpoint.hashed_files}
+    name = checkpoint.path.resolve().name
     return ExportSource(
-        provenance=Source(name=paths.path.resolve().name, sha256=hashes, random_init=False, trained=trained),
+        provenance=Source(name=name, sha256=hashes, random_init=False, trained=trained),
         config=config,
-        tokenizer_json=paths.tokenizer.read_text("utf-8"),
-        preprocessor=PreprocessorConfig.load(paths.preprocessor),
-        generation=GenerationConfig.load(paths.generation),
-        chat_template=paths.chat_template.read_text("utf-8"),
-        load=load,
+        tokenizer_json=checkpoint.tokenizer_json,
+        preprocessor=checkpoint.preprocessor,
+        generation=checkpoint.generation,
+        chat_template=checkpoint.chat_template,
+        weights=weights,
     )

@@ -1,20 +1,21 @@
-"""From the reference to the two graphs: ``torch.onnx.export`` on our inference modules, then the passes.
+"""From config and weights to the two graphs: ``torch.onnx.export`` on our inference modules, then the passes.
 
-One component at a time; the caller frees one before it asks for the next.
+The modules are traced without weights, which go into the graph's file one by one when it is written (``attach.py``).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
@@ -22,11 +23,12 @@ from blip3v.bundle.manifest import Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import ExportError
 from blip3v.export import passes
+from blip3v.export.attach import Loader, attach, hollow
 from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
-from blip3v.export.precision import TORCH_DTYPES, cast
+from blip3v.export.precision import TORCH_DTYPES
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
-from blip3v.model.blip3_video import Blip3Video
-from blip3v.model.language import LanguageModel
+from blip3v.model.language import head_bias, head_matrix
+from blip3v.model.weights import empty_model, fill_buffers
 
 __all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "save_graph", "video_encoder_to_onnx"]
 
@@ -37,31 +39,36 @@ STAGE_PREFIX = "stage."
 _BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
 
 
-def video_encoder_to_onnx(model: Blip3Video, precision: Precision) -> ir.Model:
+def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: Precision) -> ir.Model:
     """The video encoder's graph. Its stages are named values inside it: ``stage.vision`` and so on.
+
+    Args:
+        config: the model's.
+        weights: by released name; read when the graph is written.
+        precision: of the graph.
 
     Raises:
         ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
     """
-    io = video_encoder_io(model.config)
-    side = model.config.vision.image_size
+    io = video_encoder_io(config)
+    side = config.vision.image_size
     frames = torch.zeros(_BATCH, _FRAMES, 3, side, side, dtype=TORCH_DTYPES[precision])
     names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
     free = {"frames": {0: Dim("batch"), 1: Dim("num_frames")}}
+    model = empty_model(config)
+    fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")
     module = VideoEncoderGraph(model)
-    graph = _export(cast(module, precision, keep=module.fp32_parts), (frames,), free, io, names)
-    return _finish(graph, io, precision)
+    fp32 = [parameter for part in module.fp32_parts for parameter in part.parameters()]
+    graph = _export(hollow(module, precision, keep=fp32), (frames,), free, io, names)
+    return _finish(graph, io, precision, _loaders(module, model, weights))
 
 
-def decoder_to_onnx(language: LanguageModel, config: ModelConfig, precision: Precision) -> ir.Model:
-    """The decoder's graph for ONNX Runtime.
-
-    Raises:
-        ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
-    """
+def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: Precision) -> ir.Model:
+    """The decoder's graph for ONNX Runtime. Arguments and errors as for ``video_encoder_to_onnx``."""
     io, text = decoder_io(config), config.text
     dtype = TORCH_DTYPES[precision]
-    module = cast(DecoderGraph(language, text, OnnxRuntimeAttention(text)), precision)
+    model = empty_model(config)
+    module = DecoderGraph(model.lang_model, text, OnnxRuntimeAttention(text))
     shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
     cache = [torch.zeros(shape, dtype=dtype) for _ in range(2 * text.num_layers)]
     lengths = torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32)
@@ -80,13 +87,27 @@ def decoder_to_onnx(language: LanguageModel, config: ModelConfig, precision: Pre
         "total_sequence_length": None,
         "cache": [{0: batch, 2: capacity}] * len(cache),
     }
-    return _finish(_export(module, arguments, free, io, []), io, precision)
+    # Half precision is too coarse for the bias of the largest logits.
+    graph = _export(hollow(module, precision, keep=[module.lm_head_bias]), arguments, free, io, [])
+    head = {
+        "lm_head": lambda: head_matrix(weights, text),
+        "lm_head_bias": lambda: head_bias(weights, text),
+    }
+    return _finish(graph, io, precision, _loaders(module, model, weights) | head)
 
 
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes the graph, and its weights beside it as ``<stem>.data``."""
+def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Writes the graph, and its weights beside it as ``<stem>.data``, each read, written and let go.
+
+    Args:
+        model: the graph.
+        path: the .onnx file.
+        progress: called with (weights written, weights in all).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.stem}.data")
+    ir.save(
+        model, path, external_data=f"{path.stem}.data", callback=lambda _, info: progress(info.index + 1, info.total)
+    )
 
 
 def _export(
@@ -110,8 +131,20 @@ def _export(
     return program.model
 
 
-def _finish(model: ir.Model, io: GraphIO, precision: Precision) -> ir.Model:
+def _loaders(module: nn.Module, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Loader]:
+    """What fills each parameter that ``module`` took from ``model``, which has the released names."""
+    loaders = {id(x): functools.partial(_fp32, weights, name) for name, x in model.named_parameters()}
+    taken = module.named_parameters(remove_duplicate=False)
+    return {name: loaders[id(x)] for name, x in taken if id(x) in loaders}
+
+
+def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    return weights[name].float()
+
+
+def _finish(model: ir.Model, io: GraphIO, precision: Precision, loaders: Mapping[str, Loader]) -> ir.Model:
     passes.name_by_module(model)
+    attach(model, loaders)
     passes.hide_outputs(model, STAGE_PREFIX)
     passes.fit_io(model, io, precision)
     passes.clean(model)

@@ -8,6 +8,8 @@ and carries a bias. Rows of the base matrices from ``num_base_tokens`` on are de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from transformers import Phi3Config, Phi3Model
 
 from blip3v.config import TextConfig
 
-__all__ = ["LanguageModel", "SplitEmbedding", "SplitHead"]
+__all__ = ["LanguageModel", "SplitEmbedding", "SplitHead", "embedding_table", "head_bias", "head_matrix"]
 
 
 class SplitEmbedding(nn.Module):
@@ -56,6 +58,28 @@ class SplitHead(nn.Module):
         """(..., D) to (..., V)."""
         weight, bias = self.matrix()
         return F.linear(x_BTD, weight, bias)
+
+
+_TABLE = "lang_model.model.embed_tokens"
+_HEAD = "lang_model.lm_head"
+
+
+def embedding_table(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
+    """``SplitEmbedding.table`` from weights by released name, fp32 (V, D)."""
+    base, added = weights[f"{_TABLE}.weight"], weights[f"{_TABLE}.additional_embedding.weight"]
+    return torch.cat((base[: config.num_base_tokens].float(), added.float()))
+
+
+def head_matrix(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
+    """The weight of ``SplitHead.matrix`` from weights by released name, fp32 (V, D)."""
+    base, added = weights[f"{_HEAD}.weight"], weights[f"{_HEAD}.additional_fc.weight"]
+    return torch.cat((base[: config.num_base_tokens].float(), added.float()))
+
+
+def head_bias(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
+    """The bias of ``SplitHead.matrix`` from weights by released name, fp32 (V,)."""
+    base, added = weights[f"{_HEAD}.bias"], weights[f"{_HEAD}.additional_fc.bias"]
+    return torch.cat((base[: config.num_base_tokens].float(), added.float()))
 
 
 class LanguageModel(nn.Module):

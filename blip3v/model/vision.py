@@ -30,7 +30,22 @@ def build_vision(config: VisionConfig) -> nn.Module:
         )
     )
     # Older 5.x releases keep the tower one level down.
-    return cast(nn.Module, getattr(model, "vision_model", model))
+    vision = cast(nn.Module, getattr(model, "vision_model", model))
+    embeddings = vision.get_submodule("embeddings")
+    embeddings.position_embedding = _AllPositions(embeddings.get_parameter("position_embedding.weight"))
+    return vision
+
+
+class _AllPositions(nn.Module):
+    """The table of positions whole, which every frame takes: a lookup would be computed when a graph is traced."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """(P, D), whatever the ids: they count from 0 to P - 1."""
+        return self.weight
 
 
 def vision_features(vision: nn.Module, frames_BTCHW: Tensor) -> Tensor:

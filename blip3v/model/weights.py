@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,17 @@ from blip3v.errors import ArtifactError
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.blocks import sinusoid_frequencies
 
-__all__ = ["FileWeights", "Overlay", "Place", "RandomWeights", "empty_model", "fill"]
+__all__ = [
+    "FileWeights",
+    "Overlay",
+    "Place",
+    "RandomWeights",
+    "empty_model",
+    "fill",
+    "fill_buffers",
+    "random_model",
+    "without_weights",
+]
 
 # Learned vectors that are no matrix: as the authors start them.
 _UNIT_NAMES = ("latents", "initial_memory")
@@ -79,13 +90,7 @@ class RandomWeights(Mapping[str, Tensor]):
         self._seed = seed
 
     def __getitem__(self, name: str) -> Tensor:
-        shape = self._shapes[name]
-        if name.endswith("inv_freq"):
-            return sinusoid_frequencies(2 * shape[0])
-        key = hashlib.sha256(f"{self._seed} {name}".encode()).digest()[:8]
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
-        mean, spread = _distribution(name, shape)
-        return torch.empty(shape).normal_(mean, spread, generator=generator)
+        return random_tensor(name, self._shapes[name], seed=self._seed)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -110,10 +115,24 @@ class Overlay(Mapping[str, Tensor]):
         return len(self._other)
 
 
-def empty_model(config: ModelConfig) -> Blip3Video:
-    """The model without weights: parameters take no memory, computed buffers are there."""
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made inside have parameters that take no memory; computed buffers are there. Random state is kept."""
     with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def empty_model(config: ModelConfig) -> Blip3Video:
+    """The model without weights."""
+    with without_weights():
         return Blip3Video(config).eval().requires_grad_(False)
+
+
+def random_model(config: ModelConfig, *, seed: int = 0) -> Blip3Video:
+    """A whole model with ``RandomWeights``."""
+    model = empty_model(config)
+    fill(model, RandomWeights(config, seed=seed))
+    return model
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -129,7 +148,23 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> 
     module.requires_grad_(False)
 
 
-def _distribution(name: str, shape: torch.Size) -> tuple[float, float]:
+def fill_buffers(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Gives the stored buffers alone their tensors; arguments as for ``fill``."""
+    stored = module.state_dict().keys() & dict(module.named_buffers()).keys()
+    module.load_state_dict({name: weights[prefix + name].float() for name in stored}, strict=False, assign=True)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
+    """The fp32 tensor that ``RandomWeights`` has for ``name``; frequencies of the time stamps are the true ones."""
+    if name.endswith("inv_freq"):
+        return sinusoid_frequencies(2 * shape[0])
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+    mean, spread = _distribution(name, shape)
+    return torch.empty(shape).normal_(mean, spread, generator=generator)
+
+
+def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Mean and standard deviation: sums keep their size from layer to layer, so that half precision can hold them."""
     if name.endswith(_UNIT_NAMES):
         return 0.0, 1.0

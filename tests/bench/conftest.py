@@ -11,8 +11,8 @@ from bench_samples import SMALL_ROWS
 from blip3v.bench import default_bundles
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
-from blip3v.export import random_weights
 from blip3v.model.folder import save_model_folder
+from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
 
@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Pat
         config = _small(preset("tiny").with_encoder(encoder))
         save_model_folder(
             folder / f"tiny-{encoder}",
-            random_weights(config),
+            random_model(config),
             tokenizer_json,
             PreprocessorConfig(image_size=config.vision.image_size),
             GenerationConfig(system_prompt=None, max_new_tokens=8),

@@ -11,8 +11,8 @@ import pytest
 from export_models import WINDOWED, Exported, small_config, write_folder
 
 from blip3v.export import pipeline
-from blip3v.export.source import random_weights
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph, video_encoder_to_onnx
+from blip3v.model.weights import random_model
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def video_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, st
 
     @functools.cache
     def export(encoder: str, precision: str) -> Exported:
-        model = random_weights(small_config(encoder))
+        model = random_model(small_config(encoder))
         path = tmp_path_factory.mktemp("graphs") / "video_encoder.onnx"
-        save_graph(video_encoder_to_onnx(model, precision), path)  # type: ignore[arg-type]
+        save_graph(video_encoder_to_onnx(model.config, model.state_dict(), precision), path)  # type: ignore[arg-type]
         return Exported(path, model)
 
     return export
@@ -42,9 +42,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exporte
     @functools.cache
     def export(kind: str) -> Exported:
         config = small_config(**(WINDOWED if kind == "windowed" else {}))
-        model = random_weights(config)
+        model = random_model(config)
         path = tmp_path_factory.mktemp("graphs") / "decoder.onnx"
-        save_graph(decoder_to_onnx(model.lang_model, config, "fp16" if kind == "fp16" else "fp32"), path)
+        save_graph(decoder_to_onnx(config, model.state_dict(), "fp16" if kind == "fp16" else "fp32"), path)
         return Exported(path, model)
 
     return export

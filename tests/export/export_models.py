@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.config import ModelConfig, TextConfig, preset
-from blip3v.export.source import random_weights
 from blip3v.model import Blip3Video
 from blip3v.model.folder import save_model_folder
+from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
 
@@ -39,7 +39,7 @@ def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:
 def write_folder(path: Path, config: ModelConfig, seed: int = 0, model: Blip3Video | None = None) -> Path:
     save_model_folder(
         path,
-        model or random_weights(config, seed=seed),
+        model or random_model(config, seed=seed),
         train_tokenizer(TEXTS * 3, vocab_size_base=config.text.num_base_tokens).to_str(),
         PreprocessorConfig(image_size=config.vision.image_size),
         GenerationConfig(system_prompt=None, max_new_tokens=16),

@@ -10,7 +10,7 @@ import torch
 from export_models import WINDOWED, Exported, SharedBuffers, embeddings, small_config, uncached_logits
 
 from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention, ReferenceAttention
-from blip3v.export.source import random_weights
+from blip3v.model.weights import random_model
 
 Decoders = Callable[[str], Exported]
 
@@ -93,7 +93,7 @@ def test_the_sliding_window_is_the_libraries_own(decoder: Decoders) -> None:
     windowed = decoder("windowed").model
     assert windowed.config.text.sliding_window == 8
     embeds_LD = embeddings(windowed.config.text, 17)
-    open_model = random_weights(small_config(num_kv_heads=WINDOWED["num_kv_heads"]))
+    open_model = random_model(small_config(num_kv_heads=WINDOWED["num_kv_heads"]))
     inside, beyond = (
         np.abs(uncached_logits(windowed, embeds_LD) - uncached_logits(open_model, embeds_LD))[part].max()
         for part in (slice(0, 8), slice(8, None))
@@ -105,7 +105,7 @@ def test_the_sliding_window_is_the_libraries_own(decoder: Decoders) -> None:
 @pytest.mark.parametrize("text", [{}, WINDOWED], ids=["full", "windowed"])
 def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
     """The object that stands for the kernel in PyTorch equals the library's attention, ragged and chunked."""
-    model = random_weights(small_config(**text))
+    model = random_model(small_config(**text))
     config = model.config.text
     graph = DecoderGraph(model.lang_model, config, ReferenceAttention(config)).eval()
     embeds_BtD = embeddings(config, 2, 12)
@@ -129,7 +129,7 @@ def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
 
 def test_the_symbolic_attention_cannot_pass_for_a_reference() -> None:
     """Run in PyTorch it gives zeros, so a parity check that used it by mistake would fail at once."""
-    model = random_weights(small_config())
+    model = random_model(small_config())
     config = model.config.text
     graph = DecoderGraph(model.lang_model, config, OnnxRuntimeAttention(config)).eval()
     cache = [torch.ones(1, config.num_kv_heads, 4, config.head_dim) for _ in range(2 * config.num_layers)]

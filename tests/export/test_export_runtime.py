@@ -49,9 +49,16 @@ def reference_ids(folder: Path, film: Path) -> list[int]:
 
 
 def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_path: Path) -> None:
-    stages: list[str] = []
-    result = export_bundle(folder_source(model_folder), tmp_path / "bundle", precision="fp32", progress=stages.append)
-    assert stages[0] == "load weights"
+    told: list[tuple[str, int, int]] = []
+    result = export_bundle(
+        folder_source(model_folder),
+        tmp_path / "bundle",
+        precision="fp32",
+        progress=lambda stage, done=0, total=0: told.append((stage, done, total)),
+    )
+    assert told[0] == ("export video encoder", 0, 0)
+    written = [(done, total) for stage, done, total in told if stage == "write decoder"]
+    assert written == [(done, len(written)) for done in range(1, len(written) + 1)]
     assert result.parity is not None
     assert result.parity.passed
     with VideoLM.open(result.path) as model:

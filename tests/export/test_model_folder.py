@@ -11,15 +11,15 @@ from export_models import small_config, write_folder
 from safetensors.torch import load_file, save_file
 
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
-from blip3v.export.source import random_weights
 from blip3v.model.folder import load_model_folder, open_model_folder, save_model_folder, shipped_model
+from blip3v.model.weights import random_model
 from blip3v.text.generation import GenerationConfig
 from blip3v.video.preprocess import PreprocessorConfig
 
 
 def test_what_is_saved_is_what_is_loaded(folder: Path) -> None:
     loaded = load_model_folder(folder)
-    expected = random_weights(small_config()).state_dict()
+    expected = random_model(small_config()).state_dict()
     assert loaded.config == small_config()
     assert loaded.training is None
     assert not loaded.model.training

@@ -1,0 +1,129 @@
+"""The decoder's graph beside the fp32 PyTorch reference: prefill, cached steps, and a ragged batch.
+
+The graph runs as the runtime runs it (``runtime/decoder.py``: shared cache, chunks), fed with the video graph's own
+tokens and with the tokens that it chooses itself. It is then let go, and the reference says in one pass without a cache
+what each position should have given: where both choose the same at every position, they would have written the same.
+"""
+
+# Shapes: M video tokens, L prompt tokens, N steps, D width, V logits.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blip3v.bundle.graph_io import decoder_io
+from blip3v.bundle.manifest import Precision
+from blip3v.config import ModelConfig
+from blip3v.export.activations import decoder_ranges
+from blip3v.export.layerwise import layerwise_logits
+from blip3v.export.parity import Comparison, TokenCheck, compare, count_tokens
+from blip3v.export.parity_video import VideoCheck
+from blip3v.model.language import embedding_table
+from blip3v.runtime.decoder import Decoder
+from blip3v.runtime.ort import open_graph
+from blip3v.text.prompt import Prompt, splice
+
+__all__ = ["NUM_STEPS", "DecoderCheck", "check_decoder"]
+
+NUM_STEPS = 16  # tokens fed back
+_RAGGED = (11, 5)  # lengths of the two prompts of the batched case
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DecoderCheck:
+    """The decoder's numbers."""
+
+    comparisons: tuple[Comparison, ...]
+    tokens: TokenCheck
+    token_ids: tuple[int, ...]  # what the graph wrote after the prompt
+    ranges: dict[str, float]  # largest activation of each layer in PyTorch fp16; empty for an fp32 graph
+
+
+@dataclass(frozen=True)
+class _GraphRun:
+    """What the graph gave."""
+
+    logits_NV: list[FloatArray]  # after the prompt and after each step
+    token_ids: list[int]
+    ragged_2V: list[FloatArray]  # after the prefill of both prompts, and after one step
+
+
+def check_decoder(
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    prompt: Prompt,
+    video: VideoCheck,
+    precision: Precision,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DecoderCheck:
+    """Compares prefill and ``NUM_STEPS`` steps after the prompt, and a ragged batch.
+
+    Args:
+        path: the graph.
+        config: the model's.
+        weights: of the reference, by released name.
+        prompt: the question's ids.
+        video: the clip's video tokens of graph and reference.
+        precision: the graph's.
+        progress: called with (layers of the reference done, layers in all).
+    """
+    table_VD: FloatArray = embedding_table(weights, config.text).numpy()
+    ragged = [table_VD[np.resize(prompt.ids, length)] for length in _RAGGED]
+    next_2D = table_VD[list(prompt.ids[:2])]
+    got = _graph_run(path, config, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D)
+
+    said_ND = table_VD[got.token_ids]
+    asked_LD = _spliced(table_VD, prompt, video.expected_MD)
+    whole_LD = np.concatenate((asked_LD, said_ND))
+    longer = [np.concatenate((part, row[None])) for part, row in zip(ragged, next_2D, strict=True)]
+    at = [range(len(asked_LD) - 1, len(whole_LD)), *((length - 1, length) for length in _RAGGED)]
+    expected = layerwise_logits(config.text, weights, [whole_LD, *longer], at, progress)
+
+    case = f"1 prompt, {len(asked_LD)} tokens"
+    stages = ["prefill", *(f"step {i}" for i in range(1, NUM_STEPS + 1))]
+    steps = zip(stages, got.logits_NV, expected[0], strict=True)
+    rows = [compare(stage, case, ours, theirs, precision) for stage, ours, theirs in steps]
+    case = f"2 prompts, {' and '.join(map(str, _RAGGED))} tokens"
+    for index, stage in enumerate(("prefill", "step 1")):
+        theirs_2V = np.stack([logits_NV[index] for logits_NV in expected[1:]])
+        rows.append(compare(stage, case, got.ragged_2V[index], theirs_2V, precision))
+    tokens = count_tokens(got.logits_NV, list(expected[0]), precision)
+    ranges = decoder_ranges(config.text, weights, whole_LD) if precision == "fp16" else {}
+    return DecoderCheck(tuple(rows), tokens, tuple(got.token_ids), ranges)
+
+
+def _spliced(table_VD: FloatArray, prompt: Prompt, video_MD: NDArray[np.floating]) -> NDArray[np.floating]:
+    return splice(table_VD[list(prompt.ids)], prompt.image_position, video_MD)
+
+
+def _graph_run(
+    path: Path,
+    config: ModelConfig,
+    table_VD: FloatArray,
+    asked_LD: NDArray[np.floating],
+    ragged: list[FloatArray],
+    next_2D: FloatArray,
+) -> _GraphRun:
+    """Opens the graph, runs it greedily after one prompt and over a padded batch of two, and lets it go."""
+    graph = open_graph(path, decoder_io(config), threads=None, weight_bytes=path.with_suffix(".data").stat().st_size)
+    decoder = Decoder(graph, config.text)
+    cache = decoder.take_cache(1, len(asked_LD) + NUM_STEPS)
+    logits, token_ids = [decoder.prefill(cache, [asked_LD.astype(decoder.dtype)])[0]], []
+    for _ in range(NUM_STEPS):
+        token_ids.append(int(logits[-1].argmax()))
+        logits.append(decoder.step(cache, table_VD[token_ids[-1:]].astype(decoder.dtype))[0])
+    pair = decoder.take_cache(2, max(_RAGGED) + 1)
+    ragged_2V = [
+        decoder.prefill(pair, [part.astype(decoder.dtype) for part in ragged]),
+        decoder.step(pair, next_2D.astype(decoder.dtype)),
+    ]
+    return _GraphRun(logits, token_ids, ragged_2V)

@@ -18,6 +18,7 @@ __all__ = [
     "ROLES",
     "SYSTEM",
     "TAIL_TOKENS",
+    "UNKNOWN",
     "USER",
     "SpecialToken",
 ]
@@ -27,6 +28,7 @@ SYSTEM = "<|system|>"
 USER = "<|user|>"
 END = "<|end|>"
 PAD = "<pad>"
+UNKNOWN = "<unk>"
 IMAGE = "<image>"
 
 
@@ -40,7 +42,7 @@ class SpecialToken:
 
 
 # Ids 0, 1, 2.
-_HEAD_TOKENS = (SpecialToken("<unk>"), SpecialToken("<s>"), SpecialToken("</s>", rstrip=True, special=False))
+_HEAD_TOKENS = (SpecialToken(UNKNOWN), SpecialToken("<s>"), SpecialToken("</s>", rstrip=True, special=False))
 
 # After the learned tokens (released: from id 32000), up to the last base id.
 TAIL_TOKENS = (

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from export_models import Exported
+from export_models import Exported, small_config
+
+from blip3v.config import ENCODERS
+from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
+from blip3v.model.weights import random_model
 
 VideoEncoders = Callable[[str, str], Exported]
 
@@ -16,17 +21,42 @@ VideoEncoders = Callable[[str, str], Exported]
 SIZES = [(1, 1), (3, 2), (1, 8), (2, 11)]
 
 
-@pytest.mark.parametrize("encoder", ["tokenlearner", "gttm", "mean", "none", "single-frame"])
+RECURRENT = ["gttm", "ttm", "mambalike"]
+# Other counts and forms than the usual one of an encoder, at 8 frames.
+FORMS: list[tuple[str, Mapping[str, object]]] = [
+    *(("tokenlearner", {"num_tokens": m, "time_stamps": False}) for m in (16, 128, 256)),
+    *((name, {"num_tokens": m, "pooling": "attention"}) for name in ("gttm", "mambalike") for m in (16, 32, 128, 256)),
+    *(("ttm", {"num_tokens": m, "memory_output": True}) for m in (16, 32, 128, 256)),
+    ("ttm", {"num_tokens": 32, "step_tokens": 4}),
+    ("ttm", {"time_stamps": False}),
+    *(("transformer", {"num_tokens": m}) for m in (16, 32)),
+    *(("perceiver", {"num_tokens": m}) for m in (16, 128)),
+    ("mean", {"pooling": "sum"}),
+    *(("per-frame", {"num_tokens": m}) for m in (16, 128, 256)),
+    *(("space-time-pool", {"num_tokens": m}) for m in (16, 128)),
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_equals_pytorch_for_any_batch_and_number_of_frames(video_encoder: VideoEncoders, encoder: str) -> None:
-    exported = video_encoder(encoder, "fp32")
-    session = exported.session()
-    for batch, num_frames in SIZES:
-        got, expected = _both(exported, session, batch, num_frames, "float32")
-        # Sums of a few hundred products in another order, on tokens of size about 1.
-        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=0, err_msg=f"{batch} x {num_frames}")
+    _assert_equal_at_other_sizes(video_encoder(encoder, "fp32"))
 
 
-@pytest.mark.parametrize("encoder", ["tokenlearner", "gttm"])
+@pytest.mark.parametrize(
+    ("encoder", "choices"),
+    [
+        ("gttm", {"num_tokens": 32}),  # the paper's pooling
+        *(pytest.param(*form, marks=pytest.mark.slow) for form in FORMS),
+    ],
+)
+def test_equals_pytorch_in_every_form(encoder: str, choices: Mapping[str, object], tmp_path: Path) -> None:
+    config = small_config().with_encoder(encoder, **choices)
+    model = random_model(config)
+    save_graph(video_encoder_to_onnx(config, model.state_dict(), "fp32"), tmp_path / "video_encoder.onnx")
+    _assert_equal_at_other_sizes(Exported(tmp_path / "video_encoder.onnx", model))
+
+
+@pytest.mark.parametrize("encoder", ["tokenlearner", "gttm", "ttm"])
 def test_fp16_stays_close(video_encoder: VideoEncoders, encoder: str) -> None:
     exported = video_encoder(encoder, "fp16")
     session = exported.session()
@@ -36,24 +66,38 @@ def test_fp16_stays_close(video_encoder: VideoEncoders, encoder: str) -> None:
         np.testing.assert_allclose(got, expected, atol=1e-2, rtol=0, err_msg=f"{batch} x {num_frames}")
 
 
-def test_gttm_is_one_scan_for_any_number_of_frames(video_encoder: VideoEncoders) -> None:
-    exported = video_encoder("gttm", "fp32")
+@pytest.mark.parametrize("encoder", RECURRENT)
+def test_a_recurrence_is_one_scan_for_any_number_of_frames(video_encoder: VideoEncoders, encoder: str) -> None:
+    exported = video_encoder(encoder, "fp32")
     graph = onnx.load(exported.path, load_external_data=False).graph
     assert [node.op_type for node in graph.node].count("Scan") == 1
     got, expected = _both(exported, exported.session(), 1, 33, "float32")
     np.testing.assert_allclose(got, expected, atol=5e-5, rtol=0)
 
 
-def test_the_order_of_frames_matters_to_gttm(video_encoder: VideoEncoders) -> None:
+@pytest.mark.parametrize("encoder", RECURRENT)
+def test_the_order_of_frames_matters_to_a_recurrence(video_encoder: VideoEncoders, encoder: str) -> None:
     """A scan that dropped its carry would pass a test of one frame and fail this one."""
-    session = video_encoder("gttm", "fp32").session()
+    session = video_encoder(encoder, "fp32").session()
     frames = _frames(1, 4)
     forwards, backwards = (session.run(None, {"frames": part})[0] for part in (frames, frames[:, ::-1].copy()))
+    # ttm puts out each frame's tokens; the last frame's know of all the others.
+    last = slice(-16, None) if encoder == "ttm" else slice(None)
+    same_frame_last = session.run(None, {"frames": frames[:, [1, 0, 2, 3]].copy()})[0]
     assert np.abs(forwards - backwards).max() > 1e-3
+    assert np.abs(forwards - same_frame_last)[:, last].max() > 1e-4
 
 
 def _frames(batch: int, num_frames: int) -> np.ndarray:
     return np.random.default_rng(num_frames).uniform(-1, 1, (batch, num_frames, 3, 32, 32)).astype(np.float32)
+
+
+def _assert_equal_at_other_sizes(exported: Exported) -> None:
+    session = exported.session()
+    for batch, num_frames in SIZES:
+        got, expected = _both(exported, session, batch, num_frames, "float32")
+        # Sums of a few hundred products in another order, on tokens of size about 1.
+        np.testing.assert_allclose(got, expected, atol=2e-5, rtol=0, err_msg=f"{batch} x {num_frames}")
 
 
 def _both(

@@ -21,7 +21,7 @@ from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.weight_file import Stored, compare, listed, read_stored, stored_as, write_weights
-from blip3v.model.weights import FileWeights, Place, empty_model, fill
+from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
@@ -184,7 +184,7 @@ def check_weights(paths: ModelPaths) -> dict[str, Stored]:
         ArtifactError: ``model.safetensors`` is broken, or holds other tensors than the config asks for.
     """
     found = read_stored(paths.weights)
-    wanted = {PREFIX + name: tuple(x.shape) for name, x in empty_model(paths.config).state_dict().items()}
+    wanted = {PREFIX + name: shape for name, shape in state_shapes(paths.config).items()}
     problems = compare(found, wanted)
     if problems:
         raise ArtifactError(f"{paths.weights} does not fit its config.json: {listed(problems)}")

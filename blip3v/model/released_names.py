@@ -16,7 +16,7 @@ from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ConfigError
 from blip3v.model.temporal_form import TemporalForm, find_form
 from blip3v.model.weight_file import Stored, compare, listed
-from blip3v.model.weights import empty_model
+from blip3v.model.weights import state_shapes
 
 __all__ = ["Fit", "LeftOut", "Origin", "fit"]
 
@@ -74,8 +74,9 @@ def fit(found: Mapping[str, Stored], base: ModelConfig, *, where: str, encoder: 
         config = _live(form.config(base, num_frames))
     except ConfigError as error:
         raise ArtifactError(f"the temporal encoder in {where} cannot be built: {error}") from error
-    origins = _origins(config, form)
-    wanted = {origins[name].name: shape for name, shape in _shapes(config).items()}
+    shapes = state_shapes(config)
+    origins = {name: _origin(name, config, form) for name in shapes}
+    wanted = {origins[name].name: shape for name, shape in shapes.items()}
     for name in _SPLIT:
         wanted[name] = (base.text.vocab_size, *wanted[name][1:])
     dead = _dead(base, form, found)
@@ -98,19 +99,12 @@ def _live(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=config.text.num_base_tokens))
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
-
-
-def _origins(config: ModelConfig, form: TemporalForm) -> dict[str, Origin]:
-    origins = {}
-    for name in empty_model(config).state_dict():
-        source = name
-        for theirs, ours in form.renamed.items():
-            if name.startswith(f"{_TEMPORAL}{ours}."):
-                source = name.replace(f"{_TEMPORAL}{ours}.", f"{_TEMPORAL}{theirs}.", 1)
-        origins[name] = Origin(source, config.text.num_base_tokens if name in _SPLIT else None)
-    return origins
+def _origin(name: str, config: ModelConfig, form: TemporalForm) -> Origin:
+    source = name
+    for theirs, ours in form.renamed.items():
+        if name.startswith(f"{_TEMPORAL}{ours}."):
+            source = name.replace(f"{_TEMPORAL}{ours}.", f"{_TEMPORAL}{theirs}.", 1)
+    return Origin(source, config.text.num_base_tokens if name in _SPLIT else None)
 
 
 def _dead(config: ModelConfig, form: TemporalForm, found: Mapping[str, Stored]) -> list[LeftOut]:

@@ -32,6 +32,8 @@ __all__ = [
     "fill",
     "fill_buffers",
     "random_model",
+    "random_tensor",
+    "state_shapes",
     "without_weights",
 ]
 
@@ -86,7 +88,7 @@ class RandomWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
-        self._shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
+        self._shapes = state_shapes(config)
         self._seed = seed
 
     def __getitem__(self, name: str) -> Tensor:
@@ -126,6 +128,12 @@ def empty_model(config: ModelConfig) -> Blip3Video:
     """The model without weights."""
     with without_weights():
         return Blip3Video(config).eval().requires_grad_(False)
+
+
+def state_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's state dict; no tensor is made."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Blip3Video(config).state_dict().items()}
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> Blip3Video:

@@ -102,7 +102,7 @@ def folder_source(
         ArtifactError: the folder cannot be used.
     """
     checkpoint = open_checkpoint(path)
-    config = _with_frames(checkpoint.config, num_frames)
+    config = checkpoint.config if num_frames is None else checkpoint.config.with_frames(num_frames)
     temporal = config.temporal
     if encoder is not None and encoder != temporal.encoder:
         raise UsageError(
@@ -142,15 +142,6 @@ def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
         chat_template=RELEASED_TEMPLATE,
         weights=RandomWeights(config, seed=seed),
     )
-
-
-def _with_frames(config: ModelConfig, num_frames: int | None) -> ModelConfig:
-    if num_frames is None or num_frames == config.num_frames:
-        return config
-    temporal = config.temporal
-    # Without a temporal encoder the count follows from the frames; the others keep theirs.
-    count = None if temporal.encoder == "none" else temporal.num_tokens
-    return config.with_encoder(temporal.encoder, num_tokens=count, num_frames=num_frames)
 
 
 def _from_checkpoint(

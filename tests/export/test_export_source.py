@@ -46,12 +46,14 @@ def test_an_unknown_token_count_lists_those_that_exist() -> None:
         resolve_source(init="random", encoder="tokenlearner", num_tokens=17)
 
 
-def test_frames_change_the_count_only_without_an_encoder(tmp_path: Path) -> None:
-    for encoder, expected in (("none", 5 * 128), ("tokenlearner", 32), ("gttm", 128)):
+def test_frames_change_only_a_count_of_so_many_a_frame_and_no_weight(tmp_path: Path) -> None:
+    counts = {"none": 5 * 128, "per-frame": 5 * 4, "ttm": 5 * 16, "tokenlearner": 32, "gttm": 128}
+    for encoder, expected in counts.items():
         path = write_folder(tmp_path / encoder, small_config(encoder))
         source = folder_source(path, num_frames=5)
         assert (source.config.num_frames, source.config.visual_tokens) == (5, expected)
-        assert set(source.weights) == set(random_model(source.config).state_dict())
+        shapes = {name: x.shape for name, x in random_model(source.config).state_dict().items()}
+        assert {name: x.shape for name, x in source.weights.items()} == shapes
 
 
 def test_a_new_encoder_keeps_the_base(folder: Path) -> None:

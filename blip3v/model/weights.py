@@ -71,7 +71,7 @@ class FileWeights(Mapping[str, Tensor]):
             raise ArtifactError(
                 f"{place.file} is not a whole safetensors file: {error}; copy or write it again"
             ) from error
-        return tensor[: place.num_rows]
+        return tensor if place.num_rows is None else tensor[: place.num_rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -21,6 +21,7 @@ _VERBS = {
     "demo": ("blip3v.demo", "The whole chain on a real clip: export, check, ask, measure."),
     "ask": ("blip3v.runtime.ask_command", "Answer a question about a video."),
     "export": ("blip3v.export.command", "Make a bundle: two ONNX graphs, checked against PyTorch."),
+    "convert": ("blip3v.model.convert_command", "Make a model folder from a released checkpoint."),
     "inspect": ("blip3v.bundle.inspect_command", "Show what a bundle is."),
     "verify": ("blip3v.bundle.verify_command", "Hash every file of a bundle again."),
     "train": ("blip3v.training.command", "Train a model from a recipe."),

@@ -1,8 +1,7 @@
-"""What an export will take, from the config alone, and what it took."""
+"""What an export will take, from the config alone."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from blip3v.config import ModelConfig
 from blip3v.model.weights import empty_model
 from blip3v.runtime import memory
 
-__all__ = ["Estimate", "estimate", "peak_rss_bytes"]
+__all__ = ["Estimate", "estimate"]
 
 # Python with torch, transformers and the exporter, before any weight.
 _BASE_BYTES = 1200 * 2**20
@@ -71,17 +70,6 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
         memory_bytes=memory_bytes,
         seconds=_BASE_S + seconds_per_gib * disk_bytes / 2**30,
     )
-
-
-def peak_rss_bytes() -> int | None:
-    """Largest resident memory of this process so far; None where the system does not tell (Windows)."""
-    if sys.platform == "win32":
-        return None
-    # Not on Windows, so not at the top.
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _count(module: nn.Module) -> int:

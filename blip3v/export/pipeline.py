@@ -32,7 +32,7 @@ from blip3v.bundle.manifest import DTYPES, Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.clip import film_clip, film_prompt
-from blip3v.export.estimate import estimate, peak_rss_bytes
+from blip3v.export.estimate import estimate
 from blip3v.export.parity import FP16_LARGEST, TOLERANCES, ActivationRanges, ParityReport
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
@@ -40,6 +40,7 @@ from blip3v.export.passes import weight_counts
 from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model.language import embedding_table
+from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.runtime.ort import load_onnxruntime
 from blip3v.text.prompt import Prompt
 from blip3v.text.tokenizer import Tokenizer
@@ -217,7 +218,7 @@ def _manifest(
     report: ParityReport | None,
 ) -> Manifest:
     config = source.config
-    stored = sum(count.size_bytes for counts in weights.values() for count in counts.values())
+    stored = [sum(count.size_bytes for count in counts.values()) for counts in weights.values()]
     return Manifest(
         created_by={"blip3v": blip3v.__version__, **{tool: importlib.metadata.version(tool) for tool in _TOOLS}},
         source=source.provenance,

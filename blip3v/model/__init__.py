@@ -1,7 +1,20 @@
-"""The PyTorch reference of BLIP-3-Video: one component a file, one temporal encoder a file."""
+"""The PyTorch reference of BLIP-3-Video: one component a file, one temporal encoder a file.
+
+Names are imported when they are first used: the command line shows its help where PyTorch is not installed.
+"""
 
 from __future__ import annotations
 
-from blip3v.model.blip3_video import IGNORE, Blip3Video, splice
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blip3v.model.blip3_video import IGNORE, Blip3Video, splice
 
 __all__ = ["IGNORE", "Blip3Video", "splice"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'blip3v.model' has no attribute {name!r}")
+    return getattr(importlib.import_module("blip3v.model.blip3_video"), name)

@@ -7,12 +7,13 @@ A folder holds ``config.json``, ``model.safetensors`` (the released names), ``to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import blip3v
 from blip3v import _strict
@@ -31,12 +32,22 @@ __all__ = [
     "ModelPaths",
     "check_num_tokens",
     "check_weights",
+    "is_model_folder",
     "load_model_folder",
     "open_model_folder",
     "save_model_folder",
     "shipped_model",
+    "write_model_folder",
 ]
 
+_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "preprocessor.json",
+    "generation.json",
+    "chat_template.jinja",
+)
 PREFIX = "vlm."  # what the released checkpoint puts before every name
 
 
@@ -75,8 +86,7 @@ class ModelPaths:
     @property
     def files(self) -> tuple[Path, ...]:
         """All that a model is made from; not ``training.json``."""
-        small = (self.tokenizer, self.preprocessor, self.generation, self.chat_template)
-        return (self.path / "config.json", self.weights, *small)
+        return tuple(self.path / name for name in _FILES)
 
     @property
     def training(self) -> Path | None:
@@ -121,21 +131,66 @@ def save_model_folder(
         UsageError: ``path`` is there and ``replace`` is false.
         ArtifactError: the folder cannot be written.
     """
+    state = model.state_dict()
+    write_model_folder(
+        path,
+        model.config,
+        {name: stored_as(name, tensor, dtype) for name, tensor in state.items()},
+        lambda name: state[name],
+        tokenizer_json=tokenizer_json,
+        preprocessor=preprocessor,
+        generation=generation,
+        chat_template=chat_template,
+        training=training,
+        replace=replace,
+    )
+
+
+def write_model_folder(
+    path: Path,
+    config: ModelConfig,
+    stored: Mapping[str, Stored],
+    read: Callable[[str], Tensor],
+    *,
+    tokenizer_json: str,
+    preprocessor: PreprocessorConfig,
+    generation: GenerationConfig,
+    chat_template: str,
+    training: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
+    """``save_model_folder`` for weights that are not all in memory: one tensor is, at a time.
+
+    Args:
+        path: the folder to make.
+        config: of the model.
+        stored: shape and dtype of each tensor of its state dict in the file.
+        read: gives the tensor of a name; it is cast where it has another dtype.
+        tokenizer_json: text of ``tokenizer.json``.
+        preprocessor: how frames become pixels.
+        generation: how the model is prompted and stopped.
+        chat_template: text of ``chat_template.jinja``.
+        training: what ``training.json`` holds; None: no such file.
+        replace: whether a folder that is already there gives way.
+
+    Raises:
+        UsageError: ``path`` is there and ``replace`` is false.
+        ArtifactError: the folder cannot be written.
+    """
     if path.exists() and not replace:
         raise UsageError(f"{path} exists; choose another folder, or allow replacing it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(path) as staging:
-            model.config.save(staging / "config.json")
+            config.save(staging / "config.json")
             preprocessor.save(staging / "preprocessor.json")
             generation.save(staging / "generation.json")
             (staging / "tokenizer.json").write_text(tokenizer_json, "utf-8")
             (staging / "chat_template.jinja").write_text(chat_template, "utf-8")
             if training is not None:
                 (staging / "training.json").write_text(_strict.dumps(dict(training)), "utf-8")
-            state = model.state_dict()
-            tensors = {PREFIX + name: stored_as(name, tensor, dtype) for name, tensor in state.items()}
-            write_weights(staging / "model.safetensors", tensors, lambda name: state[name.removeprefix(PREFIX)])
+            tensors = {PREFIX + name: part for name, part in stored.items()}
+            write_weights(staging / "model.safetensors", tensors, lambda name: read(name.removeprefix(PREFIX)))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error}; choose a folder with room and permission") from error
 
@@ -148,14 +203,20 @@ def open_model_folder(path: Path) -> ModelPaths:
         ConfigError: ``config.json`` is not valid.
     """
     if not path.is_dir():
-        raise ArtifactMissingError(f"{path} is not a folder; a model folder as `blip3v train` writes it is expected")
-    names = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor.json", "generation.json")
-    missing = [name for name in (*names, "chat_template.jinja") if not (path / name).is_file()]
+        raise ArtifactMissingError(
+            f"{path} is not a folder; a model folder as `blip3v train` or `convert` writes it is expected"
+        )
+    missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
         raise ArtifactMissingError(
-            f"the model folder {path} lacks {', '.join(missing)}; write it again with `blip3v train`"
+            f"the model folder {path} lacks {', '.join(missing)}; write it again with `blip3v train` or `convert`"
         )
     return ModelPaths(path, ModelConfig.load(path / "config.json"))
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` has all the files of a model folder, whatever is in them."""
+    return all((path / name).is_file() for name in _FILES)
 
 
 def load_model_folder(path: Path) -> ModelFolder:

@@ -80,20 +80,13 @@ def file_bytes(tensors: Mapping[str, Stored]) -> int:
     return len(_header(tensors)) + sum(stored.num_bytes for stored in tensors.values())
 
 
-def write_weights(
-    path: Path,
-    tensors: Mapping[str, Stored],
-    read: Callable[[str], Tensor],
-    *,
-    each: Callable[[int], None] = lambda num_bytes: None,
-) -> None:
+def write_weights(path: Path, tensors: Mapping[str, Stored], read: Callable[[str], Tensor]) -> None:
     """Writes a safetensors file; one tensor is in memory at a time.
 
     Args:
         path: the file to make.
         tensors: what it holds. A tensor that is read in another dtype is cast.
         read: gives the tensor of a name, of that shape.
-        each: called after every tensor with its bytes.
 
     Raises:
         OSError: the file cannot be written.
@@ -104,7 +97,6 @@ def write_weights(
             tensor = read(name).detach().cpu().to(DTYPES[stored.dtype]).contiguous()
             assert tuple(tensor.shape) == stored.shape, f"{name} is {tuple(tensor.shape)}, not {stored.shape}"
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            each(stored.num_bytes)
 
 
 def compare(found: Mapping[str, Stored], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

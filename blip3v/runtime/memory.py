@@ -1,15 +1,16 @@
-"""What memory this process may still take, and refusals with numbers before it is taken.
+"""What memory this process took and may still take, and refusals with numbers before it is taken.
 
-Linux only (``/proc/meminfo`` and control groups); elsewhere the free memory is unknown and nothing is refused here.
+What it may take is known on Linux only (``/proc/meminfo`` and control groups); elsewhere nothing is refused here.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from blip3v.errors import OutOfMemoryError
 
-__all__ = ["available_bytes", "format_bytes", "require"]
+__all__ = ["available_bytes", "format_bytes", "peak_rss_bytes", "require"]
 
 
 def require(num_bytes: int, what: str, advice: str) -> None:
@@ -42,6 +43,29 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     machine = _meminfo(root / "proc/meminfo")
     groups = [free for free in map(_group_free, _groups(root)) if free is not None]
     return None if machine is None else max(0, min([machine, *groups]))
+
+
+def peak_rss_bytes(root: Path = Path("/")) -> int | None:
+    """Largest resident memory of this process so far, mapped files included.
+
+    From ``/proc``, since ``getrusage`` also counts the process that started this one; from there where there is none.
+
+    Args:
+        root: where ``proc`` is.
+
+    Returns:
+        Bytes; None where the system does not tell (Windows).
+    """
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return None
+    # Not on Windows, so not at the top.
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _meminfo(path: Path) -> int | None:

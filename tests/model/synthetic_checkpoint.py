@@ -8,8 +8,7 @@ The tokenizer is not the real one: a small SentencePiece model with made-up piec
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path

@@ -1,0 +1,127 @@
+"""From a checkpoint of any kind to a model folder of ours, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip3v import _strict
+from blip3v._folders import require_disk
+from blip3v.errors import ArtifactError, UsageError
+from blip3v.model.checkpoint import Checkpoint
+from blip3v.model.folder import is_model_folder, write_model_folder
+from blip3v.model.weight_file import DTYPES, Stored, file_bytes, stored_as
+from blip3v.runtime.memory import peak_rss_bytes
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = ["Converted", "convert", "folder_name", "weight_bytes"]
+
+# Tokenizer and configs; the released tokenizer takes 4 MB.
+_SMALL_FILES_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What a conversion wrote and took."""
+
+    path: Path
+    size_bytes: int
+    seconds: float
+    peak_rss_bytes: int | None  # None where the system does not tell
+
+
+def convert(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    preprocessor: PreprocessorConfig | None = None,
+    force: bool = False,
+    each: Callable[[int], None] = lambda num_bytes: None,
+) -> Converted:
+    """Writes ``checkpoint`` as a model folder; it appears whole or not at all.
+
+    Args:
+        checkpoint: what to write; ``training.json`` goes with a model folder that has one.
+        folder: the folder to make.
+        dtype: of the stored weights; None: as they are. Sinusoid frequencies are fp32.
+        preprocessor: how frames become pixels; None: as the checkpoint does it.
+        force: replace a model folder that is there.
+        each: called after every tensor with its bytes in the file.
+
+    Raises:
+        UsageError: ``folder`` is there, and ``force`` is false or it is no model folder or the source.
+        ArtifactError: no room, a broken source, or weights that are not finite in ``dtype``.
+    """
+    started = time.perf_counter()
+    _check_output(checkpoint, folder, force)
+    stored = {name: stored_as(name, part, dtype) for name, part in checkpoint.stored.items()}
+    require_disk(folder, file_bytes(stored) + _SMALL_FILES_BYTES, f"the model folder {folder}")
+
+    def read(name: str) -> Tensor:
+        tensor = _finite(name, checkpoint.weights[name], stored[name])
+        each(stored[name].num_bytes)
+        return tensor
+
+    write_model_folder(
+        folder,
+        checkpoint.config,
+        stored,
+        read,
+        tokenizer_json=checkpoint.tokenizer_json,
+        preprocessor=preprocessor or checkpoint.preprocessor,
+        generation=checkpoint.generation,
+        chat_template=checkpoint.chat_template,
+        training=_training(checkpoint),
+        replace=force,
+    )
+    return Converted(
+        path=folder,
+        size_bytes=sum(item.stat().st_size for item in folder.iterdir()),
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def folder_name(checkpoint: Checkpoint) -> str:
+    """The default name of the folder that a checkpoint becomes."""
+    config = checkpoint.config
+    return f"{config.name}-{config.temporal.encoder}-{config.visual_tokens}tok"
+
+
+def weight_bytes(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> int:
+    """Bytes of all tensors in the file that ``convert`` writes."""
+    return sum(stored_as(name, part, dtype).num_bytes for name, part in stored.items())
+
+
+def _check_output(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
+    if not folder.exists():
+        return
+    if folder.resolve() == checkpoint.path.resolve():
+        raise UsageError(f"{folder} is the source itself; choose another --output")
+    if not force:
+        raise UsageError(f"{folder} exists; choose another --output, or replace it with --force")
+    if not is_model_folder(folder):
+        raise UsageError(f"{folder} exists and is no model folder, so that it is not replaced; choose another --output")
+
+
+def _finite(name: str, tensor: Tensor, stored: Stored) -> Tensor:
+    cast = tensor.to(DTYPES[stored.dtype])
+    if cast.isfinite().all():
+        return cast
+    if tensor.isfinite().all():
+        raise ArtifactError(
+            f"{name} holds {tensor.abs().max().item():g}, which {stored.dtype} cannot; choose --dtype bf16 or fp32"
+        )
+    raise ArtifactError(f"{name} holds values that are not finite; the checkpoint is broken, copy or train it again")
+
+
+def _training(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    path = checkpoint.path / "training.json"
+    return _strict.read_json(path) if checkpoint.kind == "blip3v" and path.is_file() else None

@@ -1,0 +1,157 @@
+"""``blip3v convert``: a model folder from a released checkpoint, the authors' ``.pt``, or another model folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from blip3v._strict import dumps
+from blip3v.bundle.inspect_command import size_text
+from blip3v.config import ENCODERS
+from blip3v.video.preprocess import ResizeMode
+
+if TYPE_CHECKING:
+    from blip3v.model.checkpoint import Checkpoint
+    from blip3v.model.convert import Converted
+
+__all__ = ["command"]
+
+_KINDS = {"blip3v": "model folder", "released": "released folder", "native": "the authors' .pt file"}
+_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+@click.command("convert", short_help="Make a model folder from a released checkpoint.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The new folder.  [default: MODEL-ENCODER-TOKENStok]"
+)
+@click.option(
+    "--encoder",
+    type=click.Choice(ENCODERS),
+    help="Temporal encoder, where the checkpoint holds no tensors of one.  [default: found by its tensors]",
+)
+@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip that it was trained with.  [default: 8]")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Released folder whose tokenizer goes with a .pt file.  [default: the source's own]",
+)
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="How weights are stored.  [default: as they are]")
+@click.option(
+    "--resize",
+    type=click.Choice(get_args(ResizeMode)),
+    help="How a frame becomes square: squash (released script) or grey bars (training).  [default: the source's own]",
+)
+@click.option("--force", is_flag=True, help="Replace a model folder that is already there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    source: Path,
+    output: Path | None,
+    encoder: str | None,
+    frames: int | None,
+    tokenizer: Path | None,
+    dtype: str | None,
+    resize: ResizeMode | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make a model folder from SOURCE: a released Hugging Face folder, the authors' .pt file, or a model folder.
+
+    The temporal encoder is found from the names and shapes of the tensors. A tensor that is unknown, missing or
+    misshapen ends the command; tensors that no computation uses are listed and left out. One tensor is in memory at a
+    time.
+
+    \b
+    Examples:
+      blip3v convert xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
+      blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
+    """
+    # PyTorch comes with these, and --help must not wait for it or need it.
+    from blip3v.model.checkpoint import open_checkpoint
+    from blip3v.model.convert import convert, folder_name, weight_bytes
+    from blip3v.model.weight_file import DTYPES
+
+    checkpoint = open_checkpoint(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
+    folder = output if output is not None else Path(folder_name(checkpoint))
+    chosen = None if dtype is None else DTYPES[_DTYPES[dtype]]
+    preprocessor = checkpoint.preprocessor
+    if resize is not None:
+        preprocessor = dataclasses.replace(preprocessor, resize_mode=resize)
+    console = Console(stderr=True, highlight=False, markup=False)
+    console.print(_found_text(checkpoint, preprocessor.resize_mode), soft_wrap=True)
+    if checkpoint.left_out:
+        console.print(_left_out_table(checkpoint))
+    with ExitStack() as stack:
+        each = _bar(console, stack, weight_bytes(checkpoint.stored, chosen))
+        result = convert(checkpoint, folder, dtype=chosen, preprocessor=preprocessor, force=force, each=each)
+    _print_result(checkpoint, result, as_json)
+
+
+def _bar(console: Console, stack: ExitStack, total_bytes: int) -> Callable[[int], None]:
+    """A bar on a terminal, nothing elsewhere."""
+    columns = (TextColumn("weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
+    task = bar.add_task("weights", total=total_bytes)
+    return lambda num_bytes: bar.advance(task, num_bytes)
+
+
+def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
+    config = checkpoint.config
+    options = f" by {config.temporal.pooling}" if config.temporal.encoder in ("gttm", "mambalike") else ""
+    dtypes = sorted({part.dtype for part in checkpoint.stored.values()})
+    return (
+        f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {config.temporal.encoder}{options}, "
+        f"{config.num_frames} frames to {config.visual_tokens} tokens\n"
+        f"{_num_elements(checkpoint):,} parameters in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
+        f"frames are resized by {resize_mode}"
+    )
+
+
+def _left_out_table(checkpoint: Checkpoint) -> Table:
+    table = Table(title="left out", title_justify="left", box=box.SIMPLE)
+    for name in ("tensors", "shape", "elements", "why"):
+        table.add_column(name, justify="right" if name == "elements" else "left", overflow="fold")
+    for why, group in groupby(checkpoint.left_out, key=lambda item: item.why):
+        items = list(group)
+        for item in items:
+            table.add_row(item.name, "x".join(map(str, item.shape)), f"{prod(item.shape):,}", why)
+            why = ""
+    return table
+
+
+def _print_result(checkpoint: Checkpoint, result: Converted, as_json: bool) -> None:
+    next_command = f"blip3v export -m {shlex.quote(str(result.path))} --precision fp16"
+    if as_json:
+        values: dict[str, Any] = {
+            "source": str(checkpoint.path),
+            "kind": checkpoint.kind,
+            "output": str(result.path),
+            "config": checkpoint.config.to_dict(),
+            "num_parameters": _num_elements(checkpoint),
+            "left_out": [dataclasses.asdict(item) for item in checkpoint.left_out],
+            "size_bytes": result.size_bytes,
+            "seconds": round(result.seconds, 2),
+            "peak_rss_bytes": result.peak_rss_bytes,
+            "next": next_command,
+        }
+        click.echo(dumps(values), nl=False)
+        return
+    peak = "" if result.peak_rss_bytes is None else f", peak memory {size_text(result.peak_rss_bytes)}"
+    click.echo(f"{result.path}: {size_text(result.size_bytes)}, {result.seconds:.1f} s{peak}")
+    click.echo(f"next: {next_command}")
+
+
+def _num_elements(checkpoint: Checkpoint) -> int:
+    return sum(part.num_elements for part in checkpoint.stored.values())

@@ -1,5 +1,6 @@
 """State of a run on disk: weights, optimiser moments, random numbers and position, in safetensors and JSON.
 
+Every process takes part in writing, since each may hold a part of every tensor; one of them writes, tensor by tensor.
 The position is (stage, step): the batches of a step follow from it and the recipe's seed, the learning rate too.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +19,23 @@ from torch import Tensor, nn
 
 from blip3v import _strict
 from blip3v.errors import ArtifactError
+from blip3v.model.weight_file import Stored, read_stored, write_weights
+from blip3v.model.weights import FileWeights, Place
+from blip3v.training.parallel import like, whole
 
-__all__ = ["Position", "load_checkpoint", "load_position", "load_weights", "save_checkpoint"]
+__all__ = [
+    "Position",
+    "load_moments",
+    "load_position",
+    "load_random_state",
+    "model_weights",
+    "objective_weights",
+    "save_checkpoint",
+]
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_WEIGHTS, _OPTIMIZER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
+_MODEL = "model."  # what an objective puts before the model's names
 
 
 @dataclass(frozen=True)
@@ -32,16 +47,31 @@ class Position:
     recipe_sha256: str  # of the recipe that the run follows; another one cannot go on from here
 
 
-def save_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    """Replaces the checkpoint in ``folder``: a run that is killed at any moment leaves the old or the new one."""
+def save_checkpoint(
+    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, position: Position, *, writes: bool
+) -> None:
+    """Replaces the checkpoint in ``folder``: a run that is killed at any moment leaves the old or the new one.
+
+    Args:
+        folder: of the checkpoint.
+        objective: the model with the heads of its stage, whole or a part in each process.
+        optimizer: of its parameters.
+        position: where the run stands.
+        writes: whether this is the process that writes. All processes have to call.
+    """
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    weights = {name: x.detach().cpu().contiguous() for name, x in objective.state_dict().items()}
-    save_file(weights, part / "weights.safetensors")
-    save_file(_optimizer_tensors(objective, optimizer), part / "optimizer.safetensors")
-    save_file(_random_state(), part / "random.safetensors")
-    (part / "position.json").write_text(_strict.dumps(vars(position)), "utf-8")
+    if writes:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    _write(part / _WEIGHTS, objective.state_dict(), writes=writes)
+    _write(part / _OPTIMIZER, _optimizer_tensors(objective, optimizer), writes=writes)
+    if writes:
+        save_file(_random_state(), part / _RANDOM)
+        (part / "position.json").write_text(_strict.dumps(vars(position)), "utf-8")
+        _replace(folder, part)
+
+
+def _replace(folder: Path, part: Path) -> None:
     for path in part.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -51,6 +81,16 @@ def save_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.O
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], *, writes: bool) -> None:
+    # All are fp32, so that every process joins them in the same order, which is theirs.
+    stored = {name: Stored(tuple(tensor.shape), "F32") for name, tensor in tensors.items()}
+    if writes:
+        write_weights(path, stored, lambda name: whole(tensors[name]))
+    else:
+        for tensor in tensors.values():
+            whole(tensor)
 
 
 def load_position(folder: Path) -> Position | None:
@@ -64,19 +104,27 @@ def load_position(folder: Path) -> Position | None:
         raise ArtifactError(f"{folder} is not a checkpoint: {error}; delete it to start anew") from error
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Puts the model's weights and the random numbers back: a stage begins with what the one before it learned."""
-    state = load_file(folder / "weights.safetensors")
-    prefix = "model."
-    model.load_state_dict({k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}, strict=True)
-    _put_random_state(folder)
+def objective_weights(folder: Path) -> FileWeights:
+    """Weights of the model and of the heads of the stage that saved them, by the objective's names."""
+    path = folder / _WEIGHTS
+    return FileWeights({name: Place(path, name) for name in read_stored(path)})
 
 
-def load_checkpoint(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights, moments and random numbers back: a stage goes on as if it had not stopped."""
-    objective.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
-    _put_moments(objective, optimizer, load_file(folder / "optimizer.safetensors"))
-    _put_random_state(folder)
+def model_weights(folder: Path) -> FileWeights:
+    """Weights of the model alone, by its own names."""
+    path = folder / _WEIGHTS
+    names = [name for name in read_stored(path) if name.startswith(_MODEL)]
+    return FileWeights({name.removeprefix(_MODEL): Place(path, name) for name in names})
+
+
+def load_moments(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the moments back: a stage goes on as if it had not stopped."""
+    path = folder / _OPTIMIZER
+    saved = FileWeights({name: Place(path, name) for name in read_stored(path)})
+    for name, parameter in objective.named_parameters():
+        if f"exp_avg.{name}" in saved:
+            moments = {moment: like(parameter, saved[f"{moment}.{name}"]) for moment in _MOMENTS}
+            optimizer.state[parameter] = {"step": saved[f"step.{name}"].clone()} | moments
 
 
 def _recover(folder: Path) -> None:
@@ -93,25 +141,17 @@ def _random_state() -> dict[str, Tensor]:
     return state
 
 
-def _put_random_state(folder: Path) -> None:
-    state = load_file(folder / "random.safetensors")
+def load_random_state(folder: Path) -> None:
+    """Puts the random numbers back."""
+    state = load_file(folder / _RANDOM)
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().cpu().clone().contiguous()
-    return tensors
-
-
-def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if f"exp_avg.{name}" in tensors:
-            optimizer.state[parameter] = {
-                moment: tensors[f"{moment}.{name}"].to("cpu" if moment == "step" else parameter.device)
-                for moment in _MOMENTS
-            }
+def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{moment}.{name}": value
+        for name, parameter in objective.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+    }

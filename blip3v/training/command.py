@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from blip3v.training.recipe import Stage, load_recipe, recipe_names
+from blip3v.training.recipe import PlannedStage, load_recipe, recipe_names
 
 __all__ = ["command"]
 
@@ -24,10 +24,14 @@ class _Screen:
         self._task: TaskID | None = None
         self._name = ""
 
-    def stage(self, index: int, stage: Stage) -> None:
-        self._name = f"stage {index + 1}: {stage.task}"
-        self._say(f"{self._name}, {stage.num_steps} steps of {stage.batch_size} clips")
-        self._task = self._progress.add_task(self._name, total=stage.num_steps)
+    def start(self, origin: dict[str, str]) -> None:
+        for part, where in origin.items():
+            self._say(f"{part}: {where}")
+
+    def stage(self, index: int, planned: PlannedStage) -> None:
+        self._name = f"stage {index + 1}: {planned.stage.task}"
+        self._say(f"{self._name}, {planned.num_steps} steps of {planned.batch_size} clips")
+        self._task = self._progress.add_task(self._name, total=planned.num_steps)
 
     def features(self, done: int, total: int) -> None:
         if self._task is not None:
@@ -50,7 +54,11 @@ class _Screen:
 @click.command()
 @click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]")
-@click.option("--init", type=click.Path(path_type=Path), help="Model folder to start from.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Checkpoint to start from: a model folder, a released folder or a .pt file.",
+)
 @click.option("--data", help="JSON list of your own clips, in the form of the authors' code.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Where features are kept.  [default: beside the run]")
 @click.option(
@@ -61,6 +69,7 @@ class _Screen:
     help="Where the model runs; auto: a GPU where there is one.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run's folder.")
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, from what, in how many steps; then stop.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(
     recipe_name: str,
@@ -70,6 +79,7 @@ def command(
     cache: Path | None,
     device: str,
     resume: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Train a model from a recipe, with the stages of the paper.
@@ -78,13 +88,19 @@ def command(
     Examples:
       blip3v train --recipe tiny-base
       blip3v train --recipe tiny-tokenlearner --init runs/tiny-base/model
+      blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data clips.json --dry-run
     """
     recipe = load_recipe(recipe_name)
     # torch and transformers take seconds to import: only when a run really starts.
+    from blip3v.training.plan import describe, make_plan
     from blip3v.training.run import TrainOptions, train
 
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
+    if dry_run:
+        plan = make_plan(recipe, options)
+        click.echo(json.dumps(plan) if as_json else describe(plan))
+        return
     speaks = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process for each device
     interactive = sys.stderr.isatty() and speaks
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from blip3v.data.samples import Source
-from blip3v.model import Blip3Video
+from blip3v.model import IGNORE, Blip3Video
 from blip3v.training.batch import Batch, ChatFormat, make_batch, visits_of_step
 from blip3v.training.features import clip_pixels
-from blip3v.training.recipe import Stage
+from blip3v.training.recipe import PlannedStage, Stage
 from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "StageObjective",
     "StageRun",
     "StepBatches",
+    "freeze",
     "learning_rate_factor",
     "make_optimizer",
     "run_stage",
@@ -76,19 +78,32 @@ class StageObjective(nn.Module):
         super().__init__()
         self.model = model
 
+    @abstractmethod
+    def count(self, batch: Any) -> Tensor:
+        """What the summed loss of ``batch`` is divided by; int64 scalar."""
+
+    def forward(self, batch: Any) -> Tensor:
+        """Summed loss of ``batch``."""
+        raise NotImplementedError
+
 
 class Objective(StageObjective):
     """Answers: captions and questions."""
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss of the answers in nats and the number of answer tokens."""
+    def count(self, batch: Batch) -> Tensor:
+        """Number of answer tokens."""
+        return (batch.labels_CL != IGNORE).sum()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Summed loss of the answers in nats."""
         if batch.features_CTPD is not None:
             features_CTPD = batch.features_CTPD
         else:
             assert batch.pixels_CTCHW is not None, "a batch holds pixels or features"
             features_CTPD = self.model.features(batch.pixels_CTCHW)
         video_CMD = self.model.vision_tokenizer(features_CTPD)
-        return self.model.loss(batch.ids_CL, batch.labels_CL, batch.image_position_C, video_CMD, batch.question_CL)
+        loss, _ = self.model.loss(batch.ids_CL, batch.labels_CL, batch.image_position_C, video_CMD, batch.question_CL)
+        return loss
 
 
 @dataclass(frozen=True)
@@ -127,26 +142,31 @@ class StageRun:
     """What ``run_stage`` needs beside the model."""
 
     index: int  # of the stage in its recipe
-    stage: Stage
+    planned: PlannedStage
     batches: StepBatches
     log_path: Path
     log_every: int
     save_every: int
 
 
-def learning_rate_factor(step: int, stage: Stage) -> float:
+def learning_rate_factor(step: int, planned: PlannedStage) -> float:
     """Linear warm-up from 0, then a cosine to 0: the factor of the peak rate at step ``step`` (from 0)."""
-    if step < stage.warmup_steps:
-        return (step + 1) / stage.warmup_steps
-    done = (step - stage.warmup_steps) / max(1, stage.num_steps - stage.warmup_steps)
+    warmup = planned.stage.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, planned.num_steps - warmup)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(objective: StageObjective, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over what the stage trains; freezes the rest. Each group keeps its peak rate as ``peak``."""
+def freeze(objective: StageObjective, stage: Stage) -> None:
+    """Leaves the parameters that a stage trains, and those alone, with a gradient."""
     frozen = (*(f"model.{part}." for part in stage.freeze), *objective.unused)
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
+
+
+def make_optimizer(objective: StageObjective, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over what is not frozen. Each group keeps its peak rate as ``peak``."""
     trained = [(name, x) for name, x in objective.named_parameters() if x.requires_grad]
     temporal = [x for name, x in trained if ".temporal_encoder." in name]
     rest = [x for name, x in trained if ".temporal_encoder." not in name]
@@ -173,53 +193,59 @@ def run_stage(
 
     Args:
         accelerator: devices and precision.
-        objective: an ``Objective``, prepared by the accelerator.
-        optimizer: prepared too.
+        objective: a ``StageObjective``, prepared by the accelerator or split.
+        optimizer: of its parameters.
         run: stage, data, log and intervals.
         first_step: steps that are already done.
         watcher: told of each logged step.
     """
     objective.train()
+    num_steps = run.planned.num_steps
     started, losses = time.perf_counter(), []
-    for step in range(first_step, run.stage.num_steps):
-        batch = run.batches.batch(step, rank=accelerator.process_index, world=accelerator.num_processes)
-        losses.append(_step(accelerator, objective, optimizer, batch.to(accelerator.device), step, run.stage))
+    for step in range(first_step, num_steps):
+        losses.append(_step(accelerator, objective, optimizer, run, step))
         done = step + 1
-        if done % run.log_every == 0 or done == run.stage.num_steps:
+        if done % run.log_every == 0 or done == num_steps:
             loss = sum(losses) / len(losses)
             seconds = (time.perf_counter() - started) / len(losses)
             if accelerator.is_main_process:
                 _log(run, done, loss, optimizer, seconds)
-            watcher.step(done, run.stage.num_steps, loss)
+            watcher.step(done, num_steps, loss)
             started, losses = time.perf_counter(), []
-        if done % run.save_every == 0 or done == run.stage.num_steps:
+        if done % run.save_every == 0 or done == num_steps:
             yield done
 
 
 def _step(
-    accelerator: Accelerator,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: StepBatch,
-    step: int,
-    stage: Stage,
+    accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, run: StageRun, step: int
 ) -> float:
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * learning_rate_factor(step, stage)
-    loss_sum, count = objective(batch)
+        group["lr"] = group["peak"] * learning_rate_factor(step, run.planned)
+    world, parts, stage = accelerator.num_processes, run.planned.stage.micro_batches, run.planned.stage
+    batches = [
+        run.batches.batch(step, rank=accelerator.process_index + world * part, world=world * parts)
+        for part in range(parts)
+    ]
     # Processes see answers of different lengths: the mean is over all tokens of the step, not over processes.
+    plain: StageObjective = accelerator.unwrap_model(objective)
+    count = torch.stack([plain.count(batch) for batch in batches]).sum().to(accelerator.device)
     total = accelerator.reduce(count, "sum").clamp(min=1)
-    accelerator.backward(loss_sum * accelerator.num_processes / total)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        with accelerator.autocast():
+            loss = objective(batch.to(accelerator.device))
+        accelerator.backward(loss * world / total)
+        loss_sum += loss.detach()
     accelerator.clip_grad_norm_(objective.parameters(), stage.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return float(accelerator.reduce(loss_sum.detach(), "sum") / total)
+    return float(accelerator.reduce(loss_sum, "sum") / total)
 
 
 def _log(run: StageRun, step: int, loss: float, optimizer: torch.optim.Optimizer, seconds: float) -> None:
     record = {
         "stage": run.index,
-        "task": run.stage.task,
+        "task": run.planned.stage.task,
         "step": step,
         "loss": round(loss, 5),
         "learning_rate": optimizer.param_groups[0]["lr"],

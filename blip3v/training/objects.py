@@ -81,12 +81,15 @@ class ObjectObjective(StageObjective):
         self.object_head = LabelHead(config.text.hidden_size, NUM_WORDS)
         self.motion_head = LabelHead(config.text.hidden_size, num_motion_words(config.num_frames))
 
-    def forward(self, batch: ObjectBatch) -> tuple[Tensor, Tensor]:
-        """Summed loss over video tokens, and the number of tokens."""
+    def count(self, batch: ObjectBatch) -> Tensor:
+        """Number of video tokens."""
+        return torch.tensor(batch.features_CTPD.shape[0] * self.model.config.visual_tokens)
+
+    def forward(self, batch: ObjectBatch) -> Tensor:
+        """Summed loss over video tokens."""
         video_CMD = self.model.vision_tokenizer(batch.features_CTPD)
         states_CMD = self.model.lang_model.hidden(video_CMD)
-        (num_clips, num_tokens, _), num_objects = video_CMD.shape, batch.objects.words_CNA.shape[1]
+        num_tokens, num_objects = video_CMD.shape[1], batch.objects.words_CNA.shape[1]
         object_of_token = torch.arange(num_tokens, device=video_CMD.device) * num_objects // num_tokens
         loss = self.object_head.loss(video_CMD, batch.objects.of(object_of_token))
-        loss = loss + self.motion_head.loss(states_CMD, batch.motions.of(object_of_token))
-        return loss, torch.tensor(num_clips * num_tokens, device=loss.device)
+        return loss + self.motion_head.loss(states_CMD, batch.motions.of(object_of_token))

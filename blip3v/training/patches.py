@@ -76,12 +76,16 @@ class PatchObjective(StageObjective):
         self.patch_head = LabelHead(vision.hidden_size, (*NUM_WORDS, grid, grid))
         self.latent_head = LabelHead(vision.hidden_size, (*NUM_WORDS, grid, grid))
 
-    def forward(self, batch: PatchBatch) -> tuple[Tensor, Tensor]:
-        """Summed loss over tokens, and the number of tokens."""
+    def count(self, batch: PatchBatch) -> Tensor:
+        """Number of patch tokens and resampler tokens."""
+        config = self.model.config
+        return torch.tensor(batch.pixels_CTCHW.shape[0] * (config.vision.num_patches + config.resampler.num_latents))
+
+    def forward(self, batch: PatchBatch) -> Tensor:
+        """Summed loss over tokens."""
         features_CTPD = self.model.features(batch.pixels_CTCHW)
         latents_CLD = self.model.vision_tokenizer.resample(features_CTPD)[:, 0]
-        (num_clips, _, num_patches, _), num_latents = features_CTPD.shape, latents_CLD.shape[1]
+        num_patches, num_latents = features_CTPD.shape[2], latents_CLD.shape[1]
         patch_of_latent = torch.arange(num_latents, device=latents_CLD.device) * num_patches // num_latents
         loss = self.patch_head.loss(features_CTPD[:, 0], batch.labels)
-        loss = loss + self.latent_head.loss(latents_CLD, batch.labels.of(patch_of_latent))
-        return loss, torch.tensor(num_clips * (num_patches + num_latents), device=loss.device)
+        return loss + self.latent_head.loss(latents_CLD, batch.labels.of(patch_of_latent))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,45 +19,45 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
 
 import blip3v
-from blip3v.config import ModelConfig
-from blip3v.data.clips import open_clips
-from blip3v.data.samples import FilmSource, FilmTask, Source, film_texts
+from blip3v.data.samples import Source
 from blip3v.errors import ConfigError, UsageError
-from blip3v.model import Blip3Video
-from blip3v.model.folder import load_model_folder, save_model_folder
-from blip3v.model.temporal.single_frame import middle_frame
-from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
-from blip3v.training.batch import ChatFormat
-from blip3v.training.checkpoint import Position, load_checkpoint, load_position, load_weights, save_checkpoint
+from blip3v.model.folder import save_model_folder
+from blip3v.model.weights import empty_model, fill
+from blip3v.training.checkpoint import (
+    Position,
+    load_moments,
+    load_position,
+    load_random_state,
+    model_weights,
+    objective_weights,
+    save_checkpoint,
+)
 from blip3v.training.features import feature_cache
-from blip3v.training.initialise import new_model
-from blip3v.training.loop import Batches, Objective, StageObjective, StageRun, StepBatches, make_optimizer, run_stage
-from blip3v.training.objects import ObjectBatches, ObjectObjective
-from blip3v.training.patches import PatchBatches, PatchObjective
-from blip3v.training.recipe import Recipe, Stage, Task
-from blip3v.video.preprocess import PreprocessorConfig
+from blip3v.training.loop import StageObjective, StageRun, freeze, make_optimizer, run_stage
+from blip3v.training.parallel import put_weights, split
+from blip3v.training.recipe import PlannedStage, Recipe
+from blip3v.training.recompute import recompute_activations
+from blip3v.training.stages import objective_of, stage_batches, stage_source
+from blip3v.training.start import Start, find_start
 
 __all__ = ["Observer", "TrainOptions", "train"]
 
 _LOG = "log.jsonl"
-_ANSWER_TOKENS = 48  # the default bound of an answer about a film
-# What each stage shows of the synthetic films.
-_FILM_TASKS: dict[Task, FilmTask] = {
-    "patches": "image-captions",
-    "image-captions": "image-captions",
-    "objects": "video-captions",
-    "video-captions": "video-captions",
-    "instructions": "instructions",
-}
-_OBJECTIVES: dict[Task, type[StageObjective]] = {"patches": PatchObjective, "objects": ObjectObjective}
+# Whole models alone; splitting them is ours (parallel.py).
+_KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Observer(Protocol):
     """Who is told how a run goes."""
 
-    def stage(self, index: int, stage: Stage) -> None:
+    def start(self, origin: dict[str, str]) -> None:
+        """Where each part of the model comes from, in words."""
+
+    def stage(self, index: int, planned: PlannedStage) -> None:
         """A stage begins or goes on."""
 
     def features(self, done: int, total: int) -> None:
@@ -71,21 +72,37 @@ class TrainOptions:
     """What a run needs beside its recipe."""
 
     output: Path  # folder of the run
-    init: Path | None = None  # model folder to start from; None: random weights
-    data: str | None = None  # authors' JSON list for the stages without synthetic films
+    init: Path | None = None  # checkpoint to start from; None: what the recipe says
+    data: str | None = None  # authors' JSON list for the stages that name no data
     cache: Path | None = None  # where features are kept; None: beside the run's folder
     device: str = "auto"  # "auto", "cpu" or "cuda"
     resume: bool = False  # go on from the run's checkpoint
 
 
 @dataclass(frozen=True)
-class _Start:
-    """The model at step 0, and how it is spoken to."""
+class _Run:
+    """What every stage of a run needs."""
 
-    model: Blip3Video
-    tokenizer_json: str
-    chat: ChatFormat
-    preprocessor: PreprocessorConfig
+    recipe: Recipe
+    options: TrainOptions
+    start: Start
+    accelerator: Accelerator
+    observer: Observer
+    digest: str  # of the recipe
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint."""
+        return _checkpoint(self.options)
+
+    @property
+    def splits(self) -> bool:
+        """Whether each process holds a part of the model."""
+        return self.recipe.parallel == "fsdp" and self.accelerator.num_processes > 1
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Of the model as it stands between two stages."""
+        return model_weights(self.checkpoint) if self.checkpoint.is_dir() else self.start.weights
 
 
 def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
@@ -94,48 +111,107 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
     Raises:
         UsageError: a run is there already, or there is nothing to resume, or the device is not there.
         ConfigError: the recipe and what it starts from do not fit together.
+        ArtifactError: what it starts from cannot be used.
     """
     accelerator = _accelerator(recipe, options.device)
-    checkpoint = options.output / "checkpoint"
-    digest = hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()
-    position = _position(options, checkpoint, digest)
+    digest = _digest(recipe, accelerator.num_processes)
+    position = _position(options, digest)
     torch.manual_seed(recipe.seed)
-    start = _start(recipe, options.init)
+    run = _Run(recipe, options, find_start(recipe, options.init), accelerator, observer, digest)
+    observer.start(run.start.origin)
     options.output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         _cut_log(options.output / _LOG, position)
     began = time.time()
-    for index, stage in enumerate(recipe.stages):
-        if index < position.stage:
-            continue
-        observer.stage(index, stage)
-        first_step = position.step if index == position.stage else 0
-        if index == position.stage and checkpoint.is_dir() and not first_step:
-            load_weights(checkpoint, start.model)
-        plain = _OBJECTIVES.get(stage.task, Objective)(start.model).to(accelerator.device)
-        optimizer = make_optimizer(plain, stage)
-        if first_step:
-            load_checkpoint(checkpoint, plain, optimizer)
-        run = _stage_run(recipe, options, index, start, accelerator, observer)
-        objective, prepared = accelerator.prepare(plain, optimizer)
-        for done in run_stage(accelerator, objective, prepared, run, first_step=first_step, watcher=observer):
-            at = Position(index, done, digest) if done < stage.num_steps else Position(index + 1, 0, digest)
-            if accelerator.is_main_process:
-                save_checkpoint(checkpoint, plain, prepared.optimizer, at)
-            accelerator.wait_for_everyone()
+    for index in range(position.stage, len(recipe.stages)):
+        _run_stage(run, index, position.step if index == position.stage else 0)
         accelerator.free_memory()
-    return _finish(recipe, options, start, accelerator, began)
+    return _finish(run, began)
+
+
+def _run_stage(run: _Run, index: int, first_step: int) -> None:
+    accelerator, recipe, stage = run.accelerator, run.recipe, run.recipe.stages[index]
+    num_frames = run.start.config.num_frames
+    source = stage_source(stage, run.options.data, num_frames=num_frames, seed=recipe.seed)
+    planned = stage.planned(len(source), accelerator.num_processes)
+    run.observer.stage(index, planned)
+    plain = _objective(run, planned, first_step)
+    optimizer = make_optimizer(plain, stage)
+    if first_step:
+        load_moments(run.checkpoint, plain, optimizer)
+        load_random_state(run.checkpoint)
+    features = _features(run, source) if stage.cache_features else None
+    batches = stage_batches(planned, run.start, source, features, seed=recipe.seed)
+    stage_run = StageRun(index, planned, batches, run.options.output / _LOG, recipe.log_every, recipe.save_every)
+    objective = plain if run.splits else accelerator.prepare(plain)
+    for done in run_stage(accelerator, objective, optimizer, stage_run, first_step=first_step, watcher=run.observer):
+        ends = done == planned.num_steps
+        at = Position(index + 1, 0, run.digest) if ends else Position(index, done, run.digest)
+        save_checkpoint(run.checkpoint, plain, optimizer, at, writes=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+
+
+def _objective(run: _Run, planned: PlannedStage, first_step: int) -> StageObjective:
+    """The model with the loss of a stage, on this process's device, as it stood after ``first_step`` steps."""
+    device, stage = run.accelerator.device, planned.stage
+    if run.checkpoint.is_dir() and not first_step:
+        load_random_state(run.checkpoint)
+    objective = objective_of(stage)(empty_model(run.start.config))
+    freeze(objective, stage)
+    if run.recipe.gradient_checkpointing:
+        recompute_activations(objective.model)
+    if run.splits:
+        split(objective, device, bf16=run.recipe.precision == "bf16")
+    if first_step:
+        put_weights(objective, objective_weights(run.checkpoint), device)
+    else:
+        put_weights(objective.model, run.weights(), device)
+    return objective if run.splits else objective.to(device)
+
+
+def _features(run: _Run, source: Source) -> npt.NDArray[np.float16]:
+    """Patch tokens of all clips. The encoder is one of its own, since that of the run may be split."""
+    model = empty_model(run.start.config)
+    fill(model.vision_encoder, run.weights(), "vision_encoder.")
+    model.vision_encoder.to(run.accelerator.device)
+    folder = run.options.cache if run.options.cache is not None else run.options.output.parent / "features"
+    with run.accelerator.main_process_first():
+        return feature_cache(
+            folder,
+            source,
+            model,
+            run.start.preprocessor,
+            device=run.accelerator.device,
+            progress=run.observer.features,
+        )
 
 
 def _accelerator(recipe: Recipe, device: str) -> Accelerator:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for and torch sees none; use --device cpu, or see `blip3v doctor`")
     mixed = "no" if recipe.precision == "fp32" else recipe.precision
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    if accelerator.distributed_type not in _KINDS:
+        raise UsageError(
+            f"accelerate was told to use {accelerator.distributed_type.value}; launch without it: whether the model "
+            "is split says the recipe (parallel)"
+        )
+    return accelerator
 
 
-def _position(options: TrainOptions, checkpoint: Path, digest: str) -> Position:
-    found = load_position(checkpoint)
+def _checkpoint(options: TrainOptions) -> Path:
+    return options.output / "checkpoint"
+
+
+def _digest(recipe: Recipe, num_devices: int) -> str:
+    values = recipe.to_dict()
+    if any(stage.depends_on_devices for stage in recipe.stages):
+        values |= {"num_devices": num_devices}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _position(options: TrainOptions, digest: str) -> Position:
+    found = load_position(_checkpoint(options))
     if found is None:
         if options.resume:
             raise UsageError(f"{options.output} holds no checkpoint to resume; leave --resume out")
@@ -143,7 +219,10 @@ def _position(options: TrainOptions, checkpoint: Path, digest: str) -> Position:
     if not options.resume:
         raise UsageError(f"{options.output} holds a run already; go on with --resume, or choose another --output")
     if found.recipe_sha256 != digest:
-        raise ConfigError(f"the run in {options.output} follows another recipe; resume it with the one it began with")
+        raise ConfigError(
+            f"the run in {options.output} follows another recipe, or began on another number of devices; "
+            "resume it as it began"
+        )
     return found
 
 
@@ -156,120 +235,33 @@ def _cut_log(path: Path, position: Position) -> None:
     path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
 
-def _start(recipe: Recipe, init: Path | None) -> _Start:
-    config = recipe.model_config()
-    if init is None:
-        if recipe.init != "random":
-            raise UsageError(f"this recipe starts from the result of {recipe.init!r}; name that folder with --init")
-        return _from_nothing(config)
-    folder = load_model_folder(init)
-    model = new_model(config)
-    _copy_weights(folder.model, model)
-    tokenizer = Tokenizer.load(folder.tokenizer)
-    generation = GenerationConfig.load(folder.generation)
-    chat = ChatFormat(tokenizer, folder.chat_template.read_text("utf-8"), generation)
-    preprocessor = PreprocessorConfig.load(folder.preprocessor)
-    return _Start(model, folder.tokenizer.read_text("utf-8"), chat, preprocessor)
-
-
-def _from_nothing(config: ModelConfig) -> _Start:
-    if config.name != "tiny":
-        raise UsageError(f"preset {config.name} has no tokenizer of its own; name a model folder with --init")
-    tokenizer = train_tokenizer(film_texts(), vocab_size_base=config.text.num_base_tokens)
-    generation = GenerationConfig(system_prompt=None, max_new_tokens=_ANSWER_TOKENS)
-    chat = ChatFormat(Tokenizer(tokenizer), RELEASED_TEMPLATE, generation)
-    preprocessor = PreprocessorConfig(image_size=config.vision.image_size)
-    return _Start(new_model(config), tokenizer.to_str(pretty=True), chat, preprocessor)
-
-
-def _copy_weights(source: Blip3Video, target: Blip3Video) -> None:
-    """All weights where the temporal encoder is the same; else all but its own, which stay random."""
-    given, wanted = source.state_dict(), target.state_dict()
-    same = source.config.temporal == target.config.temporal
-    names = [name for name in wanted if same or ".temporal_encoder." not in name]
-    wrong = [name for name in names if name not in given or given[name].shape != wanted[name].shape]
-    if wrong:
-        raise ConfigError(
-            f"the weights to start from do not fit the recipe's model: {', '.join(wrong[:4])} ({len(wrong)} in all); "
-            "take a recipe and a folder of the same preset"
-        )
-    target.load_state_dict(wanted | {name: given[name] for name in names})
-
-
-def _stage_run(
-    recipe: Recipe,
-    options: TrainOptions,
-    index: int,
-    start: _Start,
-    accelerator: Accelerator,
-    observer: Observer,
-) -> StageRun:
-    stage = recipe.stages[index]
-    source = _source(recipe, options, stage, start.model.config.num_frames)
-    features = None
-    if stage.cache_features:
-        folder = options.cache if options.cache is not None else options.output.parent / "features"
-        with accelerator.main_process_first():
-            features = feature_cache(
-                folder,
-                source,
-                start.model,
-                start.preprocessor,
-                device=accelerator.device,
-                progress=observer.features,
-            )
-    batches = _batches(recipe, stage, start, source, features)
-    return StageRun(index, stage, batches, options.output / _LOG, recipe.log_every, recipe.save_every)
-
-
-def _batches(
-    recipe: Recipe, stage: Stage, start: _Start, source: Source, features: npt.NDArray[np.float16] | None
-) -> StepBatches:
-    if stage.task == "patches":
-        assert isinstance(source, FilmSource), "the recipe's check asks for films"
-        vision = start.model.config.vision
-        grid = vision.image_size // vision.patch_size
-        return PatchBatches(source, start.preprocessor, stage.batch_size, recipe.seed, grid)
-    if stage.task == "objects":
-        assert isinstance(source, FilmSource), "the recipe's check asks for films"
-        assert features is not None, "and for cached features"
-        middle = middle_frame(source.num_frames)
-        frames = slice(middle, middle + 1) if recipe.encoder == "single-frame" else slice(None)
-        return ObjectBatches(source, features, stage.batch_size, recipe.seed, frames)
-    return Batches(source, start.chat, start.preprocessor, stage.batch_size, recipe.seed, features)
-
-
-def _source(recipe: Recipe, options: TrainOptions, stage: Stage, num_frames: int) -> Source:
-    if stage.num_films:
-        return FilmSource(_FILM_TASKS[stage.task], stage.num_films, num_frames, stage.pairs_per_clip, recipe.seed)
-    if options.data is None:
-        raise UsageError(f"stage {stage.task} trains on your clips; name their JSON list with --data")
-    return open_clips(options.data, num_frames=num_frames, seed=recipe.seed)
-
-
-def _finish(recipe: Recipe, options: TrainOptions, start: _Start, accelerator: Accelerator, began: float) -> Path:
-    path = options.output / "model"
-    if accelerator.is_main_process:
+def _finish(run: _Run, began: float) -> Path:
+    path = run.options.output / "model"
+    if run.accelerator.is_main_process:
+        # From the checkpoint, so that no process has to hold the joined model.
+        model = empty_model(run.start.config)
+        fill(model, model_weights(run.checkpoint))
         save_model_folder(
             path,
-            start.model,
-            start.tokenizer_json,
-            start.preprocessor,
-            start.chat.generation,
-            start.chat.template,
-            _record(recipe, accelerator, began),
+            model,
+            run.start.tokenizer_json,
+            run.start.preprocessor,
+            run.start.chat.generation,
+            run.start.chat.template,
+            _record(run, began),
             replace=True,
         )
-    accelerator.wait_for_everyone()
+    run.accelerator.wait_for_everyone()
     return path
 
 
-def _record(recipe: Recipe, accelerator: Accelerator, began: float) -> dict[str, Any]:
+def _record(run: _Run, began: float) -> dict[str, Any]:
     return {
-        "recipe": recipe.to_dict(),
+        "recipe": run.recipe.to_dict(),
+        "origin": run.start.origin,
         "last_session_s": round(time.time() - began, 1),
-        "device": str(accelerator.device.type),
-        "num_processes": accelerator.num_processes,
+        "device": str(run.accelerator.device.type),
+        "num_processes": run.accelerator.num_processes,
         "num_threads": torch.get_num_threads(),
         "versions": {
             "blip3v": blip3v.__version__,

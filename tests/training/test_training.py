@@ -18,6 +18,7 @@ from blip3v.training import Recipe, Stage, load_recipe, recipe_names
 from blip3v.training.batch import visits_of_step
 from blip3v.training.command import command
 from blip3v.training.loop import learning_rate_factor
+from blip3v.training.recipe import PlannedStage
 from blip3v.training.run import TrainOptions, train
 
 PATCHES = Stage(
@@ -44,7 +45,10 @@ class Silent:
     def __init__(self, kill_at: tuple[int, int] | None = None) -> None:
         self.kill_at, self.index, self.losses = kill_at, -1, list[float]()
 
-    def stage(self, index: int, stage: Stage) -> None:
+    def start(self, origin: dict[str, str]) -> None:
+        self.origin = origin
+
+    def stage(self, index: int, planned: PlannedStage) -> None:
         self.index = index
 
     def features(self, done: int, total: int) -> None: ...
@@ -56,7 +60,7 @@ class Silent:
 
 
 def recipe(*stages: Stage, encoder: str = "tokenlearner") -> Recipe:
-    return Recipe(preset="tiny", encoder=encoder, seed=5, stages=stages, save_every=2, log_every=1)
+    return Recipe(preset="tiny", encoder=encoder, seed=5, stages=stages, start="spread", save_every=2, log_every=1)
 
 
 def logged(run: Path) -> list[tuple[int, int, float]]:
@@ -162,7 +166,7 @@ def test_a_new_temporal_encoder_grows_on_a_base(tmp_path: Path) -> None:
 )
 def test_warm_up_then_cosine(step: int, factor: float) -> None:
     stage = dataclasses.replace(CAPTIONS, warmup_steps=10, num_steps=110)
-    assert learning_rate_factor(step, stage) == pytest.approx(factor)
+    assert learning_rate_factor(step, stage.planned(1, 1)) == pytest.approx(factor)
 
 
 def test_every_clip_is_seen_once_before_any_is_seen_twice() -> None:
@@ -188,8 +192,10 @@ def test_shipped_recipes_are_valid_and_the_paper_size_freezes_its_vision() -> No
         ('preset = "tiny"\nencodr = "mean"', "did you mean 'encoder'"),
         ("preset = [", "cannot be read as TOML"),
         ('preset = "huge"\nencoder = "mean"\nseed = 1\nstages = []', "preset 'huge' is unknown"),
+        ('preset = "tiny"\nencoder = "mean"\nseed = 1\nstages = []', "holds no stage"),
+        ('preset = "tiny"\nencoder = "gttm"\nseed = 1\nstages = []\ntemporal.num_slot = 2', "num_slots"),
     ],
-    ids=["missing", "misspelt", "broken", "preset"],
+    ids=["missing", "misspelt", "broken", "preset", "no-stage", "temporal"],
 )
 def test_a_recipe_that_is_not_valid_says_why(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "r.toml"

@@ -1,0 +1,155 @@
+"""What a run would do: ``blip3v train --dry-run``. Reads names and shapes, and computes nothing.
+
+The memory is that of weights, gradients and moments, which follows from the shapes. What it leaves out: activations,
+which follow from batch, encoder and ``gradient_checkpointing``, and what the libraries keep for themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from blip3v.errors import ConfigError
+from blip3v.model.weights import empty_model
+from blip3v.training.loop import freeze
+from blip3v.training.parallel import LAYERS
+from blip3v.training.recipe import Recipe, Stage
+from blip3v.training.run import TrainOptions
+from blip3v.training.stages import objective_of, stage_source
+from blip3v.training.start import PARTS, find_start
+
+__all__ = ["describe", "make_plan", "state_bytes"]
+
+_NUM_DEVICES = (1, 2, 4, 8)
+_FP32, _BF16 = 4, 2
+_MOMENTS = 2  # of AdamW, fp32 each
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Parameters of one stage, in elements."""
+
+    trained: dict[str, int]  # by part of the model; heads of the stage itself under their own name
+    frozen: dict[str, int]
+    largest_layer: int
+    outside_layers: int  # joined for the whole step where the model is split
+
+
+def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
+    """Steps, parameters and memory of every stage, and where the model comes from.
+
+    Raises:
+        UsageError: the recipe needs a checkpoint or data that is not named.
+        ConfigError: the recipe, the data and what it starts from do not fit together.
+        ArtifactError: what it starts from cannot be used.
+    """
+    torch.manual_seed(recipe.seed)
+    start = find_start(recipe, options.init)
+    stages = []
+    for stage in recipe.stages:
+        source = stage_source(stage, options.data, num_frames=start.config.num_frames, seed=recipe.seed)
+        objective = objective_of(stage)(empty_model(start.config))
+        freeze(objective, stage)
+        sizes = _sizes(objective)
+        stages.append(
+            {
+                "task": stage.task,
+                "num_clips": len(source),
+                "trained": sizes.trained,
+                "frozen": sizes.frozen,
+                "devices": _devices(recipe, stage, sizes, len(source)),
+            }
+        )
+    form = start.config.temporal
+    model = {"preset": recipe.preset, "encoder": form.encoder, "num_tokens": form.num_tokens}
+    model |= {"num_frames": start.config.num_frames}
+    run: dict[str, Any] = {"parallel": recipe.parallel, "precision": recipe.precision}
+    run |= {"gradient_checkpointing": recipe.gradient_checkpointing}
+    return {"model": model, "origin": start.origin, "run": run, "stages": stages}
+
+
+def state_bytes(recipe: Recipe, sizes: _Sizes, num_devices: int) -> dict[str, int]:
+    """What a device holds of weights, gradients and moments, and of the copies that it computes with."""
+    trained, everything = sum(sizes.trained.values()), sum(sizes.trained.values()) + sum(sizes.frozen.values())
+    splits = recipe.parallel == "fsdp" and num_devices > 1
+    share = num_devices if splits else 1
+    bf16 = recipe.precision == "bf16"
+    # Split: all outside the layers and two layers, the one that runs and the next. Whole: what bf16 casts.
+    joined = (sizes.outside_layers + 2 * sizes.largest_layer) * (_BF16 if bf16 else _FP32)
+    working = joined if splits else _BF16 * trained * bf16
+    values = {
+        "weights": _FP32 * everything // share,
+        "gradients": _FP32 * trained // share,
+        "moments": _MOMENTS * _FP32 * trained // share,
+        "working_copies": working,
+    }
+    return values | {"total": sum(values.values())}
+
+
+def describe(plan: Mapping[str, Any]) -> str:
+    """The plan as text."""
+    model, run = plan["model"], plan["run"]
+    recompute = "with" if run["gradient_checkpointing"] else "without"
+    lines = [
+        f"{model['preset']}, {model['encoder']}, {model['num_tokens']} tokens for {model['num_frames']} frames; "
+        f"{run['precision']}, {run['parallel']}, {recompute} gradient checkpointing",
+        *(f"{part}: {where}" for part, where in plan["origin"].items()),
+    ]
+    for index, stage in enumerate(plan["stages"], start=1):
+        lines.append(f"stage {index}: {stage['task']}, {stage['num_clips']} clips")
+        lines += [f"  {name}: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
+        for row in stage["devices"]:
+            state = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in row["state_bytes"].items())
+            lines.append(
+                f"  {row['num_devices']} devices: {row['num_steps']} steps of {row['batch_size']} clips; "
+                f"GB on each, estimated, without activations: {state}"
+            )
+    return "\n".join(lines)
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {size:,}" for part, size in sizes.items())
+
+
+def _devices(recipe: Recipe, stage: Stage, sizes: _Sizes, num_clips: int) -> list[dict[str, Any]]:
+    rows, problem = [], None
+    for count in _NUM_DEVICES:
+        try:
+            planned = stage.planned(num_clips, count)
+        except ConfigError as error:
+            problem = error
+            continue
+        rows.append(
+            {
+                "num_devices": count,
+                "num_steps": planned.num_steps,
+                "batch_size": planned.batch_size,
+                "state_bytes": state_bytes(recipe, sizes, count),
+            }
+        )
+    if problem is not None and not rows:
+        raise problem
+    return rows
+
+
+def _sizes(objective: nn.Module) -> _Sizes:
+    trained, frozen = dict[str, int](), dict[str, int]()
+    for name, parameter in objective.named_parameters():
+        counts = trained if parameter.requires_grad else frozen
+        part = _part(name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    towers = [module for module in objective.modules() if isinstance(module, LAYERS)]
+    layers = [sum(x.numel() for x in layer.parameters()) for layer in towers]
+    everything = sum(trained.values()) + sum(frozen.values())
+    return _Sizes(trained, frozen, max(layers), everything - sum(layers))
+
+
+def _part(name: str) -> str:
+    names = name.split(".")
+    # The temporal encoder stands inside the vision tokenizer.
+    inner = [part for part in names if part in PARTS]
+    return inner[-1] if inner else names[0]

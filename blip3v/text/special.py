@@ -13,6 +13,7 @@ __all__ = [
     "BASE_TOKENS",
     "END",
     "IMAGE",
+    "IMAGE_PLACEHOLDER",
     "PAD",
     "REQUIRED_TOKENS",
     "ROLES",
@@ -30,6 +31,7 @@ END = "<|end|>"
 PAD = "<pad>"
 UNKNOWN = "<unk>"
 IMAGE = "<image>"
+IMAGE_PLACEHOLDER = "<image placeholder>"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ TAIL_TOKENS = (
 BASE_TOKENS = _HEAD_TOKENS + TAIL_TOKENS
 
 # The tokens of the added rows: ids ``num_base_tokens`` and on.
-ADDED_TOKENS = (SpecialToken(IMAGE), SpecialToken("<image placeholder>"), SpecialToken("<|endofchunk|>"))
+ADDED_TOKENS = (SpecialToken(IMAGE), SpecialToken(IMAGE_PLACEHOLDER), SpecialToken("<|endofchunk|>"))
 
 # What prompt and decoding cannot do without.
 REQUIRED_TOKENS = (SYSTEM, USER, ASSISTANT, END, PAD, IMAGE)

@@ -76,10 +76,23 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise RequestError(f"the text has a lone surrogate at {error.start}; send valid Unicode") from error
-        if text in self._added:
-            # A token that is the whole text would escape the normaliser of a released tokenizer.
+        if text in self._added:  # a token that is the whole text would escape a released tokenizer's normaliser
             return list(self._backend.encode(text + END, add_special_tokens=False).ids[:-1])
         return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_behind(self, token: str, text: str) -> list[int]:
+        """Token ids of ``text`` as they stand behind the special token ``token``, for example an answer's.
+
+        They differ from ``encode(text)`` where the tokenizer marks the beginning of a whole text, as SentencePiece
+        does, and where ``token`` swallows white space.
+
+        Raises:
+            RequestError: ``token`` is no special token, or the text cannot be written as UTF-8.
+        """
+        if token not in self._added:
+            raise RequestError(f"{token!r} is no special token; allowed: {' '.join(self._added)}")
+        ids = self.encode(token + text)
+        return ids[ids.index(self._added[token]) + 1 :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens; bytes that are no UTF-8 become U+FFFD.

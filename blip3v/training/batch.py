@@ -16,6 +16,7 @@ from torch import Tensor
 from blip3v.data.samples import Pair
 from blip3v.model import IGNORE
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
+from blip3v.text.special import ASSISTANT
 
 __all__ = ["Batch", "ChatFormat", "Row", "make_batch", "visits_of_step"]
 
@@ -68,7 +69,7 @@ class ChatFormat:
 
     def _make_row(self, pair: Pair) -> Row:
         prompt = build_prompt(self.tokenizer, self.template, self.generation, [Message("user", pair.question)])
-        answer = [*self.tokenizer.encode(pair.answer), self.tokenizer.end_id]
+        answer = [*self.tokenizer.encode_behind(ASSISTANT, pair.answer), self.tokenizer.end_id]
         return Row([*prompt.ids, *answer], len(prompt.ids), prompt.image_position)
 
 

@@ -29,10 +29,10 @@ NEARLY_SPECIAL = [
     *("<imag", "<s", "<ss>", "</", "</s", "<pad", "<0x0A>", "<0x41>", "<", ">", "<|", "|>", "\\n", "unk>", "<unk"),
 ]
 WORDS = [
-    *"Which way does the red circle turn? How many times bounces 2024 3.14 a na\u00efve e\u0301te\u0301 \u00c5 A\u030a".split(),
-    *"привет фильм Ελλάδα שלום مرحبا नमस्ते ไทย 日本語 中文字幕 한국어".split(),
-    *"\uff46\uff55\uff4c\uff4c \ufb01ligree \u00bd \u2460 x\u00b2 \u2026 \u2014 \u201cquoted\u201d".split(),
-    *"don't C++ f(x)=x**2; http://a.b/c?d=e".split(),
+    *("Which", "way", "does", "the", "red", "circle", "turn?", "How", "many", "times", "bounces", "2024", "3.14", "a"),
+    *("na\u00efve", "e\u0301te\u0301", "\u00c5", "A\u030a", "привет", "фильм", "Ελλάδα", "שלום", "مرحبا", "नमस्ते"),
+    *("ไทย", "日本語", "中文字幕", "한국어", "\uff46\uff55\uff4c\uff4c", "\ufb01ligree", "\u00bd", "\u2460", "x\u00b2"),
+    *("\u2026", "\u2014", "\u201cquoted\u201d", "don't", "C++", "f(x)=x**2;", "http://a.b/c?d=e"),
 ]
 WHITE_SPACE = [
     *(" ", "  ", "   ", "    ", "       ", "\n", "\n\n", "\r\n", "\t", "\t\t", " \n ", "\u00a0", "\u2003", "\u3000"),
@@ -57,7 +57,23 @@ ODD = [
     *("\u0301", "\u0327\u0302", "\U0001f3ac", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1eb\U0001f1f7"),
     *("\U0001f44d\U0001f3fd", "\U00020000", "\U0010ffff", "\ue000", "\ud7ff", "\u00df", "\u0130", "\u0131"),
 ]
-REPEATED = "aaaa abab ababa hahaha aabaa oooooo ...... ----- ====== 0000 1212 (((( ))))".split()
+REPEATED = [
+    *(
+        "aaaa",
+        "abab",
+        "ababa",
+        "hahaha",
+        "aabaa",
+        "oooooo",
+        "......",
+        "-----",
+        "======",
+        "0000",
+        "1212",
+        "((((",
+        "))))",
+    ),
+]
 
 
 def training_texts() -> list[str]:

@@ -1,0 +1,48 @@
+"""The slow ``LlamaTokenizer(legacy=False)``, restated in plain words over the sentencepiece package.
+
+Its four steps: U+2581 becomes a space and one is put before the text; added tokens are cut out, and those with rstrip
+take the white space after them; the rest is SentencePiece without a dummy prefix; a mark that stands alone before a
+named token goes away again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined] # made at import time
+
+MARK = "\u2581"
+NAMED = {"<s>", "<|end|>", "<unk>", "<pad>", "<image>", "<image placeholder>", "<|endofchunk|>"}
+
+
+class SlowTokenizer:
+    def __init__(self, folder: Path):
+        model = ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+        model.normalizer_spec.add_dummy_prefix = False
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        decoder = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+        self.ids = {token["content"]: int(key) for key, token in decoder.items()}
+        self.swallowing = {token["content"] for token in decoder.values() if token["rstrip"]}
+
+    def encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        text = MARK + text.replace(MARK, " ")
+        parts = [part for part in re.split(f"({'|'.join(map(re.escape, self.ids))})", text) if part]
+        ids: list[int] = []
+        before = ""
+        for part in parts:
+            ids += [self.ids[part]] if part in self.ids else self._plain(part, before)
+            before = part
+        alone = ids[:1] == [self.pieces.piece_to_id(MARK)] and any(ids[1:2] == [self.ids[token]] for token in NAMED)
+        return ids[1:] if alone else ids
+
+    def _plain(self, part: str, before: str) -> list[int]:
+        if before in self.swallowing:
+            part = part.lstrip()
+        if not part.startswith((MARK, " ")):
+            return self.pieces.encode(part)
+        return self.pieces.encode("<unk>" + part)[len(self.pieces.encode("<unk>")) :]

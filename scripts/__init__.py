@@ -1,0 +1,1 @@
+"""What people run by hand around the package; nothing in it imports this."""

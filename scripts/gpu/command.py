@@ -1,0 +1,115 @@
+"""The command line of ``scripts/gpu_check.py``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+
+from blip3v.errors import Blip3vError, ParityError, ProviderError, UsageError
+from scripts.gpu.environment import describe_environment, describe_run
+from scripts.gpu.generation import generation
+from scripts.gpu.parity import parity
+from scripts.gpu.plan import Plan
+from scripts.gpu.report import STAGES, Report
+from scripts.gpu.tables import print_report
+from scripts.gpu.training import training
+
+__all__ = ["gpu_check"]
+
+_STAGES: dict[str, Callable[[Plan, Report], None]] = {
+    "parity": parity,
+    "training": training,
+    "generation": generation,
+}
+# Layers share their code, and every length and batch size is a shape of its own; past the limit dynamo gives up.
+_MOST_SHAPES = 64
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("benchmarks/results/gpu.json"),
+    show_default=True,
+    help="JSON to write, or to go on with.",
+)
+@click.option(
+    "--only", default=",".join(STAGES), show_default=True, metavar="STAGES", help="Stages to run, with commas between."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    default=180.0,
+    show_default=True,
+    help="Time after which a stage begins nothing new.",
+)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Where to run.")
+@click.option(
+    "--smallest",
+    is_flag=True,
+    help="The smallest form of every stage: the tiny preset, few turns. The only one for a CPU.",
+)
+@click.option(
+    "--perturb",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Relative noise on the weights that parity tests, to see it fail.",
+)
+@click.option("--commit", help="What is measured, where the checkout has no .git.  [default: git describe]")
+def gpu_check(
+    output: Path, only: str, seconds: float, device: str, smallest: bool, perturb: float, commit: str | None
+) -> None:
+    """Checks parity and measures training and generation on a GPU, with random weights.
+
+    \b
+    Examples:
+      python scripts/gpu_check.py -o benchmarks/results/gpu.json
+      python scripts/gpu_check.py --device cpu --smallest -o /tmp/gpu.json
+    """
+    plan = Plan(device=torch.device(device), smallest=smallest, seconds=seconds, perturb=perturb)
+    talk = Console(stderr=True)
+    try:
+        stages = _checked(plan, only)
+        run = describe_run(plan, stages, commit=commit)
+        report = Report(output, environment=describe_environment(plan), run=run)
+        torch._dynamo.config.recompile_limit = _MOST_SHAPES
+        for stage in stages:
+            talk.print(f"{stage} ...")
+            _STAGES[stage](plan, report)
+        print_report(report.content, Console())
+        talk.print(f"written: {output}")
+        _pass(report)
+    except Blip3vError as error:
+        talk.print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _checked(plan: Plan, only: str) -> tuple[str, ...]:
+    stages = tuple(name.strip() for name in only.split(","))
+    unknown = [name for name in stages if name not in STAGES]
+    if unknown:
+        raise UsageError(f"--only {only}: {', '.join(unknown)} is no stage; allowed: {', '.join(STAGES)}")
+    if plan.device.type == "cpu" and not plan.smallest:
+        raise UsageError("--device cpu would take hours with the 4B model; add --smallest")
+    if plan.device.type == "cuda" and not torch.cuda.is_available():
+        raise ProviderError(
+            f"torch {torch.__version__} sees no CUDA device; run where one is, or --device cpu --smallest"
+        )
+    return stages
+
+
+def _pass(report: Report) -> None:
+    misses = report.misses()
+    if misses:
+        shown = "; ".join(misses[:4]) + (f"; and {len(misses) - 4} more" if len(misses) > 4 else "")
+        raise ParityError(
+            f"{len(misses)} rows of parity missed their tolerance: {shown}; the JSON holds every error; "
+            "a miss in float32 tells a wrong computation, one in half precision alone an overflow or a tolerance"
+        )

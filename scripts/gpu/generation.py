@@ -1,0 +1,232 @@
+"""Stage ``generation``: how fast the reference encodes a clip, reads a prompt and answers, greedily.
+
+Two forms. eager: the library's growing KV cache. compiled: a static cache, with the decoding step compiled; the prompt
+is read without compiling, as the library does it.
+"""
+
+# Shapes: B clips, L text tokens, M video tokens, S = L + M - 1 spliced tokens, D width, V logits.
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache, StaticCache
+
+from blip3v.model import Blip3Video, splice
+from scripts.gpu.models import Inputs, SharedModel, make_inputs, peak_gib, reset_peak
+from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Budget, Plan, Row, Stopwatch, first_line
+from scripts.gpu.report import Report
+
+__all__ = ["Sample", "Speaker", "generation", "speed"]
+
+_BATCH_SIZES, _SMALLEST_BATCH_SIZES = (1, 4), (1,)
+_MODES = ("reduce-overhead", "default")  # of torch.compile; the second where the first fails
+_DTYPE = torch.bfloat16
+
+_WHAT = {
+    "dtype": "bfloat16",
+    "text": f"{QUESTION_TOKENS} tokens asked, {ANSWER_TOKENS} answered, no stop token",
+    "samples_per_s": "clips encoded and answered",
+    "language_model_samples_per_s": "prompt read and answered, the clip encoded before",
+    "eager": "the library's KV cache, which grows",
+    "compiled": "static KV cache of the row's length; the decoding step compiled whole, the prompt read in eager form",
+    "turns": "an answer of each row in turn",
+}
+
+Step = Callable[[Tensor, Cache], Tensor]
+
+
+class Sample(NamedTuple):
+    """Seconds of one batch."""
+
+    encode_s: float
+    prefill_s: float  # gives the first new token
+    steps_s: float  # gives the others
+
+    @property
+    def language_model_s(self) -> float:
+        """Prefill and steps."""
+        return self.prefill_s + self.steps_s
+
+    @property
+    def whole_s(self) -> float:
+        """From pixels to the last token."""
+        return self.encode_s + self.language_model_s
+
+
+class Speaker:
+    """Answers one batch with one row's encoder in one form.
+
+    Args:
+        shared: the model of all rows.
+        row: whose encoder.
+        inputs: clips and prompts.
+        watch: of the model's device.
+        compile_with: backend and mode for ``torch.compile``; None: the eager form.
+    """
+
+    def __init__(
+        self, shared: SharedModel, row: Row, inputs: Inputs, watch: Stopwatch, compile_with: dict[str, Any] | None
+    ) -> None:
+        self._shared, self._row, self._inputs, self._watch = shared, row, inputs, watch
+        self._cache = None if compile_with is None else _static_cache(shared.model, row)
+        self._step = _step_of(shared.model) if compile_with is None else _compiled_step(shared.model, compile_with)
+
+    @torch.no_grad()
+    def answer(self) -> tuple[Sample, Tensor]:
+        """Seconds, and ids (B, ANSWER_TOKENS)."""
+        model, inputs = self._shared.use(self._row), self._inputs
+        if self._cache is not None:
+            self._cache.reset()  # type: ignore[no-untyped-call]
+        encode_s, video_BMD = self._watch.time(lambda: model.encode_video(inputs.frames_BTCHW))
+        prefill_s, (id_B, cache) = self._watch.time(lambda: _prefill(model, inputs, video_BMD, self._cache))
+        steps_s, ids_BT = self._watch.time(lambda: _continue(self._step, id_B, cache))
+        return Sample(encode_s, prefill_s, steps_s), ids_BT
+
+
+def generation(plan: Plan, report: Report) -> None:
+    """Measures every batch size and form that the report does not hold yet, each with all rows."""
+    report.describe("generation", "what", _WHAT)
+    sizes = _SMALLEST_BATCH_SIZES if plan.smallest else _BATCH_SIZES
+    wanted = {f"batch {size}, {form}": (size, form) for form in ("eager", "compiled") for size in sizes}
+    wanted = {key: case for key, case in wanted.items() if not report.holds("generation", key)}
+    if not wanted:
+        return
+    budget = Budget(plan.seconds)
+    shared = SharedModel(plan.config, plan.rows, device=plan.device, dtype=_DTYPE)
+    shared.model.eval()
+    for key, (size, form) in wanted.items():
+        if budget.spent:
+            report.skip("generation", key, f"the {plan.seconds:g} s of this stage were spent")
+        else:
+            report.put("generation", key, _measure(shared, size, form, plan, budget))
+
+
+def speed(row: Row, samples: list[Sample], batch_size: int) -> dict[str, Any]:
+    """A row's medians, and the seconds behind them."""
+    encode_s, prefill_s, steps_s = (statistics.median(seconds) for seconds in zip(*samples, strict=True))
+    num_steps = ANSWER_TOKENS - 1
+    return {
+        "encoder": row.encoder,
+        "num_tokens": row.num_tokens,
+        "samples_per_s": batch_size / statistics.median(sample.whole_s for sample in samples),
+        "language_model_samples_per_s": batch_size / statistics.median(sample.language_model_s for sample in samples),
+        "encode_ms": 1e3 * encode_s,
+        "prefill_ms": 1e3 * prefill_s,
+        "token_ms": 1e3 * steps_s / num_steps,
+        "tokens_per_s": batch_size * num_steps / steps_s,
+        "encode_prefill_steps_s": [list(sample) for sample in samples],
+    }
+
+
+def _measure(shared: SharedModel, size: int, form: str, plan: Plan, budget: Budget) -> dict[str, Any]:
+    """All rows in turns. A row that failed to compile or came too late is left out and says why."""
+    inputs = make_inputs(plan.config, size, device=plan.device, dtype=_DTYPE)
+    watch = Stopwatch(plan.device)
+    speakers: dict[Row, Speaker] = {}
+    facts: dict[Row, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for row in plan.rows:
+        if budget.spent:
+            left_out[str(row)] = f"the {plan.seconds:g} s of this stage were spent"
+            continue
+        eager = Speaker(shared, row, inputs, watch, None)
+        speaker, facts[row] = (eager, {}) if form == "eager" else _compiled_speaker(shared, row, inputs, watch, plan)
+        if speaker is None:
+            left_out[str(row)] = facts[row]["failures"][-1]
+            continue
+        speakers[row] = speaker
+        facts[row] |= {"ids_as_eager": _share_equal(speaker.answer()[1], eager.answer()[1])}
+    samples, peaks = _take_turns(speakers, plan, budget)
+    rows = [{**speed(row, samples[row], size), **facts[row], "peak_gib": peaks[row]} for row in speakers]
+    return {"batch_size": size, "compiled": form == "compiled", "rows": rows, "left_out": left_out}
+
+
+def _take_turns(
+    speakers: dict[Row, Speaker], plan: Plan, budget: Budget
+) -> tuple[dict[Row, list[Sample]], dict[Row, float | None]]:
+    samples: dict[Row, list[Sample]] = {row: [] for row in speakers}
+    peaks: dict[Row, float | None] = {}
+    thrown_away, counted = plan.turns
+    for turn in range(thrown_away + counted):
+        for row, speaker in speakers.items():
+            reset_peak(plan.device)
+            sample, _ = speaker.answer()
+            peaks[row] = peak_gib(plan.device)
+            if turn >= thrown_away:
+                samples[row].append(sample)
+        if turn >= thrown_away and budget.spent:
+            break
+    return samples, peaks
+
+
+def _compiled_speaker(
+    shared: SharedModel, row: Row, inputs: Inputs, watch: Stopwatch, plan: Plan
+) -> tuple[Speaker | None, dict[str, Any]]:
+    """A speaker that has answered once, in the first mode that works; None: none does."""
+    failures: list[str] = []
+    for mode in _MODES:
+        options: dict[str, Any] = {"backend": plan.compile_backend, **({} if plan.smallest else {"mode": mode})}
+        try:
+            speaker = Speaker(shared, row, inputs, watch, options)
+            compile_s, _ = watch.time(speaker.answer)
+        except RuntimeError as error:  # what dynamo, inductor and the CUDA graphs raise
+            failures.append(f"{options}: {first_line(error)}")
+            continue
+        return speaker, {"torch_compile": options, "first_answer_s": compile_s, "failures": failures}
+    return None, {"failures": failures}
+
+
+def _compiled_step(model: Blip3Video, options: dict[str, Any]) -> Step:
+    compiled: Step = torch.compile(_step_of(model), fullgraph=True, dynamic=False, **options)
+
+    def step(id_B: Tensor, cache: Cache) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        next_B: Tensor = compiled(id_B, cache).clone()  # a CUDA graph writes its next output to the same place
+        return next_B
+
+    return step
+
+
+def _step_of(model: Blip3Video) -> Step:
+    language = model.lang_model
+
+    def step(id_B: Tensor, cache: Cache) -> Tensor:
+        out = language.model(inputs_embeds=language.embed(id_B[:, None]), past_key_values=cache, use_cache=True)
+        next_B: Tensor = language.lm_head(out.last_hidden_state[:, -1]).argmax(dim=-1)
+        return next_B
+
+    return step
+
+
+def _prefill(model: Blip3Video, inputs: Inputs, video_BMD: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    language = model.lang_model
+    embeds_BSD = splice(language.embed(inputs.prompt()), inputs.position_B, video_BMD)
+    out = language.model(inputs_embeds=embeds_BSD, past_key_values=cache, use_cache=True)
+    return language.lm_head(out.last_hidden_state[:, -1]).argmax(dim=-1), out.past_key_values
+
+
+def _continue(step: Step, id_B: Tensor, cache: Cache) -> Tensor:
+    """All new ids (B, ANSWER_TOKENS), the first one given."""
+    ids = [id_B]
+    while len(ids) < ANSWER_TOKENS:
+        ids.append(step(ids[-1], cache))
+    return torch.stack(ids, dim=1)
+
+
+def _static_cache(model: Blip3Video, row: Row) -> StaticCache:
+    """A cache that holds prompt and answer. Both fit the sliding window, so that no layer needs one that slides."""
+    config = copy.deepcopy(model.lang_model.model.config)
+    length = QUESTION_TOKENS + row.num_tokens + ANSWER_TOKENS
+    assert config.sliding_window is None or length <= config.sliding_window
+    config.sliding_window = None
+    return StaticCache(config=config, max_cache_len=length)
+
+
+def _share_equal(ids_BT: Tensor, others_BT: Tensor) -> float:
+    return float((ids_BT == others_BT).double().mean())

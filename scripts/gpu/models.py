@@ -1,0 +1,129 @@
+"""Random models on a device, and inputs for them.
+
+Weights are made where they are used, which takes seconds for the 4B model. They differ from layer to layer and keep the
+size of sums, so that half precision holds every activation.
+"""
+
+# Shapes: B clips, T frames, L text tokens.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from blip3v.config import ModelConfig
+from blip3v.model import Blip3Video
+from blip3v.model.temporal import build_temporal
+from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Row
+
+__all__ = ["Inputs", "SharedModel", "make", "make_inputs", "peak_gib", "reset_peak", "row_config"]
+
+M = TypeVar("M", bound=nn.Module)
+
+# Vectors that enter a sum as they are.
+_UNIT_NAMES = (
+    "latents",
+    "initial_memory",
+    "position_embedding.weight",
+    "embed_tokens.weight",
+    "additional_embedding.weight",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A batch of clips with one conversation each."""
+
+    frames_BTCHW: Tensor
+    ids_BL: Tensor  # the video, a question; then an answer
+    position_B: Tensor  # of ``<image>``
+
+    def prompt(self) -> Tensor:
+        """The ids without the answer, (B, L)."""
+        return self.ids_BL[:, : 1 + QUESTION_TOKENS]
+
+
+class SharedModel:
+    """One model for several rows: only the temporal encoder changes, so that turns are cheap and memory holds one."""
+
+    def __init__(self, config: ModelConfig, rows: Iterable[Row], *, device: torch.device, dtype: torch.dtype) -> None:
+        configs = {row: row_config(config, row) for row in rows}
+        first = next(iter(configs.values()))
+        self.model = make(lambda: Blip3Video(first), device=device, dtype=dtype)
+        self.encoders = {
+            row: make(partial(build_temporal, own), device=device, dtype=dtype) for row, own in configs.items()
+        }
+
+    def use(self, row: Row) -> Blip3Video:
+        """The model with the encoder of ``row``."""
+        self.model.vision_tokenizer.temporal_encoder = self.encoders[row]
+        return self.model
+
+
+def row_config(config: ModelConfig, row: Row) -> ModelConfig:
+    """``config`` with the encoder and the count of ``row``."""
+    return config.with_encoder(row.encoder, num_tokens=row.num_tokens)
+
+
+def make(build: Callable[[], M], *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> M:
+    """What ``build`` gives, made on ``device``, with weights of ``dtype``; tables of frequencies stay fp32."""
+    with _default_dtype(dtype), device:
+        module = build()
+    _randomise(module, seed)
+    return module
+
+
+def make_inputs(config: ModelConfig, batch: int, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Inputs:
+    """Noise for pixels and text; the video comes first."""
+    generator = torch.Generator(device).manual_seed(seed)
+    side = config.vision.image_size
+    shape = (batch, config.num_frames, 3, side, side)
+    ids_shape = (batch, 1 + QUESTION_TOKENS + ANSWER_TOKENS)
+    return Inputs(
+        frames_BTCHW=torch.rand(shape, generator=generator, device=device).mul(2).sub(1).to(dtype),
+        ids_BL=torch.randint(config.text.num_base_tokens, ids_shape, generator=generator, device=device),
+        position_B=torch.zeros(batch, dtype=torch.long, device=device),
+    )
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """Largest memory of all tensors at once since ``reset_peak``; None: not a CUDA device."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
+def reset_peak(device: torch.device) -> None:
+    """Lets ``peak_gib`` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+@torch.no_grad()
+def _randomise(module: nn.Module, seed: int) -> None:
+    generators: dict[torch.device, torch.Generator] = {}
+    for name, weight in module.named_parameters():
+        if weight.device not in generators:
+            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
+        noise = torch.empty_like(weight).normal_(generator=generators[weight.device])
+        if name.endswith(_UNIT_NAMES):
+            weight.copy_(noise)
+        elif weight.ndim == 1:
+            weight.add_(noise, alpha=0.05)  # a norm stays near one, a bias near zero
+        else:
+            weight.copy_(noise.mul_(1.0 / math.sqrt(math.prod(weight.shape[1:]))))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

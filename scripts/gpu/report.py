@@ -1,0 +1,102 @@
+"""The JSON of the GPU check: written whole after each measurement, and read again to go on.
+
+    {"schema_version": 1, "device": ..., "environment": {...}, "runs": [...],
+     "parity":     {"tolerances": ..., "rows": {...}},
+     "training":   {"what": ..., "rows": {...}},
+     "generation": {"what": ..., "rows": {...}}}
+
+A row that was not measured says so under ``skipped`` and is measured by the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from blip3v.errors import ArtifactError
+
+__all__ = ["SCHEMA_VERSION", "STAGES", "Report"]
+
+SCHEMA_VERSION = 1
+STAGES = ("parity", "training", "generation")
+
+
+class Report:
+    """Measurements of one environment, by stage and row.
+
+    Args:
+        path: the file; what it holds already is kept.
+        environment: what the numbers depend on; a file of another one is refused.
+        run: facts of this run.
+
+    Raises:
+        ArtifactError: the file is not such a report, or was measured elsewhere.
+    """
+
+    def __init__(self, path: Path, *, environment: dict[str, Any], run: dict[str, Any]) -> None:
+        self._path = path
+        self.content = _read(path) if path.exists() else {}
+        _check_same(path, self.content, environment)
+        self.content.setdefault("schema_version", SCHEMA_VERSION)
+        self.content.setdefault("environment", environment)
+        self.content.setdefault("runs", []).append(run)
+        self._write()
+
+    def rows(self, stage: str) -> dict[str, Any]:
+        """What was measured of a stage, by row."""
+        rows: dict[str, Any] = self.content.setdefault(stage, {}).setdefault("rows", {})
+        return rows
+
+    def holds(self, stage: str, key: str) -> bool:
+        """Whether a row was measured."""
+        return "skipped" not in self.rows(stage).get(key, {"skipped": ""})
+
+    def describe(self, stage: str, key: str, value: Any) -> None:
+        """Says something about a whole stage."""
+        self.content.setdefault(stage, {})[key] = value
+        self._write()
+
+    def put(self, stage: str, key: str, row: dict[str, Any]) -> None:
+        """Keeps a measured row, with the number of the run that measured it."""
+        self.rows(stage)[key] = {"run": len(self.content["runs"]) - 1, **row}
+        self._write()
+
+    def skip(self, stage: str, key: str, why: str) -> None:
+        """Says that a row was not measured, and why."""
+        self.rows(stage)[key] = {"skipped": why}
+        self._write()
+
+    def misses(self) -> list[str]:
+        """Rows of parity that did not pass."""
+        return [key for key, row in self.rows("parity").items() if row.get("passed") is False]
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_name(self._path.name + ".part")
+        part.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", "utf-8")
+        os.replace(part, self._path)  # a kill leaves the file before or the file after
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON: {error}; choose another --output") from error
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} is not a result of the GPU check with schema_version {SCHEMA_VERSION}; choose another --output"
+        )
+    return content
+
+
+def _check_same(path: Path, content: dict[str, Any], environment: dict[str, Any]) -> None:
+    before = content.get("environment", environment)
+    changed = [key for key in environment if before.get(key) != environment[key]]
+    if changed:
+        values = "; ".join(f"{key} was {before.get(key)!r} and is {environment[key]!r}" for key in changed)
+        raise ArtifactError(
+            f"{path} was measured in another environment: {values}; numbers of two are not mixed in one file, "
+            "choose another --output"
+        )

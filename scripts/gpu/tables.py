@@ -1,0 +1,105 @@
+"""The tables that the GPU check prints at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_report"]
+
+
+def print_report(content: dict[str, Any], console: Console) -> None:
+    """Prints one table for each stage that the report holds.
+
+    Args:
+        content: of the report's file.
+        console: where to print.
+    """
+    environment = content["environment"]
+    where = f"{environment['device']}{'' if environment['is_gpu'] else ', not a GPU'}"
+    for stage, table in (("parity", _parity), ("training", _training), ("generation", _generation)):
+        rows = content.get(stage, {}).get("rows", {})
+        if rows:
+            console.print(table(rows, f"{stage}: {environment['preset']} on {where}"))
+
+
+def _parity(rows: dict[str, Any], title: str) -> Table:
+    table = _table(
+        title,
+        "encoder",
+        "shape",
+        "dtype",
+        "largest error",
+        "smallest cosine",
+        "",
+    )
+    for key, row in rows.items():
+        encoder, _, shape = key.partition(", ")
+        if "skipped" in row:
+            table.add_row(encoder, shape, "", "", "", row["skipped"])
+            continue
+        for dtype in dict.fromkeys(found["dtype"] for found in row["comparisons"]):
+            same = [found for found in row["comparisons"] if found["dtype"] == dtype]
+            passed = all(found["passed"] for found in same)
+            errors, cosines = ([found[name] for found in same] for name in ("relative_error", "cosine"))
+            table.add_row(
+                encoder,
+                shape,
+                dtype,
+                _worst(max, errors, ".1e"),
+                _worst(min, cosines, ".6f"),
+                "" if passed else "MISSED",
+            )
+    return table
+
+
+def _training(rows: dict[str, Any], title: str) -> Table:
+    table = _table(title, "form", "tokens", "encoder", "samples/s", "ratio", "paper", "ratio", "peak GiB")
+    for key, group in rows.items():
+        if not group.get("rows"):
+            table.add_row(key, "", group.get("skipped") or group["failures"][-1]["why"])
+        for row in group.get("rows", ()):
+            table.add_row(
+                group["form"],
+                str(row["num_tokens"]),
+                row["encoder"],
+                f"{row['samples_per_s']:.3g}",
+                f"{row['times_baseline']:.2f}x",
+                f"{row['paper_samples_per_s']:.3g}",
+                f"{row['paper_times_baseline']:.2f}x",
+                _gib(row["peak_gib"]),
+            )
+    return table
+
+
+def _generation(rows: dict[str, Any], title: str) -> Table:
+    table = _table(
+        title, "form", "tokens", "encoder", "encode ms", "prefill ms", "ms/token", "tokens/s", "samples/s", "peak GiB"
+    )
+    for key, group in rows.items():
+        for left_out, why in ({"": group["skipped"]} if "skipped" in group else group["left_out"]).items():
+            table.add_row(key, "", f"{left_out} {why}".strip())
+        for row in group.get("rows", ()):
+            speeds = [
+                f"{row[name]:.3g}" for name in ("encode_ms", "prefill_ms", "token_ms", "tokens_per_s", "samples_per_s")
+            ]
+            table.add_row(key, str(row["num_tokens"]), row["encoder"], *speeds, _gib(row["peak_gib"]))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _worst(choose: Any, values: list[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return format(choose(known), form) if len(known) == len(values) else "not finite"
+
+
+def _gib(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

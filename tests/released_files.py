@@ -31,14 +31,16 @@ _CHAT_TEMPLATE = (
 )
 
 
-def write_released_tokenizer(folder: Path, *, num_pieces: int = NUM_PIECES) -> Path:
+def write_released_tokenizer(folder: Path, *, num_pieces: int = NUM_PIECES, model: Path = SMALL_MODEL) -> Path:
     """Writes the four files into ``folder``, which is made where it is not there, and returns it.
 
-    ``num_pieces`` above ``NUM_PIECES`` fills the model up with pieces of one private character each.
+    ``num_pieces`` above ``NUM_PIECES`` fills the committed model up with pieces of one private character each. With
+    another ``model``, ``num_pieces`` is what it holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fill = b"".join(_piece(chr(0xF0000 + n), -(1e6 + n)) for n in range(num_pieces - NUM_PIECES))
-    (folder / "tokenizer.model").write_bytes(SMALL_MODEL.read_bytes() + fill)
+    num_filled = num_pieces - NUM_PIECES if model == SMALL_MODEL else 0
+    fill = b"".join(_piece(chr(0xF0000 + n), -(1e6 + n)) for n in range(num_filled))
+    (folder / "tokenizer.model").write_bytes(model.read_bytes() + fill)
     _write(folder / "added_tokens.json", {text: num_pieces + n for n, text in enumerate(_TAIL)})
     plain = {key: _flags(text) for key, text in (("bos_token", "<s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))}
     additional = [_flags(text) for text in _ADDITIONAL]

@@ -70,11 +70,13 @@ class Shards:
 
     tensors: Mapping[str, Stored]  # by the name in the files
     files: Mapping[str, Path]  # the file of each name
+    index: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every file once."""
-        return tuple(dict.fromkeys(self.files.values()))
+        """Every file once, the index too."""
+        shards = tuple(sorted(set(self.files.values())))
+        return shards if self.index is None else (self.index, *shards)
 
 
 def base_config(folder: Path) -> ModelConfig:
@@ -159,6 +161,7 @@ def open_shards(folder: Path) -> Shards:
     return Shards(
         {name: held[shard][name] for name, shard in places.items()},
         {name: folder / shard for name, shard in places.items()},
+        index,
     )
 
 

@@ -22,6 +22,7 @@ __all__ = ["Fit", "LeftOut", "Origin", "fit"]
 
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
 _LATENTS = "vision_tokenizer.latents"
+_FEW_LATENTS = 32
 _POOL_HEAD = "vision_encoder.head"
 # Rows from num_base_tokens on stand for no token: the tokens after them have tensors of their own.
 _SPLIT = ("lang_model.model.embed_tokens.weight", "lang_model.lm_head.weight", "lang_model.lm_head.bias")
@@ -87,11 +88,13 @@ def fit(found: Mapping[str, Stored], base: ModelConfig, *, where: str, encoder: 
 
 
 def _with_latents(base: ModelConfig, found: Mapping[str, Stored]) -> ModelConfig:
-    """One of the forms that a release of 32 tokens may have is a resampler with 32 latents."""
+    """With 32 latents where there are so many: one of the forms that the 32-token release may have."""
     latents = found.get(_LATENTS)
-    if latents is None or len(latents.shape) != 2 or latents.shape[1] != base.vision.hidden_size:
-        return base  # the comparison names it
-    return dataclasses.replace(base, resampler=dataclasses.replace(base.resampler, num_latents=latents.shape[0]))
+    if latents is None or latents.shape != (_FEW_LATENTS, base.vision.hidden_size):
+        return base
+    temporal = dataclasses.replace(base.temporal, num_tokens=_FEW_LATENTS)
+    resampler = dataclasses.replace(base.resampler, num_latents=_FEW_LATENTS)
+    return dataclasses.replace(base, resampler=resampler, temporal=temporal)
 
 
 def _live(config: ModelConfig) -> ModelConfig:

@@ -1,0 +1,407 @@
+"""Which tensors a checkpoint may hold: all 768 released names, every temporal encoder, and what is refused by name.
+
+The folders have holes in place of weights: names, shapes and sizes are the released ones, and the disk holds headers.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from math import prod
+from pathlib import Path
+
+import pytest
+from released_files import RELEASED_NUM_PIECES, write_released_tokenizer
+from synthetic_checkpoint import (
+    CONFIG,
+    FORMS,
+    INDEX,
+    PREFIX,
+    TEMPORAL,
+    Shapes,
+    released_shapes,
+    token_learner,
+    with_form,
+    write_checkpoint,
+)
+
+from blip3v.config import preset
+from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, ConfigError, UsageError
+from blip3v.model import released_names
+from blip3v.model.checkpoint import Checkpoint, open_checkpoint
+from blip3v.model.released_names import Fit, fit
+from blip3v.model.temporal_form import WEIGHTLESS
+from blip3v.model.weight_file import Stored
+from blip3v.model.weights import state_shapes
+
+NUM_ELEMENTS = 4_418_604_771
+NUM_BYTES = 17_674_419_084
+WITHOUT_TEMPORAL = 4_359_257_219
+RELEASED = released_shapes()
+EMBEDDING = "lang_model.model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_checkpoint(tmp_path_factory.mktemp("released"), RELEASED)
+    return write_released_tokenizer(folder, num_pieces=RELEASED_NUM_PIECES)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(sparse: Path) -> Checkpoint:
+    return open_checkpoint(sparse)
+
+
+@pytest.fixture(autouse=True)
+def shapes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of the 4B model are asked for a thousand times here."""
+    monkeypatch.setattr(released_names, "state_shapes", _cached_shapes)
+
+
+@functools.cache
+def _cached_shapes(config):
+    return state_shapes(config)
+
+
+def fitted(shapes: Shapes, *, encoder: str | None = None, num_frames: int = 8, dtype: str = "F32") -> Fit:
+    found = {name: Stored(shape, dtype) for name, shape in shapes.items()}
+    return fit(found, preset("xgen-mm-vid"), where="here", encoder=encoder, num_frames=num_frames)
+
+
+def renamed(shapes: Shapes, old: str, new: str) -> Shapes:
+    return {new if name == old else name: shape for name, shape in shapes.items()}
+
+
+def num_kept(result: Fit) -> int:
+    return sum(map(prod, state_shapes(result.config).values()))
+
+
+def num_left_out(result: Fit | Checkpoint) -> int:
+    return sum(prod(item.shape) for item in result.left_out)
+
+
+def test_the_folder_is_the_released_one_to_the_byte(sparse: Path) -> None:
+    """Sizes as the page of the released files lists them: 4.95, 4.98, 4.98 and 2.76 GB, index 76 kB."""
+    shards = sorted(sparse.glob("*.safetensors"))
+    assert [round(shard.stat().st_size / 1e9, 2) for shard in shards] == [4.95, 4.98, 4.98, 2.76]
+    assert (sparse / INDEX).stat().st_size == 75_973
+    index = json.loads((sparse / INDEX).read_text())
+    assert index["metadata"]["total_size"] == NUM_BYTES
+    assert len(index["weight_map"]) == 768
+    assert sum(file.stat().st_blocks * 512 for file in sparse.iterdir()) < 2_000_000, "the holes take disk"
+
+
+def test_every_released_tensor_has_its_place_or_a_reason(checkpoint: Checkpoint) -> None:
+    kept = sum(part.num_elements for part in checkpoint.stored.values())
+    assert kept + num_left_out(checkpoint) == NUM_ELEMENTS
+    whole = {item.name for item in checkpoint.left_out if RELEASED[item.name] == item.shape}
+    assert set(checkpoint.weights) | whole == set(RELEASED)
+    assert set(checkpoint.weights) & whole == set()
+    assert set(checkpoint.weights) == set(state_shapes(checkpoint.config))
+
+
+def test_what_is_left_out_is_named(checkpoint: Checkpoint) -> None:
+    parts: dict[str, int] = {}
+    for item in checkpoint.left_out:
+        parts[item.why] = parts.get(item.why, 0) + prod(item.shape)
+    assert parts == {
+        "the pooling head: all patch tokens are used, not their pool": 15_238_352,
+        "the read layer of grouped memories is built and never called": 332_288,
+        "rows 32012 to 32063 stand for no token": 52 * (3072 + 3072 + 1),
+    }
+
+
+def test_the_released_model_is_what_its_config_and_tensors_say(checkpoint: Checkpoint) -> None:
+    config, released = checkpoint.config, preset("xgen-mm-vid")
+    assert checkpoint.kind == "released"
+    assert (config.vision, config.resampler, config.num_frames) == (released.vision, released.resampler, 8)
+    assert config.temporal == released.temporal
+    assert (config.text.vocab_size, config.text.num_logits) == (32012, 32015)
+    assert (checkpoint.preprocessor.image_size, checkpoint.preprocessor.resize_mode) == (384, "squash")
+    assert (checkpoint.generation.max_new_tokens, checkpoint.generation.stop_token) == (1024, "<|end|>")
+    assert {file.name for file in checkpoint.hashed_files} == {file.name for file in checkpoint.path.iterdir()}
+
+
+def test_dead_rows_are_not_read(checkpoint: Checkpoint) -> None:
+    assert checkpoint.weights[EMBEDDING].shape == (32012, 3072)
+    assert checkpoint.weights["lang_model.lm_head.bias"].shape == (32012,)
+    assert checkpoint.weights["lang_model.lm_head.additional_fc.weight"].shape == (3, 3072)
+
+
+@pytest.mark.parametrize("change", ["renamed", "missing", "transposed", "cut"])
+def test_every_single_tensor_is_missed(change: str) -> None:
+    """All 768, one at a time: the error names the tensor, and the new name where there is one."""
+    for name, shape in RELEASED.items():
+        wrong = {
+            "renamed": renamed(RELEASED, name, f"{name}_new"),
+            "missing": {key: value for key, value in RELEASED.items() if key != name},
+            "transposed": RELEASED | {name: shape[::-1]},
+            "cut": RELEASED | {name: (shape[0] - 1, *shape[1:])},
+        }[change]
+        if wrong == RELEASED:
+            continue  # a vector or a square is its own transposed
+        with pytest.raises(ArtifactError) as caught:
+            fitted(wrong)
+        message = str(caught.value)
+        short = name.removeprefix("vision_tokenizer.")
+        assert short in message or f"{name}_new" in message, f"{name}: {message}"
+
+
+def test_each_kind_of_wrong_tensor_is_listed_by_name() -> None:
+    norm, extra = "lang_model.model.norm.weight", "lang_model.model.layers.32.mlp.down_proj.weight"
+    query = "vision_tokenizer.layers.3.0.to_q.weight"
+    wrong = renamed(RELEASED, norm, "lang_model.model.final_norm.weight") | {extra: (3072, 8192), query: (1152, 1536)}
+    with pytest.raises(ArtifactError) as caught:
+        fitted(wrong)
+    message = str(caught.value)
+    assert f"missing {norm}" in message
+    assert "unknown lang_model.model.final_norm.weight" in message
+    assert f"unknown {extra}" in message
+    assert f"{query} has shape (1152, 1536), expected (1536, 1152)" in message
+
+
+def test_a_long_list_is_cut_and_counted() -> None:
+    wrong = {name: shape for name, shape in RELEASED.items() if ".layers.5." not in name}
+    num_gone = len(RELEASED) - len(wrong)
+    with pytest.raises(ArtifactError, match=rf"and {num_gone - 8} more$"):
+        fitted(wrong)
+
+
+def test_weights_of_another_dtype_are_refused() -> None:
+    found = {name: Stored(shape, "F32") for name, shape in RELEASED.items()}
+    found["lang_model.model.norm.weight"] = Stored((3072,), "I64")
+    with pytest.raises(ArtifactError, match=r"lang_model\.model\.norm\.weight is I64, expected one of F32, F16, BF16"):
+        fit(found, preset("xgen-mm-vid"), where="here", encoder=None, num_frames=8)
+
+
+def test_a_vision_encoder_saved_without_its_pooling_head_is_fine() -> None:
+    bare = {name: shape for name, shape in RELEASED.items() if not name.startswith("vision_encoder.head.")}
+    assert num_kept(fitted(bare)) == num_kept(fitted(RELEASED))
+
+
+# form -> encoder, tokens at 8 frames, elements of the temporal encoder (fact sheet), settings of its config
+KNOWN: dict[str, tuple[str, int, int, dict[str, object]]] = {
+    "gttm": ("gttm", 128, 59_347_552, {"pooling": "mean", "num_layers": 4, "num_slots": 4}),
+    "gttm-attention": ("gttm", 32, 59_347_552 + 80_384, {"pooling": "attention", "num_layers": 4}),
+    "tokenlearner": ("tokenlearner", 32, 80_384, {"time_stamps": False}),
+    "tokenlearner-128": ("tokenlearner", 128, 332_288, {"time_stamps": False}),
+    "per-frame": ("per-frame", 32, 13_856, {}),
+    "transformer": ("transformer", 128, 58_411_008, {"num_layers": 4}),
+    "ttm": ("ttm", 128, 29_887_488, {"memory_output": False, "time_stamps": False, "step_tokens": 16}),
+    "ttm-memory": ("ttm", 128, 29_926_464, {"memory_output": True, "time_stamps": True, "memory_tokens": 128}),
+    "mambalike": ("mambalike", 128, 128 * 4 * 1152 + 576 + 2 * (2 + 8 + 32), {"num_slots": 4}),
+}
+
+
+@pytest.mark.parametrize("form", KNOWN)
+def test_the_temporal_encoder_is_found_by_its_tensors(form: str) -> None:
+    encoder, num_tokens, num_elements, settings = KNOWN[form]
+    shapes = with_form(RELEASED, form)
+    assert sum(map(prod, shapes.values())) == WITHOUT_TEMPORAL + num_elements, "the table above is not the fact sheet's"
+    result = fitted(shapes)
+    temporal = result.config.temporal
+    assert (temporal.encoder, temporal.num_tokens, result.config.resampler.num_latents) == (encoder, num_tokens, 128)
+    assert {name: getattr(temporal, name) for name in settings} == settings
+    assert num_kept(result) + num_left_out(result) == WITHOUT_TEMPORAL + num_elements
+
+
+@pytest.mark.parametrize("form", [*KNOWN, "gttm-32-latents"])
+def test_every_tensor_of_every_temporal_encoder_is_missed(form: str) -> None:
+    shapes = with_form(RELEASED, form)
+    for name in [name for name in shapes if name.startswith(TEMPORAL)]:
+        short = name.removeprefix("vision_tokenizer.")
+        without = {key: x for key, x in shapes.items() if key != name}
+        if form == "ttm-memory" and name.endswith("inv_freq"):
+            continue  # without time stamps it is the other ttm, with 32 tokens a frame
+        for wrong in (renamed(shapes, name, f"{name}_new"), without):
+            with pytest.raises(Blip3vError) as caught:
+                fitted(wrong)
+            # Without its first tensors a head of unknown name is no head any more: what is left of it is unknown.
+            head = form == "gttm-attention" and "some_head" in name
+            assert short in str(caught.value) or (head and "some_head" in str(caught.value)), f"{name}: {caught.value}"
+
+
+def test_32_tokens_may_come_of_32_latents() -> None:
+    result = fitted(with_form(RELEASED, "gttm-32-latents"))
+    assert (result.config.temporal.encoder, result.config.temporal.num_tokens) == ("gttm", 32)
+    assert (result.config.resampler.num_latents, result.config.temporal.pooling) == (32, "mean")
+    shapes = state_shapes(result.config)
+    assert shapes["vision_tokenizer.latents"] == (32, 1152)
+    assert shapes[f"{TEMPORAL}initial_memory"] == (32, 4, 1152)
+
+
+def test_the_head_of_unknown_name_goes_where_our_model_has_it() -> None:
+    origins = fitted(with_form(RELEASED, "gttm-attention")).origins
+    assert origins[f"{TEMPORAL}final_output.mlp.3.weight"].name == f"{TEMPORAL}some_head.mlp.3.weight"
+    assert (
+        origins[f"{TEMPORAL}ttm_unit.write_layer.mlp.3.weight"].name == f"{TEMPORAL}ttm_unit.write_layer.mlp.3.weight"
+    )
+
+
+def test_two_heads_are_one_too_many() -> None:
+    more = {TEMPORAL + name: shape for name, shape in token_learner("other_head", 16, 1152).items()}
+    with pytest.raises(ArtifactError, match="TokenLearners other_head, some_head"):
+        fitted(with_form(RELEASED, "gttm-attention") | more)
+
+
+def test_unused_parts_of_other_encoders_are_named() -> None:
+    assert {item.name for item in fitted(with_form(RELEASED, "mambalike")).left_out} >= {
+        f"{TEMPORAL}expand_mlp2.{part}" for part in ("0.weight", "0.bias", "1.weight", "3.weight")
+    }
+    outputs = [x for x in fitted(with_form(RELEASED, "ttm-memory")).left_out if "output_layer" in x.name]
+    assert sum(prod(item.shape) for item in outputs) == 80_384
+
+
+@pytest.mark.parametrize(("form", "num_tokens"), [("gttm", 128), ("per-frame", 64), ("ttm", 256), ("tokenlearner", 32)])
+def test_sixteen_frames_are_said_by_the_caller(form: str, num_tokens: int) -> None:
+    config = fitted(with_form(RELEASED, form), num_frames=16).config
+    assert (config.num_frames, config.visual_tokens) == (16, num_tokens)
+
+
+def test_without_tensors_somebody_must_say_the_encoder() -> None:
+    shapes = with_form(RELEASED, "weightless")
+    with pytest.raises(UsageError, match=re.escape(", ".join(WEIGHTLESS)) + ".*--encoder"):
+        fitted(shapes)
+    for encoder in WEIGHTLESS:
+        assert fitted(shapes, encoder=encoder).config.temporal.encoder == encoder
+    with pytest.raises(UsageError, match="gttm has some"):
+        fitted(shapes, encoder="gttm")
+    with pytest.raises(UsageError, match="'gtm' is unknown"):
+        fitted(shapes, encoder="gtm")
+
+
+def test_what_the_tensors_are_goes_before_what_somebody_says() -> None:
+    with pytest.raises(UsageError, match="the encoder gttm, not mean"):
+        fitted(RELEASED, encoder="mean")
+    assert fitted(RELEASED, encoder="gttm").config.temporal.encoder == "gttm"
+
+
+def test_tensors_of_no_known_encoder_are_listed() -> None:
+    with pytest.raises(ArtifactError, match=r"no known one: mixer\.weight \(7, 7\)"):
+        fitted(with_form(RELEASED, "weightless") | {f"{TEMPORAL}mixer.weight": (7, 7)})
+
+
+def small_shapes() -> Shapes:
+    """Enough to make an index of: the errors below come before any shape is looked at."""
+    return {name: RELEASED[name] for name in list(RELEASED)[:12]}
+
+
+def edit_index(folder: Path, change) -> Path:
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+FIRST = PREFIX + "vision_encoder.embeddings.patch_embedding.weight"
+
+
+def _drop(index) -> None:
+    del index["weight_map"][FIRST]
+
+
+def _add(index) -> None:
+    index["weight_map"]["vlm.ghost"] = index["weight_map"][FIRST]
+
+
+def _move(index) -> None:
+    shards = sorted(set(index["weight_map"].values()))
+    index["weight_map"][FIRST] = shards[-1]
+
+
+def _to(place: object):
+    return lambda index: index["weight_map"].update({FIRST: place})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        pytest.param(_drop, ArtifactError, f"{FIRST} of model-00001-.* is not in the index", id="in a shard only"),
+        pytest.param(_add, ArtifactError, "vlm.ghost is not in model-00001", id="in the index only"),
+        pytest.param(_move, ArtifactError, f"{FIRST} is not in model-0000[2-9]", id="in another shard"),
+        pytest.param(_to("gone.safetensors"), ArtifactMissingError, "lacks gone.safetensors", id="no such shard"),
+        pytest.param(_to("../x.safetensors"), ArtifactError, "only safetensors files beside it", id="parent folder"),
+        pytest.param(_to("/etc/x.safetensors"), ArtifactError, "only safetensors files beside it", id="absolute"),
+        pytest.param(_to("a\\x.safetensors"), ArtifactError, "only safetensors files beside it", id="backslash"),
+        pytest.param(_to("config.json"), ArtifactError, "only safetensors files beside it", id="another file"),
+        pytest.param(_to(7), ArtifactError, "has no weight_map", id="no name"),
+        pytest.param(lambda index: index.pop("weight_map"), ArtifactError, "has no weight_map", id="no map"),
+    ],
+)
+def test_index_and_shards_must_agree(tmp_path: Path, change, error: type[Exception], match: str) -> None:
+    write_checkpoint(tmp_path, small_shapes(), shard_bytes=8_000_000)
+    with pytest.raises(error, match=match):
+        open_checkpoint(edit_index(tmp_path, change))
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, small_shapes(), shard_bytes=8_000_000)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    second = shards[1].read_bytes()
+    write_checkpoint(tmp_path / "again", {FIRST.removeprefix(PREFIX): RELEASED[FIRST.removeprefix(PREFIX)]})
+    shards[1].write_bytes((tmp_path / "again" / "model-00001-of-00001.safetensors").read_bytes())
+    with pytest.raises(ArtifactError, match=f"{FIRST} is in model-00002-of-.* too, not only in model-00001"):
+        open_checkpoint(tmp_path)
+    shards[1].write_bytes(second[:-1])
+    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a whole safetensors file"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_index_may_not_hold_a_name_twice(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, small_shapes())
+    text = (tmp_path / INDEX).read_text()
+    entry = f'"{FIRST}": "model-00001-of-00001.safetensors"'
+    (tmp_path / INDEX).write_text(text.replace(entry, f"{entry}, {entry}"))
+    with pytest.raises(ConfigError, match="stands twice"):
+        open_checkpoint(tmp_path)
+
+
+def test_names_without_the_prefix_are_listed(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, small_shapes())
+    shard = folder / "model-00001-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes().replace(b'"vlm.', b'"llm.'))
+    (folder / INDEX).write_text((folder / INDEX).read_text().replace('"vlm.', '"llm.'))
+    with pytest.raises(ArtifactError, match=r"do not begin with vlm\.: unknown llm\.vision_encoder"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ({"model_type": "llama"}, "text_config: model_type 'llama'; allowed: phi3"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling"),
+        ({"model_type": "phi3", "initial_tokenizer_len": "many"}, "num_base_tokens is 'many'"),
+        ({"model_type": "phi3", "num_hidden_layers": 31, "num_attention_heads": 7}, "does not divide"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(tmp_path: Path, text: dict[str, object], match: str) -> None:
+    folder = write_checkpoint(tmp_path, small_shapes(), config={**CONFIG, "text_config": text})
+    with pytest.raises(ConfigError, match=match):
+        open_checkpoint(folder)
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    kinds = "a released Hugging Face folder"
+    with pytest.raises(ArtifactMissingError, match=f"is not there; allowed.*{kinds}"):
+        open_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ArtifactMissingError, match="found: nothing"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ArtifactMissingError, match=r"found: notes\.txt"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(ArtifactError, match=r"does not end in \.pt"):
+        open_checkpoint(tmp_path / "notes.txt")
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ArtifactError, match="model_type 'llava'"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "xgenmm"}')
+    with pytest.raises(ArtifactMissingError, match=r"neither model\.safetensors\.index\.json nor model\.safetensors"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="is a bundle"):
+        open_checkpoint(tmp_path)
+
+
+def test_every_form_is_tried() -> None:
+    assert set(FORMS) == {*KNOWN, "gttm-32-latents", "weightless"}

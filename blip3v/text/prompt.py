@@ -145,3 +145,6 @@ def _check_content(tokenizer: Tokenizer, turn: Message) -> None:
     for token in tokenizer.added_tokens:
         if token in turn.content:
             raise RequestError(f"the {turn.role} message holds the special token {token}; send plain text without it")
+    # A normaliser may make one of other characters: U+2581 stands for a space to SentencePiece.
+    if not set(tokenizer.added_tokens.values()).isdisjoint(tokenizer.encode(turn.content)):
+        raise RequestError(f"the {turn.role} message becomes a special token; send plain text without it")

@@ -9,7 +9,8 @@ The ids are those of the slow ``LlamaTokenizer(legacy=False)``, which the author
 - The rest is BPE by score over the whole stretch between two special tokens, bytes where a character is unknown.
 
 What is not here: a ``tokenizer.json`` in the folder is not read, since the library's own conversion treats white space
-and the mark in another way.
+and the mark in another way. Decoding leaves out every token with the flag ``special``, role markers too; the slow
+tokenizer would print those.
 """
 
 from __future__ import annotations
@@ -56,12 +57,9 @@ def released_tokenizer_json(folder: Path) -> str:
     result.decoder = decoders.Sequence(
         [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # normalized: the tokens are looked for behind the normaliser, which must see what stands next to them.
+    # The tokens are looked for behind the normaliser, which must see what stands next to them: rstrip is done there.
     result.add_tokens(
-        [
-            tokenizers.AddedToken(token.text, rstrip=token.rstrip, special=token.special, normalized=True)
-            for token in tokens.by_id.values()
-        ]
+        [tokenizers.AddedToken(token.text, special=token.special, normalized=True) for token in tokens.by_id.values()]
     )
     return str(result.to_str())
 
@@ -78,10 +76,10 @@ def _normalizer(tokens: ReleasedTokens) -> normalizers.Normalizer:
         normalizers.Replace(_MARK, " "),
         normalizers.Prepend(_MARK),
         normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}(?={_any_of(tokens.named)}|(?:{others})\z)"), ""),
-        normalizers.Replace(tokenizers.Regex(_SPACE), _MARK),
     ]
     if swallowing:
-        steps.insert(3, normalizers.Replace(tokenizers.Regex(f"(?<={swallowing}){_WHITE_SPACE}"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(f"(?<={swallowing}){_WHITE_SPACE}"), ""))
+    steps.append(normalizers.Replace(tokenizers.Regex(_SPACE), _MARK))
     return normalizers.Sequence(steps)
 
 

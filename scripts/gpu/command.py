@@ -79,10 +79,10 @@ def gpu_check(
         stages = _checked(plan, only)
         run = describe_run(plan, stages, commit=commit)
         report = Report(output, environment=describe_environment(plan), run=run)
-        torch._dynamo.config.recompile_limit = _MOST_SHAPES
         for stage in stages:
             talk.print(f"{stage} ...")
-            _STAGES[stage](plan, report)
+            with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+                _STAGES[stage](plan, report)
         print_report(report.content, Console())
         talk.print(f"written: {output}")
         _pass(report)

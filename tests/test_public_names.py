@@ -50,6 +50,7 @@ FROZEN = {
         "FinishReason",
         "Frame",
         "GenerationOptions",
+        "OpenEstimate",
         "Timings",
         "TokenLogprob",
         "Usage",

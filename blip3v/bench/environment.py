@@ -15,7 +15,7 @@ from typing import Any
 
 import blip3v
 
-__all__ = ["describe_environment", "load_average", "peak_rss_bytes"]
+__all__ = ["describe_environment", "load_average"]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "tokenizers")
 
@@ -48,20 +48,6 @@ def load_average() -> list[float] | None:
         return [round(value, 2) for value in os.getloadavg()]
     except (AttributeError, OSError):
         return None
-
-
-def peak_rss_bytes(root: Path = Path("/")) -> int | None:
-    """Largest resident memory of this process so far, mapped files included.
-
-    Linux: from ``/proc``, since ``getrusage`` also counts the process that started this one. Windows: from psutil.
-    """
-    try:
-        status = (root / "proc/self/status").read_text("utf-8")
-    except OSError:
-        psutil = _psutil()
-        return None if psutil is None else getattr(psutil.Process().memory_info(), "peak_wset", None)
-    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return int(lines["VmHWM"].split()[0]) * 1024 if "VmHWM" in lines else None
 
 
 def _processors(cpuinfo: Path) -> list[dict[str, str]]:

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blip3v.bench.environment import peak_rss_bytes
 from blip3v.bench.measure import measure_sample
 from blip3v.bench.worker import Job
 from blip3v.errors import Blip3vError
 from blip3v.runtime import VideoLM
+from blip3v.runtime.memory import peak_rss_bytes
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,10 @@ MAX_MANIFEST_BYTES = 2**20
 
 Precision = Literal["fp32", "fp16"]
 DTYPES: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
+
+# Graphs with more weights are opened without prepacking, which copies every weight into memory of its own: fp32 ones
+# then stay in their file, which the system can drop from memory when it needs room.
+MAPPED_FROM_BYTES = 2**30
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -127,16 +132,18 @@ class MemoryEstimate:
     """What opening the bundle costs on ONNX Runtime's CPU provider, without KV cache."""
 
     weights_bytes: int  # in the files of both graphs
-    resident_bytes: (
-        int  # anonymous memory: x86 has no fp16 matmul, so fp16 weights are widened, a copy of twice the size
-    )
+    resident_bytes: int  # memory that no file stands behind
 
     @classmethod
-    def of(cls, weights_bytes: int, precision: Precision) -> MemoryEstimate:
-        """The estimate for stored weights of a precision."""
-        return cls(
-            weights_bytes=weights_bytes, resident_bytes=weights_bytes * 2 if precision == "fp16" else weights_bytes
-        )
+    def of(cls, graph_bytes: Iterable[int], precision: Precision) -> MemoryEstimate:
+        """The estimate for the stored weights of each graph.
+
+        x86 has no fp16 matrix product, so fp16 weights are widened into a copy of twice the size. Large fp32 graphs
+        stay in their mapped file.
+        """
+        sizes = list(graph_bytes)
+        resident = 2 * sum(sizes) if precision == "fp16" else sum(size for size in sizes if size <= MAPPED_FROM_BYTES)
+        return cls(weights_bytes=sum(sizes), resident_bytes=resident)
 
 
 @dataclass(frozen=True, kw_only=True)

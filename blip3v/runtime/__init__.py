@@ -6,6 +6,7 @@ Example:
 """
 
 from blip3v.runtime.chat import Chat
+from blip3v.runtime.loading import OpenEstimate
 from blip3v.runtime.options import CancelToken, GenerationOptions
 from blip3v.runtime.sampling import TokenLogprob
 from blip3v.runtime.stream import AnswerStream
@@ -21,6 +22,7 @@ __all__ = [
     "FinishReason",
     "Frame",
     "GenerationOptions",
+    "OpenEstimate",
     "Timings",
     "TokenLogprob",
     "Usage",

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from blip3v.errors import UsageError
-from blip3v.runtime import Answer, GenerationOptions, VideoLM
+from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
+from blip3v.runtime.memory import format_bytes, peak_rss_bytes
 
 __all__ = ["command"]
 
+_LARGE_BYTES = 2**30  # from here on, opening takes long enough to say so first
 _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 
 
@@ -36,6 +38,7 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.option("--timeout", "timeout_s", type=float, help="Seconds that the answer may take.")
 @click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu.")
 @click.option("--threads", type=int, help="Threads inside an operator; without it, one for each physical core.")
+@click.option("--max-context", type=int, help="Tokens of prompt and answer at most.  [default: the model's own]")
 @click.option("--allow-random", is_flag=True, help="Run a bundle of random weights too; its answers mean nothing.")
 def command(
     video: Path,
@@ -47,6 +50,7 @@ def command(
     end: float | None,
     device: str,
     threads: int | None,
+    max_context: int | None,
     allow_random: bool,
     **generation: Any,
 ) -> None:
@@ -65,7 +69,9 @@ def command(
         raise UsageError("--logprobs has no effect without --json")
     options = GenerationOptions(**generation)
     folder = default_bundle(Path.cwd()) if model is None else model
-    with VideoLM.open(folder, device=device, threads=threads, allow_random=allow_random) as lm:
+    _announce(folder, VideoLM.estimate(folder, max_context=max_context))
+    opened = VideoLM.open(folder, device=device, threads=threads, max_context=max_context, allow_random=allow_random)
+    with opened as lm:
         with lm.stream(video, question, options=options, start=start, end=end) as pieces:
             for piece in pieces:
                 if stream:
@@ -93,6 +99,16 @@ def default_bundle(folder: Path) -> Path:
     return found[0].relative_to(folder)
 
 
+def _announce(folder: Path, needed: OpenEstimate) -> None:
+    """Says what a large model will take, before it is loaded."""
+    if needed.memory_bytes >= _LARGE_BYTES:
+        free = "" if needed.free_bytes is None else f" of {format_bytes(needed.free_bytes)} that are free"
+        click.echo(
+            f"opening {folder}: about {format_bytes(needed.memory_bytes)} of memory{free}, {needed.seconds:.0f} s",
+            err=True,
+        )
+
+
 def _report(answer: Answer, folder: Path) -> None:
     frames = ", ".join(f"{index} ({time_s:.2f} s)" for index, time_s in answer.frames)
     timings, usage = answer.timings, answer.usage
@@ -109,11 +125,15 @@ def _report(answer: Answer, folder: Path) -> None:
         f"{1000 * timings.per_token_s:.1f} ms a token",
         err=True,
     )
+    peak = peak_rss_bytes()
+    if peak is not None:
+        click.echo(f"memory: {format_bytes(peak)} at the peak", err=True)
 
 
 def _as_dict(answer: Answer) -> dict[str, Any]:
-    """The answer as JSON takes it; frames become objects, and the derived time a token is added."""
+    """The answer as JSON takes it; frames become objects, the derived time a token and the peak memory are added."""
     values = dataclasses.asdict(answer)
     values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
     values["timings"]["per_token_s"] = answer.timings.per_token_s
+    values["peak_rss_bytes"] = peak_rss_bytes()
     return values

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
 from blip3v.bundle.manifest import DTYPES
 from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, UsageError
 from blip3v.runtime import memory
-from blip3v.runtime.decoder import Decoder
+from blip3v.runtime.decoder import PREFILL_CHUNK, Decoder
 from blip3v.runtime.encoder import VideoEncoder
 from blip3v.runtime.engine import Engine
 from blip3v.runtime.kv_cache import round_capacity
 from blip3v.runtime.ort import Graph, check_device, open_graph
 from blip3v.video.limits import VideoLimits
 
-__all__ = ["encoder_hash", "estimate_bytes", "open_engine"]
+__all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "open_engine"]
 
-# What ONNX Runtime, the tokenizer and the activations of a prefill chunk take beside weights and cache.
+# What ONNX Runtime and the tokenizer take beside weights and cache.
 _FIXED_BYTES = 192 * 2**20
+# Activations at their widest, in values: a prefill chunk's gate and up, or attention scores and MLP of a clip's frames.
+_WIDENED_BYTES = 4
 # Question and answer of an ordinary request, tokens.
 _USUAL_TOKENS = 256
+# Widening fp16 weights, as measured on one core of a server; reading what is mapped costs nothing yet.
+_OPEN_S, _WIDEN_S_PER_GIB = 0.5, 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenEstimate:
+    """What opening a bundle and asking an ordinary question takes, roughly."""
+
+    memory_bytes: int  # that must be free; mapped files, which the system can drop, are not counted
+    free_bytes: int | None  # what is free now; None where the system does not tell
+    seconds: float  # of opening
 
 
 def open_engine(
-    path: str | os.PathLike[str], *, device: str, threads: int | None, limits: VideoLimits, allow_random: bool
+    path: str | os.PathLike[str],
+    *,
+    device: str,
+    threads: int | None,
+    max_context: int | None,
+    limits: VideoLimits,
+    allow_random: bool,
 ) -> Engine:
     """Opens a bundle; see ``VideoLM.open``."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}; a whole number of at least 1 is expected")
+    _check_count("threads", threads)
     check_device(device)
     bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
@@ -40,8 +61,9 @@ def open_engine(
             f"{bundle.path} holds random weights, made for measurements: its answers mean nothing; "
             "to run it anyway use --allow-random (in Python: allow_random=True)"
         )
-    memory.require(estimate_bytes(bundle), f"opening {bundle.path}", "free some, or use a smaller model")
-    config = bundle.config
+    config = _with_context(bundle.config, max_context)
+    needed = estimate_open(bundle, max_context)
+    memory.require(needed.memory_bytes, f"opening {bundle.path}", "free some, or use a smaller model")
     decoder = _open(bundle, "decoder", decoder_io(config), threads)
     encoder = _open(bundle, "video_encoder", video_encoder_io(config), threads)
     return Engine(
@@ -59,11 +81,46 @@ def open_engine(
     )
 
 
-def estimate_bytes(bundle: Bundle) -> int:
-    """Memory of the opened bundle with the cache of one ordinary request. The embedding table is mapped: it is free."""
-    manifest = bundle.manifest
-    capacity = round_capacity(manifest.num_tokens + _USUAL_TOKENS, manifest.limits.max_positions)
-    return _FIXED_BYTES + manifest.memory.resident_bytes + capacity * manifest.kv.bytes_per_token
+def estimate_open(bundle: Bundle, max_context: int | None = None) -> OpenEstimate:
+    """The estimate for the bundle with the cache of one ordinary request; the embedding table is mapped.
+
+    Raises:
+        UsageError: ``max_context`` is no count that the bundle allows.
+    """
+    manifest, config = bundle.manifest, _with_context(bundle.config, max_context)
+    capacity = round_capacity(manifest.num_tokens + _USUAL_TOKENS, config.text.max_positions)
+    kept_bytes = manifest.memory.resident_bytes + capacity * manifest.kv.bytes_per_token
+    widened_gib = manifest.memory.weights_bytes / 2**30 if manifest.precision == "fp16" else 0.0
+    return OpenEstimate(
+        memory_bytes=_FIXED_BYTES + kept_bytes + _activation_bytes(config),
+        free_bytes=memory.available_bytes(),
+        seconds=_OPEN_S + _WIDEN_S_PER_GIB * widened_gib,
+    )
+
+
+def _activation_bytes(config: ModelConfig) -> int:
+    """The widest activations of one clip or of one chunk of a prompt, whichever is more."""
+    vision, text = config.vision, config.text
+    clip_tokens = config.num_frames * vision.num_patches
+    of_a_clip = clip_tokens * (2 * vision.intermediate_size + vision.num_heads * vision.num_patches)
+    of_a_chunk = PREFILL_CHUNK * (4 * text.intermediate_size + text.num_heads * PREFILL_CHUNK)
+    return _WIDENED_BYTES * max(of_a_clip, of_a_chunk)
+
+
+def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
+    """``config`` with a context of at most ``max_context`` tokens."""
+    _check_count("max_context", max_context)
+    own = config.text.max_positions
+    if max_context is None:
+        return config
+    if max_context > own:
+        raise UsageError(f"max_context is {max_context}; the model's context has {own}, ask for no more")
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, max_positions=max_context))
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UsageError(f"{name} is {value!r}; a whole number of at least 1 is expected")
 
 
 def encoder_hash(bundle: Bundle) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import GraphIO, Port
+from blip3v.bundle.manifest import MAPPED_FROM_BYTES
 from blip3v.errors import ArtifactError, BackendError, OutOfMemoryError, ProviderError, UsageError
 
 __all__ = ["DEVICES", "Graph", "check_device", "load_onnxruntime", "open_graph", "ort_errors"]
@@ -35,9 +36,6 @@ _NUMPY_OF: dict[str, np.dtype[Any]] = {
     "tensor(int64)": np.dtype(np.int64),
     "tensor(int32)": np.dtype(np.int32),
 }
-# Prepacking copies every weight into memory of its own. For a small model that is a little speed at no price; for a
-# large fp32 one it doubles the memory, where the file could stay mapped and be dropped by the system when needed.
-_PREPACK_LIMIT_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def _session_options(onnxruntime: ModuleType, threads: int | None, weight_bytes:
     options.log_severity_level = 3  # errors only: they reach the caller as exceptions, warnings would go to stderr
     # A memory pattern is kept for every shape of input ever seen, and each prompt length is a new shape.
     options.enable_mem_pattern = False
-    if weight_bytes > _PREPACK_LIMIT_BYTES:
+    if weight_bytes > MAPPED_FROM_BYTES:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from types import TracebackType
 
+from blip3v.bundle.reader import open_bundle
 from blip3v.errors import RequestError, UsageError
 from blip3v.runtime.chat import Chat
 from blip3v.runtime.clips import encode_video
 from blip3v.runtime.engine import Engine, PreparedRequest
-from blip3v.runtime.loading import open_engine
+from blip3v.runtime.loading import OpenEstimate, estimate_open, open_engine
 from blip3v.runtime.options import CancelToken, Control, GenerationOptions
 from blip3v.runtime.stream import AnswerStream
 from blip3v.runtime.types import Answer, Delta, VideoTokens
@@ -38,6 +40,7 @@ class VideoLM:
         *,
         device: str = "auto",
         threads: int | None = None,
+        max_context: int | None = None,
         limits: VideoLimits | None = None,
         allow_random: bool = False,
     ) -> VideoLM:
@@ -47,6 +50,7 @@ class VideoLM:
             path: the bundle's folder.
             device: "auto" or "cpu": both are the CPU.
             threads: threads inside an operator; None: ONNX Runtime's choice, one for each physical core.
+            max_context: tokens of a prompt with its answer at most, which bounds the caches; None: the model's own.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
 
@@ -54,10 +58,32 @@ class VideoLM:
             ArtifactError: not a bundle, or one that is not as it was written.
             ProviderError: ONNX Runtime is not installed, or twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
-            UsageError: a bundle of random weights, an unknown device, or ``threads`` below 1.
+            UsageError: a bundle of random weights, an unknown device, ``threads`` below 1, or a ``max_context`` that is
+                more than the model's.
         """
-        limits = VideoLimits() if limits is None else limits
-        return cls(open_engine(path, device=device, threads=threads, limits=limits, allow_random=allow_random))
+        engine = open_engine(
+            path,
+            device=device,
+            threads=threads,
+            max_context=max_context,
+            limits=VideoLimits() if limits is None else limits,
+            allow_random=allow_random,
+        )
+        return cls(engine)
+
+    @staticmethod
+    def estimate(path: str | os.PathLike[str], *, max_context: int | None = None) -> OpenEstimate:
+        """What ``open`` will take; ``open`` itself refuses where that is more than what is free.
+
+        Args:
+            path: the bundle's folder.
+            max_context: as for ``open``.
+
+        Raises:
+            ArtifactError: not a bundle, or one that is not as it was written.
+            UsageError: a ``max_context`` that is more than the model's.
+        """
+        return estimate_open(open_bundle(Path(path)), max_context)
 
     def encode(
         self,

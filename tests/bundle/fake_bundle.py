@@ -49,7 +49,7 @@ def fake_manifest() -> Manifest:
         graphs={name: GraphEntry.of(name, io, "fp16") for name, io in ios.items()},
         kv=KVGeometry.of(CONFIG, "fp16"),
         limits=Limits(max_positions=CONFIG.text.max_positions),
-        memory=MemoryEstimate.of(64, "fp16"),
+        memory=MemoryEstimate.of([64], "fp16"),
         weights={"decoder": {"float16": WeightCount(num_tensors=2, num_elements=32, size_bytes=64)}},
         parity={"passed": True, "decoder": {"worst_relative_error": 1.5e-3, "tokens_equal": 32}},
     )

@@ -119,8 +119,13 @@ def test_kv_of_the_released_model() -> None:
 
 
 def test_memory_tells_that_fp16_is_widened() -> None:
-    assert MemoryEstimate.of(100, "fp16").resident_bytes == 200
-    assert MemoryEstimate.of(100, "fp32").resident_bytes == 100
+    assert MemoryEstimate.of([60, 40], "fp16").resident_bytes == 200
+    assert MemoryEstimate.of([60, 40], "fp32").resident_bytes == 100
+
+
+def test_large_fp32_weights_stay_in_their_file_and_fp16_ones_are_widened() -> None:
+    assert MemoryEstimate.of([2**30 + 1, 5], "fp32") == MemoryEstimate(weights_bytes=2**30 + 6, resident_bytes=5)
+    assert MemoryEstimate.of([2**31], "fp16").resident_bytes == 2**32
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
-"""Free memory from files as Linux writes them."""
+"""Free memory from files as Linux writes them, and the process own peak."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from blip3v.runtime.memory import available_bytes, format_bytes, require
+from blip3v.runtime.memory import available_bytes, format_bytes, peak_rss_bytes, require
 
 GIB = 2**30
 
@@ -82,3 +85,19 @@ def test_this_machine_tells_something_or_nothing() -> None:
 
 def test_sizes_read_well() -> None:
     assert (format_bytes(3 * 2**20), format_bytes(3 * GIB // 2)) == ("3 MiB", "1.5 GiB")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_peak_memory_is_the_process_own() -> None:
+    """A process inherits the peak of the one that started it in getrusage; it must not show here."""
+    held = np.ones(2**26, np.uint8)  # 64 MiB, in this process only
+    code = "from blip3v.runtime.memory import peak_rss_bytes as peak; {}print(peak())"
+    sizes = []
+    for extra in ("", "import numpy; a = numpy.ones(2**27, 'uint8'); del a; "):
+        done = subprocess.run([sys.executable, "-c", code.format(extra)], capture_output=True, text=True, check=True)
+        sizes.append(int(done.stdout))
+    own = peak_rss_bytes()
+    assert own is not None
+    assert own > held.nbytes
+    assert 2**27 * 0.9 < sizes[1] - sizes[0] < 2**27 * 1.5
+    assert sizes[0] < 2**26

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from blip3v import runtime
-
 CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
 _HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "accelerate")
 
@@ -94,22 +92,3 @@ def test_five_hundred_requests_do_not_grow_the_memory(bundle_path: Path) -> None
     In a process of its own: in one that other tests have filled, a leak would hide in memory that they gave back.
     """
     assert int(_run(_MANY_REQUESTS, str(bundle_path))) < 4 * 2**20
-
-
-def test_the_public_names_are_those_listed() -> None:
-    assert runtime.__all__ == [
-        "Answer",
-        "AnswerStream",
-        "CancelToken",
-        "Chat",
-        "Delta",
-        "FinishReason",
-        "Frame",
-        "GenerationOptions",
-        "Timings",
-        "TokenLogprob",
-        "Usage",
-        "VideoLM",
-        "VideoTokens",
-    ]
-    assert all(hasattr(runtime, name) for name in runtime.__all__)

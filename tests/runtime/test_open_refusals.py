@@ -21,10 +21,11 @@ from blip3v.errors import (
     BackendError,
     OutOfMemoryError,
     ProviderError,
+    RequestError,
     UsageError,
 )
 from blip3v.runtime import VideoLM, memory
-from blip3v.runtime.loading import estimate_bytes
+from blip3v.runtime.loading import estimate_open
 from blip3v.runtime.ort import open_graph, ort_errors
 
 
@@ -102,8 +103,22 @@ def test_a_request_that_does_not_fit_is_refused_with_numbers(
 
 def test_the_estimate_counts_weights_and_cache(bundle_path: Path) -> None:
     bundle = open_bundle(bundle_path)
-    cache = 256 * 2 * 3 * 2 * 16 * 4  # the toy's whole context
-    assert estimate_bytes(bundle) == 192 * 2**20 + bundle.manifest.memory.resident_bytes + cache
+    a_token = 2 * 3 * 2 * 16 * 4
+    whole, half = (estimate_open(bundle, size) for size in (None, 128))
+    assert whole.memory_bytes - half.memory_bytes == 128 * a_token
+    assert half.memory_bytes > 192 * 2**20 + bundle.manifest.memory.resident_bytes + 128 * a_token
+    assert VideoLM.estimate(bundle_path, max_context=128).memory_bytes == half.memory_bytes
+
+
+def test_a_smaller_context_is_kept(bundle_path: Path, film: np.ndarray) -> None:
+    with VideoLM.open(bundle_path, max_context=64) as lm, pytest.raises(RequestError, match="the context has 64"):
+        lm.ask(film, "Why? " * 60)
+
+
+@pytest.mark.parametrize(("size", "message"), [(0, "at least 1"), (100_000, "the model's context has 256")])
+def test_a_context_that_the_model_does_not_have_is_refused(bundle_path: Path, size: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        VideoLM.open(bundle_path, max_context=size)
 
 
 def test_a_folder_that_is_no_bundle_is_an_artifact_error(tmp_path: Path) -> None:

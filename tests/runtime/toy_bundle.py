@@ -67,7 +67,7 @@ def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_in
         graphs={name: GraphEntry.of(name, io, precision) for name, io in ios.items()},
         kv=KVGeometry.of(config, precision),
         limits=Limits(max_positions=config.text.max_positions),
-        memory=MemoryEstimate.of(size, precision),
+        memory=MemoryEstimate.of([size], precision),
         weights={},
         parity=None,
     )

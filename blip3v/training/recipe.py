@@ -116,6 +116,7 @@ class Recipe:
     vision: str | None = None  # folder of a pretrained SigLIP, with ``language`` instead of --init
     language: str | None = None  # folder of a pretrained Phi-3
     tokenizer: str | None = None  # folder of the tokenizer, where what it starts from has none that fits
+    resize_mode: Literal["squash", "pad"] | None = None  # of frames; None: as in what it starts from, or squash
     # How weights start that nothing gives. authors: as their code starts them; spread: for towers that are not trained
     # yet (``initialise.py``).
     start: Literal["authors", "spread"] = "authors"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
 
 import blip3v
@@ -190,7 +190,9 @@ def _accelerator(recipe: Recipe, device: str) -> Accelerator:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for and torch sees none; use --device cpu, or see `blip3v doctor`")
     mixed = "no" if recipe.precision == "fp32" else recipe.precision
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    # Without it every process would hold all gradients twice.
+    shared = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[shared])
     if accelerator.distributed_type not in _KINDS:
         raise UsageError(
             f"accelerate was told to use {accelerator.distributed_type.value}; launch without it: whether the model "

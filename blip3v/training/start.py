@@ -39,6 +39,7 @@ PARTS = ("vision_encoder", "vision_tokenizer", "temporal_encoder", "lang_model")
 _FILM_ANSWER_TOKENS = 48  # the default bound of an answer about a film
 _ANSWER_TOKENS = 1024  # the released bound
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
+_FOLLOWED = ("vocab_size", "num_latents")  # what a checkpoint of the same preset may have other numbers of
 _ROW_STD = 0.02  # of the library's own rows
 
 
@@ -66,6 +67,15 @@ def find_start(recipe: Recipe, init: Path | None) -> Start:
         ConfigError: the checkpoint and the recipe's preset differ in shape.
         ArtifactError: a folder that cannot be used.
     """
+    start = _find(recipe, init)
+    if recipe.resize_mode is None:
+        return start
+    return dataclasses.replace(
+        start, preprocessor=dataclasses.replace(start.preprocessor, resize_mode=recipe.resize_mode)
+    )
+
+
+def _find(recipe: Recipe, init: Path | None) -> Start:
     if recipe.vision is not None and recipe.language is not None:
         if init is not None:
             raise UsageError("this recipe starts from the folders that it names; leave --init out")
@@ -73,7 +83,10 @@ def find_start(recipe: Recipe, init: Path | None) -> Start:
     if init is not None:
         return _from_checkpoint(recipe, init)
     if recipe.init != "random":
-        raise UsageError(f"this recipe starts from {recipe.init!r}; name that folder with --init")
+        raise UsageError(
+            f"this recipe starts from {recipe.init!r}; name its folder, or another checkpoint of the preset "
+            f"{recipe.preset}, with --init"
+        )
     return _from_nothing(recipe)
 
 
@@ -92,6 +105,8 @@ def _from_checkpoint(recipe: Recipe, path: Path) -> Start:
 
 
 def _open(path: Path, tokenizer: Path | None) -> Checkpoint:
+    if path.is_file() and tokenizer is None:
+        raise UsageError(f"{path} holds weights alone; name the folder of their tokenizer as tokenizer in the recipe")
     try:
         return open_checkpoint(path, tokenizer=tokenizer)
     except UsageError:
@@ -142,20 +157,15 @@ def _from_nothing(recipe: Recipe) -> Start:
 
 def _sized(own: ModelConfig, given: ModelConfig, path: Path) -> ModelConfig:
     """The preset with the checkpoint's numbers of embedding rows and latents; all other sizes must be the same."""
-    text = dataclasses.replace(own.text, vocab_size=given.text.vocab_size)
-    resampler = dataclasses.replace(own.resampler, num_latents=given.resampler.num_latents)
-    fitted = dataclasses.replace(
-        own, text=text, resampler=resampler, temporal=given.temporal, num_frames=given.num_frames
-    )
     for part in ("vision", "resampler", "text"):
-        want, have = (dataclasses.asdict(getattr(config, part)) for config in (fitted, given))
+        want, have = (dataclasses.asdict(getattr(config, part)) for config in (own, given))
         for name, value in want.items():
-            if have[name] != value:
+            if name not in _FOLLOWED and have[name] != value:
                 raise ConfigError(
                     f"the weights to start from do not fit the recipe's model: {part}.{name} of {path} is "
                     f"{have[name]}, and of preset {own.name} {value}; take a recipe and a checkpoint of the same preset"
                 )
-    return dataclasses.replace(fitted, temporal=own.temporal, num_frames=own.num_frames)
+    return dataclasses.replace(own, resampler=given.resampler, text=given.text)
 
 
 def _drawn(recipe: Recipe, config: ModelConfig) -> dict[str, Tensor]:

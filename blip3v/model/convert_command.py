@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
 from math import prod
@@ -91,8 +91,8 @@ def command(
         preprocessor = dataclasses.replace(preprocessor, resize_mode=resize)
     console = Console(stderr=True, highlight=False, markup=False)
     console.print(_found_text(checkpoint, preprocessor.resize_mode), soft_wrap=True)
-    if checkpoint.left_out:
-        console.print(_left_out_table(checkpoint))
+    for table in _left_out_tables(checkpoint):
+        console.print(table)
     with ExitStack() as stack:
         each = _bar(console, stack, weight_bytes(checkpoint.stored, chosen))
         result = convert(checkpoint, folder, dtype=chosen, preprocessor=preprocessor, force=force, each=each)
@@ -119,16 +119,15 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     )
 
 
-def _left_out_table(checkpoint: Checkpoint) -> Table:
-    table = Table(title="left out", title_justify="left", box=box.SIMPLE)
-    for name in ("tensors", "shape", "elements", "why"):
-        table.add_column(name, justify="right" if name == "elements" else "left", overflow="fold")
-    for why, group in groupby(checkpoint.left_out, key=lambda item: item.why):
-        items = list(group)
+def _left_out_tables(checkpoint: Checkpoint) -> Iterator[Table]:
+    """One for each reason."""
+    for why, items in groupby(checkpoint.left_out, key=lambda item: item.why):
+        table = Table(title=f"left out: {why}", title_justify="left", box=box.SIMPLE, show_header=False)
+        for justify in ("left", "left", "right"):
+            table.add_column(justify=justify, overflow="fold")
         for item in items:
-            table.add_row(item.name, "x".join(map(str, item.shape)), f"{prod(item.shape):,}", why)
-            why = ""
-    return table
+            table.add_row(item.name, "x".join(map(str, item.shape)), f"{prod(item.shape):,}")
+        yield table
 
 
 def _print_result(checkpoint: Checkpoint, result: Converted, as_json: bool) -> None:

@@ -67,9 +67,9 @@ def _read(result: Path) -> dict[str, Any]:
 def _caption(report: dict[str, Any]) -> str:
     environment, what = report["environment"], report["training"]["what"]
     return (
-        f"{environment['preset']} on one {environment['device']}: {what['text']}; weights {what['weights']}; "
-        f"without {what['left_out']}\n"
-        f"torch {environment['torch']}, transformers {environment['transformers']}, blip3v {environment['blip3v']}"
+        f"{environment['preset']} on one {environment['device']}: {what['text']}; weights {what['weights']}\n"
+        f"without {what['left_out']}; torch {environment['torch']}, "
+        f"transformers {environment['transformers']}, blip3v {environment['blip3v']}"
     )
 
 

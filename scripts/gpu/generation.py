@@ -131,9 +131,10 @@ def _measure(shared: SharedModel, size: int, form: str, plan: Plan, budget: Budg
     speakers: dict[Row, Speaker] = {}
     facts: dict[Row, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
+    unfinished = False
     for row in plan.rows:
         if budget.spent:
-            left_out[str(row)] = f"the {plan.seconds:g} s of this stage were spent"
+            left_out[str(row)], unfinished = f"the {plan.seconds:g} s of this stage were spent", True
             continue
         eager = Speaker(shared, row, inputs, watch, None)
         speaker, facts[row] = (eager, {}) if form == "eager" else _compiled_speaker(shared, row, inputs, watch, plan)
@@ -144,7 +145,8 @@ def _measure(shared: SharedModel, size: int, form: str, plan: Plan, budget: Budg
         facts[row] |= {"ids_as_eager": _share_equal(speaker.answer()[1], eager.answer()[1])}
     samples, peaks = _take_turns(speakers, plan, budget)
     rows = [{**speed(row, samples[row], size), **facts[row], "peak_gib": peaks[row]} for row in speakers]
-    return {"batch_size": size, "compiled": form == "compiled", "rows": rows, "left_out": left_out}
+    facts_of_all = {"batch_size": size, "compiled": form == "compiled", "unfinished": unfinished}
+    return {**facts_of_all, "rows": rows, "left_out": left_out}
 
 
 def _take_turns(

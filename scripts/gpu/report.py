@@ -5,7 +5,8 @@
      "training":   {"what": ..., "rows": {...}},
      "generation": {"what": ..., "rows": {...}}}
 
-A row that was not measured says so under ``skipped`` and is measured by the next run.
+A row that was not measured says so under ``skipped``, one that was cut short has ``unfinished``: the next run measures
+both.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class Report:
         return rows
 
     def holds(self, stage: str, key: str) -> bool:
-        """Whether a row was measured."""
-        return "skipped" not in self.rows(stage).get(key, {"skipped": ""})
+        """Whether a row was measured whole."""
+        row = self.rows(stage).get(key, {"skipped": ""})
+        return "skipped" not in row and not row.get("unfinished", False)
 
     def describe(self, stage: str, key: str, value: Any) -> None:
         """Says something about a whole stage."""

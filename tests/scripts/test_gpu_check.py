@@ -160,6 +160,8 @@ def test_a_row_that_was_skipped_is_measured_next_time(tmp_path: Path) -> None:
     report = Report(tmp_path / "gpu.json", environment={}, run={})
     report.skip("training", "batch 4", "no time")
     assert not report.holds("training", "batch 4")
+    report.put("training", "batch 4", {"unfinished": True})
+    assert not report.holds("training", "batch 4")
     report.put("training", "batch 4", {"rows": []})
     assert report.holds("training", "batch 4")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -373,7 +374,8 @@ from blip3v.runtime.memory import peak_rss_bytes
 config.PRESETS["xgen-mm-vid"] = mid_preset()
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 model = empty_model(checkpoint.config)
-base = peak_rss_bytes()
+lines = Path("/proc/self/status").read_text().splitlines()
+base = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 for keep in (False, True):
     for name in ("vision_encoder", "vision_tokenizer", "lang_model"):
         part = model.get_submodule(name)
@@ -386,9 +388,9 @@ for keep in (False, True):
 
 
 def mid_preset() -> ModelConfig:
-    """0.9 GB in fp32, more than half of it in the language model."""
+    """1.4 GB in fp32, more than half of it in the language model."""
     vision = dataclasses.replace(
-        RELEASED.vision, hidden_size=576, intermediate_size=2152, num_layers=12, num_heads=16, image_size=384
+        RELEASED.vision, hidden_size=576, intermediate_size=2152, num_layers=27, num_heads=16, image_size=384
     )
     text = dataclasses.replace(
         RELEASED.text, hidden_size=1024, intermediate_size=4096, num_layers=8, num_heads=16, num_kv_heads=16
@@ -396,6 +398,7 @@ def mid_preset() -> ModelConfig:
     return dataclasses.replace(RELEASED, vision=vision, text=text)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("dtype", ["F32", pytest.param("BF16", marks=pytest.mark.slow)])
 def test_memory_holds_one_component_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     """The files have holes; read, they take memory as weights do. Holding all at once must break the bound."""
@@ -405,7 +408,10 @@ def test_memory_holds_one_component_at_a_time(tmp_path: Path, monkeypatch: pytes
     folder = write_checkpoint(tmp_path / "released", shapes, dtype=dtype, shard_bytes=300_000_000)
     write_released_tokenizer(folder, num_pieces=RELEASED_NUM_PIECES)
     path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    done = subprocess.run([sys.executable, "-c", WALK, str(folder), *path], capture_output=True, text=True, check=False)
+    # Freed tensors go back to the system at once, as the larger ones of the real model do; else the heap keeps them.
+    heap = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    command = [sys.executable, "-c", WALK, str(folder), *path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | heap)
     assert done.returncode == 0, done.stderr
     one_at_a_time, all_at_once = map(int, done.stdout.split())
     sizes: dict[str, int] = {}

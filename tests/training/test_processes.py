@@ -9,6 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip3v.model.folder import load_model_folder
+from blip3v.training import load_recipe
+from blip3v.training.recipe import PlannedStage
+from blip3v.training.run import TrainOptions, train
 
 STAGE = """
 [[stages]]
@@ -29,14 +36,44 @@ STAGES = (
 )
 
 
-def run(recipe: Path, output: Path, *launcher: str) -> tuple[list[float], str]:
+TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+# Ends a run after a logged step, in every process, as a kill would.
+STOPPED = """
+import sys
+from pathlib import Path
+from blip3v.training import load_recipe
+from blip3v.training.run import TrainOptions, train
+
+class Stop:
+    def start(self, origin): ...
+    def stage(self, index, planned): self.index = index
+    def features(self, done, total): ...
+    def step(self, step, num_steps, loss):
+        if (self.index, step) == (1, 3):
+            sys.exit(9)
+
+train(load_recipe(sys.argv[1]), TrainOptions(output=Path(sys.argv[2]), device="cpu"), Stop())
+"""
+
+
+def start(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command with one thread a process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def run(recipe: Path, output: Path, *launcher: str, resume: bool = False) -> tuple[list[float], str]:
     """Losses of the log, and what went to stdout."""
-    command = [*launcher, "-m", "blip3v", "train", "--recipe", str(recipe), "-o", str(output), "--device", "cpu"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
+    arguments = ["-m", "blip3v", "train", "--recipe", str(recipe), "-o", str(output), "--device", "cpu"]
+    done = start(*launcher, *arguments, *(["--resume"] if resume else []))
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text("utf-8").splitlines()], done.stdout
+    return logged(output), done.stdout
+
+
+def logged(output: Path) -> list[float]:
+    """Losses of the log."""
+    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_two_processes_train_as_one_does_and_one_of_them_speaks(tmp_path: Path) -> None:
@@ -44,9 +81,65 @@ def test_two_processes_train_as_one_does_and_one_of_them_speaks(tmp_path: Path) 
     recipe = tmp_path / "r.toml"
     recipe.write_text(f'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\n{STAGES}')
     alone, _ = run(recipe, tmp_path / "one", sys.executable)
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    together, said = run(recipe, tmp_path / "two", *launcher)
+    together, said = run(recipe, tmp_path / "two", *TWO)
     assert together == pytest.approx(alone, rel=1e-3)
     assert said.splitlines() == [str(tmp_path / "two" / "model")]
     record = json.loads((tmp_path / "two" / "model" / "training.json").read_text("utf-8"))
     assert record["num_processes"] == 2
+
+
+class Silent:
+    def start(self, origin: dict[str, str]) -> None: ...
+    def stage(self, index: int, planned: PlannedStage) -> None: ...
+    def features(self, done: int, total: int) -> None: ...
+    def step(self, step: int, num_steps: int, loss: float) -> None: ...
+
+
+def run_here(recipe: Path, output: Path) -> list[float]:
+    """Losses of a run in this process."""
+    train(load_recipe(str(recipe)), TrainOptions(output=output, device="cpu"), Silent())
+    return logged(output)
+
+
+def split_recipe(path: Path, *, precision: str, parallel: str) -> Path:
+    """Two stages that train everything but the vision encoder: answers of pixels, then of cached features."""
+    head = 'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\nsave_every = 2\nstart = "spread"\n'
+    head += f'precision = "{precision}"\nparallel = "{parallel}"\ngradient_checkpointing = true\n'
+    captions = STAGE.format(task="video-captions", freeze='["vision_encoder"]', cached="false")
+    answers = STAGE.format(task="instructions", freeze='["vision_encoder"]', cached="true")
+    path.write_text(head + captions + answers.replace("num_steps = 2", "num_steps = 4\nmicro_batches = 2"), "utf-8")
+    return path
+
+
+def test_a_split_model_trains_as_a_whole_one_and_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    """FSDP on two processes, ended after step 3 of stage 2, of which step 2 was the last one saved."""
+    plain = split_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")
+    recipe = split_recipe(tmp_path / "split.toml", precision="fp32", parallel="fsdp")
+    alone = run_here(plain, tmp_path / "one")
+    (tmp_path / "stopped.py").write_text(STOPPED, "utf-8")
+    output = tmp_path / "two"
+    stopped = start(*TWO, str(tmp_path / "stopped.py"), str(recipe), str(output))
+    assert stopped.returncode != 0
+    assert len(logged(output)) == 5, stopped.stderr[-3000:]
+    assert not (output / "model").exists()
+    together, said = run(recipe, output, *TWO, resume=True)
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert said.splitlines() == [str(output / "model")]
+    whole, parts = (load_model_folder(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))
+    assert all(torch.allclose(whole[name], parts[name], atol=2e-3) for name in whole)
+    moments = [load_file(tmp_path / name / "checkpoint" / "optimizer.safetensors") for name in ("one", "two")]
+    assert {name: x.shape for name, x in moments[0].items()} == {name: x.shape for name, x in moments[1].items()}
+
+
+@pytest.mark.slow
+def test_a_split_model_in_bf16_keeps_fp32_weights(tmp_path: Path) -> None:
+    """Layers compute in bf16; weights and moments are fp32, so that small steps are not lost."""
+    alone = run_here(split_recipe(tmp_path / "a.toml", precision="bf16", parallel="ddp"), tmp_path / "one")
+    recipe = split_recipe(tmp_path / "b.toml", precision="bf16", parallel="fsdp")
+    together, _ = run(recipe, tmp_path / "two", *TWO)
+    assert together == pytest.approx(alone, rel=1e-2)
+    for name in ("one", "two"):
+        saved = load_file(tmp_path / name / "checkpoint" / "weights.safetensors")
+        weight = saved["model.lang_model.model.layers.0.mlp.down_proj.weight"]
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, weight.bfloat16().float())

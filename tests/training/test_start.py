@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from blip3v.config import preset
+from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, ConfigError, UsageError
 from blip3v.model import Blip3Video
 from blip3v.model.folder import load_model_folder, save_model_folder, shipped_model
 from blip3v.model.weights import RandomWeights, empty_model, fill, state_shapes
 from blip3v.text import GenerationConfig
 from blip3v.training import Recipe, Stage
+from blip3v.training.parallel import put_weights
 from blip3v.training.start import Start, find_start
 from blip3v.video.preprocess import PreprocessorConfig
 
@@ -364,3 +366,36 @@ def test_a_pt_file_needs_the_folder_of_its_tokenizer(tmp_path: Path) -> None:
 def test_a_recipe_whose_starts_exclude_each_other_is_refused(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
+
+
+class Counted(Mapping[str, torch.Tensor]):
+    """Weights that know how many of them are in memory."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.random, self.alive, self.most = RandomWeights(config), 0, 0
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self.random[name]
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(tensor, self.forget)
+        return tensor
+
+    def forget(self) -> None:
+        self.alive -= 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.random)
+
+    def __len__(self) -> int:
+        return len(self.random)
+
+
+def test_a_model_takes_its_weights_one_at_a_time_and_shares_none() -> None:
+    """4B weights are 18 GB: there is no room for them twice. A file that changes later must not change the run."""
+    weights, model = Counted(TINY), empty_model(TINY)
+    put_weights(model, weights, torch.device("cpu"))
+    assert weights.most == 1
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weights.random[name]) for name in weights)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -149,6 +149,16 @@ def test_cached_features_give_the_losses_of_computed_ones(tmp_path: Path) -> Non
     assert file.stat().st_mtime_ns == written
 
 
+def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path) -> None:
+    """Three clips in two parts, with answers of different lengths: the mean is over the tokens of all three."""
+    losses = []
+    for parts in (1, 2):
+        seen, stage = Silent(), dataclasses.replace(CAPTIONS, batch_size=3, num_steps=3, micro_batches=parts)
+        train(recipe(stage), TrainOptions(output=tmp_path / str(parts), device="cpu"), seen)
+        losses.append(seen.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_a_new_temporal_encoder_grows_on_a_base(tmp_path: Path) -> None:
     base = train(
         recipe(PATCHES, encoder="single-frame"), TrainOptions(output=tmp_path / "base", device="cpu"), Silent()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blip3v import _strict
 from blip3v.config import ModelConfig, preset
-from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
+from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.folder import check_num_tokens, check_weights, open_model_folder
 from blip3v.model.native import NativeWeights, open_native
 from blip3v.model.released import (
@@ -148,7 +148,8 @@ def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_fr
         raise ArtifactError(f"{path} is a file that does not end in {' or '.join(NATIVE_SUFFIXES)}; {_KINDS}")
     if tokenizer is None:
         raise UsageError(
-            f"{path} holds weights alone; name a released folder whose tokenizer goes with it (--tokenizer)"
+            f"{path} holds weights alone; name a released folder whose tokenizer goes with it, as in "
+            "`blip3v convert FILE --tokenizer FOLDER`"
         )
     file = open_native(path)
     base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
@@ -169,6 +170,12 @@ def _authors(
     """A checkpoint of the authors; ``folder`` holds what is no weight."""
     tokenizer_json = released_tokenizer_json(folder)
     check_num_tokens(Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), where=str(folder)), fitted.config, folder)
+    preprocessor = preprocessor_config(folder)
+    if preprocessor.image_size != fitted.config.vision.image_size:
+        raise ConfigError(
+            f"{folder} makes pictures of {preprocessor.image_size} pixels a side, and the vision encoder takes "
+            f"{fitted.config.vision.image_size}; take processor and weights from the same release"
+        )
     return Checkpoint(
         path=path,
         kind=kind,
@@ -176,7 +183,7 @@ def _authors(
         stored={name: _cut(found[origin.name], origin.num_rows) for name, origin in fitted.origins.items()},
         weights=weights,
         tokenizer_json=tokenizer_json,
-        preprocessor=preprocessor_config(folder),
+        preprocessor=preprocessor,
         generation=generation_config(folder),
         # The released script writes its prompts itself, in the form of this template.
         chat_template=RELEASED_TEMPLATE,

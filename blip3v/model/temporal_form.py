@@ -79,7 +79,7 @@ def _weightless(asked: str | None) -> TemporalForm:
     if asked is None:
         raise UsageError(
             "the checkpoint holds no tensors of a temporal encoder, so it may be any of "
-            f"{', '.join(WEIGHTLESS)}; say which with --encoder"
+            f"{', '.join(WEIGHTLESS)}; say which with `blip3v convert --encoder`"
         )
     for encoder in WEIGHTLESS:
         if asked == encoder:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import re
+import runpy
+import sys
 from math import prod
 from pathlib import Path
 
@@ -90,6 +92,21 @@ def test_the_folder_is_the_released_one_to_the_byte(sparse: Path) -> None:
     assert index["metadata"]["total_size"] == NUM_BYTES
     assert len(index["weight_map"]) == 768
     assert sum(file.stat().st_blocks * 512 for file in sparse.iterdir()) < 2_000_000, "the holes take disk"
+
+
+def test_the_script_writes_such_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, script = tmp_path / "synthetic", Path(__file__).parents[2] / "scripts" / "synthetic_checkpoint.py"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [str(script), str(folder), "--sparse", "--form", "tokenlearner", "--dtype", "F16"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "4,359,337,603 elements, 8,718,675,206 bytes" in capsys.readouterr().out
+    opened = open_checkpoint(folder)
+    assert (opened.config.temporal.encoder, opened.config.visual_tokens) == ("tokenlearner", 32)
+    assert {part.dtype for part in opened.stored.values()} == {"F16"}
+    with pytest.raises(SystemExit, match="exists; choose another folder"):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def test_every_released_tensor_has_its_place_or_a_reason(checkpoint: Checkpoint) -> None:

@@ -36,7 +36,7 @@ from torch import Tensor
 from blip3v import config as blip3v_config
 from blip3v.cli import group
 from blip3v.config import ModelConfig, preset
-from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
+from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.checkpoint import open_checkpoint
 from blip3v.model.convert import convert
 from blip3v.model.folder import load_model_folder
@@ -275,6 +275,30 @@ def test_a_tokenizer_of_another_size_is_refused(released: Path) -> None:
 def test_a_folder_without_processor_is_refused(released: Path) -> None:
     (released / "preprocessor_config.json").unlink()
     with pytest.raises(ArtifactMissingError, match=r"preprocessor_config\.json is not there"):
+        open_checkpoint(released)
+
+
+def test_the_processor_must_fit_the_vision_encoder(released: Path) -> None:
+    (released / "preprocessor_config.json").write_text(json.dumps({**PREPROCESSOR, "size": [384, 384]}))
+    with pytest.raises(ConfigError, match="384 pixels a side, and the vision encoder takes 28"):
+        open_checkpoint(released)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [28, 56]},
+        {"size": 28},
+        {"resize_mode": "crop"},
+        {"interpolation_mode": "nearest"},
+        {"do_resize": False},
+    ],
+    ids=str,
+)
+def test_a_processor_that_is_not_known_is_refused(released: Path, change: dict[str, object]) -> None:
+    values = {**PREPROCESSOR, "size": [SIDE, SIDE], **change}
+    (released / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
         open_checkpoint(released)
 
 

@@ -32,6 +32,12 @@ _CACHE = Path("blip3v-bench")
     "-r", "--repetitions", type=click.IntRange(min=1), default=30, show_default=True, help="Turns that count."
 )
 @click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Measure with so many video tokens, the bundle's own repeated or cut; may be given several times.",
+)
+@click.option(
     "--threads", type=click.IntRange(min=1), help="Inside an operator.  [default: one for each physical core]"
 )
 @click.option("--clip", type=click.Path(path_type=Path), help="Video file.  [default: a film of the film set]")
@@ -52,6 +58,7 @@ def command(
     bundles: tuple[Path, ...],
     warmup: int,
     repetitions: int,
+    tokens: tuple[int, ...],
     threads: int | None,
     clip: Path | None,
     precision: Precision | None,
@@ -71,8 +78,11 @@ def command(
     Examples:
       blip3v bench --precision fp16 -o bench.json
       blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
+      blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
     """
     _check(bundles, precision, models, output, force)
+    if tokens and not bundles:
+        raise UsageError("--tokens has no effect without BUNDLE: the default bundles give 1024, 128, 32 and 16 tokens")
     console = Console(stderr=True, highlight=False)
     if not bundles:
         bundles = tuple(
@@ -83,7 +93,7 @@ def command(
                 progress=lambda line: console.print(line, soft_wrap=True),
             )
         )
-    report = _measure(bundles, clip, warmup, repetitions, threads, console)
+    report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
     if output is not None:
         _write(report, output)
         console.print(f"{output} written", soft_wrap=True)
@@ -113,6 +123,7 @@ def _measure(
     clip: Path | None,
     warmup: int,
     repetitions: int,
+    tokens: tuple[int, ...],
     threads: int | None,
     console: Console,
 ) -> BenchReport:
@@ -126,6 +137,7 @@ def _measure(
             clip,
             warmup=warmup,
             repetitions=repetitions,
+            tokens=tokens,
             threads=threads,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -5,12 +5,15 @@ Not here: the process around a bundle (``worker.py``), and what is made of the s
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip3v.runtime import Answer, GenerationOptions, VideoLM
+import numpy as np
+
+from blip3v.runtime import GenerationOptions, VideoLM
 
 __all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "take_turns"]
 
@@ -30,6 +33,7 @@ class Sample:
     prefill_s: float  # gives the first new token
     steps_s: float  # all decoding steps
     num_steps: int
+    prompt_tokens: int  # positions before the answer: video tokens, question, chat template
 
     @property
     def per_token_s(self) -> float:
@@ -48,8 +52,14 @@ class Sample:
         return self.whole_chain_s - stages_s
 
 
-def measure_sample(lm: VideoLM, clip: Path, question: str) -> tuple[Sample, Answer]:
+def measure_sample(lm: VideoLM, clip: Path, question: str, num_tokens: int | None = None) -> Sample:
     """Answers once, from the file to the last token, and says how long that took.
+
+    Args:
+        lm: the opened bundle.
+        clip: the video file.
+        question: what is asked.
+        num_tokens: video tokens that the language model sees: the encoder's own, repeated or cut; None: all its own.
 
     Raises:
         VideoError: the clip cannot be used.
@@ -57,20 +67,23 @@ def measure_sample(lm: VideoLM, clip: Path, question: str) -> tuple[Sample, Answ
         BackendError: the inference engine failed.
     """
     start_s = time.perf_counter()
-    answer = lm.ask(clip, question, options=_OPTIONS)
+    video = lm.encode(clip)
+    if num_tokens is not None:
+        video = dataclasses.replace(video, tokens=video.tokens[np.arange(num_tokens) % len(video)])
+    answer = lm.ask(video, question, options=_OPTIONS)
     whole_chain_s = time.perf_counter() - start_s
     assert answer.usage.new_tokens == NEW_TOKENS
     timings = answer.timings
-    sample = Sample(
+    return Sample(
         whole_chain_s=whole_chain_s,
-        file_decode_s=timings.file_decode_s,
-        preprocess_s=timings.preprocess_s,
-        video_encoder_s=timings.encode_s,
+        file_decode_s=video.file_decode_s,
+        preprocess_s=video.preprocess_s,
+        video_encoder_s=video.encode_s,
         prefill_s=timings.prefill_s,
         steps_s=timings.steps_s,
         num_steps=timings.num_steps,
+        prompt_tokens=answer.usage.prompt_tokens,
     )
-    return sample, answer
 
 
 def take_turns(

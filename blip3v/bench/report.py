@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
-from blip3v.bundle import Manifest
+from blip3v.bundle import Bundle
+from blip3v.bundle.layout import MANIFEST
+from blip3v.bundle.scan import hash_file
 
 __all__ = [
     "LANGUAGE_MODEL",
@@ -33,8 +34,6 @@ SCHEMA_VERSION = 1
 STAGES = ("file_decode_s", "preprocess_s", "video_encoder_s", "prefill_s", "per_token_s", "other_s")
 WHOLE_CHAIN = "whole_chain_s"
 LANGUAGE_MODEL = "language_model_s"
-
-_BASELINE_ENCODER = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,9 @@ class BundleFacts:
     manifest_sha256: str
     model: str
     encoder: str
-    num_tokens: int  # video tokens of a clip
+    num_tokens: int  # video tokens that the language model sees
+    own_num_tokens: int  # of the bundle's encoder; where they differ, its tokens are repeated or cut
+    all_num_tokens: int  # of a clip without a temporal encoder: the baseline
     num_frames: int
     precision: str  # of the stored weights
     computed_in: str
@@ -78,15 +79,18 @@ class BundleFacts:
     parity_checked: bool
 
     @classmethod
-    def of(cls, path: Path, manifest: Manifest, manifest_sha256: str) -> BundleFacts:
-        """The facts of an opened bundle."""
+    def of(cls, bundle: Bundle, num_tokens: int | None = None) -> BundleFacts:
+        """The facts of an opened bundle, measured with so many video tokens; None: its own."""
+        manifest, config = bundle.manifest, bundle.config
         source = manifest.source
         return cls(
-            name=path.resolve().name,
-            manifest_sha256=manifest_sha256,
+            name=bundle.path.resolve().name,
+            manifest_sha256=hash_file(bundle.path / MANIFEST),
             model=manifest.model,
             encoder=manifest.encoder,
-            num_tokens=manifest.num_tokens,
+            num_tokens=manifest.num_tokens if num_tokens is None else num_tokens,
+            own_num_tokens=manifest.num_tokens,
+            all_num_tokens=manifest.num_frames * config.resampler.num_latents,
             num_frames=manifest.num_frames,
             precision=manifest.precision,
             computed_in=manifest.stored_and_computed.partition("computed ")[2],
@@ -97,13 +101,18 @@ class BundleFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """A bundle and its samples, one a turn."""
+    """A bundle at one number of video tokens, and its samples, one a turn."""
 
     bundle: BundleFacts
     question: str
-    prompt_tokens: int  # positions before the answer: video tokens, question, chat template
+    open_s: float  # opening the bundle, with the start of its process
     peak_rss_bytes: int | None  # of a process that holds this bundle only, without the one that decodes the file
     samples: tuple[Sample, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens a second at the median decoding step."""
+        return self.per_second("per_token_s")
 
     def seconds(self, quantity: str) -> list[float]:
         """A quantity of ``Sample`` by its name, turn by turn."""
@@ -148,8 +157,8 @@ class BenchReport:
 
     @property
     def baseline(self) -> ReportRow | None:
-        """The first row without a temporal encoder (1024 tokens for 8 frames); None where no such bundle was named."""
-        return next((row for row in self.rows if row.bundle.encoder == _BASELINE_ENCODER), None)
+        """The first row with all tokens, as without a temporal encoder (1024 for 8 frames); None: there is no such."""
+        return next((row for row in self.rows if row.bundle.num_tokens == row.bundle.all_num_tokens), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as JSON takes it, every sample's seconds included."""
@@ -167,7 +176,9 @@ def _row(row: ReportRow, baseline: ReportRow | None) -> dict[str, Any]:
     return {
         **dataclasses.asdict(row.bundle),
         "question": row.question,
-        "prompt_tokens": row.prompt_tokens,
+        "prompt_tokens": row.samples[0].prompt_tokens,
+        "open_s": row.open_s,
+        "tokens_per_s": row.tokens_per_s,
         "peak_rss_bytes": row.peak_rss_bytes,
         "whole_chain": _throughput(row, WHOLE_CHAIN, baseline),
         "language_model": _throughput(row, LANGUAGE_MODEL, baseline),

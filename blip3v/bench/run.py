@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from blip3v.bench.environment import describe_environment, load_average
@@ -12,7 +13,6 @@ from blip3v.bench.question import question_of_length
 from blip3v.bench.report import BenchReport, BundleFacts, ReportRow, Setup
 from blip3v.bench.worker import Job, Worker
 from blip3v.bundle import open_bundle
-from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.scan import hash_file
 from blip3v.data.film import make_film
 from blip3v.data.film_files import ClipRecord, describe
@@ -31,6 +31,7 @@ def run_bench(
     *,
     warmup: int,
     repetitions: int,
+    tokens: Sequence[int] = (),
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BenchReport:
@@ -41,6 +42,8 @@ def run_bench(
         clip: the video file that each sample decodes.
         warmup: turns before those that count, at least 0.
         repetitions: turns that count, at least 1.
+        tokens: numbers of video tokens to measure each bundle at; empty: its encoder's own. A bundle is opened once for
+            all of them, and its tokens are repeated or cut: the language model's time depends on their number alone.
         threads: inside an operator; None: ONNX Runtime's choice, one for each physical core.
         progress: called after each sample with the samples taken and those in all.
 
@@ -53,7 +56,6 @@ def run_bench(
     if not clip.is_file():
         raise UnsupportedVideoError(f"{clip} is not a file; --clip takes a video file, which each sample decodes")
     opened = [open_bundle(path) for path in bundles]
-    facts = [BundleFacts.of(bundle.path, bundle.manifest, hash_file(bundle.path / MANIFEST)) for bundle in opened]
     questions = [question_of_length(bundle.tokenizer, QUESTION_TOKENS) for bundle in opened]
     jobs = [
         Job(bundle=str(path), clip=str(clip), question=question, threads=threads)
@@ -62,18 +64,22 @@ def run_bench(
     load_before = load_average()
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(job)) for job in jobs]
+        subjects = [(index, count) for index in range(len(workers)) for count in (tokens or (None,))]
         turns = take_turns(
-            [worker.sample for worker in workers], warmup=warmup, repetitions=repetitions, progress=progress
+            [partial(workers[index].sample, count) for index, count in subjects],
+            warmup=warmup,
+            repetitions=repetitions,
+            progress=progress,
         )
     rows = [
         ReportRow(
-            bundle=fact,
-            question=question,
-            prompt_tokens=worker.prompt_tokens,
-            peak_rss_bytes=worker.peak_rss_bytes,
+            bundle=BundleFacts.of(opened[index], count),
+            question=questions[index],
+            open_s=workers[index].open_s,
+            peak_rss_bytes=workers[index].peak_rss_bytes,
             samples=samples,
         )
-        for fact, question, worker, samples in zip(facts, questions, workers, turns, strict=True)
+        for (index, count), samples in zip(subjects, turns, strict=True)
     ]
     setup = Setup(clip=clip.name, clip_sha256=hash_file(clip), warmup=warmup, repetitions=repetitions, threads=threads)
     environment = describe_environment() | {"load_average": {"before": load_before, "after": load_average()}}

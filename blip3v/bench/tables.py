@@ -33,14 +33,20 @@ def _throughput(report: BenchReport) -> Table:
     table = _table("samples per second")
     for heading in ("tokens", "bundle"):
         table.add_column(heading, justify="right" if heading == "tokens" else "left")
-    for heading in ("whole\nchain", "", "language\nmodel", "", "peak\nMiB"):
+    for heading in ("whole\nchain", "", "language\nmodel", "", "tok/s", "peak\nMiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
         bundle = row.bundle
         weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
         peak = "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 2**20:.0f}"
         cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
-        table.add_row(str(bundle.num_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
+        table.add_row(
+            str(bundle.num_tokens),
+            f"{bundle.encoder} {bundle.precision}{weights}",
+            *cells,
+            f"{row.tokens_per_s:.4g}",
+            peak,
+        )
     return table
 
 
@@ -59,11 +65,16 @@ def _notes(report: BenchReport) -> Iterator[str]:
     yield f"Medians of {setup.repetitions} turns, taken in turns after {setup.warmup} of warm-up."
     baseline = report.baseline
     if baseline is None:
-        yield "No ratio: no bundle without a temporal encoder (`none`) was measured."
+        yield "No ratio: nothing was measured with all tokens, as without a temporal encoder (`none`)."
     else:
         yield (
             f"1.00x: {baseline.bundle.name} ({baseline.bundle.num_tokens} tokens); "
             "a ratio is the median of the ratios within a turn."
+        )
+    if any(row.bundle.num_tokens != row.bundle.own_num_tokens for row in report.rows):
+        yield (
+            f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_tokens} tokens, repeated or cut. The "
+            "language model's time depends on their number alone; the video encoder's is the same in every row."
         )
     yield from sorted({f"Stored {row.bundle.precision}, computed {row.bundle.computed_in}." for row in report.rows})
     if any(row.bundle.weights != "trained" for row in report.rows):

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -36,7 +37,7 @@ class Worker:
     """Holds one bundle open in another process and takes a sample of it when told; a context manager.
 
     Attributes:
-        prompt_tokens: positions of the last sample's prompt, video tokens included; 0 before the first.
+        open_s: seconds that opening the bundle took, with the start of the process.
         peak_rss_bytes: largest resident memory of the process after the last sample; None where it is not known.
     """
 
@@ -47,8 +48,8 @@ class Worker:
             Blip3vError: whatever opening the bundle raised there.
         """
         self._bundle = job.bundle
-        self.prompt_tokens = 0
         self.peak_rss_bytes: int | None = None
+        start_s = time.perf_counter()
         self._process = subprocess.Popen(
             _COMMAND,
             stdin=subprocess.PIPE,
@@ -62,6 +63,7 @@ class Worker:
         except BaseException:
             self._end()
             raise
+        self.open_s = time.perf_counter() - start_s
 
     def __enter__(self) -> Worker:
         return self
@@ -71,14 +73,13 @@ class Worker:
     ) -> None:
         self._end()
 
-    def sample(self) -> Sample:
-        """Takes one sample.
+    def sample(self, num_tokens: int | None = None) -> Sample:
+        """Takes one sample with so many video tokens; None: the bundle's own.
 
         Raises:
             Blip3vError: whatever answering raised there.
         """
-        answer = self._exchange("")
-        self.prompt_tokens = answer["prompt_tokens"]
+        answer = self._exchange(json.dumps(num_tokens))
         self.peak_rss_bytes = answer["peak_rss_bytes"]
         return Sample(**answer["sample"])
 

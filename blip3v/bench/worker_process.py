@@ -1,7 +1,7 @@
 """Holds one bundle open and takes a sample of it for each line of input; started by ``worker.Worker``.
 
-One JSON object a line: the job in, ``ready`` out; then an empty line in, a sample out, until the input ends. An error
-of blip3v goes out by its name and ends the process.
+One JSON value a line: the job in, ``ready`` out; then a number of video tokens in (null: the bundle's own), a sample
+out, until the input ends. An error of blip3v goes out by its name and ends the process.
 """
 
 from __future__ import annotations
@@ -25,19 +25,15 @@ def main() -> None:
     try:
         with VideoLM.open(job.bundle, threads=job.threads, allow_random=True) as lm:
             _say({"ready": True})
-            for _ in sys.stdin:
-                _say(_sample(lm, job))
+            for line in sys.stdin:
+                _say(_sample(lm, job, json.loads(line)))
     except Blip3vError as error:
         _say({"error": type(error).__name__, "message": str(error)})
 
 
-def _sample(lm: VideoLM, job: Job) -> dict[str, Any]:
-    sample, answer = measure_sample(lm, Path(job.clip), job.question)
-    return {
-        "sample": dataclasses.asdict(sample),
-        "prompt_tokens": answer.usage.prompt_tokens,
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
+def _sample(lm: VideoLM, job: Job, num_tokens: int | None) -> dict[str, Any]:
+    sample = measure_sample(lm, Path(job.clip), job.question, num_tokens)
+    return {"sample": dataclasses.asdict(sample), "peak_rss_bytes": peak_rss_bytes()}
 
 
 def _say(values: dict[str, Any]) -> None:

@@ -64,11 +64,28 @@ def test_every_stage_of_every_sample_took_time(result: tuple[Result, Path]) -> N
     for entry in json.loads(result[0].stdout)["rows"]:
         assert len(entry["samples"]) == 2
         for sample in entry["samples"]:
-            stages = [value for name, value in sample.items() if name not in ("whole_chain_s", "num_steps")]
+            stages = [
+                value for name, value in sample.items() if name not in ("whole_chain_s", "num_steps", "prompt_tokens")
+            ]
             assert len(stages) == 5
             assert all(seconds > 0 for seconds in stages)
             assert sum(stages) < sample["whole_chain_s"]
             assert sample["num_steps"] == 31  # the first of 32 tokens comes from the prefill
+
+
+def test_one_bundle_is_measured_at_several_counts_with_one_decoder(bundles: list[Path]) -> None:
+    small = bundles[1]
+    counts = ("--tokens", "16", "--tokens", "1024")
+    ran = _bench(str(small), *counts, "-w", "0", "-r", "1", "--threads", "1", "--clip", str(CLIP), "--json")
+    found = json.loads(ran.stdout)
+    few, many = found["rows"]
+    assert (few["num_tokens"], many["num_tokens"]) == (16, 1024)
+    assert many["prompt_tokens"] - few["prompt_tokens"] == 1008
+    assert few["own_num_tokens"] == many["own_num_tokens"] == 16
+    assert few["open_s"] == many["open_s"] > 0
+    assert found["baseline"] == small.name
+    assert many["language_model"]["ratio"] == 1.0
+    assert few["tokens_per_s"] == pytest.approx(1 / few["stages"]["per_token_s"]["p50"])
 
 
 def test_fewer_video_tokens_make_the_language_model_faster(result: tuple[Result, Path]) -> None:
@@ -196,5 +213,5 @@ def test_the_new_encoder_is_marked_untrained_in_its_manifest(bundles: list[Path]
 
 def test_help_has_two_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 2
+    assert text.count("blip3v bench ") == 3
     assert "default: 30" in text

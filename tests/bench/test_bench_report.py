@@ -85,7 +85,16 @@ def test_without_the_baseline_there_are_no_ratios() -> None:
     found = report(row([1, 2], encoder="tokenlearner"))
     assert found.to_dict()["baseline"] is None
     assert found.to_dict()["rows"][0]["whole_chain"]["ratio"] is None
-    assert "No ratio: no bundle without a temporal encoder" in printed(found)
+    assert "No ratio: nothing was measured with all tokens" in printed(found)
+
+
+def test_one_bundle_at_several_counts_is_its_own_baseline_and_the_notes_say_so() -> None:
+    own, all_of_them = row([1, 1], encoder="gttm"), row([2, 2], encoder="gttm", num_tokens=1024)
+    found = report(all_of_them, own)
+    assert found.baseline is all_of_them
+    assert [entry["language_model"]["ratio"] for entry in found.to_dict()["rows"]] == [1.0, 2.0]
+    assert "gttm's 32 tokens, repeated or cut" in printed(found)
+    assert "repeated or cut" not in printed(report(own))
 
 
 def test_tables_show_speeds_ratios_stages_and_what_is_untrained() -> None:
@@ -101,6 +110,7 @@ def test_tables_show_speeds_ratios_stages_and_what_is_untrained() -> None:
         "2.00x",
         "0.1026",
         "2.00x",
+        "4",
         "128",
     ]
     assert "their answers mean nothing" in text

@@ -33,20 +33,14 @@ def _throughput(report: BenchReport) -> Table:
     table = _table("samples per second")
     for heading in ("tokens", "bundle"):
         table.add_column(heading, justify="right" if heading == "tokens" else "left")
-    for heading in ("whole\nchain", "", "language\nmodel", "", "tok/s", "peak\nMiB"):
+    for heading in ("whole\nchain", "", "language\nmodel", "", "peak\nMiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
         bundle = row.bundle
         weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
         peak = "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 2**20:.0f}"
         cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
-        table.add_row(
-            str(bundle.num_tokens),
-            f"{bundle.encoder} {bundle.precision}{weights}",
-            *cells,
-            f"{row.tokens_per_s:.4g}",
-            peak,
-        )
+        table.add_row(str(bundle.num_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
     return table
 
 
@@ -63,6 +57,8 @@ def _notes(report: BenchReport) -> Iterator[str]:
     )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps alone."
     yield f"Medians of {setup.repetitions} turns, taken in turns after {setup.warmup} of warm-up."
+    speeds = (f"{row.tokens_per_s:.4g} behind {row.bundle.num_tokens}" for row in report.rows)
+    yield f"New tokens a second, by video tokens: {', '.join(speeds)}."
     baseline = report.baseline
     if baseline is None:
         yield "No ratio: nothing was measured with all tokens, as without a temporal encoder (`none`)."

@@ -114,7 +114,7 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     return (
         f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {config.temporal.encoder}{options}, "
         f"{config.num_frames} frames to {config.visual_tokens} tokens\n"
-        f"{_num_elements(checkpoint):,} parameters in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
+        f"{_num_elements(checkpoint):,} elements in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
         f"frames are resized by {resize_mode}"
     )
 
@@ -138,7 +138,7 @@ def _print_result(checkpoint: Checkpoint, result: Converted, as_json: bool) -> N
             "kind": checkpoint.kind,
             "output": str(result.path),
             "config": checkpoint.config.to_dict(),
-            "num_parameters": _num_elements(checkpoint),
+            "num_elements": _num_elements(checkpoint),
             "left_out": [dataclasses.asdict(item) for item in checkpoint.left_out],
             "size_bytes": result.size_bytes,
             "seconds": round(result.seconds, 2),

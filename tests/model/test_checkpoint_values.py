@@ -342,7 +342,7 @@ def test_the_command_says_what_it_found_and_left_out(released: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     kept = sum(map(prod, state_shapes(open_checkpoint(folder).config).values()))
     assert "released folder, xgen-mm-vid with gttm by mean, 16 frames to 128 tokens" in done.stderr
-    assert f"{kept:,} parameters" in done.stderr
+    assert f"{kept:,} elements in" in done.stderr
     assert "vision_encoder.head.probe" in done.stderr
     assert "stand for no token" in " ".join(done.stderr.split())
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -359,7 +359,7 @@ def test_the_command_prints_one_object(released: Path, tmp_path: Path) -> None:
     assert values["left_out"][0]["name"] == "vision_encoder.head.probe"
     assert values["config"] == open_checkpoint(released).config.to_dict()
     num_left_out = sum(prod(item["shape"]) for item in values["left_out"])
-    assert values["num_parameters"] + num_left_out == sum(map(prod, small_shapes().values()))
+    assert values["num_elements"] + num_left_out == sum(map(prod, small_shapes().values()))
     assert values["size_bytes"] == sum(file.stat().st_size for file in (tmp_path / "converted").iterdir())
 
 
@@ -462,7 +462,7 @@ def test_the_released_size_with_weights_in_it(tmp_path: Path, monkeypatch: pytes
         assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
     num_left_out = sum(prod(item["shape"]) for item in values["left_out"])
-    assert values["num_parameters"] + num_left_out == 4_418_604_771
+    assert values["num_elements"] + num_left_out == 4_418_604_771
     # The largest tensor is the embedding, 394 MB in fp32; a copy in fp16, its bytes, and Python with PyTorch beside it.
     assert values["peak_rss_bytes"] < 2 * 2**30
     converted = open_checkpoint(folder).weights

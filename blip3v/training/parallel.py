@@ -67,7 +67,7 @@ def like(parameter: Tensor, full: Tensor, device: torch.device | None = None) ->
     """
     target = parameter.device if device is None else device
     assert full.shape == parameter.shape, f"{tuple(full.shape)} is given for {tuple(parameter.shape)}"
-    copied = full.detach().to(target, torch.float32, copy=True)
+    copied = torch.empty(full.shape, dtype=torch.float32, device=target).copy_(full.detach())
     if not isinstance(parameter, DTensor):
         return copied
     # No process sends anything: each cuts its part out of what it read.

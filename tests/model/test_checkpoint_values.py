@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from math import prod
@@ -449,9 +450,14 @@ def test_memory_holds_one_component_at_a_time(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_released_size_with_weights_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_released_size_with_weights_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes the 17.7 GB of the released checkpoint and converts them to fp16: 27 GB of disk, some minutes."""
     monkeypatch.undo()
+    with tempfile.TemporaryDirectory() as folder:  # gone at the end, which pytest's own folder is not
+        _convert_released_size(Path(folder))
+
+
+def _convert_released_size(tmp_path: Path) -> None:
     source, folder = tmp_path / "released", tmp_path / "converted"
     script = Path(__file__).parents[2] / "scripts" / "synthetic_checkpoint.py"
     for command in (

@@ -104,8 +104,9 @@ def describe(plan: Mapping[str, Any]) -> str:
         lines += [f"  {name}: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
         for row in stage["devices"]:
             state = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in row["state_bytes"].items())
+            devices = "1 device" if row["num_devices"] == 1 else f"{row['num_devices']} devices"
             lines.append(
-                f"  {row['num_devices']} devices: {row['num_steps']} steps of {row['batch_size']} clips; "
+                f"  {devices}: {row['num_steps']} steps of {row['batch_size']} clips; "
                 f"GB on each, estimated, without activations: {state}"
             )
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from model.synthetic_checkpoint import GENERATION, PREPROCESSOR
 from released_files import write_released_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from blip3v.config import ModelConfig, preset
+from blip3v.config import PRESETS, ModelConfig, TemporalConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, ConfigError, UsageError
 from blip3v.model import Blip3Video
 from blip3v.model.folder import load_model_folder, save_model_folder, shipped_model
@@ -31,6 +32,8 @@ from blip3v.model.weights import RandomWeights, empty_model, fill, state_shapes
 from blip3v.text import GenerationConfig
 from blip3v.training import Recipe, Stage
 from blip3v.training.parallel import put_weights
+from blip3v.training.recipe import PlannedStage
+from blip3v.training.run import TrainOptions, train
 from blip3v.training.start import Start, find_start
 from blip3v.video.preprocess import PreprocessorConfig
 
@@ -399,3 +402,43 @@ def test_a_model_takes_its_weights_one_at_a_time_and_shares_none() -> None:
     state = model.state_dict()
     assert all(torch.equal(state[name], weights.random[name]) for name in weights)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+class Silent:
+    def start(self, origin: dict[str, str]) -> None: ...
+    def stage(self, index: int, planned: PlannedStage) -> None: ...
+    def features(self, done: int, total: int) -> None: ...
+    def step(self, step: int, num_steps: int, loss: float) -> None: ...
+
+
+def test_a_native_checkpoint_is_fine_tuned_and_is_a_model_folder_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authors' .pt in small: the vision encoder stays as it was, the rest has moved by one step of AdamW."""
+    temporal = TemporalConfig(encoder="tokenlearner", num_tokens=32)
+    small = dataclasses.replace(TINY, name="xgen-mm-vid", temporal=temporal)
+    monkeypatch.setitem(PRESETS, "xgen-mm-vid", small)
+    weights = dict(RandomWeights(small))
+    torch.save(weights, tmp_path / "model.pt")
+    folder = write_released_tokenizer(tmp_path / "tokenizer")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | {"size": [64, 64]}), "utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION), "utf-8")
+    recipe = dataclasses.replace(
+        BASE, preset="xgen-mm-vid", encoder="tokenlearner", tokenizer=str(folder), gradient_checkpointing=True
+    )
+    options = TrainOptions(output=tmp_path / "run", init=tmp_path / "model.pt", device="cpu")
+    trained = load_model_folder(train(recipe, options, Silent()))
+    assert trained.config.text.vocab_size == 608
+    state = trained.model.state_dict()
+    for name, tensor in state.items():
+        before = weights[name][: tensor.shape[0]].half().float()
+        if name.startswith("vision_encoder."):
+            assert torch.equal(tensor, before), name
+        else:
+            torch.testing.assert_close(tensor, before, atol=2e-3, rtol=1e-3)
+    moved = {
+        name.split(".")[0]
+        for name, x in state.items()
+        if not torch.equal(x, weights[name][: x.shape[0]].half().float())
+    }
+    assert moved == {"vision_tokenizer", "lang_model"}

@@ -19,14 +19,15 @@ __all__ = ["command"]
 class _Screen:
     """Bars on a terminal; elsewhere a line now and then, from the process that speaks."""
 
-    def __init__(self, progress: Progress, *, says: bool) -> None:
-        self._progress, self._says = progress, says
+    def __init__(self, progress: Progress, *, speaks: bool, interactive: bool) -> None:
+        self._progress, self._speaks, self._says = progress, speaks, speaks and not interactive
         self._task: TaskID | None = None
         self._name = ""
 
     def start(self, origin: dict[str, str]) -> None:
-        for part, where in origin.items():
-            self._say(f"{part}: {where}")
+        if self._speaks:  # on a terminal too, since a part that was meant to be copied may be drawn
+            for part, where in origin.items():
+                click.echo(f"{part}: {where}", err=True)
 
     def stage(self, index: int, planned: PlannedStage) -> None:
         self._name = f"stage {index + 1}: {planned.stage.task}"
@@ -105,7 +106,7 @@ def command(
     interactive = sys.stderr.isatty() and speaks
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not interactive) as progress:
-        path = train(recipe, options, _Screen(progress, says=speaks and not interactive))
+        path = train(recipe, options, _Screen(progress, speaks=speaks, interactive=interactive))
     if not speaks:
         return
     if as_json:

@@ -1,124 +1,36 @@
 """Checkpoints with weights in them: what is read and converted equals what was written, tensor by tensor.
 
-The model is small, in the released form: the preset is made small for the test, and files are as the release has them.
+The model is small, in the released form (``small_checkpoint.py``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections import namedtuple
-from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from released_files import NUM_BASE_TOKENS, RELEASED_NUM_PIECES, write_released_tokenizer
+from released_files import NUM_BASE_TOKENS, write_released_tokenizer
 from safetensors.torch import load_file, save_file
+from small_checkpoint import EMBEDDING, SIDE, assert_same_weights, live, made_up, small_shapes, write_small
 from synthetic_checkpoint import (
-    CONFIG,
     DTYPES,
     PREPROCESSOR,
-    TEMPORAL,
-    Shapes,
-    released_shapes,
-    with_form,
-    write_checkpoint,
 )
 from torch import Tensor
 
-from blip3v import config as blip3v_config
 from blip3v.cli import group
-from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.checkpoint import open_checkpoint
 from blip3v.model.convert import convert
 from blip3v.model.folder import load_model_folder
-from blip3v.model.weights import random_tensor, state_shapes
+from blip3v.model.weights import state_shapes
 
-RELEASED = preset("xgen-mm-vid")
-WIDTH, SIDE, NUM_ROWS = 48, 28, NUM_BASE_TOKENS + 52
-TEXT = {
-    **{"model_type": "phi3", "initial_tokenizer_len": NUM_BASE_TOKENS, "vocab_size": NUM_ROWS, "hidden_size": 64},
-    **{"intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4},
-    **{"sliding_window": 40, "torch_dtype": "bfloat16", "rope_scaling": None},
-}
-EMBEDDING = "lang_model.model.embed_tokens.weight"
-SPLIT = (EMBEDDING, "lang_model.lm_head.weight", "lang_model.lm_head.bias")
-
-
-def small_preset() -> ModelConfig:
-    vision = dataclasses.replace(
-        RELEASED.vision, image_size=SIDE, hidden_size=WIDTH, intermediate_size=80, num_layers=2
-    )
-    return dataclasses.replace(
-        RELEASED,
-        vision=vision,
-        resampler=dataclasses.replace(RELEASED.resampler, depth=2),
-        text=dataclasses.replace(
-            RELEASED.text,
-            vocab_size=NUM_ROWS,
-            num_base_tokens=NUM_BASE_TOKENS,
-            hidden_size=64,
-            intermediate_size=96,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=4,
-        ),
-    )
-
-
-def small_shapes(form: str = "gttm") -> Shapes:
-    """The released names at the small size, dead ones too."""
-    head = {
-        "probe": (1, 1, WIDTH),
-        "attention.in_proj_weight": (3 * WIDTH, WIDTH),
-        "attention.in_proj_bias": (3 * WIDTH,),
-        "attention.out_proj.weight": (WIDTH, WIDTH),
-        "attention.out_proj.bias": (WIDTH,),
-        "layernorm.weight": (WIDTH,),
-        "layernorm.bias": (WIDTH,),
-        "mlp.fc1.weight": (80, WIDTH),
-        "mlp.fc1.bias": (80,),
-        "mlp.fc2.weight": (WIDTH, 80),
-        "mlp.fc2.bias": (WIDTH,),
-    }
-    dead: Shapes = {f"vision_encoder.head.{name}": shape for name, shape in head.items()}
-    return with_form(state_shapes(small_preset()) | dead, form, WIDTH)
-
-
-def made_up(name: str, shape: tuple[int, ...]) -> Tensor:
-    return random_tensor(name, shape, seed=5)
-
-
-def write_small(folder: Path, form: str = "gttm", *, dtype: str = "F32", make=made_up) -> Path:
-    config = {**CONFIG, "text_config": TEXT}
-    processor = {**PREPROCESSOR, "size": [SIDE, SIDE]}
-    write_checkpoint(
-        folder, small_shapes(form), make=make, dtype=dtype, shard_bytes=400_000, config=config, preprocessor=processor
-    )
-    return write_released_tokenizer(folder)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(blip3v_config.PRESETS, "xgen-mm-vid", small_preset())
-
-
-@pytest.fixture
-def released(tmp_path: Path) -> Path:
-    return write_small(tmp_path / "released")
-
-
-def live(name: str, value: Tensor) -> Tensor:
-    return value[:NUM_BASE_TOKENS] if name in SPLIT else value
+pytestmark = pytest.mark.usefixtures("small_preset")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,89 +85,6 @@ def test_weights_may_lie_in_one_file(released: Path, tmp_path: Path) -> None:
         file.unlink()
     save_file(tensors, one / "model.safetensors")
     assert_same_weights(open_checkpoint(one).weights, open_checkpoint(released).weights)
-
-
-def assert_same_weights(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
-    assert set(left) == set(right)
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
-
-
-def state(form: str = "gttm") -> dict[str, Tensor]:
-    return {name: made_up(name, shape) for name, shape in small_shapes(form).items()}
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        pytest.param(lambda values: values, id="names"),
-        pytest.param(lambda values: {f"vlm.{name}": x for name, x in values.items()}, id="vlm."),
-        pytest.param(lambda values: {f"module.{name}": x for name, x in values.items()}, id="module."),
-        pytest.param(lambda values: {"model_state_dict": values, "epoch": 3}, id="model_state_dict"),
-        pytest.param(lambda values: {"state_dict": {f"module.vlm.{n}": x for n, x in values.items()}}, id="nested"),
-    ],
-)
-def test_the_native_file_is_the_released_folder(released: Path, tmp_path: Path, wrap: Callable) -> None:
-    path = tmp_path / "checkpoint.pt"
-    torch.save(wrap(state()), path)
-    native, folder = open_checkpoint(path, tokenizer=released), open_checkpoint(released)
-    assert native.kind == "native"
-    assert native.hashed_files[-1] == path
-    same = ("config", "tokenizer_json", "preprocessor", "generation", "chat_template", "left_out", "stored")
-    assert [getattr(native, name) for name in same] == [getattr(folder, name) for name in same]
-    assert_same_weights(native.weights, folder.weights)
-    converted = convert(native, tmp_path / "converted").path
-    assert_same_weights(open_checkpoint(converted).weights, folder.weights)
-
-
-def test_a_native_tensor_may_share_its_storage(released: Path, tmp_path: Path) -> None:
-    """Slices and transposed views are saved with the whole storage behind them."""
-    values, path = state(), tmp_path / "checkpoint.pt"
-    query = f"{TEMPORAL}ttm_unit.process_layers.0.0.to_q.weight"
-    key = query.replace("to_q", "to_k")
-    both = torch.cat((values[query], values[key])).to(torch.bfloat16)
-    expected = {query: both[:WIDTH].clone(), key: both[WIDTH:].clone(), EMBEDDING: values[EMBEDDING].half()}
-    views = {query: both[:WIDTH], key: both[WIDTH:], EMBEDDING: expected[EMBEDDING].t().contiguous().t()}
-    torch.save(values | views, path)
-    weights = open_checkpoint(path, tokenizer=released).weights
-    for name, value in expected.items():
-        assert torch.equal(weights[name], live(name, value)), name
-
-
-def test_a_native_file_that_runs_code_is_refused(released: Path, tmp_path: Path) -> None:
-    path, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
-
-    class Attack:
-        def __reduce__(self):
-            return Path.touch, (touched,)
-
-    torch.save({"weight": torch.zeros(1), "attack": Attack()}, path)
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
-        open_checkpoint(path, tokenizer=released)
-    assert not touched.exists()
-
-
-def test_native_files_that_are_something_else_are_refused(released: Path, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    torch.save(state(), path)
-    with pytest.raises(UsageError, match="--tokenizer"):
-        open_checkpoint(path)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
-        open_checkpoint(path, tokenizer=released)
-    torch.save(state(), path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ArtifactError, match=r"save it again with torch\.save"):
-        open_checkpoint(path, tokenizer=released)
-    torch.save({"epoch": 3, "optimizer": {}}, path)
-    with pytest.raises(ArtifactError, match="no tensors by name but keys 'epoch'; 'optimizer'"):
-        open_checkpoint(path, tokenizer=released)
-    torch.save(state() | {"vlm." + EMBEDDING: torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="stands twice"):
-        open_checkpoint(path, tokenizer=released)
-    torch.save(state() | {EMBEDDING: torch.zeros(NUM_ROWS, 64, dtype=torch.int64)}, path)
-    with pytest.raises(ArtifactError, match=re.escape(f"{EMBEDDING} is torch.int64")):
-        open_checkpoint(path, tokenizer=released)
 
 
 def test_arguments_without_effect_are_refused(released: Path, tmp_path: Path) -> None:
@@ -384,95 +213,3 @@ def test_the_history_of_a_trained_folder_stays(released: Path, tmp_path: Path) -
     (trained / "training.json").write_text('{"recipe": "mine"}')
     half = convert(open_checkpoint(trained), tmp_path / "half", dtype=torch.float16).path
     assert json.loads((half / "training.json").read_text()) == {"recipe": "mine"}
-
-
-# Prints the peak after each component was filled alone, and after all of them were.
-WALK = """
-import sys
-from pathlib import Path
-sys.path[:0] = sys.argv[2:]
-from test_checkpoint_values import mid_preset
-from blip3v import config
-from blip3v.model.checkpoint import open_checkpoint
-from blip3v.model.weights import empty_model, fill
-from blip3v.runtime.memory import peak_rss_bytes
-config.PRESETS["xgen-mm-vid"] = mid_preset()
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-model = empty_model(checkpoint.config)
-lines = Path("/proc/self/status").read_text().splitlines()
-base = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-for keep in (False, True):
-    for name in ("vision_encoder", "vision_tokenizer", "lang_model"):
-        part = model.get_submodule(name)
-        fill(part, checkpoint.weights, name + ".")
-        sum(parameter.sum() for parameter in part.parameters())
-        if not keep:
-            part.to("meta")
-    print(peak_rss_bytes() - base)
-"""
-
-
-def mid_preset() -> ModelConfig:
-    """1.4 GB in fp32, more than half of it in the language model."""
-    vision = dataclasses.replace(
-        RELEASED.vision, hidden_size=576, intermediate_size=2152, num_layers=27, num_heads=16, image_size=384
-    )
-    text = dataclasses.replace(
-        RELEASED.text, hidden_size=1024, intermediate_size=4096, num_layers=8, num_heads=16, num_kv_heads=16
-    )
-    return dataclasses.replace(RELEASED, vision=vision, text=text)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("dtype", ["F32", pytest.param("BF16", marks=pytest.mark.slow)])
-def test_memory_holds_one_component_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """The files have holes; read, they take memory as weights do. Holding all at once must break the bound."""
-    config = mid_preset()
-    monkeypatch.setitem(blip3v_config.PRESETS, "xgen-mm-vid", config)
-    shapes = state_shapes(config)
-    folder = write_checkpoint(tmp_path / "released", shapes, dtype=dtype, shard_bytes=300_000_000)
-    write_released_tokenizer(folder, num_pieces=RELEASED_NUM_PIECES)
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    # Freed tensors go back to the system at once, as the larger ones of the real model do; else the heap keeps them.
-    heap = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    command = [sys.executable, "-c", WALK, str(folder), *path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | heap)
-    assert done.returncode == 0, done.stderr
-    one_at_a_time, all_at_once = map(int, done.stdout.split())
-    sizes: dict[str, int] = {}
-    for name, shape in state_shapes(open_checkpoint(folder).config).items():
-        component = name.split(".")[0]
-        sizes[component] = sizes.get(component, 0) + 4 * prod(shape)
-    bound = 1.3 * max(sizes.values())
-    assert max(sizes.values()) > 400e6
-    assert one_at_a_time <= bound < all_at_once
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_released_size_with_weights_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes the 17.7 GB of the released checkpoint and converts them to fp16: 27 GB of disk, some minutes."""
-    monkeypatch.undo()
-    with tempfile.TemporaryDirectory() as folder:  # gone at the end, which pytest's own folder is not
-        _convert_released_size(Path(folder))
-
-
-def _convert_released_size(tmp_path: Path) -> None:
-    source, folder = tmp_path / "released", tmp_path / "converted"
-    script = Path(__file__).parents[2] / "scripts" / "synthetic_checkpoint.py"
-    for command in (
-        [sys.executable, str(script), str(source), "--seed", "5"],
-        [sys.executable, "-m", "blip3v", "convert", str(source), "-o", str(folder), "--dtype", "fp16", "--json"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    values = json.loads(done.stdout)
-    num_left_out = sum(prod(item["shape"]) for item in values["left_out"])
-    assert values["num_elements"] + num_left_out == 4_418_604_771
-    # The largest tensor is the embedding, 394 MB in fp32; a copy in fp16, its bytes, and Python with PyTorch beside it.
-    assert values["peak_rss_bytes"] < 2 * 2**30
-    converted = open_checkpoint(folder).weights
-    assert set(converted) == set(state_shapes(open_checkpoint(folder).config))
-    for name, value in converted.items():
-        expected = made_up(name, released_shapes()[name])[: value.shape[0]]
-        assert torch.equal(value, expected if name.endswith("inv_freq") else expected.half()), name

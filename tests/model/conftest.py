@@ -1,0 +1,22 @@
+"""The small checkpoint in the released form, for tests that want weights in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_checkpoint import small_preset as make_small_preset
+from small_checkpoint import write_small
+
+from blip3v import config
+
+
+@pytest.fixture
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset of the released model at the size of ``small_checkpoint.py``."""
+    monkeypatch.setitem(config.PRESETS, "xgen-mm-vid", make_small_preset())
+
+
+@pytest.fixture
+def released(small_preset: None, tmp_path: Path) -> Path:
+    return write_small(tmp_path / "released")

@@ -1,0 +1,89 @@
+"""The authors' ``.pt`` file: it reads as the released folder with the same weights, and runs no code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_checkpoint import EMBEDDING, NUM_ROWS, WIDTH, assert_same_weights, live, state
+from synthetic_checkpoint import TEMPORAL
+
+from blip3v.errors import ArtifactError, UsageError
+from blip3v.model.checkpoint import open_checkpoint
+from blip3v.model.convert import convert
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda values: values, id="names"),
+        pytest.param(lambda values: {f"vlm.{name}": x for name, x in values.items()}, id="vlm."),
+        pytest.param(lambda values: {f"module.{name}": x for name, x in values.items()}, id="module."),
+        pytest.param(lambda values: {"model_state_dict": values, "epoch": 3}, id="model_state_dict"),
+        pytest.param(lambda values: {"state_dict": {f"module.vlm.{n}": x for n, x in values.items()}}, id="nested"),
+    ],
+)
+def test_the_native_file_is_the_released_folder(released: Path, tmp_path: Path, wrap: Callable) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(wrap(state()), path)
+    native, folder = open_checkpoint(path, tokenizer=released), open_checkpoint(released)
+    assert native.kind == "native"
+    assert native.hashed_files[-1] == path
+    same = ("config", "tokenizer_json", "preprocessor", "generation", "chat_template", "left_out", "stored")
+    assert [getattr(native, name) for name in same] == [getattr(folder, name) for name in same]
+    assert_same_weights(native.weights, folder.weights)
+    converted = convert(native, tmp_path / "converted").path
+    assert_same_weights(open_checkpoint(converted).weights, folder.weights)
+
+
+def test_a_native_tensor_may_share_its_storage(released: Path, tmp_path: Path) -> None:
+    """Slices and transposed views are saved with the whole storage behind them."""
+    values, path = state(), tmp_path / "checkpoint.pt"
+    query = f"{TEMPORAL}ttm_unit.process_layers.0.0.to_q.weight"
+    key = query.replace("to_q", "to_k")
+    both = torch.cat((values[query], values[key])).to(torch.bfloat16)
+    expected = {query: both[:WIDTH].clone(), key: both[WIDTH:].clone(), EMBEDDING: values[EMBEDDING].half()}
+    views = {query: both[:WIDTH], key: both[WIDTH:], EMBEDDING: expected[EMBEDDING].t().contiguous().t()}
+    torch.save(values | views, path)
+    weights = open_checkpoint(path, tokenizer=released).weights
+    for name, value in expected.items():
+        assert torch.equal(weights[name], live(name, value)), name
+
+
+def test_a_native_file_that_runs_code_is_refused(released: Path, tmp_path: Path) -> None:
+    path, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
+
+    class Attack:
+        def __reduce__(self):
+            return Path.touch, (touched,)
+
+    torch.save({"weight": torch.zeros(1), "attack": Attack()}, path)
+    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
+        open_checkpoint(path, tokenizer=released)
+    assert not touched.exists()
+
+
+def test_native_files_that_are_something_else_are_refused(released: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state(), path)
+    with pytest.raises(UsageError, match="--tokenizer"):
+        open_checkpoint(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
+        open_checkpoint(path, tokenizer=released)
+    torch.save(state(), path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ArtifactError, match=r"save it again with torch\.save"):
+        open_checkpoint(path, tokenizer=released)
+    torch.save({"epoch": 3, "optimizer": {}}, path)
+    with pytest.raises(ArtifactError, match="no tensors by name but keys 'epoch'; 'optimizer'"):
+        open_checkpoint(path, tokenizer=released)
+    torch.save(state() | {"vlm." + EMBEDDING: torch.zeros(1)}, path)
+    with pytest.raises(ArtifactError, match="stands twice"):
+        open_checkpoint(path, tokenizer=released)
+    torch.save(state() | {EMBEDDING: torch.zeros(NUM_ROWS, 64, dtype=torch.int64)}, path)
+    with pytest.raises(ArtifactError, match=re.escape(f"{EMBEDDING} is torch.int64")):
+        open_checkpoint(path, tokenizer=released)

@@ -79,7 +79,9 @@ def logged(output: Path) -> list[float]:
 def test_two_processes_train_as_one_does_and_one_of_them_speaks(tmp_path: Path) -> None:
     """Batches are split, gradients joined, features computed by one and read by both."""
     recipe = tmp_path / "r.toml"
-    recipe.write_text(f'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\n{STAGES}')
+    recipe.write_text(
+        f'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\ngradient_checkpointing = true\n{STAGES}'
+    )
     alone, _ = run(recipe, tmp_path / "one", sys.executable)
     together, said = run(recipe, tmp_path / "two", *TWO)
     assert together == pytest.approx(alone, rel=1e-3)

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -121,13 +122,19 @@ def _state(path: Path) -> dict[str, Tensor]:
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
             break
-    if not isinstance(values, dict) or not values or not all(isinstance(x, Tensor) for x in values.values()):
+    if not _is_state(values):
         found = f"keys {listed([repr(key) for key in values])}" if isinstance(values, dict) else type(values).__name__
         raise ArtifactError(
             f"{path} holds no tensors by name but {found}; expected are they themselves, or under one of "
             f"{', '.join(_STATE_KEYS)}"
         )
-    return values
+    return cast(dict[str, Tensor], values)
+
+
+def _is_state(values: object) -> bool:
+    if not isinstance(values, dict) or not values:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in values.items())
 
 
 def _without_prefixes(name: str) -> str:

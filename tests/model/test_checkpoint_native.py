@@ -81,6 +81,9 @@ def test_native_files_that_are_something_else_are_refused(released: Path, tmp_pa
     torch.save({"epoch": 3, "optimizer": {}}, path)
     with pytest.raises(ArtifactError, match="no tensors by name but keys 'epoch'; 'optimizer'"):
         open_checkpoint(path, tokenizer=released)
+    torch.save({0: torch.zeros(1)}, path)
+    with pytest.raises(ArtifactError, match="no tensors by name but keys 0"):
+        open_checkpoint(path, tokenizer=released)
     torch.save(state() | {"vlm." + EMBEDDING: torch.zeros(1)}, path)
     with pytest.raises(ArtifactError, match="stands twice"):
         open_checkpoint(path, tokenizer=released)

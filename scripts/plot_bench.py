@@ -35,7 +35,8 @@ def main(result: Path, output: Path) -> None:
 def _panel(axis: Any, rows: list[dict[str, Any]], quantity: str, title: str, baseline: str | None) -> None:
     speeds = [row[quantity]["samples_per_s"] for row in rows]
     mixed = len({row["precision"] for row in rows}) > 1
-    colours = [_BASELINE_COLOUR if row["name"] == baseline else _COLOUR for row in rows]
+    is_baseline = [row["name"] == baseline and row[quantity]["ratio"] == 1.0 for row in rows]  # one bundle may give all
+    colours = [_BASELINE_COLOUR if it_is else _COLOUR for it_is in is_baseline]
     bars = axis.bar(range(len(rows)), speeds, color=colours, width=0.62)
     axis.set_xticks(range(len(rows)), [_label(row, mixed) for row in rows])
     for bar, row, speed in zip(bars, rows, speeds, strict=True):

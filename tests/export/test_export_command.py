@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from blip3v import cli
 from blip3v.bundle import open_bundle, verify_bundle
+from blip3v.runtime import memory
 
 Graphs = dict[str, ir.Model]
 
@@ -138,3 +140,36 @@ def test_a_clip_that_does_not_fit_the_context_is_refused_before_the_work(
 def test_a_preset_without_weights_names_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--preset", "xgen-mm-vid", "-o", tmp_path / "bundle") == 2
     assert "--init random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("memory_mib", "disk_mib", "code"), [(64, 10**6, 6), (10**6, 1, 3)], ids=["memory", "disk"])
+def test_what_does_not_fit_is_refused_with_numbers_before_the_work(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    memory_mib: int,
+    disk_mib: int,
+    code: int,
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: memory_mib * 2**20)
+    usage = shutil.disk_usage(tmp_path)._replace(free=disk_mib * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert run("-m", folder, "-o", tmp_path / "out" / "bundle") == code
+    error = capsys.readouterr().err
+    assert "this export needs about" in error
+    assert "free" in error
+    assert "export video encoder" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_at_full_size_the_estimate_fits_24_gib_and_counts_one_component_at_a_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = ("--preset", "xgen-mm-vid", "--init", "random", "--encoder", "gttm", "--precision", "fp16", "--dry-run")
+    needed = {}
+    for extra in ((), ("--no-check",)):
+        assert run(*full, *extra, "--json") == 0
+        needed[extra] = json.loads(capsys.readouterr().out)["estimate"]["memory_bytes"]
+    assert 4 * 3_700_000_000 < needed[()] < 20 * 2**30
+    assert needed["--no-check",] < 3 * 2**30

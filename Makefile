@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS := cpu,export,train,eval,bench
 # Never `.`: the links at the repository's root would show the same files again under another name.
-SOURCES := blip3v tests
+SOURCES := blip3v tests scripts
 
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 

@@ -82,7 +82,7 @@ class Speaker:
         """Seconds, and ids (B, ANSWER_TOKENS)."""
         model, inputs = self._shared.use(self._row), self._inputs
         if self._cache is not None:
-            self._cache.reset()  # type: ignore[no-untyped-call]
+            self._cache.reset()
         encode_s, video_BMD = self._watch.time(lambda: model.encode_video(inputs.frames_BTCHW))
         prefill_s, (id_B, cache) = self._watch.time(lambda: _prefill(model, inputs, video_BMD, self._cache))
         steps_s, ids_BT = self._watch.time(lambda: _continue(self._step, id_B, cache))
@@ -188,7 +188,7 @@ def _compiled_step(model: Blip3Video, options: dict[str, Any]) -> Step:
     compiled: Step = torch.compile(_step_of(model), fullgraph=True, dynamic=False, **options)
 
     def step(id_B: Tensor, cache: Cache) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        torch.compiler.cudagraph_mark_step_begin()
         next_B: Tensor = compiled(id_B, cache).clone()  # a CUDA graph writes its next output to the same place
         return next_B
 

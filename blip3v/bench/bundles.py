@@ -100,7 +100,7 @@ def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: 
 
 def _key(source: ExportSource, precision: Precision) -> str:
     parts = (
-        source.provenance.sha256,
+        source.hashed_provenance().sha256,
         source.provenance.trained,
         source.config.to_dict(),
         precision,

@@ -22,6 +22,7 @@ from blip3v.bundle import (
     Limits,
     Manifest,
     MemoryEstimate,
+    Source,
     WeightCount,
     decoder_io,
     render_card,
@@ -110,7 +111,9 @@ def export_bundle(
         work = _Work(source, writer.path, precision, check, progress)
         report, weights = work.graphs()
         work.small_files(report)
-        manifest = _manifest(source, precision, weights, report)
+        if source.hashed_files:
+            progress("hash the checkpoint")
+        manifest = _manifest(source, source.hashed_provenance(), precision, weights, report)
         (writer.path / "README.md").write_text(render_card(manifest), "utf-8")
         if report is not None:
             on_parity(report)
@@ -213,6 +216,7 @@ def _check_fits(config: ModelConfig, prompt: Prompt) -> None:
 
 def _manifest(
     source: ExportSource,
+    provenance: Source,
     precision: Precision,
     weights: dict[str, dict[str, WeightCount]],
     report: ParityReport | None,
@@ -221,7 +225,7 @@ def _manifest(
     stored = [sum(count.size_bytes for count in counts.values()) for counts in weights.values()]
     return Manifest(
         created_by={"blip3v": blip3v.__version__, **{tool: importlib.metadata.version(tool) for tool in _TOOLS}},
-        source=source.provenance,
+        source=provenance,
         model=config.name,
         encoder=config.temporal.encoder,
         num_frames=config.num_frames,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,18 @@ _RANDOM_ANSWER_TOKENS = 64
 class ExportSource:
     """Everything that goes into a bundle."""
 
-    provenance: Source
+    provenance: Source  # without the hashes of its files, which take a while for a large model
+    hashed_files: tuple[Path, ...]
     config: ModelConfig
     tokenizer_json: str
     preprocessor: PreprocessorConfig
     generation: GenerationConfig
     chat_template: str
     weights: Mapping[str, Tensor]  # by released name; each is read when it is asked for
+
+    def hashed_provenance(self) -> Source:
+        """``provenance`` with the hash of every file."""
+        return dataclasses.replace(self.provenance, sha256={file.name: hash_file(file) for file in self.hashed_files})
 
     @property
     def folder_name(self) -> str:
@@ -135,6 +141,7 @@ def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
     base = config.text.num_base_tokens
     return ExportSource(
         provenance=Source(name=config.name, sha256={}, random_init=True, trained=False),
+        hashed_files=(),
         config=config,
         tokenizer_json=train_tokenizer(film_texts(_TOKENIZER_FILMS), vocab_size_base=base).to_str(),
         preprocessor=PreprocessorConfig(image_size=config.vision.image_size),
@@ -147,10 +154,10 @@ def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
 def _from_checkpoint(
     checkpoint: Checkpoint, config: ModelConfig, weights: Mapping[str, Tensor], *, trained: bool
 ) -> ExportSource:
-    hashes = {file.name: hash_file(file) for file in checkpoint.hashed_files}
     name = checkpoint.path.resolve().name
     return ExportSource(
-        provenance=Source(name=name, sha256=hashes, random_init=False, trained=trained),
+        provenance=Source(name=name, sha256={}, random_init=False, trained=trained),
+        hashed_files=checkpoint.hashed_files,
         config=config,
         tokenizer_json=checkpoint.tokenizer_json,
         preprocessor=checkpoint.preprocessor,

@@ -26,7 +26,8 @@ class SplitEmbedding(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.num_base_tokens = config.num_base_tokens
-        self.weight = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) * 0.02)
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        nn.init.normal_(self.weight, std=0.02)
         self.additional_embedding = nn.Embedding(config.num_added_tokens, config.hidden_size)
         nn.init.normal_(self.additional_embedding.weight, std=0.02)
 
@@ -45,7 +46,8 @@ class SplitHead(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.num_base_tokens = config.num_base_tokens
-        self.weight = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size) * 0.02)
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        nn.init.normal_(self.weight, std=0.02)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.additional_fc = nn.Linear(config.hidden_size, config.num_added_tokens)
 

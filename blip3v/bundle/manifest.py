@@ -29,6 +29,7 @@ __all__ = [
     "Precision",
     "Source",
     "WeightCount",
+    "stays_mapped",
 ]
 
 SCHEMA_VERSION = 1
@@ -37,9 +38,9 @@ MAX_MANIFEST_BYTES = 2**20
 Precision = Literal["fp32", "fp16"]
 DTYPES: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
 
-# Graphs with more weights are opened without prepacking, which copies every weight into memory of its own: fp32 ones
-# then stay in their file, which the system can drop from memory when it needs room.
-MAPPED_FROM_BYTES = 2**30
+# Weights of fp32 graphs above this size stay in their mapped file, which the system can drop from memory when it needs
+# room; the price is a slower prefill. fp16 weights are widened into memory in any case.
+_MAPPED_ABOVE_BYTES = 2**30
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -127,6 +128,11 @@ class WeightCount:
     size_bytes: int
 
 
+def stays_mapped(graph_bytes: int, precision: Precision) -> bool:
+    """Whether a graph with weights of this size is opened so that they stay in their file."""
+    return precision == "fp32" and graph_bytes > _MAPPED_ABOVE_BYTES
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """What opening the bundle costs on ONNX Runtime's CPU provider, without KV cache."""
@@ -142,8 +148,8 @@ class MemoryEstimate:
         stay in their mapped file.
         """
         sizes = list(graph_bytes)
-        resident = 2 * sum(sizes) if precision == "fp16" else sum(size for size in sizes if size <= MAPPED_FROM_BYTES)
-        return cls(weights_bytes=sum(sizes), resident_bytes=resident)
+        kept = [size for size in sizes if not stays_mapped(size, precision)]
+        return cls(weights_bytes=sum(sizes), resident_bytes=sum(kept) * (2 if precision == "fp16" else 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.bundle.graph_io import decoder_io
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.manifest import Precision, stays_mapped
 from blip3v.config import ModelConfig
 from blip3v.export.activations import decoder_ranges
 from blip3v.export.layerwise import layerwise_logits
@@ -79,7 +79,7 @@ def check_decoder(
     table_VD: FloatArray = embedding_table(weights, config.text).numpy()
     ragged = [table_VD[np.resize(prompt.ids, length)] for length in _RAGGED]
     next_2D = table_VD[list(prompt.ids[:2])]
-    got = _graph_run(path, config, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D)
+    got = _graph_run(path, config, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D, precision)
 
     said_ND = table_VD[got.token_ids]
     asked_LD = _spliced(table_VD, prompt, video.expected_MD)
@@ -112,9 +112,11 @@ def _graph_run(
     asked_LD: NDArray[np.floating],
     ragged: list[FloatArray],
     next_2D: FloatArray,
+    precision: Precision,
 ) -> _GraphRun:
     """Opens the graph, runs it greedily after one prompt and over a padded batch of two, and lets it go."""
-    graph = open_graph(path, decoder_io(config), threads=None, weight_bytes=path.with_suffix(".data").stat().st_size)
+    mapped = stays_mapped(path.with_suffix(".data").stat().st_size, precision)
+    graph = open_graph(path, decoder_io(config), threads=None, mapped=mapped)
     decoder = Decoder(graph, config.text)
     cache = decoder.take_cache(1, len(asked_LD) + NUM_STEPS)
     logits, token_ids = [decoder.prefill(cache, [asked_LD.astype(decoder.dtype)])[0]], []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
-from blip3v.bundle.manifest import DTYPES
+from blip3v.bundle.manifest import DTYPES, stays_mapped
 from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig
@@ -30,8 +30,8 @@ _FIXED_BYTES = 192 * 2**20
 _WIDENED_BYTES = 4
 # Question and answer of an ordinary request, tokens.
 _USUAL_TOKENS = 256
-# Widening fp16 weights, as measured on one core of a server; reading what is mapped costs nothing yet.
-_OPEN_S, _WIDEN_S_PER_GIB = 0.5, 6.0
+# Widening fp16 weights on one core of a server; reading what is mapped costs nothing yet.
+_OPEN_S, _WIDEN_S_PER_GIB = 0.5, 5.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,8 @@ def _graph_files(bundle: Bundle, graph: str) -> list[str]:
 
 def _open(bundle: Bundle, name: str, io: GraphIO, threads: int | None) -> Graph:
     weight_bytes = sum(bundle.manifest.files[file].size_bytes for file in _graph_files(bundle, name))
-    graph = open_graph(bundle.graph_path(name), io, threads=threads, weight_bytes=weight_bytes)
+    mapped = stays_mapped(weight_bytes, bundle.manifest.precision)
+    graph = open_graph(bundle.graph_path(name), io, threads=threads, mapped=mapped)
     expected = DTYPES[bundle.manifest.precision]
     if graph.compute.name != expected:
         raise ArtifactError(

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import GraphIO, Port
-from blip3v.bundle.manifest import MAPPED_FROM_BYTES
 from blip3v.errors import ArtifactError, BackendError, OutOfMemoryError, ProviderError, UsageError
 
 __all__ = ["DEVICES", "Graph", "check_device", "load_onnxruntime", "open_graph", "ort_errors"]
@@ -97,14 +96,14 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} is unknown; allowed: {', '.join(DEVICES)}")
 
 
-def open_graph(path: Path, io: GraphIO, *, threads: int | None, weight_bytes: int) -> Graph:
+def open_graph(path: Path, io: GraphIO, *, threads: int | None, mapped: bool) -> Graph:
     """Opens one graph and checks its inputs and outputs against ``io``.
 
     Args:
         path: the .onnx file.
         io: the names, dtypes and axes that the runtime relies on.
         threads: threads inside an operator; None: one for each physical core.
-        weight_bytes: size of the graph with its external data; decides whether weights stay mapped.
+        mapped: whether fp32 weights stay in their file, instead of being packed into memory for speed.
 
     Raises:
         ArtifactError: the graph's inputs or outputs are not those of ``io``.
@@ -114,7 +113,7 @@ def open_graph(path: Path, io: GraphIO, *, threads: int | None, weight_bytes: in
     onnxruntime = load_onnxruntime()
     with ort_errors(f"opening {path.name}"):
         session = onnxruntime.InferenceSession(
-            str(path), _session_options(onnxruntime, threads, weight_bytes), providers=[_PROVIDER]
+            str(path), _session_options(onnxruntime, threads, mapped=mapped), providers=[_PROVIDER]
         )
     if session.get_providers() != [_PROVIDER]:
         raise ProviderError(
@@ -124,14 +123,14 @@ def open_graph(path: Path, io: GraphIO, *, threads: int | None, weight_bytes: in
     return Graph(session, onnxruntime, _check_ports(session, io, path))
 
 
-def _session_options(onnxruntime: ModuleType, threads: int | None, weight_bytes: int) -> Any:
+def _session_options(onnxruntime: ModuleType, threads: int | None, *, mapped: bool) -> Any:
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: they reach the caller as exceptions, warnings would go to stderr
     # A memory pattern is kept for every shape of input ever seen, and each prompt length is a new shape.
     options.enable_mem_pattern = False
-    if weight_bytes > MAPPED_FROM_BYTES:
+    if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 

@@ -31,7 +31,7 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
         path: Path = folder / f"{num_kv_heads}-{sliding_window}-{precision}.onnx"
         if not path.exists():
             write_decoder(path, config, weights, precision)
-        graph = open_graph(path, decoder_io(config), threads=1, weight_bytes=path.stat().st_size)
+        graph = open_graph(path, decoder_io(config), threads=1, mapped=False)
         return config, weights, Decoder(graph, config.text, chunk=chunk)
 
     return make

@@ -150,13 +150,13 @@ def test_a_graph_with_other_ports_is_refused(tmp_path: Path, change: Any, messag
     write_decoder(path, config, Weights.random(config.text))
     # ONNX Runtime may refuse such a graph itself; both ways it is our error, and never a wrong answer.
     with pytest.raises((ArtifactError, BackendError), match=f"{message}|ONNX Runtime failed"):
-        open_graph(_changed(path, change), decoder_io(config), threads=1, weight_bytes=0)
+        open_graph(_changed(path, change), decoder_io(config), threads=1, mapped=False)
 
 
 def test_a_file_that_is_no_graph_is_a_backend_error(tmp_path: Path) -> None:
     (tmp_path / "decoder.onnx").write_bytes(b"not a graph")
     with pytest.raises(BackendError, match=r"opening decoder\.onnx: ONNX Runtime failed"):
-        open_graph(tmp_path / "decoder.onnx", decoder_io(toy_config()), threads=1, weight_bytes=0)
+        open_graph(tmp_path / "decoder.onnx", decoder_io(toy_config()), threads=1, mapped=False)
 
 
 def test_large_weights_stay_mapped_and_give_the_same_numbers(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_large_weights_stay_mapped_and_give_the_same_numbers(tmp_path: Path) -> 
     path = tmp_path / "video_encoder.onnx"
     write_video_encoder(path, config)
     frames = np.random.default_rng(0).normal(size=(2, 4, 3, 16, 16)).astype(np.float32)
-    graphs = [open_graph(path, video_encoder_io(config), threads=1, weight_bytes=size) for size in (0, 2**40)]
+    graphs = [open_graph(path, video_encoder_io(config), threads=1, mapped=mapped) for mapped in (False, True)]
     outputs = [graph.session.run(None, {"frames": frames})[0] for graph in graphs]
     assert np.allclose(outputs[0], outputs[1], atol=1e-5)
 

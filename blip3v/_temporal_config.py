@@ -53,7 +53,6 @@ class TemporalConfig:
 
 
 _LAYER_SETTINGS = ("num_heads", "num_layers", "ff_mult")
-_SIZES = (*_LAYER_SETTINGS, "num_slots", "process_tokens", "memory_tokens", "step_tokens")
 # The settings that an encoder reads; one that it does not read is refused where somebody asks for it.
 _SETTINGS: dict[EncoderName, tuple[str, ...]] = {
     "tokenlearner": ("time_stamps",),

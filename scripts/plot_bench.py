@@ -1,4 +1,7 @@
-"""Draws samples per second from a result of `blip3v bench`: python scripts/plot_bench.py RESULT.json OUT.png"""
+"""Draws samples per second: python scripts/plot_bench.py RESULT.json OUT.png
+
+The result is that of `blip3v bench`, or of scripts/full_size.py, which holds one.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ _COLOUR, _BASELINE_COLOUR, _GREY = "#2a6f97", "#adb5bd", "#495057"
 def main(result: Path, output: Path) -> None:
     """Reads ``result`` and writes the picture ``output``."""
     report = json.loads(result.read_text("utf-8"))
+    report = next((step["bench"] for step in report.get("steps", []) if "bench" in step), report)
     if report.get("schema_version") != 1:
         raise SystemExit(f"{result} has schema_version {report.get('schema_version')!r}; 1 is read: run blip3v bench")
     rows = sorted(report["rows"], key=lambda row: row["num_tokens"])

@@ -16,7 +16,7 @@ from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.folder import shipped_model
-from blip3v.model.weights import Overlay, RandomWeights
+from blip3v.model.weights import Gathered, RandomWeights
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.template import RELEASED_TEMPLATE
 from blip3v.text.train_tokenizer import train_tokenizer
@@ -132,7 +132,8 @@ def new_encoder_source(path: Path, encoder: str, *, num_tokens: int | None = Non
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config.with_encoder(encoder, num_tokens=num_tokens)
-    weights = Overlay(checkpoint.weights, RandomWeights(config, seed=seed))
+    new = RandomWeights(config, seed=seed)
+    weights = Gathered({name: new if ".temporal_encoder." in name else checkpoint.weights for name in new})
     return _from_checkpoint(checkpoint, config, weights, trained=False)
 
 

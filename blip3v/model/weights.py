@@ -25,7 +25,7 @@ from blip3v.model.blocks import sinusoid_frequencies
 
 __all__ = [
     "FileWeights",
-    "Overlay",
+    "Gathered",
     "Place",
     "RandomWeights",
     "empty_model",
@@ -101,20 +101,24 @@ class RandomWeights(Mapping[str, Tensor]):
         return len(self._shapes)
 
 
-class Overlay(Mapping[str, Tensor]):
-    """``base`` with the temporal encoder of ``other``."""
+class Gathered(Mapping[str, Tensor]):
+    """Each tensor from where it is given.
 
-    def __init__(self, base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-        self._base, self._other = base, other
+    Args:
+        sources: by name, the weights that have it.
+    """
+
+    def __init__(self, sources: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._sources = dict(sources)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._other[name] if ".temporal_encoder." in name else self._base[name]
+        return self._sources[name][name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._other)
+        return iter(self._sources)
 
     def __len__(self) -> int:
-        return len(self._other)
+        return len(self._sources)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ towers. The rows that the model adds to Phi-3's tables are drawn from N(0, 0.02)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from blip3v.model import Blip3Video
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.resampler import PerceiverResampler
 from blip3v.model.temporal import build_temporal
-from blip3v.model.weights import state_shapes
+from blip3v.model.weights import Gathered, state_shapes
 from blip3v.text import RELEASED_SYSTEM_PROMPT, RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
 from blip3v.text.released_tokenizer import released_tokenizer_json
 from blip3v.training.batch import ChatFormat
@@ -101,7 +101,7 @@ def _from_checkpoint(recipe: Recipe, path: Path) -> Start:
     other = f"drawn, since {path} has {_form(given)} and the recipe {_form(config)}" if drawn else "has no weights"
     origin = dict.fromkeys(PARTS, str(path)) | {"temporal_encoder": str(path) if same and drawn else other}
     chat = ChatFormat(_tokenizer(checkpoint.tokenizer_json, path), checkpoint.chat_template, checkpoint.generation)
-    return Start(config, _Gathered(sources), origin, checkpoint.tokenizer_json, chat, checkpoint.preprocessor)
+    return Start(config, Gathered(sources), origin, checkpoint.tokenizer_json, chat, checkpoint.preprocessor)
 
 
 def _open(path: Path, tokenizer: Path | None) -> Checkpoint:
@@ -123,7 +123,7 @@ def _from_towers(recipe: Recipe, vision: Path, language: Path) -> Start:
     config = recipe.model_config(dataclasses.replace(own, text=text))
     drawn = _named("vision_tokenizer.", PerceiverResampler(config)) | _added_rows(config.text)
     parts = (vision_weights(vision, config), language_weights(language, config), drawn)
-    weights = _Gathered({name: part for part in parts for name in part})
+    weights = Gathered({name: part for part in parts for name in part})
     folder = Path(recipe.tokenizer) if recipe.tokenizer is not None else language
     tokenizer_json = _tokenizer_json(folder)
     tokenizer = _tokenizer(tokenizer_json, folder)
@@ -203,23 +203,3 @@ def _form(config: ModelConfig) -> str:
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in module.state_dict().items()}
-
-
-class _Gathered(Mapping[str, Tensor]):
-    """Each tensor from where it is given.
-
-    Args:
-        sources: by name, the weights that have it.
-    """
-
-    def __init__(self, sources: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._sources = dict(sources)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._sources[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)

@@ -19,6 +19,7 @@ from blip3v.bench.run import run_bench, write_default_clip
 from blip3v.bench.tables import print_report
 from blip3v.bundle.manifest import Precision
 from blip3v.errors import UsageError
+from blip3v.runtime import VideoLM
 
 __all__ = ["command"]
 
@@ -93,6 +94,10 @@ def command(
                 progress=lambda line: console.print(line, soft_wrap=True),
             )
         )
+    for bundle in bundles:
+        needed = VideoLM.estimate(bundle)
+        if needed.is_large:
+            console.print(f"opening {bundle}: {needed}", soft_wrap=True)
     report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
     if output is not None:
         _write(report, output)

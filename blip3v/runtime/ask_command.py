@@ -10,12 +10,11 @@ from typing import Any
 import click
 
 from blip3v.errors import UsageError
-from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
+from blip3v.runtime import Answer, GenerationOptions, VideoLM
 from blip3v.runtime.memory import format_bytes, peak_rss_bytes
 
 __all__ = ["command"]
 
-_LARGE_BYTES = 2**30  # from here on, opening takes long enough to say so first
 _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 
 
@@ -69,7 +68,9 @@ def command(
         raise UsageError("--logprobs has no effect without --json")
     options = GenerationOptions(**generation)
     folder = default_bundle(Path.cwd()) if model is None else model
-    _announce(folder, VideoLM.estimate(folder, max_context=max_context))
+    needed = VideoLM.estimate(folder, max_context=max_context)
+    if needed.is_large:
+        click.echo(f"opening {folder}: {needed}", err=True)
     opened = VideoLM.open(folder, device=device, threads=threads, max_context=max_context, allow_random=allow_random)
     with opened as lm:
         with lm.stream(video, question, options=options, start=start, end=end) as pieces:
@@ -97,16 +98,6 @@ def default_bundle(folder: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise UsageError(f"{len(found)} bundles are in {folder}: {names}; name one with -m")
     return found[0].relative_to(folder)
-
-
-def _announce(folder: Path, needed: OpenEstimate) -> None:
-    """Says what a large model will take, before it is loaded."""
-    if needed.memory_bytes >= _LARGE_BYTES:
-        free = "" if needed.free_bytes is None else f" of {format_bytes(needed.free_bytes)} that are free"
-        click.echo(
-            f"opening {folder}: about {format_bytes(needed.memory_bytes)} of memory{free}, {needed.seconds:.0f} s",
-            err=True,
-        )
 
 
 def _report(answer: Answer, folder: Path) -> None:

@@ -30,6 +30,8 @@ _FIXED_BYTES = 192 * 2**20
 _WIDENED_BYTES = 4
 # Question and answer of an ordinary request, tokens.
 _USUAL_TOKENS = 256
+# From here on, opening takes long enough to say so first.
+_LARGE_BYTES = 2**30
 # Widening fp16 weights on one core of a server; reading what is mapped costs nothing yet.
 _OPEN_S, _WIDEN_S_PER_GIB = 0.5, 5.2
 
@@ -41,6 +43,15 @@ class OpenEstimate:
     memory_bytes: int  # that must be free; mapped files, which the system can drop, are not counted
     free_bytes: int | None  # what is free now; None where the system does not tell
     seconds: float  # of opening
+
+    @property
+    def is_large(self) -> bool:
+        """Whether opening takes long enough to say so first."""
+        return self.memory_bytes >= _LARGE_BYTES
+
+    def __str__(self) -> str:
+        free = "" if self.free_bytes is None else f" of {memory.format_bytes(self.free_bytes)} that are free"
+        return f"about {memory.format_bytes(self.memory_bytes)} of memory{free}, {self.seconds:.0f} s"
 
 
 def open_engine(

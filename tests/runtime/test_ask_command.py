@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from blip3v.errors import ArtifactMissingError, RequestError, UsageError
-from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.runtime import GenerationOptions, VideoLM, loading
 from blip3v.runtime.ask_command import command, default_bundle
 
 CLIP = str(Path(__file__).parents[2] / "examples" / "turn.mp4")
@@ -27,6 +28,16 @@ def test_the_answer_is_alone_on_stdout(bundle_path: Path, lm: VideoLM) -> None:
         assert f"{index} ({time_s:.2f} s)" in result.stderr
     assert "8 of them video" in result.stderr
     assert "ms a token" in result.stderr
+
+
+def test_what_a_large_model_takes_is_said_before_it_is_opened(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "opening" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
+    monkeypatch.setattr(loading, "_LARGE_BYTES", 2**20)
+    lines = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--max-context", "128").stderr.splitlines()
+    assert re.fullmatch(rf"opening {bundle_path}: about \d+ MiB of memory of .* that are free, \d+ s", lines[0])
+    assert re.fullmatch(r"memory: .* at the peak", lines[-1])
 
 
 def test_streaming_prints_the_same(bundle_path: Path) -> None:

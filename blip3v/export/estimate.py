@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from blip3v._folders import require_disk
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.manifest import Precision, stays_mapped
 from blip3v.config import ModelConfig
 from blip3v.model.weights import empty_model
 from blip3v.runtime import memory
@@ -16,13 +16,13 @@ from blip3v.runtime import memory
 __all__ = ["Estimate", "estimate"]
 
 # Python with torch, transformers and the exporter, before any weight.
-_BASE_BYTES = 1200 * 2**20
-# Activations and caches of the check, as seen at full size and rounded up.
-_CHECK_BYTES = 600 * 2**20
+_BASE_BYTES = 600 * 2**20
+# What the engine takes in the check beside fp32 weights, in units of their bytes: seen at full size.
+_ENGINE_SHARE = 0.19
 # Graph files, tokenizer, reports.
 _SMALL_FILES_BYTES = 4 * 2**20
 # Tracing, passes and a small parity run cost about this whatever the size; the rest grows with the bytes on disk.
-_BASE_S, _S_PER_GIB, _CHECK_S_PER_GIB = 15.0, 20.0, 40.0
+_BASE_S, _S_PER_GIB, _CHECK_S_PER_GIB = 15.0, 20.0, 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,10 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     if check:
         # One at a time: the engine with one graph, which widens fp16 on a CPU and may leave fp32 in its file; then the
         # reference in fp32, whole for the video encoder and one layer of the decoder.
-        in_engine = 4 * max(counts["video_encoder"], counts["decoder"])
-        memory_bytes = _BASE_BYTES + _CHECK_BYTES + in_engine
+        encoder_bytes, decoder_bytes = 4 * counts["video_encoder"], 4 * counts["decoder"]
+        held = 0 if stays_mapped(decoder_bytes, precision) else decoder_bytes
+        in_engine = max((1 + _ENGINE_SHARE) * encoder_bytes, held + _ENGINE_SHARE * decoder_bytes)
+        memory_bytes = _BASE_BYTES + int(in_engine)
     seconds_per_gib = _S_PER_GIB + (_CHECK_S_PER_GIB if check else 0.0)
     return Estimate(
         num_weights=counts,

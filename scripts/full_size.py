@@ -2,7 +2,7 @@
 
     python scripts/full_size.py /tmp/full-size benchmarks/results/full-size-cpu.json
 
-Needs 24 GiB of memory, 46 GB of disk in the first folder and about an hour on two free cores. Each command runs as a
+Needs 24 GiB of memory, 54 GB of disk in the first folder and about an hour on two free cores. Each command runs as a
 user types it, in a process of its own; a command that fails ends the script with what it said. What it makes stays,
 but for the synthetic checkpoint, and a step whose entry is in the JSON is not run again.
 """
@@ -54,11 +54,11 @@ def main() -> None:
 
 def _steps(repetitions: int) -> list[Step]:
     counts = [word for count in COUNTS for word in ("--tokens", str(count))]
-    export = ["blip3v", "export", "--precision", "fp16", "--json"]
+    export = ["blip3v", "export", "--json", "--precision"]
     random = ["--preset", "xgen-mm-vid", "--init", "random", "--encoder", "gttm"]
     ask = ["blip3v", "ask", CLIP, QUESTION, "--allow-random", "--max-new-tokens", "32", "--json"]
     return [
-        ("export random weights", [*export, *random, "-o", "{folder}/random-fp16"], _exported),
+        ("export random weights", [*export, "fp16", *random, "-o", "{folder}/random-fp16"], _exported),
         ("ask", [*ask, "-m", "{folder}/random-fp16"], _answered),
         (
             "bench",
@@ -72,9 +72,11 @@ def _steps(repetitions: int) -> list[Step]:
         ("convert", ["blip3v", "convert", "{folder}/released", "-o", "{folder}/converted", "--json"], _converted),
         (
             "export the converted checkpoint",
-            [*export, "-m", "{folder}/converted", "-o", "{folder}/converted-fp16"],
+            [*export, "fp16", "-m", "{folder}/converted", "-o", "{folder}/converted-fp16"],
             _exported,
         ),
+        ("export random weights in fp32", [*export, "fp32", *random, "-o", "{folder}/random-fp32"], _exported),
+        ("ask in fp32", [*ask, "-m", "{folder}/random-fp32"], _answered),
     ]
 
 

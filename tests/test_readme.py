@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,4 +91,35 @@ def test_the_speeds_in_the_readme_are_the_committed_ones() -> None:
         for part in ("whole_chain", "language_model"):
             speed, ratio = row[part]["samples_per_s"], row[part]["ratio"]
             cells += [f"{speed:.3g}", f"{1.0 if ratio is None else ratio:.2f}x"]
+        assert f"| {' | '.join(cells)} |" in README
+
+
+def _full_size() -> dict[str, Any]:
+    report = json.loads((ROOT / "benchmarks/results/full-size-cpu.json").read_text("utf-8"))
+    return {step["name"]: step for step in report["steps"]}
+
+
+def test_what_the_4b_model_takes_is_what_was_measured() -> None:
+    steps = _full_size()
+    for name, step in steps.items():
+        peak = f"{step['peak_rss_bytes'] / 2**30:.1f} GiB" if "peak_rss_bytes" in step else "[^|]*"
+        disk = f"{step['size_bytes'] / 1e9:.1f} GB" if "size_bytes" in step else "[^|]*"
+        assert re.search(rf"^\| {name} \| {step['seconds']:.0f} s \| {peak} \| {disk} \|$", README, re.MULTILINE), name
+    exports = [step for step in steps.values() if "parity" in step]
+    worst = max(row["relative_error"] for step in exports for row in step["parity"]["comparisons"])
+    assert f"worst relative error {worst:.1e}" in README
+    assert all(step["peak_rss_bytes"] < 20 * 2**30 for step in steps.values() if "peak_rss_bytes" in step)
+    assert all(step["parity"]["passed"] and step["parity"]["tokens"]["differing"] == 0 for step in exports)
+    asked, opened = steps["ask"]["timings"], steps["bench"]["bench"]["rows"][0]["open_s"]
+    video_s, prompt_s = asked["encode_s"], asked["prefill_s"]
+    spent = f"{opened:.0f} s on opening, {video_s:.0f} s on the video, {prompt_s:.1f} s on the prompt"
+    assert f"{spent} and {asked['per_token_s']:.2f} s on a token" in " ".join(README.split())
+
+
+def test_the_speeds_of_the_4b_model_are_the_committed_ones() -> None:
+    for row in _full_size()["bench"]["bench"]["rows"]:
+        cells = [str(row["num_tokens"])]
+        for part in ("whole_chain", "language_model"):
+            cells += [f"{row[part]['samples_per_s']:.3g}", f"{row[part]['ratio']:.2f}x"]
+        cells += [f"{row['stages']['prefill_s']['p50']:.1f} s", f"{row['tokens_per_s']:.2f}"]
         assert f"| {' | '.join(cells)} |" in README

@@ -66,7 +66,9 @@ def _panel(axis: Any, rows: list[dict[str, Any]], quantity: str, title: str, bas
 def _label(row: dict[str, Any], mixed: bool) -> str:
     precision = f", {row['precision']}" if mixed else ""
     weights = "" if row["weights"] == "trained" else f"\n({row['weights']})"
-    return f"{row['num_tokens']}{precision}\n{row['encoder']}{weights}"
+    shown, own = row["num_tokens"], row["own_num_tokens"]
+    change = "" if shown == own else ", cut" if shown < own else ",\nrepeated"
+    return f"{shown}{precision}\n{row['encoder']}{change}{weights}"
 
 
 def _caption(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -60,7 +60,7 @@ def test_every_module_of_the_table_belongs_to_its_package():
         pytest.param("onnxruntime", "", "cpu", id="onnxruntime"),
         pytest.param("torch.nn", "", "export", id="submodule"),
         pytest.param("torch", "train", "train", id="preferred"),
-        pytest.param("accelerate", "export", "train", id="preferred extra does not hold it"),
+        pytest.param("onnxscript", "train", "export", id="preferred extra does not hold it"),
         pytest.param("torchvision", "", None, id="similar name"),
         pytest.param("", "", None, id="no name"),
     ],
@@ -105,9 +105,10 @@ def test_asking_needs_no_torch():
     assert found["train"].missing == ('torch is not installed; run `pip install "blip3v[train]"`',)
 
 
-def test_training_alone_needs_accelerate():
-    found = verdicts(examine_packages(without("accelerate")), WORKING_ENGINE, WORKING_VIDEO)
-    assert [verb for verb, verdict in found.items() if not verdict.can_run] == ["train"]
+@pytest.mark.parametrize(("package", "verbs"), [("accelerate", ["export", "train"]), ("onnxscript", ["export"])])
+def test_a_package_stops_the_verbs_that_need_it(package: str, verbs: list[str]):
+    found = verdicts(examine_packages(without(package)), WORKING_ENGINE, WORKING_VIDEO)
+    assert [verb for verb, verdict in found.items() if not verdict.can_run] == verbs
 
 
 def test_no_engine_and_no_decoder_are_both_named():

@@ -133,3 +133,9 @@ def size_text(num_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
+
+
+def made_text(path: Path, *, size_bytes: int, seconds: float, peak_rss_bytes: int | None) -> str:
+    """What a command that makes a folder says at its end."""
+    peak = "" if peak_rss_bytes is None else f", peak memory {size_text(peak_rss_bytes)}"
+    return f"{path}: {size_text(size_bytes)}, {seconds:.1f} s{peak}"

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from blip3v._strict import dumps
-from blip3v.bundle.inspect_command import size_text
+from blip3v.bundle.inspect_command import made_text, size_text
 from blip3v.bundle.manifest import Precision
 from blip3v.config import ENCODERS, PRESETS
 from blip3v.export.parity import Comparison, ParityReport
@@ -176,8 +176,10 @@ def _print_result(result: ExportResult, as_json: bool) -> None:
         }
         click.echo(dumps(values), nl=False)
         return
-    peak = "" if result.peak_rss_bytes is None else f", peak memory {size_text(result.peak_rss_bytes)}"
-    click.echo(f"{result.path}: {size_text(result.size_bytes)}, {result.seconds:.1f} s{peak}")
+    made = made_text(
+        result.path, size_bytes=result.size_bytes, seconds=result.seconds, peak_rss_bytes=result.peak_rss_bytes
+    )
+    click.echo(made)
     click.echo(f"next: {next_command}")
 
 

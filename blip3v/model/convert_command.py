@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from blip3v._strict import dumps
-from blip3v.bundle.inspect_command import size_text
+from blip3v.bundle.inspect_command import made_text
 from blip3v.config import ENCODERS
 from blip3v.video.preprocess import ResizeMode
 
@@ -147,8 +147,10 @@ def _print_result(checkpoint: Checkpoint, result: Converted, as_json: bool) -> N
         }
         click.echo(dumps(values), nl=False)
         return
-    peak = "" if result.peak_rss_bytes is None else f", peak memory {size_text(result.peak_rss_bytes)}"
-    click.echo(f"{result.path}: {size_text(result.size_bytes)}, {result.seconds:.1f} s{peak}")
+    made = made_text(
+        result.path, size_bytes=result.size_bytes, seconds=result.seconds, peak_rss_bytes=result.peak_rss_bytes
+    )
+    click.echo(made)
     click.echo(f"next: {next_command}")
 
 

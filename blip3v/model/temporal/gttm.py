@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from blip3v.config import ModelConfig, TemporalConfig
-from blip3v.model.blocks import ProcessLayers, TimeStamps, TokenLearner
-from blip3v.model.temporal.memory_pooling import attentional_output, pool_memory
-from blip3v.model.temporal.recurrence import Recurrence, no_output
+from blip3v.model.blocks import ProcessLayers, TokenLearner
+from blip3v.model.temporal.grouped import GroupedRecurrence
+from blip3v.model.temporal.recurrence import no_output
 
 __all__ = ["GroupedTTM"]
 
@@ -38,28 +38,14 @@ class _Unit(nn.Module):
         return written_RGD
 
 
-class GroupedTTM(Recurrence):
+class GroupedTTM(GroupedRecurrence):
     """(B, T, N, D) to (B, N, D) by the mean over the slots, or to (B, M, D) by attention; any T."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim, temporal = config.vision.hidden_size, config.temporal
-        self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, temporal.num_slots, dim))
-        self.pos_emb = TimeStamps(dim)
-        self.ttm_unit = _Unit(dim, temporal)
-        self.final_output = attentional_output(config)
-
-    def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial memory (R, G, D) and time-stamped tokens by frame (T, R, D)."""
-        memory_RGD = self.initial_memory.expand(x_BTND.shape[0], -1, -1, -1).flatten(0, 1)
-        tokens_TRD = self.pos_emb(x_BTND).transpose(0, 1).flatten(1, 2)
-        return memory_RGD, tokens_TRD
+        super().__init__(config)
+        self.ttm_unit = _Unit(config.vision.hidden_size, config.temporal)
 
     def step(self, memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
         """The memory after one more frame; a frame puts nothing out."""
         updated_RGD: Tensor = self.ttm_unit(memory_RGD, token_RD)
         return updated_RGD, no_output(updated_RGD)
-
-    def finish(self, memory_RGD: Tensor, outputs: Tensor) -> Tensor:
-        """Pools the last memories: (R, G, D) to (B, M, D)."""
-        return pool_memory(memory_RGD, self.initial_memory.shape[0], self.final_output)

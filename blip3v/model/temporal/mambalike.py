@@ -11,45 +11,30 @@ called (both gates come from the first) and is not built here.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from blip3v.config import ModelConfig
-from blip3v.model.blocks import TimeStamps
-from blip3v.model.temporal.memory_pooling import attentional_output, pool_memory
-from blip3v.model.temporal.recurrence import Recurrence, no_output
+from blip3v.model.temporal.grouped import GroupedRecurrence
+from blip3v.model.temporal.recurrence import no_output
 
 __all__ = ["GatedRecurrence"]
 
 
-class GatedRecurrence(Recurrence):
+class GatedRecurrence(GroupedRecurrence):
     """(B, T, N, D) to (B, N, D) by the mean over the slots, or to (B, M, D) by attention; any T."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim, num_slots = config.vision.hidden_size, config.temporal.num_slots
-        self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, num_slots, dim))
-        self.pos_emb = TimeStamps(dim)
+        super().__init__(config)
+        num_slots = config.temporal.num_slots
         self.expand_mlp = nn.Sequential(
             nn.LayerNorm(1),
             nn.Linear(1, 2 * num_slots, bias=False),
             nn.GELU(),
             nn.Linear(2 * num_slots, num_slots, bias=False),
         )
-        self.final_output = attentional_output(config)
-
-    def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial memory (R, G, D) and time-stamped tokens by frame (T, R, D)."""
-        memory_RGD = self.initial_memory.expand(x_BTND.shape[0], -1, -1, -1).flatten(0, 1)
-        tokens_TRD = self.pos_emb(x_BTND).transpose(0, 1).flatten(1, 2)
-        return memory_RGD, tokens_TRD
 
     def step(self, memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
         """The memory after one more frame; a frame puts nothing out."""
         gate_RGD = self.expand_mlp(token_RD[..., None]).transpose(1, 2)
         updated_RGD = gate_RGD.sigmoid() * memory_RGD + gate_RGD * token_RD[:, None]
         return updated_RGD, no_output(updated_RGD)
-
-    def finish(self, memory_RGD: Tensor, outputs: Tensor) -> Tensor:
-        """Pools the last memories: (R, G, D) to (B, M, D)."""
-        return pool_memory(memory_RGD, self.initial_memory.shape[0], self.final_output)

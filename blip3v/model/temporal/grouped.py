@@ -1,0 +1,43 @@
+"""What gttm and mambalike share: a small memory for each group, carried from frame to frame, and how it is pooled.
+
+Every resampler token position is a group; groups never mix before the pooling. Released is the mean over the slots of a
+group; the paper pools all memories by attention.
+"""
+
+# Shapes: B batch, T frames, N groups, G memory slots, D width, R rows = B*N, M tokens out.
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blip3v.config import ModelConfig
+from blip3v.model.blocks import TimeStamps, TokenLearner
+from blip3v.model.temporal.recurrence import Recurrence
+
+__all__ = ["GroupedRecurrence"]
+
+
+class GroupedRecurrence(Recurrence):
+    """(B, T, N, D) to (B, N, D) by the mean over the slots, or to (B, M, D) by attention; any T."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, temporal = config.vision.hidden_size, config.temporal
+        self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, temporal.num_slots, dim))
+        self.pos_emb = TimeStamps(dim)
+        self.final_output = None if temporal.pooling == "mean" else TokenLearner(dim, num_tokens=temporal.num_tokens)
+
+    def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
+        """Initial memory (R, G, D) and time-stamped tokens by frame (T, R, D)."""
+        memory_RGD = self.initial_memory.expand(x_BTND.shape[0], -1, -1, -1).flatten(0, 1)
+        tokens_TRD = self.pos_emb(x_BTND).transpose(0, 1).flatten(1, 2)
+        return memory_RGD, tokens_TRD
+
+    def finish(self, memory_RGD: Tensor, outputs: Tensor) -> Tensor:
+        """Pools the last memories: (R, G, D) to (B, M, D)."""
+        memory_BNGD = memory_RGD.view(-1, *self.initial_memory.shape)
+        if self.final_output is None:
+            return memory_BNGD.mean(dim=2)
+        pooled_BMD: Tensor = self.final_output(memory_BNGD.flatten(1, 2))
+        return pooled_BMD

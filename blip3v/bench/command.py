@@ -19,7 +19,7 @@ from blip3v.bench.run import run_bench, write_default_clip
 from blip3v.bench.tables import print_report
 from blip3v.bundle.manifest import Precision
 from blip3v.errors import UsageError
-from blip3v.runtime import VideoLM
+from blip3v.runtime import OpenEstimate
 
 __all__ = ["command"]
 
@@ -94,10 +94,6 @@ def command(
                 progress=lambda line: console.print(line, soft_wrap=True),
             )
         )
-    for bundle in bundles:
-        needed = VideoLM.estimate(bundle)
-        if needed.is_large:
-            console.print(f"opening {bundle}: {needed}", soft_wrap=True)
     report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
     if output is not None:
         _write(report, output)
@@ -132,6 +128,10 @@ def _measure(
     threads: int | None,
     console: Console,
 ) -> BenchReport:
+    def announce(bundle: Path, needed: OpenEstimate) -> None:
+        if needed.is_large:
+            console.print(f"opening {bundle}: {needed}", soft_wrap=True)
+
     with ExitStack() as stack:
         if clip is None:
             clip = write_default_clip(Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -144,6 +144,7 @@ def _measure(
             repetitions=repetitions,
             tokens=tokens,
             threads=threads,
+            on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

@@ -18,6 +18,8 @@ from blip3v.data.film import make_film
 from blip3v.data.film_files import ClipRecord, describe
 from blip3v.data.mp4 import write_mp4
 from blip3v.errors import UnsupportedVideoError
+from blip3v.runtime import OpenEstimate
+from blip3v.runtime.loading import estimate_open
 
 __all__ = ["DEFAULT_CLIP", "default_film", "run_bench", "write_default_clip"]
 
@@ -33,6 +35,7 @@ def run_bench(
     repetitions: int,
     tokens: Sequence[int] = (),
     threads: int | None = None,
+    on_estimate: Callable[[Path, OpenEstimate], None] = lambda path, needed: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BenchReport:
     """Measures bundles in turns.
@@ -45,6 +48,7 @@ def run_bench(
         tokens: numbers of video tokens to measure each bundle at; empty: its encoder's own. A bundle is opened once for
             all of them, and its tokens are repeated or cut: the language model's time depends on their number alone.
         threads: inside an operator; None: ONNX Runtime's choice, one for each physical core.
+        on_estimate: told what opening each bundle takes, before any is loaded.
         progress: called after each sample with the samples taken and those in all.
 
     Raises:
@@ -56,6 +60,8 @@ def run_bench(
     if not clip.is_file():
         raise UnsupportedVideoError(f"{clip} is not a file; --clip takes a video file, which each sample decodes")
     opened = [open_bundle(path) for path in bundles]
+    for path, bundle in zip(bundles, opened, strict=True):
+        on_estimate(path, estimate_open(bundle))
     questions = [question_of_length(bundle.tokenizer, QUESTION_TOKENS) for bundle in opened]
     jobs = [
         Job(bundle=str(path), clip=str(clip), question=question, threads=threads)

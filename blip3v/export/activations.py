@@ -29,7 +29,7 @@ __all__ = ["decoder_ranges", "video_encoder_ranges"]
 def video_encoder_ranges(model: Blip3Video, pixels_FCHW: NDArray[np.float32]) -> dict[str, float]:
     """Largest absolute value in each layer of the video encoder for a clip; infinite where fp16 overflows."""
     reference = VideoEncoderGraph(model, scan=False)
-    half = cast(reference, "fp16", keep=reference.fp32_parts)
+    half = cast(reference, "fp16", keep=reference.fp32_parameters)
     with _recorded(half, "video_encoder") as ranges, torch.inference_mode():
         half(torch.from_numpy(pixels_FCHW)[None].half())
     return ranges

@@ -10,7 +10,6 @@ and not finite. What is not here: tracing (``to_onnx.py``) and what reads a chec
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from blip3v.bundle.manifest import Precision
 from blip3v.errors import ExportError
 from blip3v.export.passes import TRANSPOSED
-from blip3v.export.precision import TORCH_DTYPES
+from blip3v.export.precision import recast
 
 __all__ = ["Loader", "attach", "hollow"]
 
@@ -40,15 +39,12 @@ def hollow(module: nn.Module, precision: Precision, *, keep: Iterable[Tensor] = 
         precision: of the copy's parameters.
         keep: parameters of it that stay fp32.
     """
-    kept = {id(parameter) for parameter in keep}
-    # deepcopy asks this table before it copies a tensor.
-    memo: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        dtype = torch.float32 if id(parameter) in kept else TORCH_DTYPES[precision]
-        value = _placeholder(parameter.shape, dtype, generator) if parameter.is_meta else parameter.detach().to(dtype)
-        memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
-    return copy.deepcopy(module, memo).eval()
+
+    def convert(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
+        return _placeholder(parameter.shape, dtype, generator) if parameter.is_meta else parameter.detach().to(dtype)
+
+    return recast(module, precision, keep, convert)
 
 
 def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

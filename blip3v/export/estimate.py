@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from blip3v._folders import require_disk
 from blip3v.bundle.manifest import Precision, stays_mapped
 from blip3v.config import ModelConfig
-from blip3v.model.weights import empty_model
+from blip3v.model.blip3_video import Blip3Video
 from blip3v.runtime import memory
 
 __all__ = ["Estimate", "estimate"]
@@ -47,7 +48,8 @@ class Estimate:
 
 def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -> Estimate:
     """Counts weights without making them, and scales from there."""
-    model = empty_model(config)
+    with torch.device("meta"):
+        model = Blip3Video(config)
     counts = {
         "video_encoder": _count(model.vision_encoder) + _count(model.vision_tokenizer),
         "decoder": _count(model.lang_model) - _count(model.lang_model.model.embed_tokens),

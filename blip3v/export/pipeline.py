@@ -97,8 +97,8 @@ def export_bundle(
 
     Raises:
         UsageError: the folder exists, or the prompt of the check does not fit the model's context.
-        OutOfMemoryError, OutOfDiskError: the estimate is more than what is free; nothing was begun.
-        ArtifactError: the weights cannot be used, or the bundle cannot be written.
+        OutOfMemoryError: the estimate is more memory than is free; nothing was begun.
+        ArtifactError: the disk has no room, the weights cannot be used, or the bundle cannot be written.
         ExportError: torch cannot make a graph.
         ParityError: a graph does not match PyTorch.
         ProviderError: the check needs ONNX Runtime, which is not installed.

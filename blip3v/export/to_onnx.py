@@ -58,8 +58,7 @@ def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], pr
     model = empty_model(config)
     fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")
     module = VideoEncoderGraph(model)
-    fp32 = [parameter for part in module.fp32_parts for parameter in part.parameters()]
-    graph = _export(hollow(module, precision, keep=fp32), (frames,), free, io, names)
+    graph = _export(hollow(module, precision, keep=module.fp32_parameters), (frames,), free, io, names)
     return _finish(graph, io, precision, _loaders(module, model, weights))
 
 

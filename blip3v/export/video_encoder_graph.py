@@ -71,9 +71,9 @@ class VideoEncoderGraph(nn.Module):
         self.temporal = ScannedRecurrence(temporal, scan=scan) if isinstance(temporal, Recurrence) else temporal
 
     @property
-    def fp32_parts(self) -> tuple[nn.Module, ...]:
-        """Modules whose weights are fp32 in every precision."""
-        return (self.temporal,) if isinstance(self.temporal, ScannedRecurrence) else ()
+    def fp32_parameters(self) -> tuple[Tensor, ...]:
+        """Weights that are fp32 in every precision."""
+        return tuple(self.temporal.parameters()) if isinstance(self.temporal, ScannedRecurrence) else ()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Video tokens, then the stages: (B, F, P, D), (B, F, L, D) or what ``arrange`` left of F, (B, M, D)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from blip3v import _strict
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
-from blip3v.model.folder import check_num_tokens, check_weights, open_model_folder
+from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
 from blip3v.model.native import NativeWeights, open_native
 from blip3v.model.released import (
     MODEL_TYPE,
@@ -122,7 +122,7 @@ def _open_own(path: Path) -> Checkpoint:
         kind="blip3v",
         config=folder.config,
         stored=stored,
-        weights=FileWeights({name: Place(folder.weights, PREFIX + name) for name in stored}),
+        weights=folder_weights(folder, stored),
         tokenizer_json=folder.tokenizer.read_text("utf-8"),
         preprocessor=PreprocessorConfig.load(folder.preprocessor),
         generation=GenerationConfig.load(folder.generation),

@@ -7,7 +7,7 @@ A folder holds ``config.json``, ``model.safetensors`` (the released names), ``to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "ModelPaths",
     "check_num_tokens",
     "check_weights",
+    "folder_weights",
     "is_model_folder",
     "load_model_folder",
     "open_model_folder",
@@ -234,7 +235,7 @@ def load_model_folder(path: Path) -> ModelFolder:
     check_num_tokens(Tokenizer.load(paths.tokenizer), config, paths.tokenizer)
     stored = check_weights(paths)
     model = empty_model(config)
-    fill(model, FileWeights({name: Place(paths.weights, PREFIX + name) for name in stored}))
+    fill(model, folder_weights(paths, stored))
     return ModelFolder(path, config, model)
 
 
@@ -250,6 +251,11 @@ def check_weights(paths: ModelPaths) -> dict[str, Stored]:
     if problems:
         raise ArtifactError(f"{paths.weights} does not fit its config.json: {listed(problems)}")
     return {name.removeprefix(PREFIX): found[name] for name in wanted}
+
+
+def folder_weights(paths: ModelPaths, names: Iterable[str]) -> FileWeights:
+    """The weights of those names, each read when it is asked for."""
+    return FileWeights({name: Place(paths.weights, PREFIX + name) for name in names})
 
 
 def check_num_tokens(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:

@@ -62,26 +62,25 @@ class SplitHead(nn.Module):
         return F.linear(x_BTD, weight, bias)
 
 
-_TABLE = "lang_model.model.embed_tokens"
-_HEAD = "lang_model.lm_head"
-
-
 def embedding_table(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
     """``SplitEmbedding.table`` from weights by released name, fp32 (V, D)."""
-    base, added = weights[f"{_TABLE}.weight"], weights[f"{_TABLE}.additional_embedding.weight"]
-    return torch.cat((base[: config.num_base_tokens].float(), added.float()))
+    names = "embed_tokens.weight", "embed_tokens.additional_embedding.weight"
+    return _joined(weights, config, *(f"lang_model.model.{name}" for name in names))
 
 
 def head_matrix(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
     """The weight of ``SplitHead.matrix`` from weights by released name, fp32 (V, D)."""
-    base, added = weights[f"{_HEAD}.weight"], weights[f"{_HEAD}.additional_fc.weight"]
-    return torch.cat((base[: config.num_base_tokens].float(), added.float()))
+    return _joined(weights, config, "lang_model.lm_head.weight", "lang_model.lm_head.additional_fc.weight")
 
 
 def head_bias(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
     """The bias of ``SplitHead.matrix`` from weights by released name, fp32 (V,)."""
-    base, added = weights[f"{_HEAD}.bias"], weights[f"{_HEAD}.additional_fc.bias"]
-    return torch.cat((base[: config.num_base_tokens].float(), added.float()))
+    return _joined(weights, config, "lang_model.lm_head.bias", "lang_model.lm_head.additional_fc.bias")
+
+
+def _joined(weights: Mapping[str, Tensor], config: TextConfig, base: str, added: str) -> Tensor:
+    """The live base rows, then the added ones."""
+    return torch.cat((weights[base][: config.num_base_tokens].float(), weights[added].float()))
 
 
 class LanguageModel(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from blip3v.errors import UsageError
-from blip3v.runtime import Answer, GenerationOptions, VideoLM
+from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
 from blip3v.runtime.memory import format_bytes, peak_rss_bytes
 
 __all__ = ["command"]
@@ -68,10 +68,19 @@ def command(
         raise UsageError("--logprobs has no effect without --json")
     options = GenerationOptions(**generation)
     folder = default_bundle(Path.cwd()) if model is None else model
-    needed = VideoLM.estimate(folder, max_context=max_context)
-    if needed.is_large:
-        click.echo(f"opening {folder}: {needed}", err=True)
-    opened = VideoLM.open(folder, device=device, threads=threads, max_context=max_context, allow_random=allow_random)
+
+    def announce(needed: OpenEstimate) -> None:
+        if needed.is_large:
+            click.echo(f"opening {folder}: {needed}", err=True)
+
+    opened = VideoLM.open(
+        folder,
+        device=device,
+        threads=threads,
+        max_context=max_context,
+        allow_random=allow_random,
+        on_estimate=announce,
+    )
     with opened as lm:
         with lm.stream(video, question, options=options, start=start, end=end) as pieces:
             for piece in pieces:

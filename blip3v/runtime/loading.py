@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def open_engine(
     max_context: int | None,
     limits: VideoLimits,
     allow_random: bool,
+    on_estimate: Callable[[OpenEstimate], None],
 ) -> Engine:
     """Opens a bundle; see ``VideoLM.open``."""
     _check_count("threads", threads)
@@ -74,6 +76,7 @@ def open_engine(
         )
     config = _with_context(bundle.config, max_context)
     needed = estimate_open(bundle, max_context)
+    on_estimate(needed)
     memory.require(needed.memory_bytes, f"opening {bundle.path}", "free some, or use a smaller model")
     decoder = _open(bundle, "decoder", decoder_io(config), threads)
     encoder = _open(bundle, "video_encoder", video_encoder_io(config), threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -43,6 +43,7 @@ class VideoLM:
         max_context: int | None = None,
         limits: VideoLimits | None = None,
         allow_random: bool = False,
+        on_estimate: Callable[[OpenEstimate], None] = lambda needed: None,
     ) -> VideoLM:
         """Opens a bundle.
 
@@ -53,6 +54,7 @@ class VideoLM:
             max_context: tokens of a prompt with its answer at most, which bounds the caches; None: the model's own.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
+            on_estimate: told what opening takes, before anything is loaded.
 
         Raises:
             ArtifactError: not a bundle, or one that is not as it was written.
@@ -68,6 +70,7 @@ class VideoLM:
             max_context=max_context,
             limits=VideoLimits() if limits is None else limits,
             allow_random=allow_random,
+            on_estimate=on_estimate,
         )
         return cls(engine)
 

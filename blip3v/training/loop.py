@@ -82,9 +82,9 @@ class StageObjective(nn.Module):
     def count(self, batch: Any) -> Tensor:
         """What the summed loss of ``batch`` is divided by; int64 scalar."""
 
+    @abstractmethod
     def forward(self, batch: Any) -> Tensor:
         """Summed loss of ``batch``."""
-        raise NotImplementedError
 
 
 class Objective(StageObjective):

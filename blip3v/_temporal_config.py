@@ -36,10 +36,10 @@ Pooling = Literal["mean", "sum", "attention"]
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalConfig:
-    """The temporal encoder: the tokens of all frames become ``num_tokens``."""
+    """The temporal encoder: the tokens of all frames become ``num_video_tokens``."""
 
     encoder: EncoderName
-    num_tokens: int  # tokens out for ``ModelConfig.num_frames`` frames
+    num_video_tokens: int  # tokens out for ``ModelConfig.num_frames`` frames
     num_heads: int = 8  # of the attention inside gttm, ttm and transformer
     num_layers: int = 4  # of gttm, ttm and transformer; released: 4, of ttm 2
     num_slots: int = 4  # memory slots of a group of gttm and mambalike
@@ -81,17 +81,17 @@ def choose_form(
     own: TemporalConfig,
     encoder: str,
     *,
-    num_tokens: int | None,
+    num_video_tokens: int | None,
     num_frames: int,
     num_latents: int,
     options: Mapping[str, object],
 ) -> TemporalConfig:
-    """The settings of ``encoder``, in the first of its forms that gives ``num_tokens``.
+    """The settings of ``encoder``, in the first of its forms that gives ``num_video_tokens``.
 
     Args:
         own: the config to start from. Sizes carry over to another encoder; what is another encoder's own does not.
         encoder: one of ``ENCODERS``.
-        num_tokens: tokens out; None: the usual count of the form.
+        num_video_tokens: tokens out; None: the usual count of the form.
         num_frames: frames of a clip.
         num_latents: resampler tokens of a frame.
         options: fields of ``TemporalConfig`` by name, which go before the rest.
@@ -106,15 +106,17 @@ def choose_form(
         defaults = {field.name: field.default for field in dataclasses.fields(TemporalConfig)}
         values |= {name: defaults[name] for name in _OWN_SETTINGS} | {"num_layers": _scaled_layers(own, encoder)}
     asked = _strict.from_dict(TemporalConfig, values | dict(options), "the temporal encoder")
-    forms = _forms(asked, num_tokens, options)
+    forms = _forms(asked, num_video_tokens, options)
     size = {"num_frames": num_frames, "num_latents": num_latents}
-    if num_tokens is None:
-        chosen = dataclasses.replace(forms[0], num_tokens=_usual_tokens(forms[0], **size))
+    if num_video_tokens is None:
+        chosen = dataclasses.replace(forms[0], num_video_tokens=_usual_tokens(forms[0], **size))
     else:
-        fitting = [form for form in forms if num_tokens in _allowed_tokens(form, **size)]
+        fitting = [form for form in forms if num_video_tokens in _allowed_tokens(form, **size)]
         if not fitting:
-            raise _wrong_count(asked, num_tokens, num_frames, _union(_allowed_tokens(form, **size) for form in forms))
-        chosen = dataclasses.replace(fitting[0], num_tokens=num_tokens)
+            raise _wrong_count(
+                asked, num_video_tokens, num_frames, _union(_allowed_tokens(form, **size) for form in forms)
+            )
+        chosen = dataclasses.replace(fitting[0], num_video_tokens=num_video_tokens)
     _refuse_without_effect(chosen, options)
     return chosen
 
@@ -122,7 +124,9 @@ def choose_form(
 def with_frames(temporal: TemporalConfig, *, old: int, new: int) -> TemporalConfig:
     """The same encoder for clips of ``new`` frames instead of ``old``; a count of so many a frame grows with them."""
     by_frame = temporal.encoder in ("none", "per-frame") or (temporal.encoder == "ttm" and not temporal.memory_output)
-    return dataclasses.replace(temporal, num_tokens=temporal.num_tokens // old * new) if by_frame else temporal
+    return (
+        dataclasses.replace(temporal, num_video_tokens=temporal.num_video_tokens // old * new) if by_frame else temporal
+    )
 
 
 def check_temporal(temporal: TemporalConfig, *, num_frames: int, num_latents: int) -> None:
@@ -149,16 +153,16 @@ def check_temporal(temporal: TemporalConfig, *, num_frames: int, num_latents: in
     if temporal.memory_output and name != "ttm":
         raise ConfigError(f"temporal.memory_output has no effect on {name}; leave it false")
     allowed = _allowed_tokens(temporal, num_frames=num_frames, num_latents=num_latents)
-    if temporal.num_tokens not in allowed:
-        raise _wrong_count(temporal, temporal.num_tokens, num_frames, allowed)
-    if temporal.memory_output and temporal.memory_tokens != temporal.num_tokens:
+    if temporal.num_video_tokens not in allowed:
+        raise _wrong_count(temporal, temporal.num_video_tokens, num_frames, allowed)
+    if temporal.memory_output and temporal.memory_tokens != temporal.num_video_tokens:
         raise ConfigError(
-            f"ttm with memory_output gives its {temporal.memory_tokens} memory_tokens, not {temporal.num_tokens}; "
-            "make the two equal"
+            f"ttm with memory_output gives its {temporal.memory_tokens} memory_tokens, not "
+            f"{temporal.num_video_tokens}; make the two equal"
         )
 
 
-def _forms(asked: TemporalConfig, num_tokens: int | None, options: Mapping[str, object]) -> list[TemporalConfig]:
+def _forms(asked: TemporalConfig, num_video_tokens: int | None, options: Mapping[str, object]) -> list[TemporalConfig]:
     """What was asked for first, then the other way to an output, unless the options settle it."""
     if asked.encoder in ("gttm", "mambalike"):
         others = [] if "pooling" in options else [dataclasses.replace(asked, pooling=p) for p in ("mean", "attention")]
@@ -166,7 +170,7 @@ def _forms(asked: TemporalConfig, num_tokens: int | None, options: Mapping[str, 
     if asked.encoder != "ttm":
         return [asked]
     # The memory is the output, so a count sets its size.
-    size = asked.memory_tokens if "memory_tokens" in options or num_tokens is None else num_tokens
+    size = asked.memory_tokens if "memory_tokens" in options or num_video_tokens is None else num_video_tokens
     by_memory = dataclasses.replace(asked, memory_output=True, memory_tokens=max(size, 1))
     by_frame = dataclasses.replace(asked, memory_output=False)
     if "memory_output" in options:

@@ -80,7 +80,7 @@ class TextConfig:
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    max_positions: int  # context, tokens
+    max_context: int  # context, tokens
     sliding_window: int | None  # a token sees this many tokens, itself included; None: all
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
@@ -112,21 +112,21 @@ class ModelConfig:
         _check(self)
 
     @property
-    def visual_tokens(self) -> int:
+    def num_video_tokens(self) -> int:
         """Tokens that take the place of ``<image>`` for a clip of ``num_frames``."""
-        return self.temporal.num_tokens
+        return self.temporal.num_video_tokens
 
     def with_encoder(
-        self, encoder: str, *, num_tokens: int | None = None, num_frames: int | None = None, **options: object
+        self, encoder: str, *, num_video_tokens: int | None = None, num_frames: int | None = None, **options: object
     ) -> ModelConfig:
         """The same model with another temporal encoder, token count or frame count.
 
-        The encoder comes in its released form; where only another form gives ``num_tokens`` it is that one: attention
-        over the memories for gttm and mambalike, the last memory for ttm.
+        The encoder comes in its released form; where only another form gives ``num_video_tokens`` it is that one:
+        attention over the memories for gttm and mambalike, the last memory for ttm.
 
         Args:
             encoder: one of ``ENCODERS``.
-            num_tokens: tokens out; None: the encoder's usual count.
+            num_video_tokens: tokens out; None: the encoder's usual count.
             num_frames: frames of a clip; None: as before.
             **options: fields of ``TemporalConfig``, which settle the form.
 
@@ -137,7 +137,7 @@ class ModelConfig:
         temporal = choose_form(
             self.temporal,
             encoder,
-            num_tokens=num_tokens,
+            num_video_tokens=num_video_tokens,
             num_frames=frames,
             num_latents=self.resampler.num_latents,
             options=options,
@@ -216,7 +216,7 @@ PRESETS: dict[str, ModelConfig] = {
             image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304, num_layers=27, num_heads=16
         ),
         resampler=ResamplerConfig(num_latents=128, depth=6, num_heads=16, head_dim=96),
-        temporal=TemporalConfig(encoder="gttm", num_tokens=128),
+        temporal=TemporalConfig(encoder="gttm", num_video_tokens=128),
         text=TextConfig(
             vocab_size=32064,
             num_base_tokens=32012,
@@ -226,7 +226,7 @@ PRESETS: dict[str, ModelConfig] = {
             num_layers=32,
             num_heads=32,
             num_kv_heads=32,
-            max_positions=4096,
+            max_context=4096,
             sliding_window=2047,
         ),
     ),
@@ -238,7 +238,7 @@ PRESETS: dict[str, ModelConfig] = {
         ),
         resampler=ResamplerConfig(num_latents=128, depth=2, num_heads=3, head_dim=32, ff_mult=2),
         temporal=TemporalConfig(
-            encoder="tokenlearner", num_tokens=32, num_heads=6, num_layers=2, ff_mult=2, time_stamps=True
+            encoder="tokenlearner", num_video_tokens=32, num_heads=6, num_layers=2, ff_mult=2, time_stamps=True
         ),
         text=TextConfig(
             vocab_size=640,
@@ -249,7 +249,7 @@ PRESETS: dict[str, ModelConfig] = {
             num_layers=6,
             num_heads=4,
             num_kv_heads=4,
-            max_positions=2048,
+            max_context=2048,
             sliding_window=None,
         ),
     ),

@@ -45,7 +45,7 @@ __all__ = ["command"]
 
 _FOLDER = Path("blip3v-demo")
 _MARK = ".made-by-blip3v-demo"
-_ROW = BundleRow(encoder="tokenlearner", num_tokens=32)
+_ROW = BundleRow(encoder="tokenlearner", num_video_tokens=32)
 _BUNDLE = _FOLDER / "blip3v-tiny-tokenlearner-32tok-fp16"
 _KINDS = ("turn", "direction", "shape")  # one question of each; the first two need time
 _WARMUP, _REPETITIONS = 1, 5

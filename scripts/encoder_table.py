@@ -51,7 +51,7 @@ class Case:
     """One encoder in one form."""
 
     encoder: str
-    num_tokens: int
+    num_video_tokens: int
     form: str = ""  # in words; empty: there is one alone
     options: Mapping[str, Any] = field(default_factory=dict)
     authors: str | None = None  # the authors' name, where their code has this very form
@@ -60,7 +60,7 @@ class Case:
     @property
     def config(self) -> ModelConfig:
         """The released model with this encoder."""
-        return RELEASED.with_encoder(self.encoder, num_tokens=self.num_tokens, **self.options)
+        return RELEASED.with_encoder(self.encoder, num_video_tokens=self.num_video_tokens, **self.options)
 
 
 def cases() -> list[Case]:
@@ -113,7 +113,7 @@ def measure(output: Path) -> None:
         rows.append({**_named(case), **count(case), "runs": list(_runs(case))})
         worst = max(run["relative_error"] for run in rows[-1]["runs"])
         print(
-            f"{case.encoder} {case.form} {case.num_tokens}: {worst:.1e}, {time.perf_counter() - started:.0f} s",
+            f"{case.encoder} {case.form} {case.num_video_tokens}: {worst:.1e}, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
     report = {
@@ -186,7 +186,7 @@ def _graph_tokens(
 def _line(row: Mapping[str, Any]) -> str:
     total = "" if row["authors_total"] is None else f"{row['authors_total']:,} (`{row['authors']}`)"
     errors = [_errors(row["runs"], precision) for precision in PRECISIONS]
-    cells = (f"`{row['encoder']}`", row["form"], row["num_tokens"], f"{row['parameters']:,}", total, *errors)
+    cells = (f"`{row['encoder']}`", row["form"], row["num_video_tokens"], f"{row['parameters']:,}", total, *errors)
     return " | ".join(map(str, cells))
 
 
@@ -194,8 +194,8 @@ def _errors(runs: Sequence[Mapping[str, Any]], precision: str) -> str:
     return ", ".join(f"{run['relative_error']:.1e}" for run in runs if run["precision"] == precision)
 
 
-def _learner(num_tokens: int) -> int:
-    return sum(math.prod(shape) for shape in token_learner_shapes("", num_tokens, _WIDTH).values())
+def _learner(num_video_tokens: int) -> int:
+    return sum(math.prod(shape) for shape in token_learner_shapes("", num_video_tokens, _WIDTH).values())
 
 
 def main() -> None:

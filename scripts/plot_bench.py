@@ -26,7 +26,7 @@ def main(result: Path, output: Path) -> None:
     report = next((step["bench"] for step in report.get("steps", []) if "bench" in step), report)
     if report.get("schema_version") != 1:
         raise SystemExit(f"{result} has schema_version {report.get('schema_version')!r}; 1 is read: run blip3v bench")
-    rows = sorted(report["rows"], key=lambda row: row["num_tokens"])
+    rows = sorted(report["rows"], key=lambda row: row["num_video_tokens"])
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), dpi=160)
     for axis, (quantity, title) in zip(axes, _PANELS.items(), strict=True):
         _panel(axis, rows, quantity, title, report["baseline"])
@@ -66,7 +66,7 @@ def _panel(axis: Any, rows: list[dict[str, Any]], quantity: str, title: str, bas
 def _label(row: dict[str, Any], mixed: bool) -> str:
     precision = f", {row['precision']}" if mixed else ""
     weights = "" if row["weights"] == "trained" else f"\n({row['weights']})"
-    shown, own = row["num_tokens"], row["own_num_tokens"]
+    shown, own = row["num_video_tokens"], row["own_num_video_tokens"]
     change = "" if shown == own else ", cut" if shown < own else ",\nrepeated"
     return f"{shown}{precision}\n{row['encoder']}{change}{weights}"
 

@@ -35,7 +35,7 @@ def main(result: Path, output: Path) -> None:
     for place, (label, speeds, colour) in enumerate(series):
         bars = axis.bar(at + (place - (len(series) - 1) / 2) * width, speeds, width, label=label, color=colour)
         axis.bar_label(bars, [f"{speed:.3g}\n{speed / speeds[0]:.2f}x" for speed in speeds], fontsize=7, padding=2)
-    axis.set_xticks(at, [f"{row['num_tokens']}\n{row['encoder']}" for row in rows])
+    axis.set_xticks(at, [f"{row['num_video_tokens']}\n{row['encoder']}" for row in rows])
     axis.set_xlabel("video tokens")
     axis.set_ylabel("training samples per second")
     axis.margins(y=0.18)

@@ -139,7 +139,7 @@ def test_the_whole_demo(elsewhere: Path) -> None:
     assert found["parity"]["passed"]
     assert [len(answer["frames"]) for answer in found["answers"]] == [8, 8, 8]
     assert not any(answer["right"] for answer in found["answers"])
-    assert [row["num_tokens"] for row in found["bench"]["rows"]] == [1024, 128, 32, 16]
+    assert [row["num_video_tokens"] for row in found["bench"]["rows"]] == [1024, 128, 32, 16]
     assert [row["weights"] for row in found["bench"]["rows"]] == [*["trained"] * 3, "untrained"]
     assert "parity with PyTorch fp32 (fp16)" in done.stderr
     assert "0 of 3 answers right" in done.stderr

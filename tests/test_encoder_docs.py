@@ -37,22 +37,24 @@ TOKEN_LEARNERS = {16: 41_984, 32: 80_384, 128: 332_288, 256: 725_504}
 
 
 def test_the_authors_state_dicts_have_the_elements_of_the_fact_sheet() -> None:
-    assert {(row["authors"], row["num_tokens"]): row["authors_total"] for row in ROWS if row["authors"]} == (
+    assert {(row["authors"], row["num_video_tokens"]): row["authors_total"] for row in ROWS if row["authors"]} == (
         AUTHORS_TOTALS
     )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['encoder']} {row['form']} {row['num_tokens']}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['encoder']} {row['form']} {row['num_video_tokens']}")
 def test_the_counts_are_those_of_the_modules(row: dict) -> None:
     import torch  # the rest of this file needs none
 
     from blip3v.config import preset
     from blip3v.model.temporal import build_temporal
 
-    config = preset("xgen-mm-vid").with_encoder(row["encoder"], num_tokens=row["num_tokens"], **row["options"])
+    config = preset("xgen-mm-vid").with_encoder(
+        row["encoder"], num_video_tokens=row["num_video_tokens"], **row["options"]
+    )
     with torch.device("meta"):
         module = build_temporal(config)
-    assert config.visual_tokens == row["num_tokens"]
+    assert config.num_video_tokens == row["num_video_tokens"]
     assert sum(parameter.numel() for parameter in module.parameters()) == row["parameters"]
     assert sum(buffer.numel() for buffer in module.buffers()) == row["buffers"]
 
@@ -60,14 +62,14 @@ def test_the_counts_are_those_of_the_modules(row: dict) -> None:
 def test_attention_adds_one_token_learner() -> None:
     for encoder in ("gttm", "mambalike"):
         (mean,) = (row["parameters"] for row in ROWS if row["encoder"] == encoder and "mean" in row["form"])
-        attention = {r["num_tokens"]: r["parameters"] - mean for r in ROWS if r["form"] == "attentional pooling"
+        attention = {r["num_video_tokens"]: r["parameters"] - mean for r in ROWS if r["form"] == "attentional pooling"
                      and r["encoder"] == encoder}  # fmt: skip
         assert attention == TOKEN_LEARNERS
 
 
 def test_every_encoder_was_run_at_every_count_and_within_tolerance() -> None:
     assert {row["encoder"] for row in ROWS} == set(ENCODERS)
-    counts = {name: {row["num_tokens"] for row in ROWS if row["encoder"] == name} for name in ENCODERS}
+    counts = {name: {row["num_video_tokens"] for row in ROWS if row["encoder"] == name} for name in ENCODERS}
     for name in ("tokenlearner", "gttm", "ttm", "transformer", "per-frame", "mambalike"):
         assert counts[name] == {16, 32, 128, 256}
     for row in ROWS:

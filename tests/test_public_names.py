@@ -30,7 +30,7 @@ FROZEN = {
         "Limits",
         "Manifest",
         "MemoryEstimate",
-        "Port",
+        "TensorSpec",
         "Source",
         "VerifyReport",
         "WeightCount",

@@ -30,9 +30,9 @@ COUNTS = {
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_counts_of_an_encoder(encoder: str) -> None:
-    assert RELEASED.with_encoder(encoder).visual_tokens == COUNTS[encoder][0]
+    assert RELEASED.with_encoder(encoder).num_video_tokens == COUNTS[encoder][0]
     for count in COUNTS[encoder]:
-        assert RELEASED.with_encoder(encoder, num_tokens=count).visual_tokens == count
+        assert RELEASED.with_encoder(encoder, num_video_tokens=count).num_video_tokens == count
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -40,46 +40,46 @@ def test_the_counts_of_an_encoder(encoder: str) -> None:
 def test_a_count_that_an_encoder_cannot_give_is_an_error_that_lists_those_it_can(encoder: str, count: int) -> None:
     listed = ", ".join(map(str, sorted(COUNTS[encoder])))
     with pytest.raises(ConfigError, match=f"{encoder} cannot give {count} tokens for 8 frames; allowed: {listed}$"):
-        RELEASED.with_encoder(encoder, num_tokens=count)
+        RELEASED.with_encoder(encoder, num_video_tokens=count)
 
 
 @pytest.mark.parametrize(("encoder", "of_8", "of_16"), [("none", 1024, 2048), ("per-frame", 32, 64), ("ttm", 128, 256)])
 def test_a_count_by_frame_follows_the_frames(encoder: str, of_8: int, of_16: int) -> None:
     config = RELEASED.with_encoder(encoder)
-    assert (config.visual_tokens, config.with_frames(16).visual_tokens) == (of_8, of_16)
-    assert RELEASED.with_encoder(encoder, num_frames=16).visual_tokens == of_16
+    assert (config.num_video_tokens, config.with_frames(16).num_video_tokens) == (of_8, of_16)
+    assert RELEASED.with_encoder(encoder, num_frames=16).num_video_tokens == of_16
 
 
 @pytest.mark.parametrize("encoder", sorted(set(ENCODERS) - {"none", "per-frame", "ttm"}))
 def test_other_counts_do_not_depend_on_the_frames(encoder: str) -> None:
     config = RELEASED.with_encoder(encoder)
     assert config.with_frames(3).temporal == config.temporal
-    ttm = RELEASED.with_encoder("ttm", num_tokens=32)
-    assert ttm.with_frames(3).visual_tokens == 32
+    ttm = RELEASED.with_encoder("ttm", num_video_tokens=32)
+    assert ttm.with_frames(3).num_video_tokens == 32
 
 
 @pytest.mark.parametrize("encoder", ["gttm", "mambalike"])
 def test_attention_is_chosen_where_the_released_mean_does_not_give_the_count(encoder: str) -> None:
     assert RELEASED.with_encoder(encoder).temporal.pooling == "mean"
-    assert RELEASED.with_encoder(encoder, num_tokens=128).temporal.pooling == "mean"
-    assert RELEASED.with_encoder(encoder, num_tokens=32).temporal.pooling == "attention"
-    asked = RELEASED.with_encoder(encoder, num_tokens=128, pooling="attention")
+    assert RELEASED.with_encoder(encoder, num_video_tokens=128).temporal.pooling == "mean"
+    assert RELEASED.with_encoder(encoder, num_video_tokens=32).temporal.pooling == "attention"
+    asked = RELEASED.with_encoder(encoder, num_video_tokens=128, pooling="attention")
     assert asked.temporal.pooling == "attention"
-    assert asked.with_encoder(encoder, num_tokens=128) == asked  # a form that fits is kept
+    assert asked.with_encoder(encoder, num_video_tokens=128) == asked  # a form that fits is kept
     assert asked.with_encoder("mean").temporal.pooling == "mean"
     with pytest.raises(ConfigError, match=r"cannot give 32 tokens for 8 frames; allowed: 128$"):
-        RELEASED.with_encoder(encoder, num_tokens=32, pooling="mean")
+        RELEASED.with_encoder(encoder, num_video_tokens=32, pooling="mean")
 
 
 def test_the_memory_of_ttm_is_the_output_where_its_steps_do_not_give_the_count() -> None:
     assert not RELEASED.with_encoder("ttm").temporal.memory_output
-    by_memory = RELEASED.with_encoder("ttm", num_tokens=32).temporal
+    by_memory = RELEASED.with_encoder("ttm", num_video_tokens=32).temporal
     assert (by_memory.memory_output, by_memory.memory_tokens) == (True, 32)
-    by_steps = RELEASED.with_encoder("ttm", num_tokens=32, step_tokens=4).temporal
+    by_steps = RELEASED.with_encoder("ttm", num_video_tokens=32, step_tokens=4).temporal
     assert (by_steps.memory_output, by_steps.memory_tokens) == (False, 128)
-    assert RELEASED.with_encoder("ttm", memory_output=True).visual_tokens == 128
+    assert RELEASED.with_encoder("ttm", memory_output=True).num_video_tokens == 128
     with pytest.raises(ConfigError, match="make the two equal"):
-        RELEASED.with_encoder("ttm", num_tokens=32, memory_output=True, memory_tokens=64)
+        RELEASED.with_encoder("ttm", num_video_tokens=32, memory_output=True, memory_tokens=64)
 
 
 def test_depth_goes_from_encoder_to_encoder_in_the_released_proportion() -> None:
@@ -112,7 +112,7 @@ def test_what_cannot_be_or_has_no_effect_is_refused(encoder: str, options: dict[
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_config_file_gives_the_config_back(encoder: str, tmp_path: Path) -> None:
-    config = RELEASED.with_encoder(encoder, num_tokens=COUNTS[encoder][-1])
+    config = RELEASED.with_encoder(encoder, num_video_tokens=COUNTS[encoder][-1])
     config.save(tmp_path / "config.json")
     assert ModelConfig.load(tmp_path / "config.json") == config
 

@@ -28,15 +28,15 @@ class BundleRow:
     """One row of the benchmark."""
 
     encoder: EncoderName  # of the shipped model, whose other parts are all taken
-    num_tokens: int
+    num_video_tokens: int
     new_encoder: bool = False  # a temporal encoder of random weights in place of the trained one: speed only
 
 
 ROWS = (
-    BundleRow(encoder="none", num_tokens=1024),
-    BundleRow(encoder="gttm", num_tokens=128),
-    BundleRow(encoder="tokenlearner", num_tokens=32),
-    BundleRow(encoder="tokenlearner", num_tokens=16, new_encoder=True),
+    BundleRow(encoder="none", num_video_tokens=1024),
+    BundleRow(encoder="gttm", num_video_tokens=128),
+    BundleRow(encoder="tokenlearner", num_video_tokens=32),
+    BundleRow(encoder="tokenlearner", num_video_tokens=16, new_encoder=True),
 )
 
 
@@ -77,8 +77,8 @@ def _source(row: BundleRow, models: Path | None) -> ExportSource:
 
     model = shipped_model(row.encoder) if models is None else models / f"tiny-{row.encoder}"
     if row.new_encoder:
-        return new_encoder_source(model, row.encoder, num_tokens=row.num_tokens)
-    return folder_source(model, encoder=row.encoder, num_tokens=row.num_tokens)
+        return new_encoder_source(model, row.encoder, num_video_tokens=row.num_video_tokens)
+    return folder_source(model, encoder=row.encoder, num_video_tokens=row.num_video_tokens)
 
 
 def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: Callable[[str], None]) -> Path:

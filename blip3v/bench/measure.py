@@ -52,14 +52,15 @@ class Sample:
         return self.whole_chain_s - stages_s
 
 
-def measure_sample(lm: VideoLM, clip: Path, question: str, num_tokens: int | None = None) -> Sample:
+def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int | None = None) -> Sample:
     """Answers once, from the file to the last token, and says how long that took.
 
     Args:
         lm: the opened bundle.
         clip: the video file.
         question: what is asked.
-        num_tokens: video tokens that the language model sees: the encoder's own, repeated or cut; None: all its own.
+        num_video_tokens: video tokens that the language model sees: the encoder's own, repeated or cut; None: all
+            its own.
 
     Raises:
         VideoError: the clip cannot be used.
@@ -68,8 +69,8 @@ def measure_sample(lm: VideoLM, clip: Path, question: str, num_tokens: int | Non
     """
     start_s = time.perf_counter()
     video = lm.encode(clip)
-    if num_tokens is not None:
-        video = dataclasses.replace(video, tokens=video.tokens[np.arange(num_tokens) % len(video)])
+    if num_video_tokens is not None:
+        video = dataclasses.replace(video, tokens=video.tokens[np.arange(num_video_tokens) % len(video)])
     answer = lm.ask(video, question, options=_OPTIONS)
     whole_chain_s = time.perf_counter() - start_s
     assert answer.usage.new_tokens == NEW_TOKENS

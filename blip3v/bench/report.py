@@ -69,9 +69,9 @@ class BundleFacts:
     manifest_sha256: str
     model: str
     encoder: str
-    num_tokens: int  # video tokens that the language model sees
-    own_num_tokens: int  # of the bundle's encoder; where they differ, its tokens are repeated or cut
-    all_num_tokens: int  # of a clip without a temporal encoder: the baseline
+    num_video_tokens: int  # video tokens that the language model sees
+    own_num_video_tokens: int  # of the bundle's encoder; where they differ, its tokens are repeated or cut
+    all_num_video_tokens: int  # of a clip without a temporal encoder: the baseline
     num_frames: int
     precision: str  # of the stored weights
     computed_in: str
@@ -79,7 +79,7 @@ class BundleFacts:
     parity_checked: bool
 
     @classmethod
-    def of(cls, bundle: Bundle, num_tokens: int | None = None) -> BundleFacts:
+    def of(cls, bundle: Bundle, num_video_tokens: int | None = None) -> BundleFacts:
         """The facts of an opened bundle, measured with so many video tokens; None: its own."""
         manifest, config = bundle.manifest, bundle.config
         source = manifest.source
@@ -88,9 +88,9 @@ class BundleFacts:
             manifest_sha256=hash_file(bundle.path / MANIFEST),
             model=manifest.model,
             encoder=manifest.encoder,
-            num_tokens=manifest.num_tokens if num_tokens is None else num_tokens,
-            own_num_tokens=manifest.num_tokens,
-            all_num_tokens=manifest.num_frames * config.resampler.num_latents,
+            num_video_tokens=manifest.num_video_tokens if num_video_tokens is None else num_video_tokens,
+            own_num_video_tokens=manifest.num_video_tokens,
+            all_num_video_tokens=manifest.num_frames * config.resampler.num_latents,
             num_frames=manifest.num_frames,
             precision=manifest.precision,
             computed_in=manifest.stored_and_computed.partition("computed ")[2],
@@ -158,7 +158,7 @@ class BenchReport:
     @property
     def baseline(self) -> ReportRow | None:
         """The first row with all tokens, as without a temporal encoder (1024 for 8 frames); None: there is no such."""
-        return next((row for row in self.rows if row.bundle.num_tokens == row.bundle.all_num_tokens), None)
+        return next((row for row in self.rows if row.bundle.num_video_tokens == row.bundle.all_num_video_tokens), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as JSON takes it, every sample's seconds included."""

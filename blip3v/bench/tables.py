@@ -40,7 +40,7 @@ def _throughput(report: BenchReport) -> Table:
         weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
         peak = "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 2**20:.0f}"
         cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
-        table.add_row(str(bundle.num_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
+        table.add_row(str(bundle.num_video_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
     return table
 
 
@@ -57,19 +57,19 @@ def _notes(report: BenchReport) -> Iterator[str]:
     )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps alone."
     yield f"Medians of {setup.repetitions} turns, taken in turns after {setup.warmup} of warm-up."
-    speeds = (f"{row.tokens_per_s:.4g} behind {row.bundle.num_tokens}" for row in report.rows)
+    speeds = (f"{row.tokens_per_s:.4g} behind {row.bundle.num_video_tokens}" for row in report.rows)
     yield f"New tokens a second, by video tokens: {', '.join(speeds)}."
     baseline = report.baseline
     if baseline is None:
         yield "No ratio: nothing was measured with all tokens, as without a temporal encoder (`none`)."
     else:
         yield (
-            f"1.00x: {baseline.bundle.name} ({baseline.bundle.num_tokens} tokens); "
+            f"1.00x: {baseline.bundle.name} ({baseline.bundle.num_video_tokens} tokens); "
             "a ratio is the median of the ratios within a turn."
         )
-    if any(row.bundle.num_tokens != row.bundle.own_num_tokens for row in report.rows):
+    if any(row.bundle.num_video_tokens != row.bundle.own_num_video_tokens for row in report.rows):
         yield (
-            f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_tokens} tokens, repeated or cut. The "
+            f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_video_tokens} tokens, repeated or cut. The "
             "language model's time depends on their number alone; the video encoder's is the same in every row."
         )
     yield from sorted({f"Stored {row.bundle.precision}, computed {row.bundle.computed_in}." for row in report.rows})
@@ -89,7 +89,7 @@ def _stages(report: BenchReport) -> Table:
             name = quantity.removesuffix("_s").replace("_", " ")
             percentiles = (f"{1000 * value:.2f}" for value in (figures.p50, figures.p90, figures.p99))
             spread = f"{1000 * figures.mean:.2f} ± {1000 * figures.std:.2f}"
-            tokens = "" if index else str(row.bundle.num_tokens)
+            tokens = "" if index else str(row.bundle.num_video_tokens)
             table.add_row(tokens, name, spread, *percentiles, str(figures.n))
         table.add_section()
     return table

@@ -73,13 +73,13 @@ class Worker:
     ) -> None:
         self._end()
 
-    def sample(self, num_tokens: int | None = None) -> Sample:
+    def sample(self, num_video_tokens: int | None = None) -> Sample:
         """Takes one sample with so many video tokens; None: the bundle's own.
 
         Raises:
             Blip3vError: whatever answering raised there.
         """
-        answer = self._exchange(json.dumps(num_tokens))
+        answer = self._exchange(json.dumps(num_video_tokens))
         self.peak_rss_bytes = answer["peak_rss_bytes"]
         return Sample(**answer["sample"])
 

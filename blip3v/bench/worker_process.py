@@ -31,8 +31,8 @@ def main() -> None:
         _say({"error": type(error).__name__, "message": str(error)})
 
 
-def _sample(lm: VideoLM, job: Job, num_tokens: int | None) -> dict[str, Any]:
-    sample = measure_sample(lm, Path(job.clip), job.question, num_tokens)
+def _sample(lm: VideoLM, job: Job, num_video_tokens: int | None) -> dict[str, Any]:
+    sample = measure_sample(lm, Path(job.clip), job.question, num_video_tokens)
     return {"sample": dataclasses.asdict(sample), "peak_rss_bytes": peak_rss_bytes()}
 
 

@@ -2,7 +2,7 @@
 
 from blip3v.bundle.card import render_card
 from blip3v.bundle.embeddings import write_embeddings
-from blip3v.bundle.graph_io import GraphIO, Port, decoder_io, video_encoder_io
+from blip3v.bundle.graph_io import GraphIO, TensorSpec, decoder_io, video_encoder_io
 from blip3v.bundle.manifest import (
     GraphEntry,
     KVGeometry,
@@ -25,8 +25,8 @@ __all__ = [
     "Limits",
     "Manifest",
     "MemoryEstimate",
-    "Port",
     "Source",
+    "TensorSpec",
     "VerifyReport",
     "WeightCount",
     "decoder_io",

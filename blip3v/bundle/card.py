@@ -10,7 +10,7 @@ from blip3v.bundle.manifest import Manifest
 __all__ = ["render_card"]
 
 _CARD = """\
-# {model} with {encoder}, {num_tokens} video tokens, {precision}
+# {model} with {encoder}, {num_video_tokens} video tokens, {precision}
 
 A BLIP-3-Video model as two ONNX graphs: it answers questions about a video, without PyTorch.
 `manifest.json` holds the details and the hash of every file.
@@ -51,7 +51,7 @@ def render_card(manifest: Manifest) -> str:
     return _CARD.format(
         model=manifest.model,
         encoder=manifest.encoder,
-        num_tokens=manifest.num_tokens,
+        num_video_tokens=manifest.num_video_tokens,
         precision=manifest.precision,
         rows=rows,
         parity=_parity(manifest),
@@ -59,11 +59,11 @@ def render_card(manifest: Manifest) -> str:
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
-    yield "video", f"{manifest.num_frames} frames become {manifest.num_tokens} tokens"
+    yield "video", f"{manifest.num_frames} frames become {manifest.num_video_tokens} tokens"
     yield "weights", f"{manifest.source.name}: {_weights(manifest)}"
     yield "precision", manifest.stored_and_computed
     yield "target", f"{manifest.target}, opset {manifest.opset}"
-    yield "context", f"{manifest.limits.max_positions} tokens: prompt, video and answer"
+    yield "context", f"{manifest.limits.max_context} tokens: prompt, video and answer"
     yield "KV cache", f"{manifest.kv.bytes_per_token} bytes a token"
     yield "made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items())
 

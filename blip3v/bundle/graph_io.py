@@ -14,7 +14,7 @@ from blip3v.config import ModelConfig
 __all__ = [
     "DType",
     "GraphIO",
-    "Port",
+    "TensorSpec",
     "decoder_io",
     "past_key",
     "past_value",
@@ -27,7 +27,7 @@ DType = Literal["compute", "float32", "int64", "int32"]
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorSpec:
     """One input or output: a str axis is free at run time, an int axis is fixed, () is a scalar."""
 
     name: str
@@ -39,8 +39,8 @@ class Port:
 class GraphIO:
     """Inputs and outputs of one graph, in order."""
 
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 def past_key(layer: int) -> str:
@@ -66,8 +66,8 @@ def present_value(layer: int) -> str:
 def video_encoder_io(config: ModelConfig) -> GraphIO:
     """Pixels in [-1, 1], (B, F, 3, side, side), to video tokens (B, M, D)."""
     side = config.vision.image_size
-    frames = Port("frames", "compute", ("batch", "num_frames", 3, side, side))
-    tokens = Port("video_tokens", "compute", ("batch", "num_tokens", config.text.hidden_size))
+    frames = TensorSpec("frames", "compute", ("batch", "num_frames", 3, side, side))
+    tokens = TensorSpec("video_tokens", "compute", ("batch", "num_video_tokens", config.text.hidden_size))
     return GraphIO((frames,), (tokens,))
 
 
@@ -81,13 +81,16 @@ def decoder_io(config: ModelConfig) -> GraphIO:
     text = config.text
     cache: tuple[str | int, ...] = ("batch", text.num_kv_heads, "capacity", text.head_dim)
     inputs = [
-        Port("inputs_embeds", "compute", ("batch", "num_new_tokens", text.hidden_size)),
-        Port("logits_index", "int64", ("batch",)),
-        Port("seqlens_k", "int32", ("batch",)),
-        Port("total_sequence_length", "int32", ()),
+        TensorSpec("inputs_embeds", "compute", ("batch", "num_new_tokens", text.hidden_size)),
+        TensorSpec("logits_index", "int64", ("batch",)),
+        TensorSpec("seqlens_k", "int32", ("batch",)),
+        TensorSpec("total_sequence_length", "int32", ()),
     ]
-    outputs = [Port("logits", "float32", ("batch", text.num_logits))]
+    outputs = [TensorSpec("logits", "float32", ("batch", text.num_logits))]
     for layer in range(text.num_layers):
-        inputs += [Port(past_key(layer), "compute", cache), Port(past_value(layer), "compute", cache)]
-        outputs += [Port(present_key(layer), "compute", cache), Port(present_value(layer), "compute", cache)]
+        inputs += [TensorSpec(past_key(layer), "compute", cache), TensorSpec(past_value(layer), "compute", cache)]
+        outputs += [
+            TensorSpec(present_key(layer), "compute", cache),
+            TensorSpec(present_value(layer), "compute", cache),
+        ]
     return GraphIO(tuple(inputs), tuple(outputs))

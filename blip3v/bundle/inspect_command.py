@@ -58,14 +58,14 @@ def _summary(manifest: Manifest) -> Table:
     kv = manifest.kv
     window = "all" if kv.sliding_window is None else str(kv.sliding_window)
     rows = {
-        "video": f"{manifest.num_frames} frames to {manifest.num_tokens} tokens",
+        "video": f"{manifest.num_frames} frames to {manifest.num_video_tokens} tokens",
         "precision": manifest.stored_and_computed,
         "target": f"{manifest.target}, opset {manifest.opset}",
         "weights": _provenance(manifest),
         "made by": ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()),
         "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, {kv.dtype}, "
         f"{size_text(kv.bytes_per_token)} a token, window {window}",
-        "context": f"{manifest.limits.max_positions} tokens",
+        "context": f"{manifest.limits.max_context} tokens",
         "on disk": size_text(manifest.size_bytes),
         "in memory": f"about {size_text(manifest.memory.resident_bytes)} without KV cache",
     }

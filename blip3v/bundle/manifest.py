@@ -25,9 +25,9 @@ __all__ = [
     "Limits",
     "Manifest",
     "MemoryEstimate",
-    "PortEntry",
     "Precision",
     "Source",
+    "TensorEntry",
     "WeightCount",
     "stays_mapped",
 ]
@@ -54,7 +54,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PortEntry:
+class TensorEntry:
     """One input or output of a graph: a str axis is free at run time, an int axis is fixed, () is a scalar."""
 
     name: str
@@ -67,17 +67,18 @@ class GraphEntry:
     """One graph, with its inputs and outputs in order."""
 
     file: str  # relative to the bundle
-    inputs: tuple[PortEntry, ...]
-    outputs: tuple[PortEntry, ...]
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
 
     @classmethod
     def of(cls, name: str, io: GraphIO, precision: Precision) -> GraphEntry:
         """The entry of the graph ``name`` from the table of names, with ``compute`` resolved."""
 
-        def ports(side: tuple[Any, ...]) -> tuple[PortEntry, ...]:
+        def ports(side: tuple[Any, ...]) -> tuple[TensorEntry, ...]:
             dtypes = [DTYPES[precision] if port.dtype == "compute" else port.dtype for port in side]
             return tuple(
-                PortEntry(name=port.name, dtype=dtype, axes=port.axes) for port, dtype in zip(side, dtypes, strict=True)
+                TensorEntry(name=port.name, dtype=dtype, axes=port.axes)
+                for port, dtype in zip(side, dtypes, strict=True)
             )
 
         return cls(file=layout.graph_file(name), inputs=ports(io.inputs), outputs=ports(io.outputs))
@@ -156,7 +157,7 @@ class MemoryEstimate:
 class Limits:
     """What a request cannot go beyond."""
 
-    max_positions: int  # prompt, video tokens and answer together
+    max_context: int  # prompt, video tokens and answer together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,7 @@ class Manifest:
     model: str  # the preset, as ``ModelConfig.name``
     encoder: EncoderName
     num_frames: int  # frames of a clip that the export was checked with
-    num_tokens: int  # video tokens for so many frames
+    num_video_tokens: int  # video tokens for so many frames
     precision: Precision  # of the stored weights
     target: Literal["onnxruntime"]
     opset: int
@@ -245,7 +246,7 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    for name, count in (("num_frames", manifest.num_frames), ("num_tokens", manifest.num_tokens)):
+    for name, count in (("num_frames", manifest.num_frames), ("num_video_tokens", manifest.num_video_tokens)):
         if count < 1:
             raise ConfigError(f"manifest: {name} is {count}; at least 1 is needed")
     if set(manifest.graphs) != set(layout.GRAPHS):

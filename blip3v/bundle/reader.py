@@ -161,8 +161,8 @@ def _check_agreement(bundle: Bundle) -> None:
         "model": (manifest.model, config.name),
         "encoder": (manifest.encoder, config.temporal.encoder),
         "num_frames": (manifest.num_frames, config.num_frames),
-        "num_tokens": (manifest.num_tokens, config.temporal.num_tokens),
-        "max_positions": (manifest.limits.max_positions, config.text.max_positions),
+        "num_video_tokens": (manifest.num_video_tokens, config.temporal.num_video_tokens),
+        "max_context": (manifest.limits.max_context, config.text.max_context),
         "kv": (manifest.kv, KVGeometry.of(config, manifest.precision)),
         "image_size": (bundle.preprocessor.image_size, config.vision.image_size),
     }

@@ -17,7 +17,7 @@ from blip3v.data.film import COLOURS, SHAPES, SIZES, Film, FilmObject
 from blip3v.data.motion import ASPECT, DIRECTIONS
 
 __all__ = [
-    "IGNORED",
+    "IGNORE_INDEX",
     "NUM_WORDS",
     "OBJECTS_PER_FRAME",
     "Labels",
@@ -31,7 +31,7 @@ _TABLES = (list(COLOURS), list(SHAPES), list(SIZES))
 # Classes of colour, shape and size: 0 where there is no object, then the words of the world's tables.
 NUM_WORDS: tuple[int, ...] = tuple(1 + len(table) for table in _TABLES)
 OBJECTS_PER_FRAME = 2
-IGNORED = -100  # class of what has no label
+IGNORE_INDEX = -100  # class of what has no label
 _DIRECTIONS = list(DIRECTIONS)
 _MAX_REVERSALS = 3
 
@@ -41,7 +41,7 @@ class Labels:
     """Of N patches or objects.
 
     Attributes:
-        words_NA: int64, the class of each attribute, or ``IGNORED``.
+        words_NA: int64, the class of each attribute, or ``IGNORE_INDEX``.
         place_N2: float32, (x, y) in halves of the frame's width and height; NaN where there is none.
     """
 
@@ -100,7 +100,7 @@ def motion_labels(film: Film, times: npt.NDArray[np.floating]) -> Labels:
         changed; the frame in which the object came into view. Place: the way from there.
     """
     count = len(times) * OBJECTS_PER_FRAME
-    words_NA = np.full((count, len(num_motion_words(len(times)))), IGNORED, np.int64)
+    words_NA = np.full((count, len(num_motion_words(len(times)))), IGNORE_INDEX, np.int64)
     place_N2 = np.full((count, 2), np.nan, np.float32)
     for n, frame, item in _in_view(film, times):
         words_NA[n], place_N2[n] = _done(item, times, frame)

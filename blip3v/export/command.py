@@ -100,7 +100,7 @@ def command(
     from blip3v.export.source import resolve_source
 
     source = resolve_source(
-        model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_tokens=tokens
+        model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
     folder = output if output is not None else Path(f"{source.folder_name}-{precision}")
     needed = estimate(source.config, precision, check=not no_check)
@@ -236,8 +236,8 @@ def _title(source: ExportSource, precision: Precision) -> str:
     config = source.config
     weights = "random weights" if source.provenance.random_init else source.provenance.name
     return (
-        f"{config.name} with {config.temporal.encoder}, {config.num_frames} frames to {config.visual_tokens} tokens, "
-        f"{precision}, {weights}"
+        f"{config.name} with {config.temporal.encoder}, {config.num_frames} frames to "
+        f"{config.num_video_tokens} tokens, {precision}, {weights}"
     )
 
 

@@ -143,7 +143,7 @@ class DecoderGraph(nn.Module):
         self.lm_head_bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.eps = config.rms_norm_eps
         self.attention = attention
-        positions_1P = torch.arange(config.max_positions)[None]
+        positions_1P = torch.arange(config.max_context)[None]
         cos_1PK, sin_1PK = phi3.rotary_emb(torch.zeros(1), positions_1P)
         # The library repeats the half table; the kernel takes it once. Parameters, so that a cast reaches them.
         half = config.head_dim // 2

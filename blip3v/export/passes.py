@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 import blip3v
-from blip3v.bundle.graph_io import GraphIO, Port
+from blip3v.bundle.graph_io import GraphIO, TensorSpec
 from blip3v.bundle.manifest import DTYPES, Precision, WeightCount
 from blip3v.errors import ExportError
 
@@ -122,7 +122,7 @@ def _name_matrix(graph: ir.Graph, matrix: ir.Value) -> None:
     matrix.metadata_props[TRANSPOSED] = "1"
 
 
-def _fit(port: Port, value: ir.Value, precision: Precision, *, may_be_fixed: bool) -> None:
+def _fit(port: TensorSpec, value: ir.Value, precision: Precision, *, may_be_fixed: bool) -> None:
     dtype = _IR_DTYPES[DTYPES[precision] if port.dtype == "compute" else port.dtype]
     axes = [] if value.shape is None else list(value.shape.dims)
     if value.dtype != dtype or len(axes) != len(port.axes):

@@ -206,11 +206,11 @@ class _Work:
 
 
 def _check_fits(config: ModelConfig, prompt: Prompt) -> None:
-    needed = prompt.length(config.visual_tokens) + NUM_STEPS
-    if needed > config.text.max_positions:
+    needed = prompt.length(config.num_video_tokens) + NUM_STEPS
+    if needed > config.text.max_context:
         raise UsageError(
-            f"{config.visual_tokens} video tokens with a question and {NUM_STEPS} answer tokens are {needed}; the "
-            f"context has {config.text.max_positions}; choose fewer frames or an encoder that gives fewer tokens"
+            f"{config.num_video_tokens} video tokens with a question and {NUM_STEPS} answer tokens are {needed}; the "
+            f"context has {config.text.max_context}; choose fewer frames or an encoder that gives fewer tokens"
         )
 
 
@@ -229,7 +229,7 @@ def _manifest(
         model=config.name,
         encoder=config.temporal.encoder,
         num_frames=config.num_frames,
-        num_tokens=config.visual_tokens,
+        num_video_tokens=config.num_video_tokens,
         precision=precision,
         target="onnxruntime",
         opset=OPSET,
@@ -238,7 +238,7 @@ def _manifest(
             "decoder": GraphEntry.of("decoder", decoder_io(config), precision),
         },
         kv=KVGeometry.of(config, precision),
-        limits=Limits(max_positions=config.text.max_positions),
+        limits=Limits(max_context=config.text.max_context),
         memory=MemoryEstimate.of(stored, precision),
         weights=weights,
         parity=None if report is None else report.summary(),

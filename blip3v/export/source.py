@@ -55,7 +55,7 @@ class ExportSource:
     def folder_name(self) -> str:
         """The default name of a bundle of it, without the precision."""
         config = self.config
-        name = f"blip3v-{config.name}-{config.temporal.encoder}-{config.visual_tokens}tok"
+        name = f"blip3v-{config.name}-{config.temporal.encoder}-{config.num_video_tokens}tok"
         return f"{name}-random" if self.provenance.random_init else name
 
 
@@ -66,7 +66,7 @@ def resolve_source(
     init: str | None = None,
     encoder: str | None = None,
     num_frames: int | None = None,
-    num_tokens: int | None = None,
+    num_video_tokens: int | None = None,
 ) -> ExportSource:
     """What the command line's options name.
 
@@ -76,7 +76,7 @@ def resolve_source(
         init: ``random`` for random weights; None: trained ones.
         encoder: the temporal encoder; None: the folder's or preset's own.
         num_frames: frames of a clip; None: the model's own.
-        num_tokens: video tokens; None: the model's own.
+        num_video_tokens: video tokens; None: the model's own.
 
     Raises:
         UsageError: options that exclude each other, or that ask for what the weights are not.
@@ -89,17 +89,17 @@ def resolve_source(
     name = preset_name or "tiny"
     if init is not None:
         config = preset(name).with_encoder(
-            encoder or preset(name).temporal.encoder, num_tokens=num_tokens, num_frames=num_frames
+            encoder or preset(name).temporal.encoder, num_video_tokens=num_video_tokens, num_frames=num_frames
         )
         return random_source(config)
     if model is None and preset(name).name != "tiny":
         raise UsageError(f"no weights of the preset {name} are shipped; pass --model FOLDER, or --init random")
     folder = shipped_model(encoder or preset(name).temporal.encoder) if model is None else model
-    return folder_source(folder, encoder=encoder, num_frames=num_frames, num_tokens=num_tokens)
+    return folder_source(folder, encoder=encoder, num_frames=num_frames, num_video_tokens=num_video_tokens)
 
 
 def folder_source(
-    path: Path, *, encoder: str | None = None, num_frames: int | None = None, num_tokens: int | None = None
+    path: Path, *, encoder: str | None = None, num_frames: int | None = None, num_video_tokens: int | None = None
 ) -> ExportSource:
     """A model folder, or the released checkpoint's, with its trained weights.
 
@@ -115,15 +115,15 @@ def folder_source(
             f"the model {path} holds the encoder {temporal.encoder}, not {encoder}; leave --encoder out, "
             f"or name a model with {encoder}"
         )
-    if num_tokens is not None and num_tokens != temporal.num_tokens:
+    if num_video_tokens is not None and num_video_tokens != temporal.num_video_tokens:
         raise UsageError(
-            f"the weights in {path} give {temporal.num_tokens} tokens for {config.num_frames} frames, not {num_tokens};"
-            " leave --tokens out, or export random weights with --init random"
+            f"the weights in {path} give {temporal.num_video_tokens} tokens for {config.num_frames} frames, "
+            f"not {num_video_tokens}; leave --tokens out, or export random weights with --init random"
         )
     return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
 
 
-def new_encoder_source(path: Path, encoder: str, *, num_tokens: int | None = None, seed: int = 0) -> ExportSource:
+def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None = None, seed: int = 0) -> ExportSource:
     """A model folder whose temporal encoder is replaced by a new, untrained one: for measuring speed.
 
     Raises:
@@ -131,7 +131,7 @@ def new_encoder_source(path: Path, encoder: str, *, num_tokens: int | None = Non
         ArtifactError: the folder cannot be used.
     """
     checkpoint = open_checkpoint(path)
-    config = checkpoint.config.with_encoder(encoder, num_tokens=num_tokens)
+    config = checkpoint.config.with_encoder(encoder, num_video_tokens=num_video_tokens)
     new = RandomWeights(config, seed=seed)
     weights = Gathered({name: new if ".temporal_encoder." in name else checkpoint.weights for name in new})
     return _from_checkpoint(checkpoint, config, weights, trained=False)

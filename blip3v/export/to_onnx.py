@@ -1,6 +1,7 @@
 """From config and weights to the two graphs: ``torch.onnx.export`` on our inference modules, then the passes.
 
-The modules are traced without weights, which go into the graph's file one by one when it is written (``attach.py``).
+The modules are traced without weights, which go into the graph's file one by one when it is written
+(``lazy_initializers.py``).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from blip3v.bundle.manifest import Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import ExportError
 from blip3v.export import passes
-from blip3v.export.attach import Loader, attach, hollow
 from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
+from blip3v.export.lazy_initializers import Loader, set_lazy_initializers, with_placeholders
 from blip3v.export.precision import TORCH_DTYPES
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.language import head_bias, head_matrix
@@ -58,7 +59,7 @@ def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], pr
     model = empty_model(config)
     fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")
     module = VideoEncoderGraph(model)
-    graph = _export(hollow(module, precision, keep=module.fp32_parameters), (frames,), free, io, names)
+    graph = _export(with_placeholders(module, precision, keep=module.fp32_parameters), (frames,), free, io, names)
     return _finish(graph, io, precision, _loaders(module, model, weights))
 
 
@@ -87,7 +88,7 @@ def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precisio
         "cache": [{0: batch, 2: capacity}] * len(cache),
     }
     # Half precision is too coarse for the bias of the largest logits.
-    graph = _export(hollow(module, precision, keep=[module.lm_head_bias]), arguments, free, io, [])
+    graph = _export(with_placeholders(module, precision, keep=[module.lm_head_bias]), arguments, free, io, [])
     head = {
         "lm_head": lambda: head_matrix(weights, text),
         "lm_head_bias": lambda: head_bias(weights, text),
@@ -143,7 +144,7 @@ def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _finish(model: ir.Model, io: GraphIO, precision: Precision, loaders: Mapping[str, Loader]) -> ir.Model:
     passes.name_by_module(model)
-    attach(model, loaders)
+    set_lazy_initializers(model, loaders)
     passes.hide_outputs(model, STAGE_PREFIX)
     passes.fit_io(model, io, precision)
     passes.clean(model)

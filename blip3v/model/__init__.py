@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blip3v.model.blip3_video import IGNORE, Blip3Video, splice
+    from blip3v.model.blip3_video import IGNORE_INDEX, Blip3Video, splice
 
-__all__ = ["IGNORE", "Blip3Video", "splice"]
+__all__ = ["IGNORE_INDEX", "Blip3Video", "splice"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,9 @@ from blip3v.model.packing import positions_and_mask
 from blip3v.model.resampler import PerceiverResampler
 from blip3v.model.vision import build_vision, vision_features
 
-__all__ = ["IGNORE", "Blip3Video", "splice"]
+__all__ = ["IGNORE_INDEX", "Blip3Video", "splice"]
 
-IGNORE = -100  # label of a position that the loss leaves out
+IGNORE_INDEX = -100  # label of a position that the loss leaves out
 
 
 class Blip3Video(nn.Module):
@@ -65,7 +65,7 @@ class Blip3Video(nn.Module):
 
         Args:
             ids_RL: prompt and answer, right-padded, one ``<image>`` in each row.
-            labels_RL: the id at each position that the model has to say, else ``IGNORE``.
+            labels_RL: the id at each position that the model has to say, else ``IGNORE_INDEX``.
             image_position_R: where ``<image>`` stands.
             video_RMD: the video tokens of each row.
             question_RL: where a row holds several questions (``packing``): 0 up to ``<image>``, then 1, 2, ...
@@ -74,13 +74,13 @@ class Blip3Video(nn.Module):
             Two scalars: summed loss in nats (fp32), number of labelled positions (int64).
         """
         embeds_RSD = splice(self.lang_model.embed(ids_RL), image_position_R, video_RMD)
-        labels_RS = _splice_constant(labels_RL, image_position_R, video_RMD, IGNORE)
+        labels_RS = _splice_constant(labels_RL, image_position_R, video_RMD, IGNORE_INDEX)
         positions_RS = mask = None
         if question_RL is not None:
             question_RS = _splice_constant(question_RL, image_position_R, video_RMD, 0)
             positions_RS, mask = positions_and_mask(question_RS, window=self.config.text.sliding_window)
         hidden_RSD = self.lang_model.hidden(embeds_RSD, positions_RS, mask)
-        said = labels_RS[:, 1:] != IGNORE
+        said = labels_RS[:, 1:] != IGNORE_INDEX
         logits_XV = self.lang_model.lm_head(hidden_RSD[:, :-1][said])
         targets_X = labels_RS[:, 1:][said]
         return F.cross_entropy(logits_XV.float(), targets_X, reduction="sum"), said.sum()

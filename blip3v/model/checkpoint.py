@@ -29,8 +29,8 @@ from blip3v.model.released import (
     small_files,
     without_prefix,
 )
-from blip3v.model.released_names import Fit, LeftOut, fit
-from blip3v.model.weight_file import Stored
+from blip3v.model.released_names import Fit, UnusedKey, fit
+from blip3v.model.weight_file import TensorInfo
 from blip3v.model.weights import FileWeights, Place
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.released_tokenizer import released_tokenizer_json
@@ -38,7 +38,7 @@ from blip3v.text.template import RELEASED_TEMPLATE
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Checkpoint", "LeftOut", "open_checkpoint"]
+__all__ = ["Checkpoint", "UnusedKey", "open_checkpoint"]
 
 NATIVE_SUFFIXES = (".pt", ".pth")
 _KINDS = (
@@ -55,14 +55,14 @@ class Checkpoint:
     path: Path
     kind: Literal["blip3v", "released", "native"]
     config: ModelConfig
-    stored: Mapping[str, Stored]  # shape and dtype of each of the weights
+    stored: Mapping[str, TensorInfo]  # shape and dtype of each of the weights
     weights: Mapping[str, Tensor]  # released names without ``vlm.``, exactly those of the model's state dict
     tokenizer_json: str
     preprocessor: PreprocessorConfig
     generation: GenerationConfig
     chat_template: str
     hashed_files: tuple[Path, ...]  # what a bundle's manifest hashes as its source
-    left_out: tuple[LeftOut, ...]  # tensors and rows that no computation uses; none in our own folders
+    unused_keys: tuple[UnusedKey, ...]  # tensors and rows that no computation uses; none in our own folders
 
 
 def open_checkpoint(
@@ -128,7 +128,7 @@ def _open_own(path: Path) -> Checkpoint:
         generation=GenerationConfig.load(folder.generation),
         chat_template=folder.chat_template.read_text("utf-8"),
         hashed_files=folder.files,
-        left_out=(),
+        unused_keys=(),
     )
 
 
@@ -163,7 +163,7 @@ def _authors(
     kind: Literal["released", "native"],
     folder: Path,
     fitted: Fit,
-    found: Mapping[str, Stored],
+    found: Mapping[str, TensorInfo],
     weights: Mapping[str, Tensor],
     hashed_files: tuple[Path, ...],
 ) -> Checkpoint:
@@ -188,9 +188,9 @@ def _authors(
         # The released script writes its prompts itself, in the form of this template.
         chat_template=RELEASED_TEMPLATE,
         hashed_files=hashed_files,
-        left_out=fitted.left_out,
+        unused_keys=fitted.unused_keys,
     )
 
 
-def _cut(stored: Stored, num_rows: int | None) -> Stored:
-    return stored if num_rows is None else Stored((num_rows, *stored.shape[1:]), stored.dtype)
+def _cut(stored: TensorInfo, num_rows: int | None) -> TensorInfo:
+    return stored if num_rows is None else TensorInfo((num_rows, *stored.shape[1:]), stored.dtype)

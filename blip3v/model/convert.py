@@ -16,7 +16,7 @@ from blip3v._folders import require_disk
 from blip3v.errors import ArtifactError, UsageError
 from blip3v.model.checkpoint import Checkpoint
 from blip3v.model.folder import is_model_folder, write_model_folder
-from blip3v.model.weight_file import DTYPES, Stored, file_bytes, stored_as
+from blip3v.model.weight_file import DTYPES, TensorInfo, file_bytes, tensor_info
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.video.preprocess import PreprocessorConfig
 
@@ -61,7 +61,7 @@ def convert(
     """
     started = time.perf_counter()
     _check_output(checkpoint, folder, force)
-    stored = {name: stored_as(name, part, dtype) for name, part in checkpoint.stored.items()}
+    stored = {name: tensor_info(name, part, dtype) for name, part in checkpoint.stored.items()}
     require_disk(folder, file_bytes(stored) + _SMALL_FILES_BYTES, f"the model folder {folder}")
 
     def read(name: str) -> Tensor:
@@ -92,12 +92,12 @@ def convert(
 def folder_name(checkpoint: Checkpoint) -> str:
     """The default name of the folder that a checkpoint becomes."""
     config = checkpoint.config
-    return f"{config.name}-{config.temporal.encoder}-{config.visual_tokens}tok"
+    return f"{config.name}-{config.temporal.encoder}-{config.num_video_tokens}tok"
 
 
-def weight_bytes(stored: Mapping[str, Stored], dtype: torch.dtype | None) -> int:
+def weight_bytes(stored: Mapping[str, TensorInfo], dtype: torch.dtype | None) -> int:
     """Bytes of all tensors in the file that ``convert`` writes."""
-    return sum(stored_as(name, part, dtype).num_bytes for name, part in stored.items())
+    return sum(tensor_info(name, part, dtype).num_bytes for name, part in stored.items())
 
 
 def _check_output(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
@@ -111,7 +111,7 @@ def _check_output(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
         raise UsageError(f"{folder} exists and is no model folder, so that it is not replaced; choose another --output")
 
 
-def _finite(name: str, tensor: Tensor, stored: Stored) -> Tensor:
+def _finite(name: str, tensor: Tensor, stored: TensorInfo) -> Tensor:
     cast = tensor.to(DTYPES[stored.dtype])
     if cast.isfinite().all():
         return cast

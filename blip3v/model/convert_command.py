@@ -113,7 +113,7 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     dtypes = sorted({part.dtype for part in checkpoint.stored.values()})
     return (
         f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {config.temporal.encoder}{options}, "
-        f"{config.num_frames} frames to {config.visual_tokens} tokens\n"
+        f"{config.num_frames} frames to {config.num_video_tokens} tokens\n"
         f"{_num_elements(checkpoint):,} elements in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
         f"frames are resized by {resize_mode}"
     )
@@ -121,7 +121,7 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
 
 def _left_out_tables(checkpoint: Checkpoint) -> Iterator[Table]:
     """One for each reason."""
-    for why, items in groupby(checkpoint.left_out, key=lambda item: item.why):
+    for why, items in groupby(checkpoint.unused_keys, key=lambda item: item.why):
         table = Table(title=f"left out: {why}", title_justify="left", box=box.SIMPLE, show_header=False)
         for justify in ("left", "left", "right"):
             table.add_column(justify=justify, overflow="fold")
@@ -139,7 +139,7 @@ def _print_result(checkpoint: Checkpoint, result: Converted, as_json: bool) -> N
             "output": str(result.path),
             "config": checkpoint.config.to_dict(),
             "num_elements": _num_elements(checkpoint),
-            "left_out": [dataclasses.asdict(item) for item in checkpoint.left_out],
+            "unused_keys": [dataclasses.asdict(item) for item in checkpoint.unused_keys],
             "size_bytes": result.size_bytes,
             "seconds": round(result.seconds, 2),
             "peak_rss_bytes": result.peak_rss_bytes,

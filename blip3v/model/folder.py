@@ -21,7 +21,7 @@ from blip3v._folders import new_folder
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
 from blip3v.model.blip3_video import Blip3Video
-from blip3v.model.weight_file import Stored, compare, listed, read_stored, stored_as, write_weights
+from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ def save_model_folder(
     write_model_folder(
         path,
         model.config,
-        {name: stored_as(name, tensor, dtype) for name, tensor in state.items()},
+        {name: tensor_info(name, tensor, dtype) for name, tensor in state.items()},
         lambda name: state[name],
         tokenizer_json=tokenizer_json,
         preprocessor=preprocessor,
@@ -150,7 +150,7 @@ def save_model_folder(
 def write_model_folder(
     path: Path,
     config: ModelConfig,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, TensorInfo],
     read: Callable[[str], Tensor],
     *,
     tokenizer_json: str,
@@ -239,13 +239,13 @@ def load_model_folder(path: Path) -> ModelFolder:
     return ModelFolder(path, config, model)
 
 
-def check_weights(paths: ModelPaths) -> dict[str, Stored]:
+def check_weights(paths: ModelPaths) -> dict[str, TensorInfo]:
     """Shape and dtype of every tensor of the model, by name without ``vlm.``; the weights are not read.
 
     Raises:
         ArtifactError: ``model.safetensors`` is broken, or holds other tensors than the config asks for.
     """
-    found = read_stored(paths.weights)
+    found = read_tensor_infos(paths.weights)
     wanted = {PREFIX + name: shape for name, shape in state_shapes(paths.config).items()}
     problems = compare(found, wanted)
     if problems:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blip3v.errors import ArtifactError
-from blip3v.model.weight_file import DTYPES, Stored, listed
+from blip3v.model.weight_file import DTYPES, TensorInfo, listed
 
 __all__ = ["NativeFile", "NativeWeights", "open_native"]
 
@@ -40,7 +40,7 @@ class NativeFile:
     """What a ``.pt`` file holds, unread, by names without prefixes."""
 
     path: Path
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, TensorInfo]
     places: Mapping[str, _Place]
 
     def read(self, name: str) -> Tensor:
@@ -97,7 +97,7 @@ def open_native(path: Path) -> NativeFile:
         if name in tensors:
             problems.append(f"{full} stands twice, with and without a prefix")
         # A dtype that weights do not have gets its own name, which the comparison with the model then refuses.
-        tensors[name] = Stored(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
+        tensors[name] = TensorInfo(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
         start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if start is None:
             raise ArtifactError(

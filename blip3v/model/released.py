@@ -15,7 +15,7 @@ from typing import Any
 from blip3v import _strict
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
-from blip3v.model.weight_file import Stored, listed, read_stored
+from blip3v.model.weight_file import TensorInfo, listed, read_tensor_infos
 from blip3v.text.generation import RELEASED_SYSTEM_PROMPT, GenerationConfig
 from blip3v.video.preprocess import PreprocessorConfig
 
@@ -57,7 +57,7 @@ _TEXT_KEYS = {
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
     "num_key_value_heads": "num_kv_heads",
-    "max_position_embeddings": "max_positions",
+    "max_position_embeddings": "max_context",
     "sliding_window": "sliding_window",
     "rope_theta": "rope_theta",
     "rms_norm_eps": "rms_norm_eps",
@@ -68,7 +68,7 @@ _TEXT_KEYS = {
 class Shards:
     """The weights of a folder, unread."""
 
-    tensors: Mapping[str, Stored]  # by the name in the files
+    tensors: Mapping[str, TensorInfo]  # by the name in the files
     files: Mapping[str, Path]  # the file of each name
     index: Path | None = None
 
@@ -153,10 +153,10 @@ def open_shards(folder: Path) -> Shards:
         single = folder / _SINGLE
         if not single.is_file():
             raise ArtifactMissingError(f"{folder} has neither {_INDEX} nor {_SINGLE}; download it again, whole")
-        tensors = read_stored(single)
+        tensors = read_tensor_infos(single)
         return Shards(tensors, dict.fromkeys(tensors, single))
     places = _index_places(index)
-    held = {shard: read_stored(folder / shard) for shard in dict.fromkeys(places.values())}
+    held = {shard: read_tensor_infos(folder / shard) for shard in dict.fromkeys(places.values())}
     _check_agreement(index, places, held)
     return Shards(
         {name: held[shard][name] for name, shard in places.items()},
@@ -165,7 +165,7 @@ def open_shards(folder: Path) -> Shards:
     )
 
 
-def without_prefix(tensors: Mapping[str, Stored], where: Path) -> dict[str, Stored]:
+def without_prefix(tensors: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
     """The tensors by their names without ``vlm.``.
 
     Raises:
@@ -195,7 +195,7 @@ def _index_places(index: Path) -> dict[str, str]:
     return places
 
 
-def _check_agreement(index: Path, places: Mapping[str, str], held: Mapping[str, Mapping[str, Stored]]) -> None:
+def _check_agreement(index: Path, places: Mapping[str, str], held: Mapping[str, Mapping[str, TensorInfo]]) -> None:
     problems = [f"{name} is not in {shard}" for name, shard in places.items() if name not in held[shard]]
     for shard, tensors in held.items():
         for name in tensors:

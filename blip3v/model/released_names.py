@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ConfigError
 from blip3v.model.temporal_form import TemporalForm, find_form
-from blip3v.model.weight_file import Stored, compare, listed
+from blip3v.model.weight_file import TensorInfo, compare, listed
 from blip3v.model.weights import state_shapes
 
-__all__ = ["Fit", "LeftOut", "Origin", "fit"]
+__all__ = ["Fit", "Origin", "UnusedKey", "fit"]
 
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
 _LATENTS = "vision_tokenizer.latents"
@@ -29,7 +29,7 @@ _SPLIT = ("lang_model.model.embed_tokens.weight", "lang_model.lm_head.weight", "
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class UnusedKey:
     """A tensor of a checkpoint, or rows of one, that no computation uses."""
 
     name: str
@@ -51,10 +51,10 @@ class Fit:
 
     config: ModelConfig
     origins: Mapping[str, Origin]  # by the model's names
-    left_out: tuple[LeftOut, ...]
+    unused_keys: tuple[UnusedKey, ...]
 
 
-def fit(found: Mapping[str, Stored], base: ModelConfig, *, where: str, encoder: str | None, num_frames: int) -> Fit:
+def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encoder: str | None, num_frames: int) -> Fit:
     """Finds the temporal encoder and gives every tensor its place.
 
     Args:
@@ -87,12 +87,12 @@ def fit(found: Mapping[str, Stored], base: ModelConfig, *, where: str, encoder: 
     return Fit(config, origins, (*dead, *_dead_rows(base, wanted)))
 
 
-def _with_latents(base: ModelConfig, found: Mapping[str, Stored]) -> ModelConfig:
+def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
     """With 32 latents where there are so many: one of the forms that the 32-token release may have."""
     latents = found.get(_LATENTS)
     if latents is None or latents.shape != (_FEW_LATENTS, base.vision.hidden_size):
         return base
-    temporal = dataclasses.replace(base.temporal, num_tokens=_FEW_LATENTS)
+    temporal = dataclasses.replace(base.temporal, num_video_tokens=_FEW_LATENTS)
     resampler = dataclasses.replace(base.resampler, num_latents=_FEW_LATENTS)
     return dataclasses.replace(base, resampler=resampler, temporal=temporal)
 
@@ -110,23 +110,23 @@ def _origin(name: str, config: ModelConfig, form: TemporalForm) -> Origin:
     return Origin(source, config.text.num_base_tokens if name in _SPLIT else None)
 
 
-def _dead(config: ModelConfig, form: TemporalForm, found: Mapping[str, Stored]) -> list[LeftOut]:
+def _dead(config: ModelConfig, form: TemporalForm, found: Mapping[str, TensorInfo]) -> list[UnusedKey]:
     """Whole tensors that nothing uses. The vision encoder may come without its head, but not with half of it."""
     dead = []
     if any(name.startswith(_POOL_HEAD + ".") for name in found):
         reason = "the pooling head: all patch tokens are used, not their pool"
-        dead += [LeftOut(name, shape, reason) for name, shape in _pool_head(config).items()]
+        dead += [UnusedKey(name, shape, reason) for name, shape in _pool_head(config).items()]
     for reason, shapes in form.dead.values():
-        dead += [LeftOut(_TEMPORAL + name, shape, reason) for name, shape in shapes.items()]
+        dead += [UnusedKey(_TEMPORAL + name, shape, reason) for name, shape in shapes.items()]
     return dead
 
 
-def _dead_rows(config: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> list[LeftOut]:
+def _dead_rows(config: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> list[UnusedKey]:
     first, end = config.text.num_base_tokens, config.text.vocab_size
     if first == end:
         return []
     reason = f"rows {first} to {end - 1} stand for no token"
-    return [LeftOut(name, (end - first, *wanted[name][1:]), reason) for name in _SPLIT]
+    return [UnusedKey(name, (end - first, *wanted[name][1:]), reason) for name in _SPLIT]
 
 
 def _pool_head(config: ModelConfig) -> dict[str, tuple[int, ...]]:

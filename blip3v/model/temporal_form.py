@@ -32,14 +32,16 @@ class TemporalForm:
     """A temporal encoder as a checkpoint holds it."""
 
     encoder: EncoderName
-    num_tokens: int | None = None  # None: the encoder's usual count
+    num_video_tokens: int | None = None  # None: the encoder's usual count
     options: Mapping[str, object] = field(default_factory=dict)  # fields of TemporalConfig that the shapes give
     renamed: Mapping[str, str] = field(default_factory=dict)  # a part's name in the checkpoint -> in our model
     dead: Mapping[str, tuple[str, Shapes]] = field(default_factory=dict)  # unused part -> reason, names and shapes
 
     def config(self, base: ModelConfig, num_frames: int) -> ModelConfig:
         """``base`` with this encoder."""
-        return base.with_encoder(self.encoder, num_tokens=self.num_tokens, num_frames=num_frames, **dict(self.options))
+        return base.with_encoder(
+            self.encoder, num_video_tokens=self.num_video_tokens, num_frames=num_frames, **dict(self.options)
+        )
 
 
 def find_form(shapes: Shapes, *, width: int, num_frames: int, asked: str | None = None) -> TemporalForm:
@@ -108,11 +110,11 @@ def _with_weights(shapes: Shapes, width: int, num_frames: int) -> TemporalForm:
 
 
 def _token_learner(shapes: Shapes, num_frames: int) -> TemporalForm:
-    num_tokens = _num_tokens(shapes, _HEAD)
-    if num_tokens == _PER_FRAME_TOKENS:
-        return TemporalForm(encoder="per-frame", num_tokens=num_tokens * num_frames)
+    num_video_tokens = _num_tokens(shapes, _HEAD)
+    if num_video_tokens == _PER_FRAME_TOKENS:
+        return TemporalForm(encoder="per-frame", num_video_tokens=num_video_tokens * num_frames)
     return TemporalForm(
-        encoder="tokenlearner", num_tokens=num_tokens, options={"time_stamps": "pos_emb.inv_freq" in shapes}
+        encoder="tokenlearner", num_video_tokens=num_video_tokens, options={"time_stamps": "pos_emb.inv_freq" in shapes}
     )
 
 
@@ -136,7 +138,7 @@ def _gttm(shapes: Shapes, width: int) -> TemporalForm:
     head = heads.pop()
     return TemporalForm(
         encoder="gttm",
-        num_tokens=_num_tokens(shapes, head),
+        num_video_tokens=_num_tokens(shapes, head),
         options={**options, "pooling": "attention"},
         renamed={head: _HEAD},
         dead=dead,
@@ -154,7 +156,7 @@ def _mambalike(shapes: Shapes) -> TemporalForm:
     if not _has(shapes, _HEAD):
         return TemporalForm(encoder="mambalike", options=options, dead=dead)
     options["pooling"] = "attention"
-    return TemporalForm(encoder="mambalike", num_tokens=_num_tokens(shapes, _HEAD), options=options, dead=dead)
+    return TemporalForm(encoder="mambalike", num_video_tokens=_num_tokens(shapes, _HEAD), options=options, dead=dead)
 
 
 def _ttm(shapes: Shapes, width: int, num_frames: int) -> TemporalForm:
@@ -170,13 +172,13 @@ def _ttm(shapes: Shapes, width: int, num_frames: int) -> TemporalForm:
     if not options["time_stamps"] and _has(shapes, output):
         step_tokens = _num_tokens(shapes, output)
         options |= {"step_tokens": step_tokens, "memory_output": False}
-        return TemporalForm(encoder="ttm", num_tokens=step_tokens * num_frames, options=options)
+        return TemporalForm(encoder="ttm", num_video_tokens=step_tokens * num_frames, options=options)
     dead = {}
     if _has(shapes, output):
         reason = "the memory is the output, and the output layer is not called"
         dead[output] = (reason, token_learner_shapes(output, _num_tokens(shapes, output), width))
     options["memory_output"] = True
-    return TemporalForm(encoder="ttm", num_tokens=memory_tokens, options=options, dead=dead)
+    return TemporalForm(encoder="ttm", num_video_tokens=memory_tokens, options=options, dead=dead)
 
 
 def _has(shapes: Shapes, part: str) -> bool:

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from blip3v.errors import ArtifactError
 
-__all__ = ["DTYPES", "Stored", "compare", "file_bytes", "listed", "read_stored", "stored_as", "write_weights"]
+__all__ = [
+    "DTYPES",
+    "TensorInfo",
+    "compare",
+    "file_bytes",
+    "listed",
+    "read_tensor_infos",
+    "tensor_info",
+    "write_weights",
+]
 
 # What weights may be stored as, by the name that safetensors gives it.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -30,7 +39,7 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """One tensor of a file."""
 
     shape: tuple[int, ...]
@@ -47,7 +56,7 @@ class Stored:
         return self.num_elements * DTYPES[self.dtype].itemsize
 
 
-def read_stored(path: Path) -> dict[str, Stored]:
+def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
     """Names, shapes and dtypes of a safetensors file; the weights are not read.
 
     Raises:
@@ -56,12 +65,12 @@ def read_stored(path: Path) -> dict[str, Stored]:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: Stored(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            return {name: TensorInfo(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: {error}; copy or write it again") from error
 
 
-def stored_as(name: str, tensor: Tensor | Stored, dtype: torch.dtype | None) -> Stored:
+def tensor_info(name: str, tensor: Tensor | TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
     """How a tensor goes into a file.
 
     Args:
@@ -69,18 +78,18 @@ def stored_as(name: str, tensor: Tensor | Stored, dtype: torch.dtype | None) -> 
         tensor: whose shape and dtype it has so far.
         dtype: the dtype wanted; None: as it is.
     """
-    own = DTYPES[tensor.dtype] if isinstance(tensor, Stored) else tensor.dtype
+    own = DTYPES[tensor.dtype] if isinstance(tensor, TensorInfo) else tensor.dtype
     chosen = torch.float32 if name.endswith(_KEEP_FP32) else dtype or own
     names = {value: key for key, value in DTYPES.items()}
-    return Stored(tuple(tensor.shape), names[chosen])
+    return TensorInfo(tuple(tensor.shape), names[chosen])
 
 
-def file_bytes(tensors: Mapping[str, Stored]) -> int:
+def file_bytes(tensors: Mapping[str, TensorInfo]) -> int:
     """Bytes of the file that ``write_weights`` makes of these."""
     return len(_header(tensors)) + sum(stored.num_bytes for stored in tensors.values())
 
 
-def write_weights(path: Path, tensors: Mapping[str, Stored], read: Callable[[str], Tensor]) -> None:
+def write_weights(path: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
     """Writes a safetensors file; one tensor is in memory at a time.
 
     Args:
@@ -99,7 +108,7 @@ def write_weights(path: Path, tensors: Mapping[str, Stored], read: Callable[[str
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def compare(found: Mapping[str, Stored], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+def compare(found: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What is missing, unknown, misshapen or no weight among ``found``, each by name."""
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"unknown {name}" for name in sorted(found) if name not in wanted]
@@ -118,12 +127,12 @@ def listed(problems: list[str]) -> str:
     return "; ".join(problems[:_MOST_LISTED]) + more
 
 
-def _ordered(tensors: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
+def _ordered(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
     # Wide dtypes first, so that every tensor begins at a multiple of its own width.
     return sorted(tensors.items(), key=lambda item: -DTYPES[item[1].dtype].itemsize)
 
 
-def _header(tensors: Mapping[str, Stored]) -> bytes:
+def _header(tensors: Mapping[str, TensorInfo]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, stored in _ordered(tensors):

@@ -43,7 +43,7 @@ class Decoder:
         self._graph = graph
         self._text = text
         self._chunk = chunk
-        whole = cache_bytes(text, graph.compute, 1, text.max_positions)
+        whole = cache_bytes(text, graph.compute, 1, text.max_context)
         self._pool = CachePool(text, graph.compute, _KEPT_CONTEXTS * whole)
 
     @property

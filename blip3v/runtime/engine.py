@@ -152,7 +152,7 @@ class Engine:
 
         A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
         """
-        context = self.config.text.max_positions
+        context = self.config.text.max_context
         asked = options.max_new_tokens
         new_tokens = asked or max(1, min(self.generation.max_new_tokens, context - prompt_tokens))
         if prompt_tokens + new_tokens > context:

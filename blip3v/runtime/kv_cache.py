@@ -21,12 +21,12 @@ __all__ = ["CachePool", "KVCache", "cache_bytes", "round_capacity"]
 _SMALLEST = 64
 
 
-def round_capacity(tokens: int, max_positions: int) -> int:
+def round_capacity(tokens: int, max_context: int) -> int:
     """Capacity for ``tokens``: the next power of two from 64 on, at most the model's context."""
     capacity = _SMALLEST
     while capacity < tokens:
         capacity *= 2
-    return min(capacity, max_positions)
+    return min(capacity, max_context)
 
 
 def cache_bytes(text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int) -> int:
@@ -85,7 +85,7 @@ class KVCache:
             return
         old, self._block_L2BHSK = (
             self._block_L2BHSK,
-            self._allocate(self.max_rows, round_capacity(tokens, self._text.max_positions)),
+            self._allocate(self.max_rows, round_capacity(tokens, self._text.max_context)),
         )
         held = max(self.lengths)
         self._block_L2BHSK[..., :held, :] = old[..., :held, :]
@@ -128,7 +128,7 @@ class CachePool:
 
     def take(self, rows: int, tokens: int) -> KVCache:
         """A cache of ``rows`` empty sequences with room for ``tokens`` each."""
-        capacity = round_capacity(tokens, self._text.max_positions)
+        capacity = round_capacity(tokens, self._text.max_context)
         with self._lock:
             fitting = [cache for cache in self._free if cache.max_rows >= rows and cache.capacity >= capacity]
             if fitting:

@@ -102,7 +102,7 @@ def estimate_open(bundle: Bundle, max_context: int | None = None) -> OpenEstimat
         UsageError: ``max_context`` is no count that the bundle allows.
     """
     manifest, config = bundle.manifest, _with_context(bundle.config, max_context)
-    capacity = round_capacity(manifest.num_tokens + _USUAL_TOKENS, config.text.max_positions)
+    capacity = round_capacity(manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
     kept_bytes = manifest.memory.resident_bytes + capacity * manifest.kv.bytes_per_token
     widened_gib = manifest.memory.weights_bytes / 2**30 if manifest.precision == "fp16" else 0.0
     return OpenEstimate(
@@ -124,12 +124,12 @@ def _activation_bytes(config: ModelConfig) -> int:
 def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
     """``config`` with a context of at most ``max_context`` tokens."""
     _check_count("max_context", max_context)
-    own = config.text.max_positions
+    own = config.text.max_context
     if max_context is None:
         return config
     if max_context > own:
         raise UsageError(f"max_context is {max_context}; the model's context has {own}, ask for no more")
-    return dataclasses.replace(config, text=dataclasses.replace(config.text, max_positions=max_context))
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, max_context=max_context))
 
 
 def _check_count(name: str, value: object) -> None:

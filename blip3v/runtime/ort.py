@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blip3v.bundle.graph_io import GraphIO, Port
+from blip3v.bundle.graph_io import GraphIO, TensorSpec
 from blip3v.errors import ArtifactError, BackendError, OutOfMemoryError, ProviderError, UsageError
 
 __all__ = ["DEVICES", "Graph", "check_device", "load_onnxruntime", "open_graph", "ort_errors"]
@@ -155,7 +155,7 @@ def _check_ports(session: Any, io: GraphIO, path: Path) -> np.dtype[Any]:
     return computes.pop()
 
 
-def _check_port(port: Port, node: Any, path: Path) -> set[np.dtype[Any]]:
+def _check_port(port: TensorSpec, node: Any, path: Path) -> set[np.dtype[Any]]:
     dtype = _NUMPY_OF.get(node.type)
     allowed = ("float32", "float16") if port.dtype == "compute" else (port.dtype,)
     if dtype is None or dtype.name not in allowed:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blip3v.data.samples import Pair
-from blip3v.model import IGNORE
+from blip3v.model import IGNORE_INDEX
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
 from blip3v.text.special import ASSISTANT
 
@@ -102,7 +102,7 @@ def make_batch(
     """
     packed = [_pack(rows) for rows in rows_of_clip]
     shape = len(packed), max(ids.size for ids, _, _ in packed)
-    ids_CL, labels_CL, question_CL = np.full(shape, pad_id), np.full(shape, IGNORE), np.zeros(shape, np.int64)
+    ids_CL, labels_CL, question_CL = np.full(shape, pad_id), np.full(shape, IGNORE_INDEX), np.zeros(shape, np.int64)
     for at, (ids, labels, question) in enumerate(packed):
         ids_CL[at, : ids.size], labels_CL[at, : ids.size] = ids, labels
         question_CL[at] = np.pad(question, (0, shape[1] - ids.size), mode="edge")
@@ -119,10 +119,10 @@ def make_batch(
 def _pack(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Ids, labels and question numbers of one clip."""
     shared = rows[0].ids[: rows[0].image_position + 1]
-    ids, labels, question = list(shared), [IGNORE] * len(shared), [0] * len(shared)
+    ids, labels, question = list(shared), [IGNORE_INDEX] * len(shared), [0] * len(shared)
     for number, row in enumerate(rows, start=1):
         assert row.ids[: len(shared)] == shared, "the chat template writes a question behind <image>"
         ids += row.ids[len(shared) :]
-        labels += [IGNORE] * (row.num_prompt - len(shared)) + row.ids[row.num_prompt :]
+        labels += [IGNORE_INDEX] * (row.num_prompt - len(shared)) + row.ids[row.num_prompt :]
         question += [number] * (len(row.ids) - len(shared))
     return np.array(ids), np.array(labels), np.array(question)

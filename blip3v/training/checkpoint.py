@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from blip3v import _strict
 from blip3v.errors import ArtifactError
-from blip3v.model.weight_file import Stored, read_stored, write_weights
+from blip3v.model.weight_file import TensorInfo, read_tensor_infos, write_weights
 from blip3v.model.weights import FileWeights, Place
 from blip3v.training.parallel import like, whole
 
 __all__ = [
     "Position",
-    "load_moments",
+    "load_optimizer_state",
     "load_position",
     "load_random_state",
     "model_weights",
@@ -85,7 +85,7 @@ def _replace(folder: Path, part: Path) -> None:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], *, writes: bool) -> None:
     # All are fp32, so that every process joins them in the same order, which is theirs.
-    stored = {name: Stored(tuple(tensor.shape), "F32") for name, tensor in tensors.items()}
+    stored = {name: TensorInfo(tuple(tensor.shape), "F32") for name, tensor in tensors.items()}
     if writes:
         write_weights(path, stored, lambda name: whole(tensors[name]))
     else:
@@ -107,20 +107,20 @@ def load_position(folder: Path) -> Position | None:
 def objective_weights(folder: Path) -> FileWeights:
     """Weights of the model and of the heads of the stage that saved them, by the objective's names."""
     path = folder / _WEIGHTS
-    return FileWeights({name: Place(path, name) for name in read_stored(path)})
+    return FileWeights({name: Place(path, name) for name in read_tensor_infos(path)})
 
 
 def model_weights(folder: Path) -> FileWeights:
     """Weights of the model alone, by its own names."""
     path = folder / _WEIGHTS
-    names = [name for name in read_stored(path) if name.startswith(_MODEL)]
+    names = [name for name in read_tensor_infos(path) if name.startswith(_MODEL)]
     return FileWeights({name.removeprefix(_MODEL): Place(path, name) for name in names})
 
 
-def load_moments(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer_state(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts the moments back: a stage goes on as if it had not stopped."""
     path = folder / _OPTIMIZER
-    saved = FileWeights({name: Place(path, name) for name in read_stored(path)})
+    saved = FileWeights({name: Place(path, name) for name in read_tensor_infos(path)})
     for name, parameter in objective.named_parameters():
         if f"exp_avg.{name}" in saved:
             moments = {moment: like(parameter, saved[f"{moment}.{name}"]) for moment in _MOMENTS}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip3v.data.labels import IGNORED, Labels
+from blip3v.data.labels import IGNORE_INDEX, Labels
 
 __all__ = ["LabelBatch", "LabelHead", "stack_labels"]
 
@@ -66,6 +66,7 @@ class LabelHead(nn.Module):
         seen_X = ~true_X2[:, 0].isnan()
         place = F.smooth_l1_loss(place_X2[seen_X], true_X2[seen_X], beta=_PLACE_BETA, reduction="sum")
         words = [
-            F.cross_entropy(x, words_XA[:, a], ignore_index=IGNORED, reduction="sum") for a, x in enumerate(logits_XK)
+            F.cross_entropy(x, words_XA[:, a], ignore_index=IGNORE_INDEX, reduction="sum")
+            for a, x in enumerate(logits_XK)
         ]
         return torch.stack(words).sum() + _PLACE_WEIGHT * place

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from blip3v.data.samples import Source
-from blip3v.model import IGNORE, Blip3Video
+from blip3v.model import IGNORE_INDEX, Blip3Video
 from blip3v.training.batch import Batch, ChatFormat, make_batch, visits_of_step
 from blip3v.training.features import clip_pixels
 from blip3v.training.recipe import PlannedStage, Stage
@@ -92,7 +92,7 @@ class Objective(StageObjective):
 
     def count(self, batch: Batch) -> Tensor:
         """Number of answer tokens."""
-        return (batch.labels_CL != IGNORE).sum()
+        return (batch.labels_CL != IGNORE_INDEX).sum()
 
     def forward(self, batch: Batch) -> Tensor:
         """Summed loss of the answers in nats."""

@@ -83,13 +83,13 @@ class ObjectObjective(StageObjective):
 
     def count(self, batch: ObjectBatch) -> Tensor:
         """Number of video tokens."""
-        return torch.tensor(batch.features_CTPD.shape[0] * self.model.config.visual_tokens)
+        return torch.tensor(batch.features_CTPD.shape[0] * self.model.config.num_video_tokens)
 
     def forward(self, batch: ObjectBatch) -> Tensor:
         """Summed loss over video tokens."""
         video_CMD = self.model.vision_tokenizer(batch.features_CTPD)
         states_CMD = self.model.lang_model.hidden(video_CMD)
-        num_tokens, num_objects = video_CMD.shape[1], batch.objects.words_CNA.shape[1]
-        object_of_token = torch.arange(num_tokens, device=video_CMD.device) * num_objects // num_tokens
+        num_video_tokens, num_objects = video_CMD.shape[1], batch.objects.words_CNA.shape[1]
+        object_of_token = torch.arange(num_video_tokens, device=video_CMD.device) * num_objects // num_video_tokens
         loss = self.object_head.loss(video_CMD, batch.objects.of(object_of_token))
         return loss + self.motion_head.loss(states_CMD, batch.motions.of(object_of_token))

@@ -65,7 +65,7 @@ def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
             }
         )
     form = start.config.temporal
-    model = {"preset": recipe.preset, "encoder": form.encoder, "num_tokens": form.num_tokens}
+    model = {"preset": recipe.preset, "encoder": form.encoder, "num_video_tokens": form.num_video_tokens}
     model |= {"num_frames": start.config.num_frames}
     run: dict[str, Any] = {"parallel": recipe.parallel, "precision": recipe.precision}
     run |= {"gradient_checkpointing": recipe.gradient_checkpointing}
@@ -95,7 +95,7 @@ def describe(plan: Mapping[str, Any]) -> str:
     model, run = plan["model"], plan["run"]
     recompute = "with" if run["gradient_checkpointing"] else "without"
     lines = [
-        f"{model['preset']}, {model['encoder']}, {model['num_tokens']} tokens for {model['num_frames']} frames; "
+        f"{model['preset']}, {model['encoder']}, {model['num_video_tokens']} tokens for {model['num_frames']} frames; "
         f"{run['precision']}, {run['parallel']}, {recompute} gradient checkpointing",
         *(f"{part}: {where}" for part, where in plan["origin"].items()),
     ]

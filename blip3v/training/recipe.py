@@ -107,7 +107,7 @@ class Recipe:
     encoder: str
     seed: int
     stages: tuple[Stage, ...]
-    num_tokens: int | None = None  # None: the encoder's usual count
+    num_video_tokens: int | None = None  # None: the encoder's usual count
     num_frames: int | None = None  # None: the preset's
     temporal: dict[str, Any] = field(default_factory=dict)  # further settings of the encoder (``TemporalConfig``)
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; weights and moments are fp32
@@ -139,7 +139,9 @@ class Recipe:
             base: all but the temporal encoder and the frames; None: the preset.
         """
         own = preset(self.preset) if base is None else base
-        return own.with_encoder(self.encoder, num_tokens=self.num_tokens, num_frames=self.num_frames, **self.temporal)
+        return own.with_encoder(
+            self.encoder, num_video_tokens=self.num_video_tokens, num_frames=self.num_frames, **self.temporal
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For ``training.json``."""

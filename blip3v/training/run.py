@@ -29,7 +29,7 @@ from blip3v.model.folder import save_model_folder
 from blip3v.model.weights import empty_model, fill
 from blip3v.training.checkpoint import (
     Position,
-    load_moments,
+    load_optimizer_state,
     load_position,
     load_random_state,
     model_weights,
@@ -138,7 +138,7 @@ def _run_stage(run: _Run, index: int, first_step: int) -> None:
     plain = _objective(run, planned, first_step)
     optimizer = make_optimizer(plain, stage)
     if first_step:
-        load_moments(run.checkpoint, plain, optimizer)
+        load_optimizer_state(run.checkpoint, plain, optimizer)
         load_random_state(run.checkpoint)
     features = _features(run, source) if stage.cache_features else None
     batches = stage_batches(planned, run.start, source, features, seed=recipe.seed)

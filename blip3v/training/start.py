@@ -198,7 +198,7 @@ def _tokenizer(text: str, where: Path) -> Tokenizer:
 
 
 def _form(config: ModelConfig) -> str:
-    return f"{config.temporal.encoder} with {config.temporal.num_tokens} tokens"
+    return f"{config.temporal.encoder} with {config.temporal.num_video_tokens} tokens"
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 from blip3v import _strict
 from blip3v.config import ModelConfig, TextConfig, VisionConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError
-from blip3v.model.weight_file import Stored, compare, listed, read_stored
+from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos
 from blip3v.model.weights import FileWeights, Place, state_shapes
 
 __all__ = ["language_weights", "num_language_rows", "vision_weights"]
@@ -79,7 +79,7 @@ def num_language_rows(folder: Path) -> int:
     return shape_VD[0]
 
 
-def _stored(folder: Path) -> dict[str, tuple[Path, Stored]]:
+def _stored(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     """Every tensor of a folder with the file that it lies in."""
     if (folder / _SINGLE).is_file():
         names = [_SINGLE]
@@ -95,7 +95,7 @@ def _stored(folder: Path) -> dict[str, tuple[Path, Stored]]:
             raise ArtifactError(f"{folder / _INDEX} names the file {file!r}; files of the same folder are expected")
         if not (folder / file).is_file():
             raise ArtifactMissingError(f"{folder / file} is not there, and {_INDEX} names it; copy it too")
-        found.update({name: (folder / file, stored) for name, stored in read_stored(folder / file).items()})
+        found.update({name: (folder / file, stored) for name, stored in read_tensor_infos(folder / file).items()})
     return found
 
 
@@ -104,7 +104,7 @@ def _shapes(config: ModelConfig, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def _weights(
-    folder: Path, ours: Mapping[str, tuple[Place, Stored]], wanted: Mapping[str, tuple[int, ...]]
+    folder: Path, ours: Mapping[str, tuple[Place, TensorInfo]], wanted: Mapping[str, tuple[int, ...]]
 ) -> FileWeights:
     problems = compare({name: stored for name, (_, stored) in ours.items()}, wanted)
     if problems:
@@ -126,7 +126,7 @@ def _text_settings(config: TextConfig) -> dict[str, tuple[object, ...]]:
     return {
         "num_attention_heads": (config.num_heads,),
         "num_key_value_heads": (config.num_kv_heads,),
-        "max_position_embeddings": (config.max_positions,),
+        "max_position_embeddings": (config.max_context,),
         "rms_norm_eps": (config.rms_norm_eps,),
         "rope_theta": (config.rope_theta,),
         "rope_type": ("default",),

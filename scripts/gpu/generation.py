@@ -113,7 +113,7 @@ def speed(row: Row, samples: list[Sample], batch_size: int) -> dict[str, Any]:
     num_steps = ANSWER_TOKENS - 1
     return {
         "encoder": row.encoder,
-        "num_tokens": row.num_tokens,
+        "num_video_tokens": row.num_video_tokens,
         "samples_per_s": batch_size / statistics.median(sample.whole_s for sample in samples),
         "language_model_samples_per_s": batch_size / statistics.median(sample.language_model_s for sample in samples),
         "encode_ms": 1e3 * encode_s,
@@ -224,7 +224,7 @@ def _continue(step: Step, id_B: Tensor, cache: Cache) -> Tensor:
 def _static_cache(model: Blip3Video, row: Row) -> StaticCache:
     """A cache that holds prompt and answer. Both fit the sliding window, so that no layer needs one that slides."""
     config = copy.deepcopy(model.lang_model.model.config)
-    length = QUESTION_TOKENS + row.num_tokens + ANSWER_TOKENS
+    length = QUESTION_TOKENS + row.num_video_tokens + ANSWER_TOKENS
     assert config.sliding_window is None or length <= config.sliding_window
     config.sliding_window = None
     return StaticCache(config=config, max_cache_len=length)

@@ -69,7 +69,7 @@ class SharedModel:
 
 def row_config(config: ModelConfig, row: Row) -> ModelConfig:
     """``config`` with the encoder and the count of ``row``."""
-    return config.with_encoder(row.encoder, num_tokens=row.num_tokens)
+    return config.with_encoder(row.encoder, num_video_tokens=row.num_video_tokens)
 
 
 def make(build: Callable[[], M], *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> M:

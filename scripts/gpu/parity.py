@@ -80,7 +80,7 @@ def parity_rows(config: ModelConfig, *, usual_only: bool = False) -> list[Row]:
     """Every encoder at its usual count, and at those of the paper's counts that it admits."""
     rows = []
     for encoder in ENCODERS:
-        usual = config.with_encoder(encoder).visual_tokens
+        usual = config.with_encoder(encoder).num_video_tokens
         counts = {usual} if usual_only else {usual, *_COUNTS}
         rows += [Row(encoder, count) for count in sorted(counts) if _admits(config, encoder, count)]
     return rows
@@ -181,9 +181,9 @@ def _variant(module: nn.Module, plan: Plan, dtype: torch.dtype) -> Any:
     return copied
 
 
-def _admits(config: ModelConfig, encoder: str, num_tokens: int) -> bool:
+def _admits(config: ModelConfig, encoder: str, num_video_tokens: int) -> bool:
     try:
-        config.with_encoder(encoder, num_tokens=num_tokens)
+        config.with_encoder(encoder, num_video_tokens=num_video_tokens)
     except ConfigError:
         return False
     return True

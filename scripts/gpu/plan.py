@@ -32,10 +32,10 @@ class Row(NamedTuple):
     """A temporal encoder with its token count."""
 
     encoder: str
-    num_tokens: int
+    num_video_tokens: int
 
     def __str__(self) -> str:
-        return f"{self.encoder} {self.num_tokens}"
+        return f"{self.encoder} {self.num_video_tokens}"
 
 
 BASELINE = Row("none", 1024)

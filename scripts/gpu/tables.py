@@ -63,7 +63,7 @@ def _training(rows: dict[str, Any], title: str) -> Table:
         for row in group.get("rows", ()):
             table.add_row(
                 group["form"],
-                str(row["num_tokens"]),
+                str(row["num_video_tokens"]),
                 row["encoder"],
                 f"{row['samples_per_s']:.3g}",
                 f"{row['times_baseline']:.2f}x",
@@ -85,7 +85,7 @@ def _generation(rows: dict[str, Any], title: str) -> Table:
             speeds = [
                 f"{row[name]:.3g}" for name in ("encode_ms", "prefill_ms", "token_ms", "tokens_per_s", "samples_per_s")
             ]
-            table.add_row(key, str(row["num_tokens"]), row["encoder"], *speeds, _gib(row["peak_gib"]))
+            table.add_row(key, str(row["num_video_tokens"]), row["encoder"], *speeds, _gib(row["peak_gib"]))
     return table
 
 

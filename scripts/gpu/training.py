@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip3v.model import IGNORE, Blip3Video
+from blip3v.model import IGNORE_INDEX, Blip3Video
 from blip3v.model.blocks import pairs
 from scripts.gpu.models import Inputs, SharedModel, make_inputs, peak_gib, reset_peak
 from scripts.gpu.plan import (
@@ -159,11 +159,12 @@ def summary(times: dict[Row, list[float]], batch_size: int) -> list[dict[str, An
     return [
         {
             "encoder": row.encoder,
-            "num_tokens": row.num_tokens,
+            "num_video_tokens": row.num_video_tokens,
             "samples_per_s": batch_size / median,
             "times_baseline": medians[BASELINE] / median,
-            "paper_samples_per_s": PAPER_SAMPLES_PER_S[row.num_tokens],
-            "paper_times_baseline": PAPER_SAMPLES_PER_S[row.num_tokens] / PAPER_SAMPLES_PER_S[BASELINE.num_tokens],
+            "paper_samples_per_s": PAPER_SAMPLES_PER_S[row.num_video_tokens],
+            "paper_times_baseline": PAPER_SAMPLES_PER_S[row.num_video_tokens]
+            / PAPER_SAMPLES_PER_S[BASELINE.num_video_tokens],
             "step_s": times[row],
         }
         for row, median in medians.items()
@@ -215,7 +216,7 @@ def _take_turns(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> lis
 
 def _loss(model: Blip3Video, inputs: Inputs) -> Tensor:
     labels_BL = inputs.ids_BL.clone()
-    labels_BL[:, : 1 + QUESTION_TOKENS] = IGNORE
+    labels_BL[:, : 1 + QUESTION_TOKENS] = IGNORE_INDEX
     with torch.no_grad():
         features = model.features(inputs.frames_BTCHW)
     total, count = model.loss(inputs.ids_BL, labels_BL, inputs.position_B, model.vision_tokenizer(features))

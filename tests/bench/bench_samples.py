@@ -23,7 +23,7 @@ def sample(scale: float = 1.0) -> Sample:
 
 
 def row(
-    scales: Sequence[float], *, encoder: str = "none", weights: str = "trained", num_tokens: int | None = None
+    scales: Sequence[float], *, encoder: str = "none", weights: str = "trained", num_video_tokens: int | None = None
 ) -> ReportRow:
     """A row whose turns took so many times as long as ``sample()``."""
     own = 1024 if encoder == "none" else 32
@@ -32,9 +32,9 @@ def row(
         manifest_sha256="ab" * 32,
         model="tiny",
         encoder=encoder,
-        num_tokens=own if num_tokens is None else num_tokens,
-        own_num_tokens=own,
-        all_num_tokens=1024,
+        num_video_tokens=own if num_video_tokens is None else num_video_tokens,
+        own_num_video_tokens=own,
+        all_num_video_tokens=1024,
         num_frames=8,
         precision="fp16",
         computed_in="fp32 on ONNX Runtime CPU",
@@ -46,6 +46,6 @@ def row(
 
 
 SMALL_ROWS = (
-    BundleRow(encoder="none", num_tokens=1024),
-    BundleRow(encoder="tokenlearner", num_tokens=16, new_encoder=True),
+    BundleRow(encoder="none", num_video_tokens=1024),
+    BundleRow(encoder="tokenlearner", num_video_tokens=16, new_encoder=True),
 )

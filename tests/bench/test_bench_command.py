@@ -56,7 +56,7 @@ def test_json_says_what_was_measured_on_what(result: tuple[Result, Path], bundle
         assert entry["peak_rss_bytes"] > 2**25
         tokenizer = open_bundle(path).tokenizer
         assert len(tokenizer.encode(entry["question"])) == 32
-        assert entry["prompt_tokens"] > entry["num_tokens"] + 32
+        assert entry["prompt_tokens"] > entry["num_video_tokens"] + 32
     assert [entry["weights"] for entry in found["rows"]] == ["trained", "untrained"]
 
 
@@ -79,9 +79,9 @@ def test_one_bundle_is_measured_at_several_counts_with_one_decoder(bundles: list
     ran = _bench(str(small), *counts, "-w", "0", "-r", "1", "--threads", "1", "--clip", str(CLIP), "--json")
     found = json.loads(ran.stdout)
     few, many = found["rows"]
-    assert (few["num_tokens"], many["num_tokens"]) == (16, 1024)
+    assert (few["num_video_tokens"], many["num_video_tokens"]) == (16, 1024)
     assert many["prompt_tokens"] - few["prompt_tokens"] == 1008
-    assert few["own_num_tokens"] == many["own_num_tokens"] == 16
+    assert few["own_num_video_tokens"] == many["own_num_video_tokens"] == 16
     assert few["open_s"] == many["open_s"] > 0
     assert found["baseline"] == small.name
     assert many["language_model"]["ratio"] == 1.0

@@ -89,7 +89,7 @@ def test_without_the_baseline_there_are_no_ratios() -> None:
 
 
 def test_one_bundle_at_several_counts_is_its_own_baseline_and_the_notes_say_so() -> None:
-    own, all_of_them = row([1, 1], encoder="gttm"), row([2, 2], encoder="gttm", num_tokens=1024)
+    own, all_of_them = row([1, 1], encoder="gttm"), row([2, 2], encoder="gttm", num_video_tokens=1024)
     found = report(all_of_them, own)
     assert found.baseline is all_of_them
     assert [entry["language_model"]["ratio"] for entry in found.to_dict()["rows"]] == [1.0, 2.0]

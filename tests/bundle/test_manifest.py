@@ -24,7 +24,7 @@ from blip3v.bundle import (
     video_encoder_io,
 )
 from blip3v.bundle.layout import GRAPHS, graph_file
-from blip3v.bundle.manifest import FileEntry, PortEntry
+from blip3v.bundle.manifest import FileEntry, TensorEntry
 from blip3v.config import EncoderName, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
 
@@ -40,7 +40,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 PORTS = st.builds(
-    PortEntry,
+    TensorEntry,
     name=TEXTS,
     dtype=st.sampled_from(["float16", "float32", "int64", "int32"]),
     axes=st.lists(TEXTS | COUNTS, max_size=5).map(tuple),
@@ -69,7 +69,7 @@ MANIFESTS = st.builds(
     model=TEXTS,
     encoder=st.sampled_from(get_args(EncoderName)),
     num_frames=COUNTS,
-    num_tokens=COUNTS,
+    num_video_tokens=COUNTS,
     precision=st.sampled_from(["fp32", "fp16"]),
     target=st.just("onnxruntime"),
     opset=COUNTS,
@@ -83,7 +83,7 @@ MANIFESTS = st.builds(
         sliding_window=st.none() | COUNTS,
         bytes_per_token=COUNTS,
     ),
-    limits=st.builds(Limits, max_positions=COUNTS),
+    limits=st.builds(Limits, max_context=COUNTS),
     memory=st.builds(MemoryEstimate, weights_bytes=SIZES, resident_bytes=SIZES),
     weights=st.dictionaries(TEXTS, st.dictionaries(TEXTS, COUNTED, max_size=2), max_size=2),
     parity=st.none() | st.dictionaries(TEXTS, JSON, max_size=3),
@@ -106,7 +106,7 @@ def test_the_entry_of_a_graph_follows_the_table_of_names() -> None:
     by_name = {port.name: port for port in (*entry.inputs, *entry.outputs)}
     assert entry.file == "onnx/decoder.onnx"
     assert by_name["inputs_embeds"].dtype == "float16"
-    assert by_name["logits"] == PortEntry(name="logits", dtype="float32", axes=("batch", 611))
+    assert by_name["logits"] == TensorEntry(name="logits", dtype="float32", axes=("batch", 611))
     assert by_name["past.3.key"].axes == ("batch", 4, "capacity", 32)
     assert by_name["total_sequence_length"].axes == ()
     assert GraphEntry.of("video_encoder", video_encoder_io(CONFIG), "fp32").inputs[0].dtype == "float32"
@@ -131,7 +131,7 @@ def test_large_fp32_weights_stay_in_their_file_and_fp16_ones_are_widened() -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_token": 3}, "did you mean 'num_tokens'"),
+        ({"num_token": 3}, "did you mean 'num_video_tokens'"),
         ({"precision": "int8"}, "allowed: fp32, fp16"),
         ({"encoder": "magic"}, "allowed: tokenlearner"),
         ({"target": "tensorrt"}, "allowed: onnxruntime"),
@@ -168,7 +168,7 @@ def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
 
 def test_values_are_checked_when_a_manifest_is_made() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        dataclasses.replace(fake_manifest(), num_tokens=0)
+        dataclasses.replace(fake_manifest(), num_video_tokens=0)
 
 
 @pytest.mark.parametrize("parity", [{"error": float("nan")}, {"error": Path()}, {"text": "x" * 2**20}], ids=str)

@@ -198,8 +198,8 @@ def test_a_manifest_must_list_every_needed_file(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"num_tokens": 16}, "num_tokens"), ({"encoder": "gttm"}, "encoder"), ({"model": "other"}, "model"),
-     ({"limits": {"max_positions": 9}}, "max_positions"), ({"precision": "fp32"}, "kv")],
+    [({"num_video_tokens": 16}, "num_video_tokens"), ({"encoder": "gttm"}, "encoder"), ({"model": "other"}, "model"),
+     ({"limits": {"max_context": 9}}, "max_context"), ({"precision": "fp32"}, "kv")],
     ids=["tokens", "encoder", "model", "limits", "kv"],
 )  # fmt: skip
 def test_a_manifest_that_contradicts_the_config_is_refused(bundle: Path, change: dict[str, object], what: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from blip3v.data.film import COLOURS, SHAPES, Film, make_film
 from blip3v.data.labels import (
-    IGNORED,
+    IGNORE_INDEX,
     NUM_WORDS,
     OBJECTS_PER_FRAME,
     motion_labels,
@@ -110,4 +110,4 @@ def test_a_frame_without_objects_has_no_labels() -> None:
     labels, motions = object_labels(alone, TIMES[:1]), motion_labels(alone, TIMES[:1])
     assert not labels.words_NA.any()
     assert np.isnan(labels.place_N2).all()
-    assert (motions.words_NA == IGNORED).all()
+    assert (motions.words_NA == IGNORE_INDEX).all()

@@ -29,11 +29,11 @@ def test_random_weights_differ_in_every_layer_and_follow_from_the_seed() -> None
 
 
 def test_a_random_source_has_a_tokenizer_of_the_models_size(tmp_path: Path) -> None:
-    source = resolve_source(init="random", encoder="tokenlearner", num_tokens=16)
+    source = resolve_source(init="random", encoder="tokenlearner", num_video_tokens=16)
     path = tmp_path / "tokenizer.json"
     path.write_text(source.tokenizer_json, "utf-8")
     tokenizer = Tokenizer.load(path)
-    assert source.config.visual_tokens == 16
+    assert source.config.num_video_tokens == 16
     assert tokenizer.num_tokens == source.config.text.num_logits
     assert tokenizer.image_id == source.config.text.num_base_tokens
     assert source.provenance.random_init
@@ -43,7 +43,7 @@ def test_a_random_source_has_a_tokenizer_of_the_models_size(tmp_path: Path) -> N
 
 def test_an_unknown_token_count_lists_those_that_exist() -> None:
     with pytest.raises(ConfigError, match="16, 32, 64, 128, 256"):
-        resolve_source(init="random", encoder="tokenlearner", num_tokens=17)
+        resolve_source(init="random", encoder="tokenlearner", num_video_tokens=17)
 
 
 def test_frames_change_only_a_count_of_so_many_a_frame_and_no_weight(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_frames_change_only_a_count_of_so_many_a_frame_and_no_weight(tmp_path: P
     for encoder, expected in counts.items():
         path = write_folder(tmp_path / encoder, small_config(encoder))
         source = folder_source(path, num_frames=5)
-        assert (source.config.num_frames, source.config.visual_tokens) == (5, expected)
+        assert (source.config.num_frames, source.config.num_video_tokens) == (5, expected)
         shapes = {name: x.shape for name, x in random_model(source.config).state_dict().items()}
         assert {name: x.shape for name, x in source.weights.items()} == shapes
 
 
 def test_a_new_encoder_keeps_the_base(folder: Path) -> None:
-    source = new_encoder_source(folder, "tokenlearner", num_tokens=16)
+    source = new_encoder_source(folder, "tokenlearner", num_video_tokens=16)
     assert not source.provenance.trained
     assert not source.provenance.random_init
     base, new = random_model(small_config()).state_dict(), source.weights

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from export_models import Exported
 
-from blip3v.bundle.graph_io import GraphIO, Port, decoder_io, video_encoder_io
+from blip3v.bundle.graph_io import GraphIO, TensorSpec, decoder_io, video_encoder_io
 from blip3v.errors import ExportError
 from blip3v.export.passes import fit_io, weight_counts
 
@@ -84,13 +84,15 @@ def test_nodes_and_matrices_are_named_after_their_modules(decoder: Decoders) -> 
 @pytest.mark.parametrize(
     ("port", "message"),
     [
-        (Port("frames", "compute", (2, "num_frames", 3, 32, 32)), "axes"),
-        (Port("frames", "int64", ("batch", "num_frames", 3, 32, 32)), "INT64"),
-        (Port("pixels", "compute", ("batch", "num_frames", 3, 32, 32)), "pixels"),
+        (TensorSpec("frames", "compute", (2, "num_frames", 3, 32, 32)), "axes"),
+        (TensorSpec("frames", "int64", ("batch", "num_frames", 3, 32, 32)), "INT64"),
+        (TensorSpec("pixels", "compute", ("batch", "num_frames", 3, 32, 32)), "pixels"),
     ],
     ids=["axis", "dtype", "name"],
 )
-def test_a_graph_that_breaks_the_contract_is_refused(video_encoder: VideoEncoders, port: Port, message: str) -> None:
+def test_a_graph_that_breaks_the_contract_is_refused(
+    video_encoder: VideoEncoders, port: TensorSpec, message: str
+) -> None:
     exported = video_encoder("tokenlearner", "fp32")
     outputs = video_encoder_io(exported.model.config).outputs
     with pytest.raises(ExportError, match=message):

@@ -24,16 +24,20 @@ SIZES = [(1, 1), (3, 2), (1, 8), (2, 11)]
 RECURRENT = ["gttm", "ttm", "mambalike"]
 # Other counts and forms than the usual one of an encoder, at 8 frames.
 FORMS: list[tuple[str, Mapping[str, object]]] = [
-    *(("tokenlearner", {"num_tokens": m, "time_stamps": False}) for m in (16, 128, 256)),
-    *((name, {"num_tokens": m, "pooling": "attention"}) for name in ("gttm", "mambalike") for m in (16, 32, 128, 256)),
-    *(("ttm", {"num_tokens": m, "memory_output": True}) for m in (16, 32, 128, 256)),
-    ("ttm", {"num_tokens": 32, "step_tokens": 4}),
+    *(("tokenlearner", {"num_video_tokens": m, "time_stamps": False}) for m in (16, 128, 256)),
+    *(
+        (name, {"num_video_tokens": m, "pooling": "attention"})
+        for name in ("gttm", "mambalike")
+        for m in (16, 32, 128, 256)
+    ),
+    *(("ttm", {"num_video_tokens": m, "memory_output": True}) for m in (16, 32, 128, 256)),
+    ("ttm", {"num_video_tokens": 32, "step_tokens": 4}),
     ("ttm", {"time_stamps": False}),
-    *(("transformer", {"num_tokens": m}) for m in (16, 32)),
-    *(("perceiver", {"num_tokens": m}) for m in (16, 128)),
+    *(("transformer", {"num_video_tokens": m}) for m in (16, 32)),
+    *(("perceiver", {"num_video_tokens": m}) for m in (16, 128)),
     ("mean", {"pooling": "sum"}),
-    *(("per-frame", {"num_tokens": m}) for m in (16, 128, 256)),
-    *(("space-time-pool", {"num_tokens": m}) for m in (16, 128)),
+    *(("per-frame", {"num_video_tokens": m}) for m in (16, 128, 256)),
+    *(("space-time-pool", {"num_video_tokens": m}) for m in (16, 128)),
 ]
 
 
@@ -45,7 +49,7 @@ def test_equals_pytorch_for_any_batch_and_number_of_frames(video_encoder: VideoE
 @pytest.mark.parametrize(
     ("encoder", "choices"),
     [
-        ("gttm", {"num_tokens": 32}),  # the paper's pooling
+        ("gttm", {"num_video_tokens": 32}),  # the paper's pooling
         *(pytest.param(*form, marks=pytest.mark.slow) for form in FORMS),
     ],
 )

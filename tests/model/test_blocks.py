@@ -39,9 +39,9 @@ def test_process_layers() -> None:
     close(block(x), np.stack([process(row, w, "", 3, 6) for row in x.double().numpy()]))
 
 
-@pytest.mark.parametrize("num_tokens", [4, 32])
-def test_token_learner_pools_what_is_not_normalised(num_tokens: int) -> None:
-    block, x = randomise(TokenLearner(DIM, num_tokens=num_tokens)), tokens(2, 40, DIM)
+@pytest.mark.parametrize("num_video_tokens", [4, 32])
+def test_token_learner_pools_what_is_not_normalised(num_video_tokens: int) -> None:
+    block, x = randomise(TokenLearner(DIM, num_tokens=num_video_tokens)), tokens(2, 40, DIM)
     want = np.stack([token_learner(row, weights(block), "") for row in x.double().numpy()])
     close(block(x), want)
 
@@ -87,7 +87,7 @@ def test_resampler_projects_after_the_temporal_encoder(encoder: str, num_frames:
 
 
 def test_the_joint_perceiver_keeps_the_first_latents() -> None:
-    all_latents, some = (randomise(PerceiverResampler(small_config("perceiver", num_tokens=m))) for m in (32, 16))
+    all_latents, some = (randomise(PerceiverResampler(small_config("perceiver", num_video_tokens=m))) for m in (32, 16))
     some.load_state_dict(all_latents.state_dict())
     patches = tokens(2, 3, 64, 24)
     assert some(patches).shape[1] == 16

@@ -32,7 +32,7 @@ from blip3v.model import released_names
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.released_names import Fit, fit
 from blip3v.model.temporal_form import WEIGHTLESS
-from blip3v.model.weight_file import Stored
+from blip3v.model.weight_file import TensorInfo
 from blip3v.model.weights import state_shapes
 
 NUM_ELEMENTS = 4_418_604_771
@@ -65,7 +65,7 @@ def _cached_shapes(config):
 
 
 def fitted(shapes: Shapes, *, encoder: str | None = None, num_frames: int = 8, dtype: str = "F32") -> Fit:
-    found = {name: Stored(shape, dtype) for name, shape in shapes.items()}
+    found = {name: TensorInfo(shape, dtype) for name, shape in shapes.items()}
     return fit(found, preset("xgen-mm-vid"), where="here", encoder=encoder, num_frames=num_frames)
 
 
@@ -78,7 +78,7 @@ def num_kept(result: Fit) -> int:
 
 
 def num_left_out(result: Fit | Checkpoint) -> int:
-    return sum(prod(item.shape) for item in result.left_out)
+    return sum(prod(item.shape) for item in result.unused_keys)
 
 
 def test_the_folder_is_the_released_one_to_the_byte(sparse: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_script_writes_such_a_folder(
     runpy.run_path(str(script), run_name="__main__")
     assert "4,359,337,603 elements, 8,718,675,206 bytes" in capsys.readouterr().out
     opened = open_checkpoint(folder)
-    assert (opened.config.temporal.encoder, opened.config.visual_tokens) == ("tokenlearner", 32)
+    assert (opened.config.temporal.encoder, opened.config.num_video_tokens) == ("tokenlearner", 32)
     assert {part.dtype for part in opened.stored.values()} == {"F16"}
     with pytest.raises(SystemExit, match="exists; choose another folder"):
         runpy.run_path(str(script), run_name="__main__")
@@ -110,7 +110,7 @@ def test_the_script_writes_such_a_folder(
 def test_every_released_tensor_has_its_place_or_a_reason(checkpoint: Checkpoint) -> None:
     kept = sum(part.num_elements for part in checkpoint.stored.values())
     assert kept + num_left_out(checkpoint) == NUM_ELEMENTS
-    whole = {item.name for item in checkpoint.left_out if RELEASED[item.name] == item.shape}
+    whole = {item.name for item in checkpoint.unused_keys if RELEASED[item.name] == item.shape}
     assert set(checkpoint.weights) | whole == set(RELEASED)
     assert set(checkpoint.weights) & whole == set()
     assert set(checkpoint.weights) == set(state_shapes(checkpoint.config))
@@ -118,7 +118,7 @@ def test_every_released_tensor_has_its_place_or_a_reason(checkpoint: Checkpoint)
 
 def test_what_is_left_out_is_named(checkpoint: Checkpoint) -> None:
     parts: dict[str, int] = {}
-    for item in checkpoint.left_out:
+    for item in checkpoint.unused_keys:
         parts[item.why] = parts.get(item.why, 0) + prod(item.shape)
     assert parts == {
         "the pooling head: all patch tokens are used, not their pool": 15_238_352,
@@ -184,8 +184,8 @@ def test_a_long_list_is_cut_and_counted() -> None:
 
 
 def test_weights_of_another_dtype_are_refused() -> None:
-    found = {name: Stored(shape, "F32") for name, shape in RELEASED.items()}
-    found["lang_model.model.norm.weight"] = Stored((3072,), "I64")
+    found = {name: TensorInfo(shape, "F32") for name, shape in RELEASED.items()}
+    found["lang_model.model.norm.weight"] = TensorInfo((3072,), "I64")
     with pytest.raises(ArtifactError, match=r"lang_model\.model\.norm\.weight is I64, expected one of F32, F16, BF16"):
         fit(found, preset("xgen-mm-vid"), where="here", encoder=None, num_frames=8)
 
@@ -211,12 +211,16 @@ KNOWN: dict[str, tuple[str, int, int, dict[str, object]]] = {
 
 @pytest.mark.parametrize("form", KNOWN)
 def test_the_temporal_encoder_is_found_by_its_tensors(form: str) -> None:
-    encoder, num_tokens, num_elements, settings = KNOWN[form]
+    encoder, num_video_tokens, num_elements, settings = KNOWN[form]
     shapes = with_form(RELEASED, form)
     assert sum(map(prod, shapes.values())) == WITHOUT_TEMPORAL + num_elements, "the table above is not the fact sheet's"
     result = fitted(shapes)
     temporal = result.config.temporal
-    assert (temporal.encoder, temporal.num_tokens, result.config.resampler.num_latents) == (encoder, num_tokens, 128)
+    assert (temporal.encoder, temporal.num_video_tokens, result.config.resampler.num_latents) == (
+        encoder,
+        num_video_tokens,
+        128,
+    )
     assert {name: getattr(temporal, name) for name in settings} == settings
     assert num_kept(result) + num_left_out(result) == WITHOUT_TEMPORAL + num_elements
 
@@ -239,7 +243,7 @@ def test_every_tensor_of_every_temporal_encoder_is_missed(form: str) -> None:
 
 def test_32_tokens_may_come_of_32_latents() -> None:
     result = fitted(with_form(RELEASED, "gttm-32-latents"))
-    assert (result.config.temporal.encoder, result.config.temporal.num_tokens) == ("gttm", 32)
+    assert (result.config.temporal.encoder, result.config.temporal.num_video_tokens) == ("gttm", 32)
     assert (result.config.resampler.num_latents, result.config.temporal.pooling) == (32, "mean")
     shapes = state_shapes(result.config)
     assert shapes["vision_tokenizer.latents"] == (32, 1152)
@@ -261,17 +265,19 @@ def test_two_heads_are_one_too_many() -> None:
 
 
 def test_unused_parts_of_other_encoders_are_named() -> None:
-    assert {item.name for item in fitted(with_form(RELEASED, "mambalike")).left_out} >= {
+    assert {item.name for item in fitted(with_form(RELEASED, "mambalike")).unused_keys} >= {
         f"{TEMPORAL}expand_mlp2.{part}" for part in ("0.weight", "0.bias", "1.weight", "3.weight")
     }
-    outputs = [x for x in fitted(with_form(RELEASED, "ttm-memory")).left_out if "output_layer" in x.name]
+    outputs = [x for x in fitted(with_form(RELEASED, "ttm-memory")).unused_keys if "output_layer" in x.name]
     assert sum(prod(item.shape) for item in outputs) == 80_384
 
 
-@pytest.mark.parametrize(("form", "num_tokens"), [("gttm", 128), ("per-frame", 64), ("ttm", 256), ("tokenlearner", 32)])
-def test_sixteen_frames_are_said_by_the_caller(form: str, num_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "num_video_tokens"), [("gttm", 128), ("per-frame", 64), ("ttm", 256), ("tokenlearner", 32)]
+)
+def test_sixteen_frames_are_said_by_the_caller(form: str, num_video_tokens: int) -> None:
     config = fitted(with_form(RELEASED, form), num_frames=16).config
-    assert (config.num_frames, config.visual_tokens) == (16, num_tokens)
+    assert (config.num_frames, config.num_video_tokens) == (16, num_video_tokens)
 
 
 def test_without_tensors_somebody_must_say_the_encoder() -> None:

@@ -32,7 +32,7 @@ def test_the_native_file_is_the_released_folder(released: Path, tmp_path: Path, 
     native, folder = open_checkpoint(path, tokenizer=released), open_checkpoint(released)
     assert native.kind == "native"
     assert native.hashed_files[-1] == path
-    same = ("config", "tokenizer_json", "preprocessor", "generation", "chat_template", "left_out", "stored")
+    same = ("config", "tokenizer_json", "preprocessor", "generation", "chat_template", "unused_keys", "stored")
     assert [getattr(native, name) for name in same] == [getattr(folder, name) for name in same]
     assert_same_weights(native.weights, folder.weights)
     converted = convert(native, tmp_path / "converted").path

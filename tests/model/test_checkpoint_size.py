@@ -102,7 +102,7 @@ def _convert_released_size(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
-    num_left_out = sum(prod(item["shape"]) for item in values["left_out"])
+    num_left_out = sum(prod(item["shape"]) for item in values["unused_keys"])
     assert values["num_elements"] + num_left_out == 4_418_604_771
     # The largest tensor is the embedding, 394 MB in fp32; a copy in fp16, its bytes, and Python with PyTorch beside it.
     assert values["peak_rss_bytes"] < 2 * 2**30

@@ -62,7 +62,7 @@ def test_a_converted_folder_is_a_model_folder(released: Path, tmp_path: Path) ->
     assert logits.shape == (1, 2 + 128, NUM_BASE_TOKENS + 3)
     assert bool(logits.isfinite().all())
     again = open_checkpoint(folder)
-    assert (again.kind, again.left_out) == ("blip3v", ())
+    assert (again.kind, again.unused_keys) == ("blip3v", ())
     assert (again.config, again.preprocessor, again.generation) == (
         source.config,
         source.preprocessor,
@@ -186,9 +186,9 @@ def test_the_command_says_what_it_found_and_left_out(released: Path, tmp_path: P
 def test_the_command_prints_one_object(released: Path, tmp_path: Path) -> None:
     values = json.loads(run(released, "-o", tmp_path / "converted", "--json").stdout)
     assert values["kind"] == "released"
-    assert values["left_out"][0]["name"] == "vision_encoder.head.probe"
+    assert values["unused_keys"][0]["name"] == "vision_encoder.head.probe"
     assert values["config"] == open_checkpoint(released).config.to_dict()
-    num_left_out = sum(prod(item["shape"]) for item in values["left_out"])
+    num_left_out = sum(prod(item["shape"]) for item in values["unused_keys"])
     assert values["num_elements"] + num_left_out == sum(map(prod, small_shapes().values()))
     assert values["size_bytes"] == sum(file.stat().st_size for file in (tmp_path / "converted").iterdir())
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from blip3v.config import ModelConfig, preset
-from blip3v.model import IGNORE, Blip3Video, splice
+from blip3v.model import IGNORE_INDEX, Blip3Video, splice
 from blip3v.model.generate import greedy
 from blip3v.model.language import SplitEmbedding
 
@@ -35,8 +35,8 @@ def test_language_model_equals_the_library_with_one_table_and_a_bias_on_top(mode
             num_hidden_layers=text.num_layers,
             num_attention_heads=text.num_heads,
             num_key_value_heads=text.num_kv_heads,
-            max_position_embeddings=text.max_positions,
-            original_max_position_embeddings=text.max_positions,
+            max_position_embeddings=text.max_context,
+            original_max_position_embeddings=text.max_context,
             sliding_window=text.sliding_window,
             bos_token_id=None,
             eos_token_id=None,
@@ -64,7 +64,7 @@ def test_splice_against_plain_concatenation(positions: tuple[int, int]) -> None:
 
 def test_loss_counts_only_answers(model: Blip3Video) -> None:
     ids = torch.tensor([[10, 608, 20, 30, 31], [10, 608, 20, 40, 600]])
-    labels = torch.full_like(ids, IGNORE)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     labels[0, 3:], labels[1, 3] = ids[0, 3:], 40
     video = torch.randn(2, 4, 128)
     position = torch.tensor([1, 1])

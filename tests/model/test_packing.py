@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from blip3v.config import preset
-from blip3v.model import IGNORE, Blip3Video
+from blip3v.model import IGNORE_INDEX, Blip3Video
 from blip3v.model.packing import positions_and_mask
 from blip3v.training.batch import Row, make_batch
 
@@ -53,7 +53,7 @@ def test_packed_questions_equal_rows_of_their_own(window: int | None) -> None:
     for clip, rows in enumerate(ROWS):
         for row in rows:
             ids = torch.tensor([row.ids])
-            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt, IGNORE, ids)
+            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt, IGNORE_INDEX, ids)
             one, num = model.loss(ids, labels, torch.tensor([row.image_position]), video[clip : clip + 1])
             apart, counted = apart + one, counted + int(num)
     apart.backward()

@@ -30,35 +30,38 @@ NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, 2, 3
 
 # What an encoder is asked for. The formula of each stands in ``expected``.
 CASES: list[tuple[str, dict[str, object]]] = [
-    ("tokenlearner", {"num_tokens": 16}),
-    ("tokenlearner", {"num_tokens": 32, "time_stamps": True}),
-    ("tokenlearner", {"num_tokens": 256}),
+    ("tokenlearner", {"num_video_tokens": 16}),
+    ("tokenlearner", {"num_video_tokens": 32, "time_stamps": True}),
+    ("tokenlearner", {"num_video_tokens": 256}),
     ("gttm", {}),
-    ("gttm", {"num_tokens": 16}),
-    ("gttm", {"num_tokens": 32, "pooling": "attention"}),
+    ("gttm", {"num_video_tokens": 16}),
+    ("gttm", {"num_video_tokens": 32, "pooling": "attention"}),
     ("ttm", {}),
-    ("ttm", {"num_tokens": 32, "step_tokens": 4, "time_stamps": True}),
-    ("ttm", {"num_tokens": 16}),
-    ("ttm", {"num_tokens": 128, "memory_output": True, "time_stamps": True}),
-    ("transformer", {"num_tokens": 16}),
-    ("transformer", {"num_tokens": 32}),
+    ("ttm", {"num_video_tokens": 32, "step_tokens": 4, "time_stamps": True}),
+    ("ttm", {"num_video_tokens": 16}),
+    ("ttm", {"num_video_tokens": 128, "memory_output": True, "time_stamps": True}),
+    ("transformer", {"num_video_tokens": 16}),
+    ("transformer", {"num_video_tokens": 32}),
     ("mean", {}),
     ("mean", {"pooling": "sum"}),
     ("max", {}),
-    ("per-frame", {"num_tokens": 16}),
-    ("per-frame", {"num_tokens": 32}),
-    ("space-time-pool", {"num_tokens": 16}),
-    ("space-time-pool", {"num_tokens": 32}),
+    ("per-frame", {"num_video_tokens": 16}),
+    ("per-frame", {"num_video_tokens": 32}),
+    ("space-time-pool", {"num_video_tokens": 16}),
+    ("space-time-pool", {"num_video_tokens": 32}),
     ("none", {}),
     ("single-frame", {}),
     ("mambalike", {}),
-    ("mambalike", {"num_tokens": 16}),
+    ("mambalike", {"num_video_tokens": 16}),
 ]
 
 
 def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights) -> Array:
     """The tokens of one clip. A count that the released form does not give comes from the paper's form."""
-    num_tokens, by_form = choices.get("num_tokens"), "num_tokens" in choices and "step_tokens" not in choices
+    num_video_tokens, by_form = (
+        choices.get("num_video_tokens"),
+        "num_video_tokens" in choices and "step_tokens" not in choices,
+    )
     x = stamped(x_TND) if choices.get("time_stamps") else x_TND
     pool = functools.partial(token_learner, w=w, at="final_output.")
     if encoder == "tokenlearner":
@@ -72,13 +75,13 @@ def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights)
             return memory
         return np.concatenate([token_learner(z, w, "ttm_unit.output_layer.") for z in processed])
     if encoder == "transformer":
-        assert isinstance(num_tokens, int)
-        return process(np.concatenate(x), w, "", LAYERS, HEADS)[-num_tokens:]
+        assert isinstance(num_video_tokens, int)
+        return process(np.concatenate(x), w, "", LAYERS, HEADS)[-num_video_tokens:]
     if encoder == "per-frame":
         return np.concatenate([pool(frame) for frame in x])
     if encoder == "space-time-pool":
-        assert isinstance(num_tokens, int)
-        width = NUM_LATENTS // num_tokens
+        assert isinstance(num_video_tokens, int)
+        width = NUM_LATENTS // num_video_tokens
         return np.stack([x[:, i : i + width].max(axis=(0, 1)) for i in range(0, NUM_LATENTS, width)])
     plain: dict[str, Callable[[Array], Array]] = {
         "mean": lambda x: x.sum(0) if choices else x.sum(0) / len(x),
@@ -103,7 +106,7 @@ def test_against_the_plain_formula(encoder: str, choices: dict[str, object], num
     want = np.stack([expected(encoder, choices, clip, w) for clip in x.double().numpy()])
     close(model(x), want)
     if num_frames == 8:
-        assert want.shape[1] == small_config(encoder, **choices).visual_tokens
+        assert want.shape[1] == small_config(encoder, **choices).num_video_tokens
 
 
 def test_every_encoder_has_a_formula() -> None:
@@ -147,14 +150,14 @@ def test_groups_never_mix(encoder: str) -> None:
 
 
 def test_attention_over_the_memories_mixes_groups() -> None:
-    x, model = tokens(1, 4, NUM_LATENTS, DIM), _build("gttm", pooling="attention", num_tokens=16)
+    x, model = tokens(1, 4, NUM_LATENTS, DIM), _build("gttm", pooling="attention", num_video_tokens=16)
     other = x.clone()
     other[:, :, 5] += 1.0
     assert ((model(x) - model(other)).abs().amax(dim=(0, 2)) > 0).all()
 
 
 def test_the_transformer_sees_all_frames_and_no_positions() -> None:
-    x, model = tokens(1, 3, NUM_LATENTS, DIM), _build("transformer", num_tokens=32)
+    x, model = tokens(1, 3, NUM_LATENTS, DIM), _build("transformer", num_video_tokens=32)
     swapped = x[:, [1, 0, 2]]
     close(model(swapped), model(x).detach().double().numpy())
     other = x.clone()

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from blip3v.bundle.graph_io import (
     GraphIO,
-    Port,
+    TensorSpec,
     decoder_io,
     past_key,
     past_value,
@@ -36,7 +36,7 @@ def toy_config(
     *,
     num_kv_heads: int = 2,
     sliding_window: int | None = None,
-    max_positions: int = 256,
+    max_context: int = 256,
     num_base_tokens: int = 300,
     vocab_size: int = 320,
 ) -> ModelConfig:
@@ -48,7 +48,7 @@ def toy_config(
             image_size=16, patch_size=8, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2
         ),
         resampler=ResamplerConfig(num_latents=8, depth=1, num_heads=2, head_dim=16),
-        temporal=TemporalConfig(encoder="mean", num_tokens=8, num_heads=2),
+        temporal=TemporalConfig(encoder="mean", num_video_tokens=8, num_heads=2),
         text=TextConfig(
             vocab_size=vocab_size,
             num_base_tokens=num_base_tokens,
@@ -58,7 +58,7 @@ def toy_config(
             num_layers=3,
             num_heads=4,
             num_kv_heads=num_kv_heads,
-            max_positions=max_positions,
+            max_context=max_context,
             sliding_window=sliding_window,
         ),
     )
@@ -90,7 +90,7 @@ class Weights:
         values["norm"] = rng.uniform(0.5, 1.5, width).astype(np.float32)
         normal("head", width, text.num_logits, scale=0.4)
         half = np.arange(0, head, 2) / head
-        angle = np.arange(text.max_positions)[:, None] / (text.rope_theta**half)[None]
+        angle = np.arange(text.max_context)[:, None] / (text.rope_theta**half)[None]
         values["cos"], values["sin"] = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         return cls(values)
 
@@ -177,7 +177,7 @@ def _layer(builder: _Builder, text: TextConfig, layer: int, x: str) -> str:
 def write_video_encoder(path: Path, config: ModelConfig, precision: str = "float32", seed: int = 1) -> None:
     """Patches through one Linear, mean over frames: (B,F,3,side,side) to (B,M,D), M = 8."""
     rng = np.random.default_rng(seed)
-    side, count, width = config.vision.image_size, config.visual_tokens, config.text.hidden_size
+    side, count, width = config.vision.image_size, config.num_video_tokens, config.text.hidden_size
     builder = _Builder(precision)
     builder.weight("project", rng.normal(0, 0.3, (3 * side * side // count, width)).astype(np.float32))
     builder.ints("tokens_shape", [0, 0, count, 3 * side * side // count])
@@ -214,7 +214,7 @@ class _Builder:
         return self.node("RMSNormalization", [x, weight], axis=-1, epsilon=epsilon)
 
     def save(self, path: Path, io: GraphIO) -> None:
-        def infos(ports: tuple[Port, ...]) -> list[onnx.ValueInfoProto]:
+        def infos(ports: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
             return [
                 helper.make_tensor_value_info(
                     p.name, self.float_type if p.dtype == "compute" else _TYPES[p.dtype], p.axes

@@ -71,7 +71,7 @@ def test_every_stage_writes_what_it_measured(whole: tuple[Path, str]) -> None:
     assert list(content["generation"]["rows"]) == ["batch 1, eager", "batch 1, compiled"]
     for stage in ("training", "generation"):
         for group in content[stage]["rows"].values():
-            assert [row["num_tokens"] for row in group["rows"]] == [1024, 128]
+            assert [row["num_video_tokens"] for row in group["rows"]] == [1024, 128]
             assert all(row["samples_per_s"] > 0 for row in group["rows"])
 
 
@@ -237,7 +237,7 @@ def test_too_little_memory_is_recorded_and_less_is_tried(monkeypatch: pytest.Mon
     def take_turns(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> list[dict[str, Any]]:
         if form.batch_size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
-        return [{"num_tokens": 1024}]
+        return [{"num_video_tokens": 1024}]
 
     monkeypatch.setattr(training_stage, "_take_turns", take_turns)
     found = training_stage._measure_form(Trainee(PLAN), Form(batch_size=4), PLAN, Budget(60))

@@ -155,4 +155,4 @@ def test_recipes_of_the_full_size_have_the_papers_numbers(name: str) -> None:
     assert (stage.num_epochs, stage.warmup_steps, stage.freeze) == (1, 500, ("vision_encoder",))
     assert (stage.batch_size_per_device, stage.learning_rate) == ((16, 2e-5) if captions else (4, 1e-5))
     assert (recipe.precision, recipe.parallel, recipe.gradient_checkpointing) == ("bf16", "fsdp", True)
-    assert recipe.model_config().temporal.num_tokens == (32 if "tokenlearner" in name else 128)
+    assert recipe.model_config().temporal.num_video_tokens == (32 if "tokenlearner" in name else 128)

@@ -72,8 +72,8 @@ def phi3_config(**changes: Any) -> Phi3Config:
         "num_hidden_layers": text.num_layers,
         "num_attention_heads": text.num_heads,
         "num_key_value_heads": text.num_kv_heads,
-        "max_position_embeddings": text.max_positions,
-        "original_max_position_embeddings": text.max_positions,
+        "max_position_embeddings": text.max_context,
+        "original_max_position_embeddings": text.max_context,
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -415,7 +415,7 @@ def test_a_native_checkpoint_is_fine_tuned_and_is_a_model_folder_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The authors' .pt in small: the vision encoder stays as it was, the rest has moved by one step of AdamW."""
-    temporal = TemporalConfig(encoder="tokenlearner", num_tokens=32)
+    temporal = TemporalConfig(encoder="tokenlearner", num_video_tokens=32)
     small = dataclasses.replace(TINY, name="xgen-mm-vid", temporal=temporal)
     monkeypatch.setitem(PRESETS, "xgen-mm-vid", small)
     weights = dict(RandomWeights(small))

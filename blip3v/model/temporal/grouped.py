@@ -26,7 +26,9 @@ class GroupedRecurrence(Recurrence):
         dim, temporal = config.vision.hidden_size, config.temporal
         self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, temporal.num_slots, dim))
         self.pos_emb = TimeStamps(dim)
-        self.final_output = None if temporal.pooling == "mean" else TokenLearner(dim, num_tokens=temporal.num_tokens)
+        self.final_output = (
+            None if temporal.pooling == "mean" else TokenLearner(dim, num_tokens=temporal.num_video_tokens)
+        )
 
     def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
         """Initial memory (R, G, D) and time-stamped tokens by frame (T, R, D)."""

@@ -11,12 +11,12 @@ __all__ = ["PerFrameTokenLearner"]
 
 
 class PerFrameTokenLearner(nn.Module):
-    """(B, T, N, D) to (B, T*m, D), frame-major, any T; m is ``num_tokens`` by ``num_frames``."""
+    """(B, T, N, D) to (B, T*m, D), frame-major, any T; m is ``num_video_tokens`` by ``num_frames``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        num_tokens = config.temporal.num_tokens // config.num_frames
-        self.final_output = TokenLearner(config.vision.hidden_size, num_tokens=num_tokens)
+        num_video_tokens = config.temporal.num_video_tokens // config.num_frames
+        self.final_output = TokenLearner(config.vision.hidden_size, num_tokens=num_video_tokens)
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Pools every frame, and puts the frames one after the other."""

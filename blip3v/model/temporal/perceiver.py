@@ -17,7 +17,7 @@ class JointPerceiver(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_tokens = config.temporal.num_tokens
+        self.num_video_tokens = config.temporal.num_video_tokens
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
         """The patches of all frames as those of one: (B, T, P, D) to (B, 1, T*P, D)."""
@@ -25,4 +25,4 @@ class JointPerceiver(nn.Module):
 
     def forward(self, x_B1LD: Tensor) -> Tensor:
         """Keeps the first M latents."""
-        return x_B1LD[:, 0, : self.num_tokens]
+        return x_B1LD[:, 0, : self.num_video_tokens]

@@ -16,10 +16,10 @@ class SpaceTimePool(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_tokens = config.temporal.num_tokens
+        self.num_video_tokens = config.temporal.num_video_tokens
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """The largest of each window, number by number."""
-        *lead, num_tokens, dim = x_BTND.shape
-        windows_BTMWD = x_BTND.reshape(*lead, self.num_tokens, num_tokens // self.num_tokens, dim)
+        *lead, num_video_tokens, dim = x_BTND.shape
+        windows_BTMWD = x_BTND.reshape(*lead, self.num_video_tokens, num_video_tokens // self.num_video_tokens, dim)
         return windows_BTMWD.amax(dim=(1, 3))

@@ -23,7 +23,7 @@ class SpaceTimeTokenLearner(nn.Module):
         if config.temporal.time_stamps:
             self.pos_emb = TimeStamps(dim)
         self.time_stamps = config.temporal.time_stamps
-        self.final_output = TokenLearner(dim, num_tokens=config.temporal.num_tokens)
+        self.final_output = TokenLearner(dim, num_tokens=config.temporal.num_video_tokens)
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Pools all frames at once."""

@@ -20,7 +20,7 @@ class SpaceTimeTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         temporal = config.temporal
-        self.num_tokens = temporal.num_tokens
+        self.num_video_tokens = temporal.num_video_tokens
         self.process_layers = ProcessLayers(
             config.vision.hidden_size,
             num_layers=temporal.num_layers,
@@ -31,4 +31,4 @@ class SpaceTimeTransformer(nn.Module):
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Runs over the tokens of all frames, frame-major."""
         processed: Tensor = self.process_layers(x_BTND.flatten(1, 2))
-        return processed[:, -self.num_tokens :]
+        return processed[:, -self.num_video_tokens :]

@@ -1,6 +1,6 @@
 """Weights of a graph that is traced without them: where each comes from, and how it gets into the graph's file.
 
-    model without weights        hollow module                    graph                       file
+    model without weights        placeholder parameters           graph                       file
     meta parameters        ->    one number that stands    ->     initializers that load  ->  written one by one
                                  for a whole matrix               when they are written
 
@@ -23,7 +23,7 @@ from blip3v.errors import ExportError
 from blip3v.export.passes import TRANSPOSED
 from blip3v.export.precision import recast
 
-__all__ = ["Loader", "attach", "hollow"]
+__all__ = ["Loader", "set_lazy_initializers", "with_placeholders"]
 
 Loader = Callable[[], Tensor]  # gives a weight anew at each call
 
@@ -31,7 +31,7 @@ _MERGED_ELEMENTS = 2**16  # many more than what torch takes for small
 _TORCH_OF = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
-def hollow(module: nn.Module, precision: Precision, *, keep: Iterable[Tensor] = ()) -> nn.Module:
+def with_placeholders(module: nn.Module, precision: Precision, *, keep: Iterable[Tensor] = ()) -> nn.Module:
     """A copy whose parameters have dtype and shape and take no memory; computed ones keep their values.
 
     Args:
@@ -57,11 +57,11 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
     return (payload.to(integer) | exponent).view(dtype)
 
 
-def attach(model: ir.Model, loaders: Mapping[str, Loader]) -> None:
+def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader]) -> None:
     """Gives every weight of the graph its loader, to be called when the graph is written.
 
     Args:
-        model: traced from a hollow module, its matrices named after their modules.
+        model: traced from a module with placeholder parameters, its matrices named after their modules.
         loaders: fp32 weights by the name of the module's parameter; one with several names has one loader.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blip3v.config import ModelConfig
 from blip3v.errors import ExportError
-from blip3v.export.attach import attach, hollow
+from blip3v.export.lazy_initializers import set_lazy_initializers, with_placeholders
 from blip3v.export.passes import TRANSPOSED
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph
 from blip3v.model.language import embedding_table, head_bias, head_matrix
@@ -89,31 +89,31 @@ def _graph(**initializers: np.ndarray) -> ir.Model:
 def test_a_constant_that_was_computed_from_a_weight_is_refused() -> None:
     """Without weights it is not a number; with zeros in their place it would have been a silent zero."""
     with pytest.raises(ExportError, match="the constant folded from a weight"):
-        attach(_graph(folded=np.array([1.0, np.nan], np.float32)), {})
+        set_lazy_initializers(_graph(folded=np.array([1.0, np.nan], np.float32)), {})
 
 
 def test_a_weight_that_the_graph_does_not_hold_is_refused() -> None:
     with pytest.raises(ExportError, match=r"the weights norm\.weight are not in the graph"):
-        attach(_graph(other=np.ones(2, np.float32)), {"norm.weight": lambda: torch.ones(2)})
+        set_lazy_initializers(_graph(other=np.ones(2, np.float32)), {"norm.weight": lambda: torch.ones(2)})
 
 
 def test_a_transposed_weight_is_turned_when_it_is_read() -> None:
     model = _graph(matrix=np.full((2, 3), np.nan, np.float32))
     model.graph.initializers["matrix"].metadata_props[TRANSPOSED] = "1"
-    attach(model, {"matrix": lambda: torch.arange(6.0).reshape(3, 2)})
+    set_lazy_initializers(model, {"matrix": lambda: torch.arange(6.0).reshape(3, 2)})
     value = model.graph.initializers["matrix"].const_value
     assert value is not None
     np.testing.assert_array_equal(value.numpy(), [[0, 2, 4], [1, 3, 5]])
 
 
-def test_small_weights_of_a_hollow_module_all_differ() -> None:
+def test_small_placeholders_all_differ() -> None:
     """Torch merges small constants of equal bits: two norms of one width would become one."""
     with torch.device("meta"):
         module = nn.Sequential(nn.LayerNorm(96), nn.LayerNorm(96), nn.Linear(96, 4096))
     for precision in ("fp32", "fp16"):
-        parts = [x.numpy().tobytes() for x in hollow(module, precision).parameters() if x.ndim == 1]
+        parts = [x.numpy().tobytes() for x in with_placeholders(module, precision).parameters() if x.ndim == 1]
         assert len(set(parts)) == len(parts) == 5
-        assert all(np.isnan(x.numpy()).all() for x in hollow(module, precision).parameters())
+        assert all(np.isnan(x.numpy()).all() for x in with_placeholders(module, precision).parameters())
 
 
 def test_tables_from_weights_are_the_modules_own() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.errors import ConfigError
 
 __all__ = ["ENCODERS", "EncoderName", "Pooling", "TemporalConfig", "check_temporal", "choose_form", "with_frames"]
@@ -105,7 +105,7 @@ def choose_form(
     if encoder != own.encoder:
         defaults = {field.name: field.default for field in dataclasses.fields(TemporalConfig)}
         values |= {name: defaults[name] for name in _OWN_SETTINGS} | {"num_layers": _scaled_layers(own, encoder)}
-    asked = _strict.from_dict(TemporalConfig, values | dict(options), "the temporal encoder")
+    asked = strict_json.from_dict(TemporalConfig, values | dict(options), "the temporal encoder")
     forms = _forms(asked, num_video_tokens, options)
     size = {"num_frames": num_frames, "num_latents": num_latents}
     if num_video_tokens is None:

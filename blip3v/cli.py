@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 import blip3v
-from blip3v import _extras
+from blip3v import extras
 from blip3v.errors import Blip3vError
 
 __all__ = ["main"]
@@ -115,10 +115,10 @@ def _run(args: list[str]) -> int:
     except OSError as error:
         return _refuse(str(error), _SYSTEM_ERROR)
     except ModuleNotFoundError as error:
-        extra = _extras.extra_of(error.name or "", prefer=args[0] if args else "")
+        extra = extras.extra_of(error.name or "", prefer=args[0] if args else "")
         if extra is None:
             raise
-        line = _extras.pip_line(extra)
+        line = extras.pip_line(extra)
         return _refuse(f"the package {error.name!r} is not installed; run: {line}", _USAGE_ERROR)
 
 

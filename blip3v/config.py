@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v._temporal_config import (
     ENCODERS,
     EncoderName,
@@ -159,7 +159,7 @@ class ModelConfig:
 
     def save(self, path: Path) -> None:
         """Writes ``config.json``."""
-        path.write_text(_strict.dumps(self.to_dict()), "utf-8")
+        path.write_text(strict_json.dumps(self.to_dict()), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
@@ -168,11 +168,11 @@ class ModelConfig:
         Raises:
             ConfigError: not JSON, an unknown or missing key, or values that do not fit together.
         """
-        values = _strict.read_json(path)
+        values = strict_json.read_json(path)
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ConfigError(f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}")
-        return _strict.from_dict(cls, values, str(path))
+        return strict_json.from_dict(cls, values, str(path))
 
 
 def preset(name: str) -> ModelConfig:

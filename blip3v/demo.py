@@ -24,7 +24,6 @@ import click
 from rich.console import Console
 
 import blip3v
-from blip3v._strict import dumps, read_json
 from blip3v.bench import (
     DEFAULT_CLIP,
     ROWS,
@@ -40,6 +39,7 @@ from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
 from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
 from blip3v.errors import UsageError
+from blip3v.strict_json import dumps, read_json
 
 __all__ = ["command"]
 

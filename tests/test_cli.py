@@ -24,8 +24,8 @@ from click.testing import CliRunner
 
 import blip3v
 from blip3v import cli
-from blip3v._extras import EXTRAS
 from blip3v.errors import BackendError, Blip3vError, ParityError
+from blip3v.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")

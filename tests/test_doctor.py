@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from blip3v import _extras
+from blip3v import extras
 from blip3v.doctor import examine_machine, examine_packages, verdicts
 from blip3v.doctor.command import command
 from blip3v.doctor.packages import ENGINES, PackageState
@@ -41,14 +41,14 @@ def test_the_table_of_extras_is_that_of_pyproject():
     del declared["dev"]  # what tests and checks need is not for users
     table = {
         extra: [f"{package.name}>={package.at_least}" for package in packages]
-        for extra, packages in _extras.EXTRAS.items()
+        for extra, packages in extras.EXTRAS.items()
     }
     assert table == declared
 
 
 def test_every_module_of_the_table_belongs_to_its_package():
     providers = importlib.metadata.packages_distributions()
-    for packages in _extras.EXTRAS.values():
+    for packages in extras.EXTRAS.values():
         for package in packages:
             if package.name not in ENGINES:  # two packages own that folder, of which one is installed
                 assert package.name in [name.replace("_", "-") for name in providers[package.module]]
@@ -66,7 +66,7 @@ def test_every_module_of_the_table_belongs_to_its_package():
     ],
 )
 def test_extra_of(module: str, prefer: str, extra: str | None):
-    assert _extras.extra_of(module, prefer=prefer) == extra
+    assert extras.extra_of(module, prefer=prefer) == extra
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from blip3v._strict import dumps
 from blip3v.bench.bundles import default_bundles
 from blip3v.bench.report import BenchReport
 from blip3v.bench.run import run_bench, write_default_clip
@@ -20,6 +19,7 @@ from blip3v.bench.tables import print_report
 from blip3v.bundle.manifest import Precision
 from blip3v.errors import UsageError
 from blip3v.runtime import OpenEstimate
+from blip3v.strict_json import dumps
 
 __all__ = ["command"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.bundle import layout
 from blip3v.bundle.graph_io import GraphIO
 from blip3v.config import EncoderName, ModelConfig
@@ -211,7 +211,7 @@ class Manifest:
             ArtifactError: a number of ``parity`` is NaN or infinite, or the manifest is too large to be read again.
         """
         try:
-            text = _strict.dumps(self.to_dict())
+            text = strict_json.dumps(self.to_dict())
         except (ValueError, TypeError) as error:
             raise ArtifactError(f"the manifest cannot be written as JSON: {error}") from error
         if len(text.encode("utf-8")) > MAX_MANIFEST_BYTES:
@@ -233,14 +233,14 @@ class Manifest:
         if size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{path} has {size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
         try:
-            values = _strict.read_json(path)
+            values = strict_json.read_json(path)
             version = values.get("schema_version")
             if version != SCHEMA_VERSION or isinstance(version, bool):
                 raise ArtifactVersionError(
                     f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}; "
                     "run `blip3v export` again"
                 )
-            return _strict.from_dict(cls, values, str(path))
+            return strict_json.from_dict(cls, values, str(path))
         except ConfigError as error:
             raise ArtifactError(f"{error}; run `blip3v export` again") from error
 

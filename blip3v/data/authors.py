@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3v._strict import read_json_value
 from blip3v.errors import ConfigError
+from blip3v.strict_json import read_json_value
 
 __all__ = ["ClipSample", "Turn", "read_samples"]
 

@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 from rich.progress import track
 
-from blip3v._strict import dumps
 from blip3v.data.film import Split, make_film
 from blip3v.data.film_files import QUESTIONS_FILE, write_films
 from blip3v.data.mp4 import FILE_SIZES
+from blip3v.strict_json import dumps
 
 __all__ = ["command"]
 

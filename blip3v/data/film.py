@@ -15,8 +15,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from blip3v.data import motion
-from blip3v.data._placement import place
 from blip3v.data.motion import ASPECT, Path, Program
+from blip3v.data.placement import place
 
 __all__ = [
     "COLOURS", "FAMILIES", "MOMENTS", "SHAPES", "SIZES", "UNSEEN_PAIRS",

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip3v._folders import new_folder
-from blip3v._strict import dumps, from_dict, read_json
 from blip3v.data.captions import film_caption
 from blip3v.data.film import Film
 from blip3v.data.mp4 import FILE_SIZES, write_mp4
 from blip3v.data.questions import Question, multiple_choice, questions
 from blip3v.errors import ConfigError, UsageError
+from blip3v.publishing import new_folder
+from blip3v.strict_json import dumps, from_dict, read_json
 
 __all__ = [
     "QUESTIONS_FILE",

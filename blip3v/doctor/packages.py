@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blip3v._extras import EXTRAS, Package, pip_line
+from blip3v.extras import EXTRAS, Package, pip_line
 
 __all__ = ["ENGINES", "PackageState", "examine_packages", "installed_version"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from blip3v._folders import require_disk
 from blip3v.bundle.manifest import Precision, stays_mapped
 from blip3v.config import ModelConfig
 from blip3v.model.blip3_video import Blip3Video
+from blip3v.publishing import require_disk
 from blip3v.runtime import memory
 
 __all__ = ["Estimate", "estimate"]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import tokenizers
 
 import blip3v
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.bundle import (
     BundleWriter,
     GraphEntry,
@@ -173,7 +173,7 @@ class _Work:
         (folder / "tokenizer.json").write_text(source.tokenizer_json, "utf-8")
         (folder / "chat_template.jinja").write_text(source.chat_template, "utf-8")
         if report is not None and report.passed:
-            (folder / "reports" / "parity.json").write_text(_strict.dumps(report.to_dict()), "utf-8")
+            (folder / "reports" / "parity.json").write_text(strict_json.dumps(report.to_dict()), "utf-8")
 
     def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
         config, weights, precision = self._config, self._source.weights, self._precision

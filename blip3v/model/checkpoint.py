@@ -14,7 +14,7 @@ from typing import Literal
 import tokenizers
 from torch import Tensor
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
@@ -105,7 +105,7 @@ def _is_released(path: Path) -> bool:
     if not config.is_file():
         found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
         raise ArtifactMissingError(f"{path} has no config.json; found: {found}; {_KINDS}")
-    values = _strict.read_json(config)
+    values = strict_json.read_json(config)
     if "schema_version" in values:
         return False
     if values.get("model_type") != MODEL_TYPE:

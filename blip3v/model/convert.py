@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip3v import _strict
-from blip3v._folders import require_disk
+from blip3v import strict_json
 from blip3v.errors import ArtifactError, UsageError
 from blip3v.model.checkpoint import Checkpoint
 from blip3v.model.folder import is_model_folder, write_model_folder
 from blip3v.model.weight_file import DTYPES, TensorInfo, file_bytes, tensor_info
+from blip3v.publishing import require_disk
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.video.preprocess import PreprocessorConfig
 
@@ -124,4 +124,4 @@ def _finite(name: str, tensor: Tensor, stored: TensorInfo) -> Tensor:
 
 def _training(checkpoint: Checkpoint) -> dict[str, Any] | None:
     path = checkpoint.path / "training.json"
-    return _strict.read_json(path) if checkpoint.kind == "blip3v" and path.is_file() else None
+    return strict_json.read_json(path) if checkpoint.kind == "blip3v" and path.is_file() else None

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 import blip3v
-from blip3v import _strict
-from blip3v._folders import new_folder
+from blip3v import strict_json
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
+from blip3v.publishing import new_folder
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
@@ -189,7 +189,7 @@ def write_model_folder(
             (staging / "tokenizer.json").write_text(tokenizer_json, "utf-8")
             (staging / "chat_template.jinja").write_text(chat_template, "utf-8")
             if training is not None:
-                (staging / "training.json").write_text(_strict.dumps(dict(training)), "utf-8")
+                (staging / "training.json").write_text(strict_json.dumps(dict(training)), "utf-8")
             tensors = {PREFIX + name: part for name, part in stored.items()}
             write_weights(staging / "model.safetensors", tensors, lambda name: read(name.removeprefix(PREFIX)))
     except OSError as error:

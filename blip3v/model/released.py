@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
 from blip3v.model.weight_file import TensorInfo, listed, read_tensor_infos
@@ -86,7 +86,7 @@ def base_config(folder: Path) -> ModelConfig:
         ConfigError: not a config of model_type xgenmm with Phi-3, or a value of another type than it must have.
     """
     path = folder / "config.json"
-    values = _strict.read_json(path)
+    values = strict_json.read_json(path)
     text = _section(values, "text_config", path)
     for name, found, allowed in (
         ("model_type", values.get("model_type"), MODEL_TYPE),
@@ -98,7 +98,7 @@ def base_config(folder: Path) -> ModelConfig:
         raise ConfigError(f"{path} has a rope_scaling; the released model has none, and no other is known here")
     base = preset("xgen-mm-vid")
     own = {ours: text[theirs] for theirs, ours in _TEXT_KEYS.items() if theirs in text}
-    merged = _strict.from_dict(type(base.text), dataclasses.asdict(base.text) | own, f"{path}: text_config")
+    merged = strict_json.from_dict(type(base.text), dataclasses.asdict(base.text) | own, f"{path}: text_config")
     return dataclasses.replace(base, text=merged)
 
 
@@ -112,14 +112,14 @@ def preprocessor_config(folder: Path) -> PreprocessorConfig:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise ArtifactMissingError(f"{path} is not there; copy it from the released folder")
-    values = _strict.read_json(path)
+    values = strict_json.read_json(path)
     size = values.get("size", [384, 384])
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
         raise ConfigError(f"{path} has size {size!r}; two equal sides are expected")
     if values.get("interpolation_mode", "bicubic") not in _BICUBIC or values.get("do_resize", True) is not True:
         raise ConfigError(f"{path} asks for another resize than bicubic; the released processor has no other")
     own: dict[str, Any] = {key: values[key] for key in ("resize_mode", "image_mean", "image_std") if key in values}
-    return _strict.from_dict(PreprocessorConfig, own | {"image_size": size[0]}, str(path))
+    return strict_json.from_dict(PreprocessorConfig, own | {"image_size": size[0]}, str(path))
 
 
 def generation_config(folder: Path) -> GenerationConfig:
@@ -129,10 +129,10 @@ def generation_config(folder: Path) -> GenerationConfig:
         ConfigError: a value that decoding cannot use.
     """
     path = folder / "generation_config.json"
-    values = _strict.read_json(path) if path.is_file() else {}
+    values = strict_json.read_json(path) if path.is_file() else {}
     own = {name: values[name] for name in ("max_new_tokens",) if name in values}
     released = {"system_prompt": RELEASED_SYSTEM_PROMPT, "max_new_tokens": _MAX_NEW_TOKENS}
-    return _strict.from_dict(GenerationConfig, released | own, str(path))
+    return strict_json.from_dict(GenerationConfig, released | own, str(path))
 
 
 def small_files(folder: Path) -> tuple[Path, ...]:
@@ -179,7 +179,7 @@ def without_prefix(tensors: Mapping[str, TensorInfo], where: Path) -> dict[str, 
 
 def _index_places(index: Path) -> dict[str, str]:
     """Shard by tensor name; every shard is there, and in the folder."""
-    places = _strict.read_json(index).get("weight_map")
+    places = strict_json.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or any(type(shard) is not str for shard in places.values()):
         raise ArtifactError(f"{index} has no weight_map from tensor names to files; download it again")
     shards = sorted(set(places.values()))

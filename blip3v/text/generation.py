@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.errors import ArtifactVersionError, ConfigError
 from blip3v.text.special import END
 
@@ -44,7 +44,7 @@ class GenerationConfig:
 
     def save(self, path: Path) -> None:
         """Writes ``generation.json``."""
-        path.write_text(_strict.dumps(dataclasses.asdict(self)), "utf-8")
+        path.write_text(strict_json.dumps(dataclasses.asdict(self)), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> GenerationConfig:
@@ -54,8 +54,8 @@ class GenerationConfig:
             ConfigError: not JSON, an unknown or missing key, or a value that decoding cannot use.
             ArtifactVersionError: written by a schema that this version does not read.
         """
-        values = _strict.read_json(path)
+        values = strict_json.read_json(path)
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ArtifactVersionError(f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}")
-        return _strict.from_dict(cls, values, str(path))
+        return strict_json.from_dict(cls, values, str(path))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
 from blip3v.text.special import ADDED_TOKENS, BASE_TOKENS, END, PAD, TAIL_TOKENS, UNKNOWN, SpecialToken
 
@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactMissingError(f"{path} is not there; the released folder holds it")
     try:
-        return _strict.read_json(path)
+        return strict_json.read_json(path)
     except ConfigError as error:
         raise ArtifactError(str(error)) from error
 

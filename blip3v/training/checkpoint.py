@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.errors import ArtifactError
 from blip3v.model.weight_file import TensorInfo, read_tensor_infos, write_weights
 from blip3v.model.weights import FileWeights, Place
@@ -67,7 +67,7 @@ def save_checkpoint(
     _write(part / _OPTIMIZER, _optimizer_tensors(objective, optimizer), writes=writes)
     if writes:
         save_file(_random_state(), part / _RANDOM)
-        (part / "position.json").write_text(_strict.dumps(vars(position)), "utf-8")
+        (part / "position.json").write_text(strict_json.dumps(vars(position)), "utf-8")
         _replace(folder, part)
 
 
@@ -99,7 +99,7 @@ def load_position(folder: Path) -> Position | None:
     if not folder.is_dir():
         return None
     try:
-        return _strict.from_dict(Position, json.loads((folder / "position.json").read_text("utf-8")), str(folder))
+        return strict_json.from_dict(Position, json.loads((folder / "position.json").read_text("utf-8")), str(folder))
     except (OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{folder} is not a checkpoint: {error}; delete it to start anew") from error
 

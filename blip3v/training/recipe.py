@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
 
@@ -166,7 +166,7 @@ def load_recipe(name: str) -> Recipe:
         values = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
-    recipe = _strict.from_dict(Recipe, values, str(path))
+    recipe = strict_json.from_dict(Recipe, values, str(path))
     recipe.model_config()
     if not recipe.stages:
         raise ConfigError(f"{path} holds no stage; a recipe needs at least one")

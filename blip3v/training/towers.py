@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.config import ModelConfig, TextConfig, VisionConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos
@@ -84,7 +84,7 @@ def _stored(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     if (folder / _SINGLE).is_file():
         names = [_SINGLE]
     elif (folder / _INDEX).is_file():
-        names = sorted(set(_strict.read_json(folder / _INDEX).get("weight_map", {}).values()))
+        names = sorted(set(strict_json.read_json(folder / _INDEX).get("weight_map", {}).values()))
     else:
         raise ArtifactMissingError(
             f"{folder} holds neither {_SINGLE} nor {_INDEX}; a folder of safetensors is expected"
@@ -143,7 +143,7 @@ def _check_settings(folder: Path, wanted: Mapping[str, tuple[object, ...]], part
     path = folder / "config.json"
     if not path.is_file():
         raise ArtifactMissingError(f"{path} is not there; it says how the weights are used")
-    values: dict[str, Any] = _strict.read_json(path)
+    values: dict[str, Any] = strict_json.read_json(path)
     values = values.get(part, values) if part is not None else values
     values = values | (values.get("rope_parameters") or {})
     for name, allowed in wanted.items():

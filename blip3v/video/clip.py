@@ -1,6 +1,6 @@
 """From a video to sampled frames, and on to pixels: what runtime, export, bench and server call.
 
-A file is decoded in a process of its own (``blip3v._video_decoder``), so that a broken or hostile one cannot take the
+A file is decoded in a process of its own (``blip3v.video_decoder``), so that a broken or hostile one cannot take the
 caller down. The frames that come back are the ones that the sampler named, or an error: never others in their place.
 
 Letters: T sampled frames, H height, W width, S side of the model's image.
@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from blip3v._video_decoder.limits import VideoLimits
-from blip3v._video_decoder.ranges import check_range, frames_between
 from blip3v.errors import UsageError, VideoTooLargeError
-from blip3v.video._process import DecoderProcess
+from blip3v.video.decoder_process import DecoderProcess
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
 from blip3v.video.source import Pictures, VideoInput, open_source
+from blip3v.video_decoder.limits import VideoLimits
+from blip3v.video_decoder.ranges import check_range, frames_between
 
 __all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
 

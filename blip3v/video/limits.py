@@ -1,5 +1,5 @@
 """What one load of a video may cost; the decoder process, which keeps to it, holds the definition."""
 
-from blip3v._video_decoder.limits import VideoLimits
+from blip3v.video_decoder.limits import VideoLimits
 
 __all__ = ["VideoLimits"]

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from blip3v import _strict
+from blip3v import strict_json
 from blip3v.errors import ConfigError, UsageError
 from blip3v.video.sampling import SamplingRule
 
@@ -62,7 +62,7 @@ class PreprocessorConfig:
 
     def save(self, path: Path) -> None:
         """Writes ``preprocessor.json``."""
-        path.write_text(_strict.dumps(self.to_dict()), "utf-8")
+        path.write_text(strict_json.dumps(self.to_dict()), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> PreprocessorConfig:
@@ -71,11 +71,11 @@ class PreprocessorConfig:
         Raises:
             ConfigError: not JSON, an unknown or missing key, another schema version, or a value that cannot be used.
         """
-        values = _strict.read_json(path)
+        values = strict_json.read_json(path)
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ConfigError(f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}")
-        return _strict.from_dict(cls, values, str(path))
+        return strict_json.from_dict(cls, values, str(path))
 
 
 def preprocess(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.ndarray:

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from blip3v._video_decoder.limits import VideoLimits
 from blip3v.errors import UnsupportedVideoError, UsageError, VideoError, VideoTooLargeError
+from blip3v.video_decoder.limits import VideoLimits
 
 __all__ = ["IMAGE_SUFFIXES", "Pictures", "VideoInput", "open_source"]
 

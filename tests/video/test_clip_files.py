@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from film_files import Film, numbered_picture, packets, read_number, reference_frames
 
-from blip3v._video_decoder import pick as pick_module
-from blip3v._video_decoder.container import open_container, video_stream
-from blip3v._video_decoder.walk import decode, walk_file
 from blip3v.errors import UsageError
 from blip3v.video import Clip, PreprocessorConfig, VideoLimits, load_clip, load_pixels, preprocess, sample_indices
+from blip3v.video_decoder import pick as pick_module
+from blip3v.video_decoder.container import open_container, video_stream
+from blip3v.video_decoder.walk import decode, walk_file
 
 TURNS = {
     # name: (a, b, c, d) of the track's matrix, and what a player shows

@@ -182,8 +182,8 @@ def test_loads_from_several_threads(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "foreign"),
     [
-        pytest.param("blip3v._video_decoder.__main__", {"numpy", "PIL", "torch", "av"}, id="decoder-before-its-limits"),
-        pytest.param("blip3v._video_decoder.pick", {"numpy", "PIL", "torch"}, id="decoder"),
+        pytest.param("blip3v.video_decoder.__main__", {"numpy", "PIL", "torch", "av"}, id="decoder-before-its-limits"),
+        pytest.param("blip3v.video_decoder.pick", {"numpy", "PIL", "torch"}, id="decoder"),
         pytest.param("blip3v.video", {"torch", "transformers", "onnx", "onnxruntime"}, id="package"),
     ],
 )

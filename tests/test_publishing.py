@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blip3v._folders import new_folder
+from blip3v.publishing import new_folder
 
 
 def test_it_appears_at_the_end_of_the_block_and_replaces_what_stood_there(tmp_path: Path) -> None:

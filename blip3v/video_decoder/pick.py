@@ -9,8 +9,8 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from blip3v._video_decoder.walk import REORDER, Opener, Walk, decode
 from blip3v.errors import CorruptVideoError
+from blip3v.video_decoder.walk import REORDER, Opener, Walk, decode
 
 __all__ = ["pick"]
 

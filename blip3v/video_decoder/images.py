@@ -6,8 +6,8 @@ import os
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from blip3v._video_decoder.limits import VideoLimits
 from blip3v.errors import CorruptVideoError
+from blip3v.video_decoder.limits import VideoLimits
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 

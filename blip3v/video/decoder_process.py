@@ -1,4 +1,4 @@
-"""The caller's side of the decoder process (``blip3v._video_decoder``): start it, talk to it, never leave it behind."""
+"""The caller's side of the decoder process (``blip3v.video_decoder``): start it, talk to it, never leave it behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from blip3v._video_decoder.limits import VideoLimits
 from blip3v.errors import (
     CorruptVideoError,
     UnsupportedVideoError,
@@ -24,11 +23,12 @@ from blip3v.errors import (
     VideoTimeoutError,
     VideoTooLargeError,
 )
+from blip3v.video_decoder.limits import VideoLimits
 
 __all__ = ["DecoderProcess"]
 
 # -P keeps the working directory out of the import path: a file there named av.py is not ours.
-_COMMAND = (sys.executable, "-P", "-m", "blip3v._video_decoder")
+_COMMAND = (sys.executable, "-P", "-m", "blip3v.video_decoder")
 _ERRORS = {
     kind.__name__: kind for kind in (CorruptVideoError, UnsupportedVideoError, VideoTimeoutError, VideoTooLargeError)
 }

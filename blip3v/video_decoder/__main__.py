@@ -1,4 +1,4 @@
-"""The decoder process: ``python -m blip3v._video_decoder``. It reads requests on stdin and answers on stdout.
+"""The decoder process: ``python -m blip3v.video_decoder``. It reads requests on stdin and answers on stdout.
 
     in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
     out  {"num_frames": 75, "low": 0, "high": 62, ...}                 what it holds; the range is [low, high)
@@ -22,9 +22,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from blip3v._video_decoder.limits import VideoLimits
-from blip3v._video_decoder.ranges import frames_between
 from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video_decoder.limits import VideoLimits
+from blip3v.video_decoder.ranges import frames_between
 
 if TYPE_CHECKING:
     from av.buffer import Buffer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-    from blip3v._video_decoder.walk import Walk
+    from blip3v.video_decoder.walk import Walk
 
 try:
     import resource
@@ -86,9 +86,9 @@ def _bound(limits: VideoLimits) -> None:
 
 def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO) -> None:
     # Imported under the memory limit, and not at all for images.
-    from blip3v._video_decoder.container import is_cut_short, open_container, video_stream
-    from blip3v._video_decoder.pick import pick
-    from blip3v._video_decoder.walk import walk_file
+    from blip3v.video_decoder.container import is_cut_short, open_container, video_stream
+    from blip3v.video_decoder.pick import pick
+    from blip3v.video_decoder.walk import walk_file
 
     with os.fdopen(request["fd"], "rb") as file:
 
@@ -155,7 +155,7 @@ def _turn(frame: VideoFrame) -> list[bool]:
 
 def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None:
     # Imported under the memory limit, and not at all for a video.
-    from blip3v._video_decoder.images import open_image
+    from blip3v.video_decoder.images import open_image
 
     for path in paths:
         picture = open_image(path, limits)

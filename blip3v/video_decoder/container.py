@@ -16,8 +16,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from blip3v._video_decoder.limits import VideoLimits
 from blip3v.errors import CorruptVideoError, UnsupportedVideoError
+from blip3v.video_decoder.limits import VideoLimits
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,ivf,nut,mxf,wtv,"

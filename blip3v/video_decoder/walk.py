@@ -21,8 +21,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from blip3v._video_decoder.limits import VideoLimits
 from blip3v.errors import CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video_decoder.limits import VideoLimits
 
 # Other codecs may hide frames in packets (VP8) or put two into one (MPEG-4 part 2 in AVI).
 _ONE_FRAME_A_PACKET = {

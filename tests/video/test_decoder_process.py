@@ -14,7 +14,7 @@ import pytest
 from film_files import Film
 
 from blip3v.errors import CorruptVideoError, UsageError, VideoError, VideoTimeoutError, VideoTooLargeError
-from blip3v.video import VideoLimits, _process, load_clip
+from blip3v.video import VideoLimits, decoder_process, load_clip
 
 
 def children() -> list[psutil.Process]:
@@ -23,7 +23,7 @@ def children() -> list[psutil.Process]:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Runs ``program`` in place of the decoder."""
-    monkeypatch.setattr(_process, "_COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(decoder_process, "_COMMAND", (sys.executable, "-c", program))
 
 
 def test_a_video_that_takes_too_long(film: Film) -> None:
@@ -89,7 +89,7 @@ def test_a_decoder_that_cannot_run_says_why(plain: Path, monkeypatch: pytest.Mon
     pretend(monkeypatch, "import no_such_module")
     with pytest.raises(VideoError, match=r"exit code 1.*No module named 'no_such_module'"):
         load_clip(plain, num_frames=2)
-    monkeypatch.setattr(_process, "_COMMAND", ("/no/such/python",))
+    monkeypatch.setattr(decoder_process, "_COMMAND", ("/no/such/python",))
     with pytest.raises(VideoError, match="cannot be started"):
         load_clip(plain, num_frames=2)
 
@@ -120,8 +120,8 @@ def test_an_interrupted_load_leaves_nothing(plain: Path, tmp_path: Path) -> None
     hang = f"import sys, time; sys.stdin.readline(); open({str(started)!r}, 'w').close(); time.sleep(60)"
     script.write_text(
         "import sys\n"
-        "from blip3v.video import _process, load_clip\n"
-        f"_process._COMMAND = (sys.executable, '-c', {hang!r})\n"
+        "from blip3v.video import decoder_process, load_clip\n"
+        f"decoder_process._COMMAND = (sys.executable, '-c', {hang!r})\n"
         "try:\n"
         f"    load_clip(open({str(plain)!r}, 'rb').read(), num_frames=2)\n"
         "except KeyboardInterrupt:\n"

@@ -4,3 +4,5 @@
 load neither numpy nor the rest of the package: its start is paid at every video. Only ``limits`` and ``ranges`` are
 used on the caller's side too.
 """
+
+__all__: list[str] = []  # a program, not a library

@@ -73,7 +73,7 @@ def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int
         video = dataclasses.replace(video, tokens=video.tokens[np.arange(num_video_tokens) % len(video)])
     answer = lm.ask(video, question, options=_OPTIONS)
     whole_chain_s = time.perf_counter() - start_s
-    assert answer.usage.new_tokens == NEW_TOKENS
+    assert answer.usage.num_new_tokens == NEW_TOKENS
     timings = answer.timings
     return Sample(
         whole_chain_s=whole_chain_s,
@@ -83,7 +83,7 @@ def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int
         prefill_s=timings.prefill_s,
         steps_s=timings.steps_s,
         num_steps=timings.num_steps,
-        prompt_tokens=answer.usage.prompt_tokens,
+        prompt_tokens=answer.usage.num_prompt_tokens,
     )
 
 

@@ -19,7 +19,7 @@ from blip3v.data.film_files import ClipRecord, describe
 from blip3v.data.mp4 import write_mp4
 from blip3v.errors import UnsupportedVideoError
 from blip3v.runtime import OpenEstimate
-from blip3v.runtime.loading import estimate_open
+from blip3v.runtime.opening import estimate_open
 
 __all__ = ["DEFAULT_CLIP", "default_film", "run_bench", "write_default_clip"]
 

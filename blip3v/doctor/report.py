@@ -18,7 +18,7 @@ from blip3v.doctor.machine import Machine, examine_machine
 from blip3v.doctor.packages import ENGINES, PackageState, examine_packages
 from blip3v.errors import ProviderError
 from blip3v.extras import EXTRAS, pip_line
-from blip3v.runtime.ort import load_onnxruntime
+from blip3v.runtime.backends.onnxruntime import load_onnxruntime
 
 __all__ = ["Cuda", "Engine", "Report", "Verdict", "VideoCodecs", "examine", "verdicts"]
 

@@ -15,6 +15,7 @@ from blip3v.errors import ParityError
 
 __all__ = [
     "FP16_LARGEST",
+    "PARITY_BACKEND",
     "TOLERANCES",
     "ActivationRanges",
     "Comparison",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+PARITY_BACKEND = "onnxruntime"  # what an export is checked with
 FP16_LARGEST = 65504.0
 
 

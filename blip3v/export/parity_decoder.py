@@ -1,8 +1,8 @@
 """The decoder's graph beside the fp32 PyTorch reference: prefill, cached steps, and a ragged batch.
 
-The graph runs as the runtime runs it (``runtime/decoder.py``: shared cache, chunks), fed with the video graph's own
-tokens and with the tokens that it chooses itself. It is then let go, and the reference says in one pass without a cache
-what each position should have given: where both choose the same at every position, they would have written the same.
+The graph runs as the runtime runs it, in a back end's session with its cache, fed with the video graph's own tokens
+and with the tokens that it chooses itself. Then it is closed, and the reference computes every position in one pass
+without a cache: where both choose the same token at every position, they would have written the same answer.
 """
 
 # Shapes: M video tokens, L prompt tokens, N steps, D width, V logits.
@@ -10,6 +10,7 @@ what each position should have given: where both choose the same at every positi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.bundle.graph_io import decoder_io
-from blip3v.bundle.manifest import Precision, stays_mapped
+from blip3v.bundle.manifest import Precision
 from blip3v.config import ModelConfig
 from blip3v.export.activations import decoder_ranges
 from blip3v.export.layerwise import layerwise_logits
-from blip3v.export.parity import Comparison, TokenCheck, compare, count_tokens
+from blip3v.export.parity import PARITY_BACKEND, Comparison, TokenCheck, compare, count_tokens
 from blip3v.export.parity_video import VideoCheck
 from blip3v.model.language import embedding_table
-from blip3v.runtime.decoder import Decoder
-from blip3v.runtime.ort import open_graph
+from blip3v.runtime.backends import Decoder, GraphFile, get_backend
+from blip3v.runtime.cancellation import Deadline
 from blip3v.text.prompt import Prompt, splice
 
 __all__ = ["NUM_STEPS", "DecoderCheck", "check_decoder"]
@@ -64,6 +65,8 @@ def check_decoder(
     video: VideoCheck,
     precision: Precision,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    backend: str = PARITY_BACKEND,
 ) -> DecoderCheck:
     """Compares prefill and ``NUM_STEPS`` steps after the prompt, and a ragged batch.
 
@@ -75,11 +78,21 @@ def check_decoder(
         video: the clip's video tokens of graph and reference.
         precision: the graph's.
         progress: called with (layers of the reference done, layers in all).
+        backend: what runs the graph.
     """
     table_VD: FloatArray = embedding_table(weights, config.text).numpy()
     ragged = [table_VD[np.resize(prompt.ids, length)] for length in _RAGGED]
     next_2D = table_VD[list(prompt.ids[:2])]
-    got = _graph_run(path, config, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D, precision)
+    graph = GraphFile(
+        path=path,
+        io=decoder_io(config),
+        precision=precision,
+        weights_bytes=path.with_suffix(".data").stat().st_size,
+    )
+    decoder = get_backend(backend).open_decoder(graph, config.text)
+    got = _graph_run(decoder, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D)
+    decoder.close()
+    del decoder  # the reference needs its memory
 
     said_ND = table_VD[got.token_ids]
     asked_LD = _spliced(table_VD, prompt, video.expected_MD)
@@ -106,26 +119,22 @@ def _spliced(table_VD: FloatArray, prompt: Prompt, video_MD: NDArray[np.floating
 
 
 def _graph_run(
-    path: Path,
-    config: ModelConfig,
+    decoder: Decoder,
     table_VD: FloatArray,
     asked_LD: NDArray[np.floating],
     ragged: list[FloatArray],
     next_2D: FloatArray,
-    precision: Precision,
 ) -> _GraphRun:
-    """Opens the graph, runs it greedily after one prompt and over a padded batch of two, and lets it go."""
-    mapped = stays_mapped(path.with_suffix(".data").stat().st_size, precision)
-    graph = open_graph(path, decoder_io(config), threads=None, mapped=mapped)
-    decoder = Decoder(graph, config.text)
-    cache = decoder.take_cache(1, len(asked_LD) + NUM_STEPS)
-    logits, token_ids = [decoder.prefill(cache, [asked_LD.astype(decoder.dtype)])[0]], []
-    for _ in range(NUM_STEPS):
-        token_ids.append(int(logits[-1].argmax()))
-        logits.append(decoder.step(cache, table_VD[token_ids[-1:]].astype(decoder.dtype))[0])
-    pair = decoder.take_cache(2, max(_RAGGED) + 1)
-    ragged_2V = [
-        decoder.prefill(pair, [part.astype(decoder.dtype) for part in ragged]),
-        decoder.step(pair, next_2D.astype(decoder.dtype)),
-    ]
+    """Decodes greedily after one prompt, and runs a ragged batch of two."""
+    dtype, deadline = decoder.dtype, Deadline()
+    with closing(decoder.session(1, len(asked_LD) + NUM_STEPS)) as session:
+        logits, token_ids = [session.prefill([asked_LD.astype(dtype)], deadline)[0]], []
+        for _ in range(NUM_STEPS):
+            token_ids.append(int(logits[-1].argmax()))
+            logits.append(session.step(table_VD[token_ids[-1:]].astype(dtype))[0])
+    with closing(decoder.session(2, max(_RAGGED) + 1)) as session:
+        ragged_2V = [
+            session.prefill([part.astype(dtype) for part in ragged], deadline),
+            session.step(next_2D.astype(dtype)),
+        ]
     return _GraphRun(logits, token_ids, ragged_2V)

@@ -1,16 +1,16 @@
 """The video encoder's graph beside the fp32 PyTorch reference, stage by stage on one clip.
 
-The graph runs first and is let go; only then are the reference's weights read.
+The graph runs first and is closed; only then are the reference's weights read.
 """
 
 # Shapes: B batch, F frames, M video tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blip3v.bundle.manifest import DTYPES, Precision
+from blip3v.bundle.graph_io import video_encoder_io
+from blip3v.bundle.manifest import Precision
 from blip3v.config import ModelConfig
 from blip3v.export.activations import video_encoder_ranges
-from blip3v.export.parity import Comparison, compare
+from blip3v.export.parity import PARITY_BACKEND, Comparison, compare
 from blip3v.export.to_onnx import STAGE_PREFIX
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.weights import empty_model, fill
-from blip3v.runtime.ort import load_onnxruntime, ort_errors
+from blip3v.runtime.backends import GraphFile, get_backend
+from blip3v.runtime.cancellation import Deadline
 
 __all__ = ["VideoCheck", "check_video_encoder"]
 
@@ -43,7 +45,13 @@ class VideoCheck:
 
 
 def check_video_encoder(
-    path: Path, config: ModelConfig, weights: Mapping[str, Tensor], pixels_FCHW: FloatArray, precision: Precision
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    pixels_FCHW: FloatArray,
+    precision: Precision,
+    *,
+    backend: str = PARITY_BACKEND,
 ) -> VideoCheck:
     """Compares each stage on the clip, and the video tokens at other sizes.
 
@@ -53,11 +61,12 @@ def check_video_encoder(
         weights: of the reference, by released name.
         pixels_FCHW: a clip of the config's number of frames, in [-1, 1].
         precision: the graph's.
+        backend: what runs the graph.
     """
     clip_BFCHW = pixels_FCHW[None]
     # The same frames backwards and a clip of another length: batch and frames must be free in the graph.
     odd_BFCHW = np.stack([_frames(pixels_FCHW, 5), _frames(pixels_FCHW[::-1], 5)])
-    got, got_odd = _graph_run(path, (clip_BFCHW, odd_BFCHW), precision)
+    got, got_odd = _graph_run(path, config, (clip_BFCHW, odd_BFCHW), precision, backend)
     model = empty_model(config)
     for name in ("vision_encoder", "vision_tokenizer"):
         fill(model.get_submodule(name), weights, f"{name}.")
@@ -72,25 +81,36 @@ def check_video_encoder(
     return VideoCheck(tuple(rows), got[0][0], expected[0][0], ranges)
 
 
-def _graph_run(path: Path, clips: tuple[FloatArray, ...], precision: Precision) -> list[list[NDArray[np.floating]]]:
+def _graph_run(
+    path: Path, config: ModelConfig, clips: tuple[FloatArray, ...], precision: Precision, backend: str
+) -> list[list[NDArray[np.floating]]]:
     """Video tokens and stages of each clip."""
-    session = _session_with_stages(path)
-    names = ["video_tokens", *(f"{STAGE_PREFIX}{stage}" for stage in STAGES)]
-    with ort_errors("running the video encoder"):
-        return [session.run(names, {"frames": clip.astype(DTYPES[precision])}) for clip in clips]
+    names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
+    with _copy_with_outputs(path, names) as copy:
+        graph = GraphFile(
+            path=copy,
+            io=video_encoder_io(config),
+            precision=precision,
+            weights_bytes=path.with_suffix(".data").stat().st_size,
+            extra_outputs=tuple(names),
+        )
+        encoder = get_backend(backend).open_video_encoder(graph)
+        found = [encoder.run(clip, Deadline()) for clip in clips]
+        encoder.close()
+    return [[outputs[name] for name in ("video_tokens", *names)] for outputs in found]
 
 
-def _session_with_stages(path: Path) -> Any:
-    """A session of a copy of the graph, in memory, that gives the stages out too; the file stays as it is."""
-    copy = onnx.load(path, load_external_data=False)
-    for stage in STAGES:
-        copy.graph.output.append(onnx.ValueInfoProto(name=f"{STAGE_PREFIX}{stage}"))
-    onnxruntime = load_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    with ort_errors("opening the video encoder"):
-        return onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+@contextmanager
+def _copy_with_outputs(path: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A copy of the graph beside it, on the same weights, that also outputs the values ``names``."""
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    copy = path.with_name(f"{path.stem}.parity.onnx")
+    try:
+        copy.write_bytes(model.SerializeToString())
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _frames(pixels_FCHW: FloatArray, count: int) -> FloatArray:

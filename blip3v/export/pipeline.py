@@ -34,15 +34,15 @@ from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.clip import film_clip, film_prompt
 from blip3v.export.estimate import estimate
-from blip3v.export.parity import FP16_LARGEST, TOLERANCES, ActivationRanges, ParityReport
+from blip3v.export.parity import FP16_LARGEST, PARITY_BACKEND, TOLERANCES, ActivationRanges, ParityReport
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
 from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model.language import embedding_table
+from blip3v.runtime.backends import get_backend
 from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.runtime.ort import load_onnxruntime
 from blip3v.text.prompt import Prompt
 from blip3v.text.tokenizer import Tokenizer
 
@@ -105,7 +105,7 @@ def export_bundle(
     """
     started = time.perf_counter()
     if check:
-        load_onnxruntime()  # missing, it must show before minutes of work
+        get_backend(PARITY_BACKEND).check_installed()  # missing, it must show before minutes of work
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer:
         work = _Work(source, writer.path, precision, check, progress)

@@ -5,20 +5,33 @@ Example:
         print(lm.ask("clip.mp4", "Which way does the red circle turn?").text)
 """
 
+from blip3v.runtime.backends import Execution
+from blip3v.runtime.cancellation import CancelToken
 from blip3v.runtime.chat import Chat
-from blip3v.runtime.loading import OpenEstimate
-from blip3v.runtime.options import CancelToken, GenerationOptions
-from blip3v.runtime.sampling import TokenLogprob
-from blip3v.runtime.stream import AnswerStream
-from blip3v.runtime.types import Answer, Delta, FinishReason, Frame, Timings, Usage, VideoTokens
+from blip3v.runtime.generation import AnswerStream
+from blip3v.runtime.opening import OpenEstimate
+from blip3v.runtime.request import GenerationOptions
+from blip3v.runtime.types import (
+    Answer,
+    BackendReport,
+    Delta,
+    FinishReason,
+    Frame,
+    Timings,
+    TokenLogprob,
+    Usage,
+    VideoTokens,
+)
 from blip3v.runtime.video_lm import VideoLM
 
 __all__ = [
     "Answer",
     "AnswerStream",
+    "BackendReport",
     "CancelToken",
     "Chat",
     "Delta",
+    "Execution",
     "FinishReason",
     "Frame",
     "GenerationOptions",

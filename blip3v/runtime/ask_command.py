@@ -115,8 +115,8 @@ def _report(answer: Answer, folder: Path) -> None:
     click.echo(f"model: {folder} ({answer.backend})", err=True)
     click.echo(f"frames: {frames}", err=True)
     click.echo(
-        f"tokens: {usage.prompt_tokens} in the prompt ({usage.video_tokens} of them video), "
-        f"{usage.new_tokens} new, ended by {answer.finish_reason}",
+        f"tokens: {usage.num_prompt_tokens} in the prompt ({usage.num_video_tokens} of them video), "
+        f"{usage.num_new_tokens} new, ended by {answer.finish_reason}",
         err=True,
     )
     click.echo(

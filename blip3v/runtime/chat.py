@@ -7,10 +7,10 @@ from collections.abc import Generator
 from types import TracebackType
 
 from blip3v.errors import RequestError, UsageError
-from blip3v.runtime.engine import Engine, PreparedRequest
-from blip3v.runtime.kv_cache import KVCache
-from blip3v.runtime.options import CancelToken, Control, GenerationOptions
-from blip3v.runtime.stream import AnswerStream
+from blip3v.runtime.backends import DecoderSession
+from blip3v.runtime.cancellation import CancelToken, Deadline
+from blip3v.runtime.generation import AnswerStream, AnswerWriter, generate
+from blip3v.runtime.request import GenerationOptions, Model, Request
 from blip3v.runtime.types import Answer, Delta, VideoTokens
 
 __all__ = ["Chat"]
@@ -23,12 +23,12 @@ class Chat:
     then as it was before. One turn runs at a time. Made by ``VideoLM.chat``.
     """
 
-    def __init__(self, engine: Engine, video: VideoTokens) -> None:
-        self._engine: Engine | None = engine
+    def __init__(self, model: Model, video: VideoTokens) -> None:
+        self._model: Model | None = model
         self._video = video
-        self._cache: KVCache | None = None
+        self._session: DecoderSession | None = None
         self._turns: list[tuple[str, Answer]] = []
-        self._open_ids: list[int] = []  # tokens of the last answer that the cache does not hold
+        self._open_ids: list[int] = []  # tokens of the last answer that the session does not hold
         self._busy = threading.Lock()
 
     @property
@@ -54,22 +54,22 @@ class Chat:
             UsageError: the conversation was closed.
         """
         options = options or GenerationOptions()
-        control = Control(options.timeout_s, cancel)
-        engine = self._open_engine()
-        request = self._prepare(engine, question, options)
-        return AnswerStream(self._turn(engine, question, request, len(self._turns), control))
+        deadline = Deadline(options.timeout_s, cancel)
+        model = self._open_model()
+        request = self._prepare(model, question, options)
+        return AnswerStream(self._turn(model, question, request, len(self._turns), deadline))
 
     def close(self) -> None:
-        """Gives the memory back. May be called more than once; a running turn must have ended.
+        """Frees the memory. May be called more than once; a running turn must have ended.
 
         Raises:
             RequestError: a turn is still running.
         """
-        self._take_turn()
+        self._acquire_turn()
         try:
-            if self._engine is not None and self._cache is not None:
-                self._engine.decoder.give_back(self._cache)
-            self._engine = self._cache = None
+            if self._session is not None:
+                self._session.close()
+            self._model = self._session = None
         finally:
             self._busy.release()
 
@@ -81,49 +81,47 @@ class Chat:
     ) -> None:
         self.close()
 
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
+    def _open_model(self) -> Model:
+        if self._model is None:
             raise UsageError("this conversation is closed; begin a new one with VideoLM.chat")
-        return self._engine
+        return self._model
 
-    def _prepare(self, engine: Engine, question: str, options: GenerationOptions) -> PreparedRequest:
+    def _prepare(self, model: Model, question: str, options: GenerationOptions) -> Request:
         if not self._turns:
-            return engine.first_request(self._video, question, options)
-        assert self._cache is not None
-        return engine.next_request(self._video, self._cache.lengths[0], self._open_ids, question, options)
+            return model.first_request(self._video, question, options)
+        assert self._session is not None
+        return model.next_request(self._video, self._session.lengths[0], self._open_ids, question, options)
 
     def _turn(
-        self, engine: Engine, question: str, request: PreparedRequest, number: int, control: Control
+        self, model: Model, question: str, request: Request, number: int, deadline: Deadline
     ) -> Generator[Delta, None, Answer]:
-        self._take_turn()
+        self._acquire_turn()
         try:
-            if number != len(self._turns) or self._engine is None:
+            if number != len(self._turns) or self._model is None:
                 raise RequestError("the conversation has changed since this stream was made; ask again")
-            return (yield from self._run(engine, question, request, control))
+            return (yield from self._run(model, question, request, deadline))
         finally:
             self._busy.release()
 
-    def _run(
-        self, engine: Engine, question: str, request: PreparedRequest, control: Control
-    ) -> Generator[Delta, None, Answer]:
-        if self._cache is None:
-            self._cache = engine.decoder.take_cache(1, request.needed_tokens)
-        cache = self._cache
-        cache.reserve(request.needed_tokens)
-        writer = engine.writer(request)
+    def _run(self, model: Model, question: str, request: Request, deadline: Deadline) -> Generator[Delta, None, Answer]:
+        if self._session is None:
+            self._session = model.decoder.session(1, request.num_tokens)
+        session = self._session
+        session.reserve(request.num_tokens)
+        writer = AnswerWriter(model.tokenizer, request)
         try:
-            for _, delta in engine.run(cache, [request], control, [writer]):
+            for _, delta in generate(session, [writer], model.embed, deadline):
                 yield delta
         finally:
             if writer.finish_reason is None:
-                cache.lengths[0] = request.earlier_tokens
+                session.truncate(request.num_earlier)
             else:
-                answer = engine.answer(request, writer)
-                self._open_ids = writer.token_ids[cache.lengths[0] - request.prompt_tokens :]
+                answer = writer.answer(model)
+                self._open_ids = writer.token_ids[session.lengths[0] - request.num_prompt_tokens :]
                 self._turns.append((question, answer))
                 self._video = self._video.without_timings()
         return answer
 
-    def _take_turn(self) -> None:
+    def _acquire_turn(self) -> None:
         if not self._busy.acquire(blocking=False):
             raise RequestError("this conversation is answering another question; wait for its end or close its stream")

@@ -15,9 +15,19 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from blip3v.errors import ArtifactError, ArtifactMissingError
-from blip3v.runtime.sampling import TokenLogprob
+from blip3v.runtime.backends import Execution
 
-__all__ = ["Answer", "Delta", "FinishReason", "Frame", "Timings", "Usage", "VideoTokens"]
+__all__ = [
+    "Answer",
+    "BackendReport",
+    "Delta",
+    "FinishReason",
+    "Frame",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+    "VideoTokens",
+]
 
 FinishReason = Literal["stop", "length"]
 Frame = tuple[int, float]  # number of the frame in its file, from 0, and its time in seconds
@@ -42,9 +52,9 @@ class Delta:
 class Usage:
     """Positions of the context that an answer took."""
 
-    prompt_tokens: int  # everything before the answer: text, video tokens and, in a chat, earlier turns
-    video_tokens: int  # of these, video tokens
-    new_tokens: int
+    num_prompt_tokens: int  # everything before the answer: text, video tokens and, in a chat, earlier turns
+    num_video_tokens: int  # of these, video tokens
+    num_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,29 @@ class Timings:
         return self.steps_s / self.num_steps if self.num_steps else 0.0
 
 
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log-probability of a chosen token under the model itself, before temperature and filters."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, log-probability) of the most likely ones, best first
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendReport:
+    """What an opened bundle is really computed with."""
+
+    stored: str  # precision of the stored weights
+    video_encoder: Execution
+    decoder: Execution
+
+    def __str__(self) -> str:
+        if str(self.video_encoder) == str(self.decoder):
+            return f"stored {self.stored}, computed {self.decoder}"
+        return f"stored {self.stored}, computed {self.video_encoder} (video encoder) and {self.decoder} (decoder)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """An answer and how it came about."""
@@ -77,7 +110,7 @@ class Answer:
     frames: tuple[Frame, ...]  # the frames that the model saw
     usage: Usage
     timings: Timings
-    backend: str  # what computed it, for example "onnxruntime CPU, stored fp16, computed fp32"
+    backend: BackendReport  # what computed it
     logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, where asked for
 
 

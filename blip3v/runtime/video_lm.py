@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from blip3v.bundle.reader import open_bundle
 from blip3v.errors import RequestError, UsageError
+from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.chat import Chat
-from blip3v.runtime.clips import encode_video
-from blip3v.runtime.engine import Engine, PreparedRequest
-from blip3v.runtime.loading import OpenEstimate, estimate_open, open_engine
-from blip3v.runtime.options import CancelToken, Control, GenerationOptions
-from blip3v.runtime.stream import AnswerStream
-from blip3v.runtime.types import Answer, Delta, VideoTokens
+from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
+from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
+from blip3v.runtime.request import GenerationOptions, Model
+from blip3v.runtime.types import Answer, BackendReport, VideoTokens
+from blip3v.runtime.video_encoding import encode_video
 from blip3v.video.limits import VideoLimits
 from blip3v.video.source import VideoInput
 
@@ -29,8 +29,8 @@ class VideoLM:
     One object may be used by several threads at once. They share the weights; each request has a cache of its own.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine: Engine | None = engine
+    def __init__(self, model: Model) -> None:
+        self._model: Model | None = model
         self._lock = threading.Lock()
 
     @classmethod
@@ -38,6 +38,7 @@ class VideoLM:
         cls,
         path: str | os.PathLike[str],
         *,
+        backend: str = "auto",
         device: str = "auto",
         threads: int | None = None,
         max_context: int | None = None,
@@ -49,8 +50,11 @@ class VideoLM:
 
         Args:
             path: the bundle's folder.
+            backend: the inference engine: "auto", "onnxruntime" or "openvino", or one for each graph, for example
+                "video_encoder=openvino,decoder=onnxruntime". "auto" takes the fastest that is installed, by a fixed
+                rule for each graph (``docs/backends.md``); ``backend`` of an answer says what was taken.
             device: "auto" or "cpu": both are the CPU.
-            threads: threads inside an operator; None: ONNX Runtime's choice, one for each physical core.
+            threads: threads inside an operator; None: one for each physical core.
             max_context: tokens of a prompt with its answer at most, which bounds the caches; None: the model's own.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
@@ -58,13 +62,14 @@ class VideoLM:
 
         Raises:
             ArtifactError: not a bundle, or one that is not as it was written.
-            ProviderError: ONNX Runtime is not installed, or twice, or does not run on ``device``.
+            ProviderError: the engine is not installed, or installed twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
-            UsageError: a bundle of random weights, an unknown device, ``threads`` below 1, or a ``max_context`` that is
-                more than the model's.
+            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, or a
+                ``max_context`` beyond the model's.
         """
-        engine = open_engine(
+        model = open_model(
             path,
+            backend=backend,
             device=device,
             threads=threads,
             max_context=max_context,
@@ -72,21 +77,19 @@ class VideoLM:
             allow_random=allow_random,
             on_estimate=on_estimate,
         )
-        return cls(engine)
+        return cls(model)
 
     @staticmethod
-    def estimate(path: str | os.PathLike[str], *, max_context: int | None = None) -> OpenEstimate:
-        """What ``open`` will take; ``open`` itself refuses where that is more than what is free.
+    def estimate(
+        path: str | os.PathLike[str], *, backend: str = "auto", device: str = "auto", max_context: int | None = None
+    ) -> OpenEstimate:
+        """What ``open`` will take, which refuses what is more than the free memory. Arguments and errors as there."""
+        return estimate_open(open_bundle(Path(path)), backend=backend, device=device, max_context=max_context)
 
-        Args:
-            path: the bundle's folder.
-            max_context: as for ``open``.
-
-        Raises:
-            ArtifactError: not a bundle, or one that is not as it was written.
-            UsageError: a ``max_context`` that is more than the model's.
-        """
-        return estimate_open(open_bundle(Path(path)), max_context)
+    @property
+    def backend(self) -> BackendReport:
+        """What the graphs are computed with."""
+        return self._open_model().backend
 
     def encode(
         self,
@@ -110,7 +113,7 @@ class VideoLM:
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was taken back, or took too long.
         """
-        return encode_video(self._open_engine(), video, start, end, Control(timeout_s, cancel))
+        return encode_video(self._open_model(), video, start, end, Deadline(timeout_s, cancel))
 
     def ask(
         self,
@@ -156,10 +159,10 @@ class VideoLM:
         Closing the stream ends the answer within one token.
         """
         options = options or GenerationOptions()
-        control = Control(options.timeout_s, cancel)
-        engine = self._open_engine()
-        tokens = _video_tokens(engine, video, start, end, control)
-        return AnswerStream(_pieces(engine, engine.first_request(tokens, question, options), control))
+        deadline = Deadline(options.timeout_s, cancel)
+        model = self._open_model()
+        tokens = _video_tokens(model, video, start, end, deadline)
+        return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options), deadline))
 
     def ask_batch(
         self,
@@ -181,8 +184,8 @@ class VideoLM:
         if not requests:
             return []
         options = options or GenerationOptions()
-        control = Control(options.timeout_s, cancel)
-        engine = self._open_engine()
+        deadline = Deadline(options.timeout_s, cancel)
+        model = self._open_model()
         encoded: dict[object, VideoTokens] = {}
         prepared = []
         for video, question in requests:
@@ -190,9 +193,9 @@ class VideoLM:
             if key in encoded:
                 encoded[key] = encoded[key].without_timings()
             else:
-                encoded[key] = _video_tokens(engine, video, None, None, control)
-            prepared.append(engine.first_request(encoded[key], question, options))
-        return _answer_all(engine, prepared, control)
+                encoded[key] = _video_tokens(model, video, None, None, deadline)
+            prepared.append(model.first_request(encoded[key], question, options))
+        return answer_together(model, prepared, deadline)
 
     def chat(
         self,
@@ -202,15 +205,16 @@ class VideoLM:
         end: float | None = None,
     ) -> Chat:
         """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``encode``."""
-        engine = self._open_engine()
-        return Chat(engine, _video_tokens(engine, video, start, end, Control(None, None)))
+        model = self._open_model()
+        return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)))
 
     def close(self) -> None:
         """Lets the model go. Answers that are being written end as usual; further calls are refused."""
         with self._lock:
-            engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.decoder.close()
+            model, self._model = self._model, None
+        if model is not None:
+            model.decoder.close()
+            model.video_encoder.close()
 
     def __enter__(self) -> VideoLM:
         return self
@@ -220,40 +224,18 @@ class VideoLM:
     ) -> None:
         self.close()
 
-    def _open_engine(self) -> Engine:
-        engine = self._engine
-        if engine is None:
+    def _open_model(self) -> Model:
+        model = self._model
+        if model is None:
             raise UsageError("this VideoLM is closed; open the bundle again with VideoLM.open")
-        return engine
+        return model
 
 
 def _video_tokens(
-    engine: Engine, video: VideoInput | VideoTokens, start: float | None, end: float | None, control: Control
+    model: Model, video: VideoInput | VideoTokens, start: float | None, end: float | None, deadline: Deadline
 ) -> VideoTokens:
     if not isinstance(video, VideoTokens):
-        return encode_video(engine, video, start, end, control)
+        return encode_video(model, video, start, end, deadline)
     if start is not None or end is not None:
         raise RequestError("start and end have no effect on ready video tokens; give them to encode")
     return video.without_timings()
-
-
-def _pieces(engine: Engine, request: PreparedRequest, control: Control) -> Generator[Delta, None, Answer]:
-    writer = engine.writer(request)
-    cache = engine.decoder.take_cache(1, request.needed_tokens)
-    try:
-        for _, delta in engine.run(cache, [request], control, [writer]):
-            yield delta
-    finally:
-        engine.decoder.give_back(cache)
-    return engine.answer(request, writer)
-
-
-def _answer_all(engine: Engine, requests: list[PreparedRequest], control: Control) -> list[Answer]:
-    writers = [engine.writer(request) for request in requests]
-    cache = engine.decoder.take_cache(len(requests), max(request.needed_tokens for request in requests))
-    try:
-        for _ in engine.run(cache, requests, control, writers):
-            pass
-    finally:
-        engine.decoder.give_back(cache)
-    return [engine.answer(request, writer) for request, writer in zip(requests, writers, strict=True)]

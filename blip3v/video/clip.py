@@ -8,6 +8,8 @@ Letters: T sampled frames, H height, W width, S side of the model's image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -21,7 +23,10 @@ from blip3v.video.source import Pictures, VideoInput, open_source
 from blip3v.video_decoder.limits import VideoLimits
 from blip3v.video_decoder.ranges import check_range, frames_between
 
-__all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
+__all__ = ["Clip", "Interrupting", "SampledFrame", "load_clip", "load_pixels"]
+
+# Enters a block with the function that ends it early, from any thread.
+Interrupting = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 _DEFAULT_LIMITS = VideoLimits()
 
@@ -61,6 +66,7 @@ def load_clip(
     fps: float | None = None,
     limits: VideoLimits = _DEFAULT_LIMITS,
     seed: int | None = None,
+    interrupting: Interrupting = lambda interrupt: nullcontext(),
 ) -> Clip:
     """Opens a video, samples frames and decodes them.
 
@@ -73,6 +79,9 @@ def load_clip(
         fps: pictures a second of images and arrays, which have no clock; None means 1. Refused for a file.
         limits: what the load may cost.
         seed: makes ``rule="train"`` repeatable; refused with other rules, which draw nothing.
+        interrupting: entered while the decoder process runs, with the function that ends that process; to cancel a
+            load from another thread. What it raises in place of the ``VideoError`` of a dead process reaches the
+            caller.
 
     Returns:
         The clip. Frame times come from the file's own time stamps, also at a variable frame rate.
@@ -95,10 +104,10 @@ def load_clip(
     sampler.indices(0, 1)
     with open_source(video, limits) as source:
         if isinstance(source, Pictures):
-            return _from_pictures(source, sampler, 1.0 if fps is None else fps, limits)
+            return _from_pictures(source, sampler, 1.0 if fps is None else fps, limits, interrupting)
         if fps is not None:
             raise UsageError(f"fps is {fps}, but a video file has its own times; fps is for images and arrays")
-        return _from_file(source, sampler, limits)
+        return _from_file(source, sampler, limits, interrupting)
 
 
 def load_pixels(
@@ -157,9 +166,9 @@ class _Sampler:
         )
 
 
-def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits) -> Clip:
+def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupting: Interrupting) -> Clip:
     descriptor = file.fileno()
-    with DecoderProcess(limits, file_descriptors=(descriptor,)) as decoder:
+    with DecoderProcess(limits, file_descriptors=(descriptor,)) as decoder, interrupting(decoder.kill):
         decoder.open({"fd": descriptor, "start_s": sampler.start_s, "end_s": sampler.end_s})
         found = decoder.receive()
         sampler.check_not_empty(found["low"], found["high"], found["num_frames"], found["end_s"])
@@ -186,7 +195,9 @@ def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits) -> Clip:
     )
 
 
-def _from_pictures(pictures: Pictures, sampler: _Sampler, fps: float, limits: VideoLimits) -> Clip:
+def _from_pictures(
+    pictures: Pictures, sampler: _Sampler, fps: float, limits: VideoLimits, interrupting: Interrupting
+) -> Clip:
     times_s = [index / fps for index in range(len(pictures.items))]
     end_s = len(times_s) / fps
     if end_s > limits.max_duration_s:
@@ -201,7 +212,7 @@ def _from_pictures(pictures: Pictures, sampler: _Sampler, fps: float, limits: Vi
     decoded = {index: item for index, item in wanted.items() if isinstance(item, np.ndarray)}
     paths = {index: item for index, item in wanted.items() if isinstance(item, str)}
     if paths:
-        decoded |= dict(zip(paths, _open_images(list(paths.values()), limits), strict=True))
+        decoded |= dict(zip(paths, _open_images(list(paths.values()), limits, interrupting), strict=True))
     first = decoded[indices[0]]
     return Clip(
         frames=tuple(decoded[index] for index in indices),
@@ -215,9 +226,9 @@ def _from_pictures(pictures: Pictures, sampler: _Sampler, fps: float, limits: Vi
     )
 
 
-def _open_images(paths: list[str], limits: VideoLimits) -> list[np.ndarray]:
+def _open_images(paths: list[str], limits: VideoLimits, interrupting: Interrupting) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
-    with DecoderProcess(limits) as decoder:
+    with DecoderProcess(limits) as decoder, interrupting(decoder.kill):
         decoder.open({"images": paths})
         for _ in paths:
             pictures.append(decoder.receive_picture()[1])

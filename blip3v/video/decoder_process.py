@@ -126,9 +126,13 @@ class DecoderProcess:
             picture_HWC = picture_HWC[::-1]
         return header, np.ascontiguousarray(picture_HWC)
 
+    def kill(self) -> None:
+        """Ends the process at once, from any thread: the method that waits for its answer raises a ``VideoError``."""
+        self._process.kill()
+
     def _end_late(self) -> None:
         self._timed_out = True
-        self._process.kill()
+        self.kill()
 
     def _death(self) -> VideoError:
         """Why the process ended before it gave its answer."""

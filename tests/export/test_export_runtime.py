@@ -65,4 +65,4 @@ def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_
         options = GenerationOptions(max_new_tokens=NUM_TOKENS, ignore_stop_token=True)
         answer = model.ask(film, QUESTION, options=options)
     assert list(answer.token_ids) == reference_ids(model_folder, film)
-    assert answer.usage.video_tokens == 128
+    assert answer.usage.num_video_tokens == 128

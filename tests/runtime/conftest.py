@@ -9,17 +9,23 @@ import numpy as np
 import pytest
 from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config, write_decoder
-from toy_parts import Clock, DecoderMaker
+from toy_parts import BACKENDS, Clock, DecoderMaker, graph_file
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.config import ModelConfig
-from blip3v.runtime import VideoLM, VideoTokens, options
-from blip3v.runtime.decoder import Decoder
-from blip3v.runtime.ort import open_graph
+from blip3v.runtime import VideoLM, VideoTokens, cancellation
+from blip3v.runtime.backends import Decoder, get_backend
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each test that runs a graph runs it on every back end."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
-def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
+def make_decoder(backend: str, tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
     """Opens a toy decoder of the wanted form; the same form is written once."""
     folder = tmp_path_factory.mktemp("decoders")
 
@@ -31,8 +37,8 @@ def make_decoder(tmp_path_factory: pytest.TempPathFactory) -> DecoderMaker:
         path: Path = folder / f"{num_kv_heads}-{sliding_window}-{precision}.onnx"
         if not path.exists():
             write_decoder(path, config, weights, precision)
-        graph = open_graph(path, decoder_io(config), threads=1, mapped=False)
-        return config, weights, Decoder(graph, config.text, chunk=chunk)
+        graph = graph_file(path, decoder_io(config), precision)
+        return config, weights, get_backend(backend).open_decoder(graph, config.text, threads=1, chunk=chunk)
 
     return make
 
@@ -45,7 +51,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     stopped = Clock()
-    monkeypatch.setattr(options, "time", stopped)
+    monkeypatch.setattr(cancellation, "time", stopped)
     return stopped
 
 
@@ -56,8 +62,8 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lm(bundle_path: Path) -> Iterator[VideoLM]:
-    with VideoLM.open(bundle_path, threads=1) as opened:
+def lm(backend: str, bundle_path: Path) -> Iterator[VideoLM]:
+    with VideoLM.open(bundle_path, backend=backend, threads=1) as opened:
         yield opened
 
 

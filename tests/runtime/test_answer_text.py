@@ -10,17 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip3v.bundle import open_bundle
-from blip3v.runtime.generate import AnswerWriter
-from blip3v.runtime.options import GenerationOptions
+from blip3v.runtime import GenerationOptions, VideoTokens
+from blip3v.runtime.generation import AnswerWriter
+from blip3v.runtime.request import Request
 from blip3v.text import Tokenizer, train_tokenizer
 
 _TOKENIZER = Tokenizer(train_tokenizer(["ball"], vocab_size_base=300))
 
 
+def _writer(max_new_tokens: int, **options: object) -> AnswerWriter:
+    nothing = np.zeros((0, 64), np.float32)
+    asked = GenerationOptions(**options)  # type: ignore[arg-type]
+    return AnswerWriter(_TOKENIZER, Request(VideoTokens(nothing, (), "toy"), nothing, 0, max_new_tokens, asked))
+
+
 def _write(text: str, **options: object) -> tuple[AnswerWriter, list[str]]:
     """Feeds the bytes of ``text`` as single tokens, then the stop token."""
     count = len(text.encode()) + 1
-    writer = AnswerWriter(_TOKENIZER, GenerationOptions(**options), count)  # type: ignore[arg-type]
+    writer = _writer(count, **options)
     pieces = []
     for token_id in [*(3 + byte for byte in text.encode()), _TOKENIZER.end_id]:
         logits = np.zeros(303, np.float32)
@@ -84,7 +91,7 @@ def test_text_comes_out_as_soon_as_it_is_certain() -> None:
 
 
 def test_a_broken_character_at_the_end_is_marked() -> None:
-    writer = AnswerWriter(_TOKENIZER, GenerationOptions(), 1)
+    writer = _writer(1)
     logits = np.zeros(303, np.float32)
     logits[3 + 0xF0] = 1
     assert writer.push(logits).text == "\ufffd"
@@ -92,7 +99,7 @@ def test_a_broken_character_at_the_end_is_marked() -> None:
 
 
 def test_a_stop_text_that_only_the_end_completes_is_a_stop() -> None:
-    writer = AnswerWriter(_TOKENIZER, GenerationOptions(stop=("\ufffd",)), 1)
+    writer = _writer(1, stop=("\ufffd",))
     logits = np.zeros(303, np.float32)
     logits[3 + 0xF0] = 1
     assert writer.push(logits).text == ""
@@ -100,7 +107,7 @@ def test_a_stop_text_that_only_the_end_completes_is_a_stop() -> None:
 
 
 def test_the_stop_token_can_be_ignored() -> None:
-    writer = AnswerWriter(_TOKENIZER, GenerationOptions(ignore_stop_token=True), 2)
+    writer = _writer(2, ignore_stop_token=True)
     logits = np.zeros(303, np.float32)
     logits[_TOKENIZER.end_id] = 1
     assert writer.push(logits).token_id == _TOKENIZER.end_id

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from blip3v.errors import ArtifactMissingError, RequestError, UsageError
-from blip3v.runtime import GenerationOptions, VideoLM, loading
+from blip3v.runtime import GenerationOptions, VideoLM, opening
 from blip3v.runtime.ask_command import command, default_bundle
 
 CLIP = str(Path(__file__).parents[2] / "examples" / "turn.mp4")
@@ -34,7 +34,7 @@ def test_what_a_large_model_takes_is_said_before_it_is_opened(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "opening" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
-    monkeypatch.setattr(loading, "_LARGE_BYTES", 2**20)
+    monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
     lines = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--max-context", "128").stderr.splitlines()
     assert re.fullmatch(rf"opening {bundle_path}: about \d+ MiB of memory of .* that are free, \d+ s", lines[0])
     assert re.fullmatch(r"memory: .* at the peak", lines[-1])
@@ -52,10 +52,10 @@ def test_json_is_one_object_with_everything(bundle_path: Path, lm: VideoLM) -> N
     assert found["text"] == expected.text
     assert found["token_ids"] == list(expected.token_ids)
     assert found["frames"] == [{"index": index, "time_s": time_s} for index, time_s in expected.frames]
-    assert found["usage"]["video_tokens"] == 8
+    assert found["usage"]["num_video_tokens"] == 8
     assert found["model"] == str(bundle_path)
     assert {"file_decode_s", "encode_s", "prefill_s", "per_token_s"} <= set(found["timings"])
-    assert len(found["logprobs"]) == found["usage"]["new_tokens"]
+    assert len(found["logprobs"]) == found["usage"]["num_new_tokens"]
 
 
 def test_options_reach_the_model(bundle_path: Path, lm: VideoLM) -> None:

@@ -52,7 +52,7 @@ def test_turns_equal_the_whole_conversation(
         assert [question for question, _ in chat.turns] == QUESTIONS
     given = [(question, answer.token_ids) for question, answer in zip(QUESTIONS, answers, strict=True)]
     assert _whole(bundle_path, video, given) == [ids for _, ids in given]
-    prompts = [answer.usage.prompt_tokens for answer in answers]
+    prompts = [answer.usage.num_prompt_tokens for answer in answers]
     assert prompts == sorted(prompts)
 
 
@@ -127,7 +127,7 @@ def test_a_conversation_grows_to_the_context_and_not_beyond(lm: VideoLM, video: 
         used, cost = 0, 0
         while used + cost <= 256:
             answer = chat.ask("Why?", options=options)
-            before, used = used, answer.usage.prompt_tokens + answer.usage.new_tokens
+            before, used = used, answer.usage.num_prompt_tokens + answer.usage.num_new_tokens
             cost = used - before if before else 0
         with pytest.raises(RequestError, match="the context has 256"):
             chat.ask("Why?", options=options)
@@ -151,4 +151,4 @@ def test_only_the_first_turn_pays_for_the_video(lm: VideoLM, film: np.ndarray) -
         first, second = chat.ask("Why?"), chat.ask("How?")
     assert first.timings.encode_s > 0
     assert second.timings.encode_s == 0
-    assert second.usage.video_tokens == 8
+    assert second.usage.num_video_tokens == 8

@@ -24,7 +24,7 @@ def test_opening_and_asking_load_no_training_framework(bundle_path: Path) -> Non
     code = (
         "import sys; from blip3v.runtime import VideoLM\n"
         "lm = VideoLM.open(sys.argv[1], threads=1)\n"
-        "assert lm.ask(sys.argv[2], 'Which way?').usage.new_tokens > 0\n"
+        "assert lm.ask(sys.argv[2], 'Which way?').usage.num_new_tokens > 0\n"
         f"print([name for name in {_HEAVY!r} if name in sys.modules])"
     )
     assert _run(code, str(bundle_path), str(CLIP)) == "[]"

@@ -5,7 +5,8 @@ import pytest
 from toy_parts import Clock
 
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError
-from blip3v.runtime.options import CancelToken, Control, GenerationOptions
+from blip3v.runtime.cancellation import CancelToken, Deadline
+from blip3v.runtime.request import GenerationOptions
 
 
 @pytest.mark.parametrize(
@@ -45,29 +46,29 @@ def test_a_list_of_stops_becomes_a_tuple() -> None:
     assert GenerationOptions(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
 
 
-def test_control_lets_go_on_without_limits() -> None:
-    control = Control(None, None)
-    control.check()
-    assert control.remaining_s is None
+def test_a_deadline_without_limits_never_ends() -> None:
+    deadline = Deadline()
+    deadline.check()
+    assert deadline.remaining_s is None
 
 
-def test_control_raises_after_the_time(clock: Clock) -> None:
-    control = Control(2.0, None)
+def test_a_deadline_raises_after_the_time(clock: Clock) -> None:
+    deadline = Deadline(2.0, None)
     clock.now_s = 1.9
-    control.check()
-    assert control.remaining_s == pytest.approx(0.1)
+    deadline.check()
+    assert deadline.remaining_s == pytest.approx(0.1)
     clock.now_s = 2.0
     with pytest.raises(RequestTimeoutError, match="timeout_s=2"):
-        control.check()
+        deadline.check()
 
 
-def test_control_raises_after_cancel_from_another_thread() -> None:
+def test_a_deadline_raises_after_cancel_from_another_thread() -> None:
     cancel = CancelToken()
-    control = Control(None, cancel)
-    control.check()
+    deadline = Deadline(None, cancel)
+    deadline.check()
     thread = threading.Thread(target=cancel.cancel)
     thread.start()
     thread.join()
     assert cancel.cancelled
     with pytest.raises(CancelledError):
-        control.check()
+        deadline.check()

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip3v.errors import BackendError
-from blip3v.runtime.options import GenerationOptions
-from blip3v.runtime.sampling import Sampler, log_softmax, penalise, probabilities
+from blip3v.runtime.generation import Sampler, log_softmax, penalise, probabilities
+from blip3v.runtime.request import GenerationOptions
 
 _LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40).map(lambda v: np.array(v, np.float32))
 

@@ -16,9 +16,10 @@ from toy_parts import Clock
 from blip3v.bundle import open_bundle
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError, UsageError, VideoError
 from blip3v.runtime import Answer, CancelToken, Delta, GenerationOptions, VideoLM, VideoTokens
-from blip3v.runtime.decoder import Decoder
+from blip3v.runtime.backends.onnxruntime import OnnxRuntimeDecoder
 from blip3v.text import Message, build_prompt, splice
 
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 QUESTIONS = ["Which way?", "What moves first, the ball or the square?", "Why?", "How many are there at the end?"]
 
 
@@ -39,24 +40,27 @@ def _plain_answer(bundle_path: Path, video: VideoTokens, question: str, count: i
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_greedy_tokens_are_those_of_the_plain_formula(
-    bundle_path: Path, lm: VideoLM, video: VideoTokens, question: str
+    backend: str, bundle_path: Path, lm: VideoLM, video: VideoTokens, question: str
 ) -> None:
     answer = lm.ask(video, question)
     assert list(answer.token_ids) == _plain_answer(bundle_path, video, question, 24)
     assert answer.text == open_bundle(bundle_path).tokenizer.decode(answer.token_ids).strip()
-    assert answer.backend == "stored fp32, computed fp32 on ONNX Runtime CPU"
+    assert str(answer.backend) == f"stored fp32, computed fp32 on {ENGINES[backend]} CPU"
 
 
-def test_a_half_precision_bundle_answers_and_says_how_it_computes(tmp_path: Path, film: np.ndarray) -> None:
+def test_a_half_precision_bundle_answers_and_says_how_it_computes(
+    backend: str, tmp_path: Path, film: np.ndarray
+) -> None:
     config = toy_config()
     weights = Weights.random(config.text)
     options = GenerationOptions(max_new_tokens=6, ignore_stop_token=True, logprobs=1)
     answers = {}
     for precision in ("fp32", "fp16"):
-        with VideoLM.open(write_bundle(tmp_path / precision, config, weights, precision=precision), threads=1) as lm:
+        path = write_bundle(tmp_path / precision, config, weights, precision=precision)
+        with VideoLM.open(path, backend=backend, threads=1) as lm:
             assert lm.encode(film).tokens.dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
             answers[precision] = lm.ask(film, "Why?", options=options)
-    assert answers["fp16"].backend == "stored fp16, computed fp32 on ONNX Runtime CPU"
+    assert str(answers["fp16"].backend) == f"stored fp16, computed fp32 on {ENGINES[backend]} CPU"
     wide, half = answers["fp32"].logprobs, answers["fp16"].logprobs
     assert wide is not None
     assert half is not None
@@ -76,7 +80,7 @@ def test_the_answer_tells_frames_usage_and_timings(lm: VideoLM, film: np.ndarray
     answer = lm.ask(film, QUESTIONS[0], options=GenerationOptions(max_new_tokens=5, ignore_stop_token=True))
     assert [index for index, _ in answer.frames] == [2, 3, 5, 7]
     assert answer.finish_reason == "length"
-    assert (answer.usage.video_tokens, answer.usage.new_tokens) == (8, 5)
+    assert (answer.usage.num_video_tokens, answer.usage.num_new_tokens) == (8, 5)
     assert answer.timings.encode_s > 0
     assert answer.timings.preprocess_s > 0
     assert answer.timings.prefill_s > 0
@@ -219,10 +223,10 @@ def test_several_threads_get_the_answers_of_one(lm: VideoLM, video: VideoTokens)
 def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(
     lm: VideoLM, video: VideoTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prefill(*arguments: object) -> None:
+    def session(*arguments: object) -> None:
         raise AssertionError("the prompt went to the decoder")
 
-    monkeypatch.setattr(Decoder, "prefill", prefill)
+    monkeypatch.setattr(OnnxRuntimeDecoder, "session", session)
     with pytest.raises(RequestError, match=r"prompt has \d+ tokens \(8 of them video\).*the context has 256"):
         lm.ask(video, "why " * 200_000)
     with pytest.raises(RequestError, match="250 new ones were asked for"):
@@ -232,11 +236,11 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(
 def test_the_bundles_limit_is_cut_to_what_the_context_leaves(lm: VideoLM, video: VideoTokens) -> None:
     options = GenerationOptions(ignore_stop_token=True)
     short = lm.ask(video, "Why?", options=options).usage
-    assert short.new_tokens == 24
-    question = "!" * (256 - short.prompt_tokens + 4 - 10)
+    assert short.num_new_tokens == 24
+    question = "!" * (256 - short.num_prompt_tokens + 4 - 10)
     usage = lm.ask(video, question, options=options).usage
-    assert usage.prompt_tokens + usage.new_tokens == 256
-    assert 0 < usage.new_tokens < 24
+    assert usage.num_prompt_tokens + usage.num_new_tokens == 256
+    assert 0 < usage.num_new_tokens < 24
 
 
 @pytest.mark.parametrize(
@@ -255,7 +259,7 @@ def test_hostile_questions_are_refused(lm: VideoLM, video: VideoTokens, question
     "question", ["\x00\x01", "{{ 7 * 7 }}", "\U0001f600 \u202e", "a" * 150], ids=["nul", "template", "emoji", "long"]
 )
 def test_odd_questions_are_plain_text(lm: VideoLM, video: VideoTokens, question: str) -> None:
-    assert lm.ask(video, question, options=GenerationOptions(max_new_tokens=2)).usage.new_tokens <= 2
+    assert lm.ask(video, question, options=GenerationOptions(max_new_tokens=2)).usage.num_new_tokens <= 2
 
 
 def test_cancelling_from_another_thread_ends_the_request(lm: VideoLM, video: VideoTokens) -> None:
@@ -309,7 +313,7 @@ def test_a_closed_model_refuses_and_lets_running_answers_end(bundle_path: Path, 
     next(stream)
     lm.close()
     lm.close()
-    assert stream.read().usage.new_tokens > 1
+    assert stream.read().usage.num_new_tokens > 1
     for call in (lambda: lm.ask(film, "Why?"), lambda: lm.encode(film), lambda: lm.chat(film)):
         with pytest.raises(UsageError, match="closed"):
             call()

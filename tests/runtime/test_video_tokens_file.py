@@ -34,7 +34,7 @@ def test_tokens_of_the_same_encoder_in_another_bundle_are_taken(video: VideoToke
     config = toy_config()
     path = write_bundle(tmp_path / "other", config, Weights.random(config.text, seed=4), max_new_tokens=3)
     with VideoLM.open(path, threads=1) as other:
-        assert other.ask(video, "Why?").usage.video_tokens == 8
+        assert other.ask(video, "Why?").usage.num_video_tokens == 8
 
 
 @pytest.mark.parametrize("shape", [(8, 63), (0, 64), (8, 64, 1)], ids=str)

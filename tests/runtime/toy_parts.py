@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from toy_graphs import Weights
 
+from blip3v.bundle.graph_io import GraphIO
 from blip3v.config import ModelConfig
-from blip3v.runtime.decoder import Decoder
+from blip3v.runtime.backends import Decoder, GraphFile, backend_names
 
+BACKENDS = backend_names()
 DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
+
+
+def graph_file(path: Path, io: GraphIO, precision: str = "float32") -> GraphFile:
+    """A toy graph, whose weights are inside it."""
+    return GraphFile(
+        path=path,
+        io=io,
+        precision="fp32" if precision == "float32" else "fp16",
+        weights_bytes=path.stat().st_size,
+    )
 
 
 class Clock:

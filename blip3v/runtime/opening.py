@@ -1,31 +1,38 @@
-"""From a bundle on disk to an ``Engine``: checks first, then the sessions."""
+"""From a bundle on disk to an opened ``Model``: checks first, then the estimate, then the two graphs."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
-from blip3v.bundle.manifest import DTYPES, stays_mapped
+from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig
-from blip3v.errors import ArtifactError, UsageError
+from blip3v.errors import UsageError
 from blip3v.runtime import memory
-from blip3v.runtime.decoder import PREFILL_CHUNK, Decoder
-from blip3v.runtime.encoder import VideoEncoder
-from blip3v.runtime.engine import Engine
-from blip3v.runtime.kv_cache import round_capacity
-from blip3v.runtime.ort import Graph, check_device, open_graph
+from blip3v.runtime.backends import (
+    AUTO,
+    GRAPHS,
+    PREFILL_CHUNK,
+    Backend,
+    GraphFile,
+    GraphName,
+    choose_backend,
+    parse_backends,
+)
+from blip3v.runtime.host_cache import round_capacity
+from blip3v.runtime.request import Model
+from blip3v.runtime.types import BackendReport
 from blip3v.video.limits import VideoLimits
 
-__all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "open_engine"]
+__all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "graph_files", "open_model"]
 
-# What ONNX Runtime and the tokenizer take beside weights and cache.
+# What the engines and the tokenizer take beside weights and cache.
 _FIXED_BYTES = 192 * 2**20
 # Activations at their widest, in values: a prefill chunk's gate and up, or attention scores and MLP of a clip's frames.
 _WIDENED_BYTES = 4
@@ -33,8 +40,8 @@ _WIDENED_BYTES = 4
 _USUAL_TOKENS = 256
 # From here on, opening takes long enough to say so first.
 _LARGE_BYTES = 2**30
-# Widening fp16 weights on one core of a server; reading what is mapped costs nothing yet.
-_OPEN_S, _WIDEN_S_PER_GIB = 0.5, 5.2
+# Of opening, whatever the size.
+_OPEN_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +62,20 @@ class OpenEstimate:
         return f"about {memory.format_bytes(self.memory_bytes)} of memory{free}, {self.seconds:.0f} s"
 
 
-def open_engine(
+def open_model(
     path: str | os.PathLike[str],
     *,
+    backend: str,
     device: str,
     threads: int | None,
     max_context: int | None,
     limits: VideoLimits,
     allow_random: bool,
     on_estimate: Callable[[OpenEstimate], None],
-) -> Engine:
+) -> Model:
     """Opens a bundle; see ``VideoLM.open``."""
     _check_count("threads", threads)
-    check_device(device)
+    backends = _choose(backend, device)
     bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
@@ -75,40 +83,70 @@ def open_engine(
             "to run it anyway use --allow-random (in Python: allow_random=True)"
         )
     config = _with_context(bundle.config, max_context)
-    needed = estimate_open(bundle, max_context)
+    graphs = graph_files(bundle)
+    needed = _estimate(bundle, config, graphs, backends)
     on_estimate(needed)
     memory.require(needed.memory_bytes, f"opening {bundle.path}", "free some, or use a smaller model")
-    decoder = _open(bundle, "decoder", decoder_io(config), threads)
-    encoder = _open(bundle, "video_encoder", video_encoder_io(config), threads)
-    return Engine(
+    decoder = backends["decoder"].open_decoder(graphs["decoder"], config.text, threads=threads)
+    video_encoder = backends["video_encoder"].open_video_encoder(graphs["video_encoder"], threads=threads)
+    return Model(
         config=config,
         tokenizer=bundle.tokenizer,
         chat_template=bundle.chat_template,
         generation=bundle.generation,
         preprocessor=bundle.preprocessor,
         limits=limits,
-        table=bundle.embeddings(),
-        decoder=Decoder(decoder, config.text),
-        encoder=VideoEncoder(encoder),
+        table_VD=bundle.embeddings(),
+        video_encoder=video_encoder,
+        decoder=decoder,
         encoder_hash=encoder_hash(bundle),
-        backend=bundle.manifest.stored_and_computed,
+        backend=BackendReport(
+            stored=bundle.manifest.precision, video_encoder=video_encoder.execution, decoder=decoder.execution
+        ),
     )
 
 
-def estimate_open(bundle: Bundle, max_context: int | None = None) -> OpenEstimate:
-    """The estimate for the bundle with the cache of one ordinary request; the embedding table is mapped.
+def estimate_open(
+    bundle: Bundle, *, max_context: int | None = None, backend: str = AUTO, device: str = AUTO
+) -> OpenEstimate:
+    """The estimate for the bundle with the cache of one ordinary request; see ``VideoLM.estimate``."""
+    config = _with_context(bundle.config, max_context)
+    return _estimate(bundle, config, graph_files(bundle), _choose(backend, device))
 
-    Raises:
-        UsageError: ``max_context`` is no count that the bundle allows.
-    """
-    manifest, config = bundle.manifest, _with_context(bundle.config, max_context)
-    capacity = round_capacity(manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
-    kept_bytes = manifest.memory.resident_bytes + capacity * manifest.kv.bytes_per_token
-    widened_gib = manifest.memory.weights_bytes / 2**30 if manifest.precision == "fp16" else 0.0
+
+def graph_files(bundle: Bundle) -> dict[GraphName, GraphFile]:
+    """Both graphs of a bundle, as back ends open them."""
+    ios = {"video_encoder": video_encoder_io(bundle.config), "decoder": decoder_io(bundle.config)}
+    files = bundle.manifest.files
+    return {
+        name: GraphFile(
+            path=bundle.graph_path(name),
+            io=ios[name],
+            precision=bundle.manifest.precision,
+            weights_bytes=sum(files[file].size_bytes for file in _files_of(bundle, name)),
+        )
+        for name in GRAPHS
+    }
+
+
+def _choose(backend: str, device: str) -> dict[GraphName, Backend]:
+    return {graph: choose_backend(name, graph, device) for graph, name in parse_backends(backend).items()}
+
+
+def _estimate(
+    bundle: Bundle,
+    config: ModelConfig,
+    graphs: Mapping[GraphName, GraphFile],
+    backends: Mapping[GraphName, Backend],
+) -> OpenEstimate:
+    """Weights, the cache of an ordinary request and the widest activations; the embedding table is mapped."""
+    capacity = round_capacity(bundle.manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
+    cache_bytes = capacity * backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
+    weights_bytes = sum(backends[name].resident_bytes(graph) for name, graph in graphs.items())
     return OpenEstimate(
-        memory_bytes=_FIXED_BYTES + kept_bytes + _activation_bytes(config),
+        memory_bytes=_FIXED_BYTES + weights_bytes + cache_bytes + _activation_bytes(config),
         free_bytes=memory.available_bytes(),
-        seconds=_OPEN_S + _WIDEN_S_PER_GIB * widened_gib,
+        seconds=_OPEN_S + sum(backends[name].open_s(graph) for name, graph in graphs.items()),
     )
 
 
@@ -140,23 +178,11 @@ def _check_count(name: str, value: object) -> None:
 def encoder_hash(bundle: Bundle) -> str:
     """Hash (hex) of everything that the video encoder is made of: the graph and the files of its weights."""
     digest = hashlib.sha256()
-    for name in _graph_files(bundle, "video_encoder"):
+    for name in _files_of(bundle, "video_encoder"):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()
 
 
-def _graph_files(bundle: Bundle, graph: str) -> list[str]:
+def _files_of(bundle: Bundle, graph: str) -> list[str]:
     locations = external_locations(bundle.graph_path(graph))
     return [bundle.manifest.graphs[graph].file, *(f"onnx/{location}" for location in sorted(set(locations)))]
-
-
-def _open(bundle: Bundle, name: str, io: GraphIO, threads: int | None) -> Graph:
-    weight_bytes = sum(bundle.manifest.files[file].size_bytes for file in _graph_files(bundle, name))
-    mapped = stays_mapped(weight_bytes, bundle.manifest.precision)
-    graph = open_graph(bundle.graph_path(name), io, threads=threads, mapped=mapped)
-    expected = DTYPES[bundle.manifest.precision]
-    if graph.compute.name != expected:
-        raise ArtifactError(
-            f"{bundle.graph_path(name)} is {graph.compute} and its manifest says {expected}; export it again"
-        )
-    return graph

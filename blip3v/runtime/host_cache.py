@@ -1,8 +1,7 @@
-"""Keys and values of the tokens that the decoder has seen, in memory that every step reuses.
+"""A KV cache in main memory as one numpy block, and a pool of them, for back ends whose engine works on such memory.
 
-A cache is one block of memory that holds all layers. Its parts are bound to the graph both as ``past`` and as
-``present``: GroupQueryAttention then writes new tokens in place and copies nothing. Letters: L layers, B rows,
-H KV heads, S capacity, K head width.
+The parts of a block are bound to the graph both as ``past`` and as ``present``: GroupQueryAttention then writes new
+tokens in place and copies nothing. Letters: L layers, B rows, H KV heads, S capacity, K head width.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class KVCache:
         self._block_L2BHSK[..., :held, :] = old[..., :held, :]
 
     def drop_row(self, row: int) -> None:
-        """Takes a finished sequence out: the last row moves into its place."""
+        """Removes a finished sequence: the last row moves into its place."""
         last = self.rows - 1
         if row != last:
             held = self.lengths[last]
@@ -126,7 +125,7 @@ class CachePool:
         self._free: list[KVCache] = []
         self._lock = threading.Lock()
 
-    def take(self, rows: int, tokens: int) -> KVCache:
+    def acquire(self, rows: int, tokens: int) -> KVCache:
         """A cache of ``rows`` empty sequences with room for ``tokens`` each."""
         capacity = round_capacity(tokens, self._text.max_context)
         with self._lock:
@@ -138,8 +137,8 @@ class CachePool:
                 return cache
         return KVCache(self._text, self._dtype, rows, capacity)
 
-    def give_back(self, cache: KVCache) -> None:
-        """Keeps ``cache`` for a later request; over the limit the largest go."""
+    def release(self, cache: KVCache) -> None:
+        """Keeps ``cache`` for a later request; beyond the limit the largest are freed."""
         with self._lock:
             self._free.append(cache)
             self._free.sort(key=lambda kept: kept.num_bytes)
@@ -153,6 +152,6 @@ class CachePool:
             return sum(kept.num_bytes for kept in self._free)
 
     def clear(self) -> None:
-        """Lets all free caches go."""
+        """Frees all spare caches."""
         with self._lock:
             self._free.clear()

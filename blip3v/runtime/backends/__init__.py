@@ -1,0 +1,368 @@
+"""The seam to inference engines: what a back end offers, which ones there are, and which one ``auto`` takes.
+
+A back end is a module of this package with an object ``BACKEND``; every module here is one. It opens the two graphs of
+a bundle. The opened video encoder takes frames. The opened decoder gives sessions: a session holds the rows of one
+request and owns their KV cache, wherever that memory is. Everything above (requests, generation, chat, batches) knows
+these protocols alone.
+
+To add one see "Adding a back end" in CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.bundle.graph_io import GraphIO, TensorSpec
+from blip3v.bundle.manifest import Precision
+from blip3v.config import TextConfig
+from blip3v.errors import ArtifactError, ProviderError, UsageError
+from blip3v.runtime.cancellation import Deadline
+
+__all__ = [
+    "AUTO",
+    "GRAPHS",
+    "PREFILL_CHUNK",
+    "Backend",
+    "Decoder",
+    "DecoderSession",
+    "Execution",
+    "FloatArray",
+    "FoundTensor",
+    "GraphFile",
+    "GraphName",
+    "VideoEncoder",
+    "backend_names",
+    "check_io",
+    "choose_backend",
+    "get_backend",
+    "parse_backends",
+]
+
+FloatArray = NDArray[np.float16] | NDArray[np.float32]
+GraphName = Literal["video_encoder", "decoder"]
+
+GRAPHS: tuple[GraphName, ...] = ("video_encoder", "decoder")
+AUTO = "auto"
+# Tokens of a prompt that go through a decoder at once: bounds the memory of activations and the time to a cancellation.
+PREFILL_CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What a graph is really computed with."""
+
+    backend: str  # as ``backend=`` takes it, for example "onnxruntime"
+    engine: str  # its name for people, for example "ONNX Runtime"
+    version: str  # of the engine
+    device: str  # as the engine names it, for example "CPU"
+    dtype: str  # of matrix products, for example "fp32"
+
+    def __str__(self) -> str:
+        return f"{self.dtype} on {self.engine} {self.device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFile:
+    """One graph on disk."""
+
+    path: Path  # the .onnx file; its weights lie beside it
+    io: GraphIO
+    precision: Precision
+    weights_bytes: int  # as they are stored
+    extra_outputs: tuple[str, ...] = ()  # that a copy made for the parity check gives beside those of ``io``
+
+
+class FoundTensor(NamedTuple):
+    """An input or output as an engine describes it."""
+
+    name: str
+    dtype: str  # as numpy names it
+    axes: Sequence[object]  # an int is fixed, anything else is free
+
+
+class VideoEncoder(Protocol):
+    """The opened video encoder. Several threads may use it at once."""
+
+    execution: Execution
+
+    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+        """Every output of the graph by name, ``video_tokens`` (B,M,D) among them.
+
+        Args:
+            frames_BF3SS: pixels in [-1, 1], B clips of F frames.
+            deadline: interrupts the engine.
+
+        Raises:
+            BackendError: the engine failed.
+            CancelledError, RequestTimeoutError: from ``deadline``, soon after it passed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets the weights go as soon as no call is running. Nothing may be called after it."""
+        ...
+
+
+class DecoderSession(Protocol):
+    """The token rows of one request with their KV cache. One thread at a time.
+
+    A prefill that raises may have appended a part of its prompt: ``truncate`` takes a single row back.
+    """
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens that each row holds."""
+        ...
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for ``num_tokens`` in each row, tokens that are there included.
+
+        Raises:
+            OutOfMemoryError: there is no such room.
+        """
+        ...
+
+    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        """Appends a prompt to each row.
+
+        Args:
+            rows: embeddings (t,D) of at least one token for each row. A single row may hold earlier tokens; several
+                rows must be empty.
+            deadline: checked between chunks; interrupts the engine.
+
+        Returns:
+            Logits (B,V) after the last token of each row.
+
+        Raises:
+            BackendError: the engine failed.
+            CancelledError, RequestTimeoutError: from ``deadline``, soon after it passed.
+        """
+        ...
+
+    def step(self, embeds_BD: FloatArray) -> NDArray[np.float32]:
+        """Appends one token to each row and returns the logits (B,V) after it.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        ...
+
+    def truncate(self, num_tokens: int) -> None:
+        """Forgets every token of the only row after the first ``num_tokens``."""
+        ...
+
+    def drop_row(self, row: int) -> None:
+        """Removes a finished row: the last row takes its place."""
+        ...
+
+    def close(self) -> None:
+        """Gives the cache back. May be called more than once; nothing else may be called after it."""
+        ...
+
+
+class Decoder(Protocol):
+    """The opened decoder. Several threads may use it at once, each with sessions of its own."""
+
+    execution: Execution
+    dtype: np.dtype[Any]  # of the embeddings that it takes: float32 or float16
+
+    def session(self, num_rows: int, num_tokens: int) -> DecoderSession:
+        """A new session of ``num_rows`` empty rows with room for ``num_tokens`` each, to be closed by the caller.
+
+        Raises:
+            OutOfMemoryError: the cache does not fit into memory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees spare caches, and the weights with the last open session. Nothing may be called after it."""
+        ...
+
+
+class Backend(Protocol):
+    """An inference engine. Its package is imported when it is needed, never when the module is."""
+
+    name: str  # the module's
+    devices: tuple[str, ...]  # that it runs on, as ``device=`` takes them
+    rank: Mapping[GraphName, int]  # ``auto`` takes the highest of those installed
+
+    def check_installed(self) -> None:
+        """Raises unless the engine can be imported.
+
+        Raises:
+            ProviderError: says what to install.
+        """
+        ...
+
+    def execution(self, graph: GraphFile) -> Execution:
+        """What ``graph`` would be computed with; the engine is installed."""
+        ...
+
+    def resident_bytes(self, graph: GraphFile) -> int:
+        """Memory that the opened graph takes, file pages that the system can drop not included. An estimate."""
+        ...
+
+    def open_s(self, graph: GraphFile) -> float:
+        """Seconds that opening takes on one core of a server, roughly."""
+        ...
+
+    def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
+        """Keys and values of one token in all layers."""
+        ...
+
+    def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> VideoEncoder:
+        """Opens the video encoder.
+
+        Args:
+            graph: the file.
+            threads: inside an operator; None: one for each physical core.
+
+        Raises:
+            ProviderError: the engine is not installed, or cannot run on the device.
+            ArtifactError: the graph's inputs or outputs are not those of ``graph.io``.
+            BackendError: the engine cannot open it.
+        """
+        ...
+
+    def open_decoder(
+        self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
+    ) -> Decoder:
+        """Opens the decoder. Other arguments and errors as for ``open_video_encoder``.
+
+        Args:
+            graph: the file.
+            text: its geometry.
+            threads: inside an operator; None: one for each physical core.
+            chunk: tokens of a prompt that go through the graph at once, at most.
+        """
+        ...
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of all back ends, installed or not."""
+    return tuple(sorted(info.name for info in pkgutil.iter_modules(__path__)))
+
+
+def get_backend(name: str) -> Backend:
+    """The back end ``name``.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in backend_names():
+        raise UsageError(f"back end {name!r} is unknown; allowed: {', '.join((AUTO, *backend_names()))}")
+    backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
+    return backend
+
+
+def parse_backends(text: str) -> dict[GraphName, str]:
+    """Reads ``NAME`` or ``GRAPH=NAME,GRAPH=NAME``; a graph that is not named gets ``auto``.
+
+    Raises:
+        UsageError: an unknown graph or back end, or a graph named twice.
+    """
+    if "=" not in text:
+        chosen: dict[GraphName, str] = dict.fromkeys(GRAPHS, text)
+    else:
+        chosen = {}
+        for part in text.split(","):
+            graph, _, name = part.partition("=")
+            known = next((known for known in GRAPHS if known == graph.strip()), None)
+            if known is None or known in chosen:
+                raise UsageError(
+                    f"back end {text!r}: {graph.strip()!r} is {'named twice' if known else 'not a graph'}; expected "
+                    f"NAME, or GRAPH=NAME for one or both of {' and '.join(GRAPHS)}, separated by a comma"
+                )
+            chosen[known] = name.strip()
+    for name in chosen.values():
+        if name != AUTO:
+            get_backend(name)
+    return {graph: chosen.get(graph, AUTO) for graph in GRAPHS}
+
+
+def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
+    """The back end for a graph.
+
+    ``auto`` takes, of the installed back ends that run on the device, the one with the highest rank for this graph.
+    A back end that was asked for by name is taken, or refused with the reason; nothing else takes its place.
+
+    Args:
+        name: of a back end, or "auto".
+        graph: which graph it is to run.
+        device: "auto", or one that the back end has to run on.
+
+    Raises:
+        UsageError: an unknown name or device.
+        ProviderError: it is not installed, or does not run on the device; for ``auto``, none does.
+    """
+    everyone = [get_backend(each) for each in backend_names()]
+    devices = sorted({known for backend in everyone for known in backend.devices})
+    if device not in (AUTO, *devices):
+        raise UsageError(f"no back end runs on device {device!r}; allowed: {', '.join((AUTO, *devices))}")
+    if name != AUTO:
+        backend = get_backend(name)
+        if device not in (AUTO, *backend.devices):
+            raise ProviderError(f"{name} does not run on {device!r}; it runs on {', '.join(backend.devices)}")
+        backend.check_installed()
+        return backend
+    fitting = [backend for backend in everyone if device in (AUTO, *backend.devices)]
+    reasons = {}
+    for backend in sorted(fitting, key=lambda backend: -backend.rank[graph]):
+        try:
+            backend.check_installed()
+        except ProviderError as error:
+            reasons[backend.name] = str(error)
+            continue
+        return backend
+    said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise ProviderError(f"no inference engine can run the {graph}: {said}")
+
+
+def check_io(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], graph: GraphFile) -> np.dtype[Any]:
+    """Compares an opened graph with what the runtime relies on and returns its compute dtype.
+
+    Args:
+        inputs: of the opened graph, in any order.
+        outputs: likewise.
+        graph: the file, with the inputs and outputs that it has to have.
+
+    Raises:
+        ArtifactError: they differ.
+    """
+    path, computes = graph.path, set()
+    for kind, specs, tensors in (
+        ("input", graph.io.inputs, inputs),
+        ("output", graph.io.outputs, outputs),
+    ):
+        by_name = {tensor.name: tensor for tensor in tensors if tensor.name not in graph.extra_outputs}
+        if set(by_name) != {spec.name for spec in specs}:
+            odd = sorted(set(by_name) ^ {spec.name for spec in specs})
+            raise ArtifactError(
+                f"{path} has other {kind}s than this blip3v expects (differing: {', '.join(odd[:6])}); export it again"
+            )
+        for spec in specs:
+            _check_tensor(spec, by_name[spec.name], path)
+            if spec.dtype == "compute":
+                computes.add(by_name[spec.name].dtype)
+    if len(computes) != 1:
+        raise ArtifactError(f"{path} mixes the dtypes {', '.join(sorted(computes))}; export it again")
+    return np.dtype(computes.pop())
+
+
+def _check_tensor(spec: TensorSpec, found: FoundTensor, path: Path) -> None:
+    allowed = ("float32", "float16") if spec.dtype == "compute" else (spec.dtype,)
+    if found.dtype not in allowed:
+        raise ArtifactError(f"{path}: {spec.name} is {found.dtype}; expected {' or '.join(allowed)}; export it again")
+    fixed = [(want, got) for want, got in zip(spec.axes, found.axes, strict=False) if isinstance(want, int)]
+    if len(found.axes) != len(spec.axes) or any(isinstance(got, int) and got != want for want, got in fixed):
+        raise ArtifactError(
+            f"{path}: {spec.name} has shape {list(found.axes)}; expected {list(spec.axes)}; export it again"
+        )

@@ -1,0 +1,357 @@
+"""ONNX Runtime on the CPU: package, session options, exceptions, and the KV cache that it writes in place.
+
+Nothing else in blip3v runs graphs with ONNX Runtime. It is imported when a graph is opened, never before, so that
+importing ``blip3v.runtime`` stays light and works where ONNX Runtime is not installed.
+
+Letters: B rows, t new tokens, D width, V logits, F frames, M video tokens, S side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
+from blip3v.bundle.manifest import stays_mapped
+from blip3v.config import TextConfig
+from blip3v.errors import BackendError, OutOfMemoryError, ProviderError
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, FloatArray, FoundTensor, GraphFile, GraphName, check_io
+from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.host_cache import CachePool, KVCache, cache_bytes
+
+__all__ = ["BACKEND", "OnnxRuntimeSession", "engine_errors", "load_onnxruntime"]
+
+# Spare caches that are kept, in units of one whole context.
+_KEPT_CONTEXTS = 2
+# Widening fp16 weights on one core of a server; mapped weights are read later.
+_WIDEN_S_PER_GIB = 5.2
+
+_PROVIDER = "CPUExecutionProvider"
+_CPU_LINE = 'pip install "blip3v[cpu]"'
+_CUDA_LINE = 'pip install "blip3v[cuda]"'
+_MEMORY_WORDS = ("failed to allocate", "bad_alloc", "out of memory", "bfcarena", "allocatorimpl")
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+}
+
+
+class OnnxRuntimeBackend:
+    """See ``Backend``. x86 has no fp16 matrix product, so graphs that are stored in fp16 are computed in fp32."""
+
+    name = "onnxruntime"
+    devices = ("cpu",)
+    rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
+
+    def check_installed(self) -> None:
+        """See ``Backend``."""
+        load_onnxruntime()
+
+    def execution(self, graph: GraphFile) -> Execution:
+        """See ``Backend``."""
+        version = load_onnxruntime().__version__
+        return Execution(backend=self.name, engine="ONNX Runtime", version=version, device="CPU", dtype="fp32")
+
+    def resident_bytes(self, graph: GraphFile) -> int:
+        """Widened fp16 weights take twice their size; large fp32 weights stay in their mapped file."""
+        if stays_mapped(graph.weights_bytes, graph.precision):
+            return 0
+        return graph.weights_bytes * (2 if graph.precision == "fp16" else 1)
+
+    def open_s(self, graph: GraphFile) -> float:
+        """See ``Backend``."""
+        return _WIDEN_S_PER_GIB * graph.weights_bytes / 2**30 if graph.precision == "fp16" else 0.0
+
+    def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
+        """See ``Backend``."""
+        return cache_bytes(text, np.dtype(np.float16 if graph.precision == "fp16" else np.float32), 1, 1)
+
+    def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
+        """See ``Backend``."""
+        return OnnxRuntimeVideoEncoder(_OpenGraph(graph, threads), self.execution(graph))
+
+    def open_decoder(
+        self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
+    ) -> OnnxRuntimeDecoder:
+        """See ``Backend``."""
+        return OnnxRuntimeDecoder(_OpenGraph(graph, threads), self.execution(graph), text, chunk)
+
+
+BACKEND = OnnxRuntimeBackend()
+
+
+class OnnxRuntimeVideoEncoder:
+    """See ``VideoEncoder``."""
+
+    def __init__(self, graph: _OpenGraph, execution: Execution) -> None:
+        self._graph: _OpenGraph | None = graph
+        self.execution = execution
+
+    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+        """See ``VideoEncoder``."""
+        graph = self._graph
+        assert graph is not None, "the video encoder is closed"
+        frames = np.ascontiguousarray(frames_BF3SS, graph.dtype)
+        with graph.running("running the video encoder", deadline) as options:
+            return dict(zip(graph.outputs, graph.session.run(None, {"frames": frames}, options), strict=True))
+
+    def close(self) -> None:
+        """See ``VideoEncoder``."""
+        self._graph = None
+
+
+class OnnxRuntimeDecoder:
+    """See ``Decoder``. Sessions take their caches from a pool, so that memory does not grow with their number."""
+
+    def __init__(self, graph: _OpenGraph, execution: Execution, text: TextConfig, chunk: int) -> None:
+        self.execution = execution
+        self.dtype = graph.dtype
+        self._graph: _OpenGraph | None = graph
+        self._text = text
+        self._chunk = chunk
+        self._pool = CachePool(text, graph.dtype, _KEPT_CONTEXTS * cache_bytes(text, graph.dtype, 1, text.max_context))
+
+    def session(self, num_rows: int, num_tokens: int) -> OnnxRuntimeSession:
+        """See ``Decoder``."""
+        assert self._graph is not None, "the decoder is closed"
+        return OnnxRuntimeSession(self._graph, self._text, self._chunk, self._pool, num_rows, num_tokens)
+
+    def close(self) -> None:
+        """See ``Decoder``."""
+        self._pool.clear()
+        self._graph = None
+
+
+class OnnxRuntimeSession:
+    """See ``DecoderSession``.
+
+    GroupQueryAttention on a CPU takes more than one new token after earlier ones for a single row only. So long prompts
+    go in row by row and in chunks; short ones with nothing before them together, padded on the right.
+    """
+
+    def __init__(
+        self, graph: _OpenGraph, text: TextConfig, chunk: int, pool: CachePool, num_rows: int, num_tokens: int
+    ) -> None:
+        self._graph = graph
+        self._text = text
+        self._chunk = chunk
+        self._pool = pool
+        self._cache: KVCache | None = pool.acquire(num_rows, num_tokens)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """See ``DecoderSession``."""
+        return tuple(self.cache.lengths)
+
+    @property
+    def cache(self) -> KVCache:
+        """The memory behind it."""
+        assert self._cache is not None, "the session is closed"
+        return self._cache
+
+    def reserve(self, num_tokens: int) -> None:
+        """See ``DecoderSession``."""
+        self.cache.reserve(num_tokens)
+
+    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache = self.cache
+        assert len(rows) == cache.rows
+        assert all(len(row) for row in rows)
+        cache.reserve(max(length + len(row) for length, row in zip(cache.lengths, rows, strict=True)))
+        if len(rows) > 1 and max(map(len, rows)) <= self._chunk:
+            return self._prefill_padded(rows, deadline)
+        return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
+
+    def step(self, embeds_BD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache = self.cache
+        cache.reserve(max(cache.lengths) + 1)
+        lengths = [length + 1 for length in cache.lengths]
+        logits_BV = self._run(0, cache.rows, embeds_BD[:, None], [0] * cache.rows, lengths)
+        cache.lengths = lengths
+        return logits_BV
+
+    def truncate(self, num_tokens: int) -> None:
+        """See ``DecoderSession``."""
+        assert self.cache.rows == 1
+        assert num_tokens <= self.cache.lengths[0]
+        self.cache.lengths = [num_tokens]
+
+    def drop_row(self, row: int) -> None:
+        """See ``DecoderSession``."""
+        self.cache.drop_row(row)
+
+    def close(self) -> None:
+        """See ``DecoderSession``."""
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            self._pool.release(cache)
+
+    def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        assert not any(self.cache.lengths)
+        lengths = [len(row) for row in rows]
+        embeds_BtD = np.zeros((len(rows), max(lengths), self._text.hidden_size), self._graph.dtype)
+        for index, row in enumerate(rows):
+            embeds_BtD[index, : len(row)] = row
+        logits_BV = self._run(0, len(rows), embeds_BtD, [length - 1 for length in lengths], lengths, deadline)
+        self.cache.lengths = lengths
+        return logits_BV
+
+    def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
+        """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
+        cache = self.cache
+        for start in range(0, len(embeds_tD), self._chunk):
+            part_tD = embeds_tD[start : start + self._chunk]
+            length = cache.lengths[row] + len(part_tD)
+            logits_1V = self._run(row, row + 1, part_tD[None], [len(part_tD) - 1], [length], deadline)
+            cache.lengths[row] = length
+        return logits_1V
+
+    def _run(
+        self,
+        first: int,
+        last: int,
+        embeds_BtD: FloatArray,
+        logits_index: list[int],
+        lengths: list[int],
+        deadline: Deadline | None = None,
+    ) -> NDArray[np.float32]:
+        """Runs the graph on rows ``first`` to ``last`` (exclusive); ``lengths`` include the new tokens."""
+        graph = self._graph
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeds_BtD, graph.dtype),
+            "logits_index": np.array(logits_index, np.int64),
+            "seqlens_k": np.array(lengths, np.int32) - np.int32(1),
+            "total_sequence_length": np.array(max(lengths), np.int32),
+        }
+        logits_BV = np.empty((last - first, self._text.num_logits), np.float32)
+        with graph.running("running the decoder", deadline) as options:
+            binding = graph.onnxruntime.IOBinding(graph.session)
+            for name, array in inputs.items():
+                binding.bind_ortvalue_input(name, graph.value(array))
+            binding.bind_ortvalue_output("logits", graph.value(logits_BV))
+            self._bind_cache(binding, first, last)
+            graph.session.run_with_iobinding(binding, options)
+        return logits_BV
+
+    def _bind_cache(self, binding: Any, first: int, last: int) -> None:
+        # The same OrtValue as past and as present: this is what makes the attention write in place.
+        for layer in range(self._text.num_layers):
+            keys_BHSK, values_BHSK = self.cache.layer(layer, first, last)
+            key, value = self._graph.value(keys_BHSK), self._graph.value(values_BHSK)
+            binding.bind_ortvalue_input(past_key(layer), key)
+            binding.bind_ortvalue_input(past_value(layer), value)
+            binding.bind_ortvalue_output(present_key(layer), key)
+            binding.bind_ortvalue_output(present_value(layer), value)
+
+
+class _OpenGraph:
+    """One opened ONNX graph. Several threads may run it at once."""
+
+    def __init__(self, graph: GraphFile, threads: int | None) -> None:
+        self.onnxruntime = load_onnxruntime()
+        options = _session_options(self.onnxruntime, threads, mmap=stays_mapped(graph.weights_bytes, graph.precision))
+        with engine_errors(f"opening {graph.path}"):
+            session = self.onnxruntime.InferenceSession(str(graph.path), options, providers=[_PROVIDER])
+        if session.get_providers() != [_PROVIDER]:
+            raise ProviderError(
+                f"{graph.path.name} was to run on {_PROVIDER} and ONNX Runtime took "
+                f"{', '.join(session.get_providers())}; install the plain build of it: `{_CPU_LINE}`"
+            )
+        self.session: Any = session
+        self.outputs = [node.name for node in session.get_outputs()]
+        self.dtype = check_io(_found(session.get_inputs()), _found(session.get_outputs()), graph)  # cache included
+
+    def value(self, array: NDArray[Any]) -> Any:
+        """``array``, which must be contiguous, as an OrtValue that shares its memory and must not outlive it."""
+        assert array.flags.c_contiguous
+        return self.onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    @contextlib.contextmanager
+    def running(self, doing: str, deadline: Deadline | None) -> Iterator[Any]:
+        """Run options for one run, which ``deadline`` interrupts; exceptions become ours."""
+        options = self.onnxruntime.RunOptions()
+
+        def terminate() -> None:
+            options.terminate = True
+
+        guard = contextlib.nullcontext() if deadline is None else deadline.interrupting(terminate)
+        with guard, engine_errors(doing):
+            yield options
+
+
+def load_onnxruntime() -> ModuleType:
+    """ONNX Runtime.
+
+    Raises:
+        ProviderError: no package of it is installed, or two that own the same folder.
+    """
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        raise ProviderError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
+            f"`pip uninstall -y onnxruntime onnxruntime-gpu` and then `{_CPU_LINE}` or `{_CUDA_LINE}`"
+        )
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise ProviderError(
+            f"ONNX Runtime cannot be imported ({error}); install one build of it: `{_CPU_LINE}` for a CPU, "
+            f"`{_CUDA_LINE}` for an NVIDIA GPU"
+        ) from error
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _session_options(onnxruntime: ModuleType, threads: int | None, *, mmap: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only: they reach the caller as exceptions, warnings would go to stderr
+    # A memory pattern is kept for every shape of input ever seen, and each prompt length is a new shape.
+    options.enable_mem_pattern = False
+    if mmap:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _found(nodes: Sequence[Any]) -> list[FoundTensor]:
+    """Inputs or outputs of a session; a dtype that the runtime does not know keeps ONNX Runtime's name."""
+    return [FoundTensor(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
+
+
+@contextlib.contextmanager
+def engine_errors(doing: str) -> Iterator[None]:
+    """Turns what ONNX Runtime raises inside the block into our errors; ``doing`` begins the message.
+
+    Raises:
+        OutOfMemoryError: memory ran out.
+        BackendError: anything else from ONNX Runtime.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{doing}: not enough memory; use a smaller precision or a shorter prompt") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "onnxruntime" and not isinstance(error, RuntimeError):
+            raise
+        text = " ".join(str(error).split())[:500]
+        if any(word in text.lower() for word in _MEMORY_WORDS):
+            raise OutOfMemoryError(f"{doing}: ONNX Runtime ran out of memory: {text}") from error
+        raise BackendError(f"{doing}: ONNX Runtime failed: {text}") from error

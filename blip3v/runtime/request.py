@@ -1,0 +1,197 @@
+"""From a question to a request that the decoder can run: options, prompt, embeddings, and whether it fits the context.
+
+Not here: how tokens are chosen and text comes out (``generation.py``). Letters: t prompt tokens, M video tokens,
+D width, V rows of the embedding table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.config import ModelConfig
+from blip3v.errors import RequestError
+from blip3v.runtime.backends import Decoder, FloatArray, VideoEncoder
+from blip3v.runtime.types import BackendReport, VideoTokens
+from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt, continue_prompt, splice
+from blip3v.video.limits import VideoLimits
+from blip3v.video.preprocess import PreprocessorConfig
+
+__all__ = ["GenerationOptions", "Model", "Request"]
+
+_MAX_STOPS = 16
+_MAX_STOP_CHARS = 256
+_MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """Options of one answer. The defaults are greedy and give the same answer each time.
+
+    The order is that of the transformers library: repetition penalty, temperature, top-k, top-p.
+
+    Raises:
+        RequestError: a value outside the range named at its field.
+    """
+
+    max_new_tokens: int | None = None  # at least 1; None: the bundle's own limit, or what the context leaves if less
+    temperature: float = 0.0  # at least 0; 0: greedy, the most likely token
+    top_p: float = 1.0  # in (0, 1]: the smallest set of tokens that holds this share
+    top_k: int = 0  # at least 0: the k most likely tokens; 0: all
+    repetition_penalty: float = 1.0  # above 0: divides the positive logits of tokens already in this answer; 1: none
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
+    ignore_stop_token: bool = False  # run to max_new_tokens (for measurements)
+    seed: int = 0  # at least 0: of the random choice; the same seed gives the same answer
+    logprobs: int | None = None  # 0 to 20: log-probability of each token and of so many most likely ones
+    timeout_s: float | None = None  # above 0: from the call to the last token
+
+    def __post_init__(self) -> None:
+        _whole("max_new_tokens", self.max_new_tokens, 1, None)
+        _whole("top_k", self.top_k, 0, None)
+        _whole("seed", self.seed, 0, None)
+        _whole("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        _number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
+        _number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        _number("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
+        if self.timeout_s is not None:
+            _number("timeout_s", self.timeout_s, "of seconds above 0", lambda value: value > 0)
+        self._check_choice()
+        self._check_stop()
+
+    def _check_choice(self) -> None:
+        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.seed):
+            raise RequestError(
+                "top_p, top_k and seed have no effect at temperature 0, which takes the most likely token; "
+                "set temperature above 0 or leave them out"
+            )
+
+    def _check_stop(self) -> None:
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise RequestError(f"stop is {self.stop!r}; a tuple of texts is expected, for example stop=('.',)")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if len(self.stop) > _MAX_STOPS:
+            raise RequestError(f"stop holds {len(self.stop)} texts; at most {_MAX_STOPS} are allowed")
+        for text in self.stop:
+            if not 1 <= len(text) <= _MAX_STOP_CHARS:
+                raise RequestError(f"a stop text has {len(text)} characters; 1 to {_MAX_STOP_CHARS} are allowed")
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A question that fits the context, ready for prefill."""
+
+    video: VideoTokens
+    embeds_tD: FloatArray  # what the session does not hold yet
+    num_earlier: int  # tokens that the session holds already
+    max_new_tokens: int
+    options: GenerationOptions
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Positions before the answer."""
+        return self.num_earlier + len(self.embeds_tD)
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that the session must have room for."""
+        return self.num_prompt_tokens + self.max_new_tokens
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Model:
+    """The parts of an opened bundle. Safe for several threads: it holds no state of a request."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: str
+    generation: GenerationConfig
+    preprocessor: PreprocessorConfig
+    limits: VideoLimits  # of what a video may cost
+    table_VD: NDArray[Any]  # one row for each token id, memory-mapped
+    video_encoder: VideoEncoder
+    decoder: Decoder
+    encoder_hash: str
+    backend: BackendReport
+
+    def embed(self, ids: Sequence[int]) -> FloatArray:
+        """Embeddings (t,D) of token ids, in the decoder's dtype."""
+        rows_tD: FloatArray = self.table_VD[np.asarray(ids, np.int64)].astype(self.decoder.dtype, copy=False)
+        return rows_tD
+
+    def first_request(self, video: VideoTokens, question: str, options: GenerationOptions) -> Request:
+        """A conversation's first question.
+
+        Raises:
+            RequestError: video tokens of another encoder, a question that cannot be asked, or one that is too long.
+        """
+        self._check_video(video)
+        prompt = build_prompt(self.tokenizer, self.chat_template, self.generation, [Message("user", question)])
+        # Before anything is embedded: a hostile prompt may have a million tokens.
+        new_tokens = self._fit(prompt.length(len(video)), len(video), options)
+        embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video.tokens)
+        return Request(video, embeds_tD, 0, new_tokens, options)
+
+    def next_request(
+        self, video: VideoTokens, held_tokens: int, open_ids: Sequence[int], question: str, options: GenerationOptions
+    ) -> Request:
+        """A further question of a conversation.
+
+        Args:
+            video: what the conversation is about.
+            held_tokens: positions that the cache holds.
+            open_ids: tokens of the last answer that the cache does not hold.
+            question: the question.
+            options: of this turn.
+
+        Raises:
+            RequestError: a question that cannot be asked, or a conversation that becomes too long.
+        """
+        ids = [*open_ids, self.tokenizer.end_id, *continue_prompt(self.tokenizer, self.chat_template, question)]
+        new_tokens = self._fit(held_tokens + len(ids), len(video), options)
+        return Request(video, self.embed(ids), held_tokens, new_tokens, options)
+
+    def _check_video(self, video: VideoTokens) -> None:
+        if video.encoder != self.encoder_hash:
+            raise RequestError(
+                f"the video tokens come from the encoder {video.encoder[:12]} and this bundle's is "
+                f"{self.encoder_hash[:12]}; encode the video again with this bundle"
+            )
+        width = self.config.text.hidden_size
+        if video.tokens.ndim != 2 or video.tokens.shape[1] != width or not len(video):
+            raise RequestError(
+                f"video tokens have shape {video.tokens.shape}; (M, {width}) with M of at least 1 is expected"
+            )
+
+    def _fit(self, prompt_tokens: int, video_tokens: int, options: GenerationOptions) -> int:
+        """New tokens that this request may have.
+
+        A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
+        """
+        context = self.config.text.max_context
+        asked = options.max_new_tokens
+        new_tokens = asked or max(1, min(self.generation.max_new_tokens, context - prompt_tokens))
+        if prompt_tokens + new_tokens > context:
+            raise RequestError(
+                f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video) and {new_tokens} new ones were "
+                f"asked for: {prompt_tokens + new_tokens} in all; the context has {context}; "
+                "shorten the question, begin a new conversation, or lower max_new_tokens"
+            )
+        return new_tokens
+
+
+def _whole(name: str, value: object, low: int, high: int | None) -> None:
+    if value is None and name in ("max_new_tokens", "logprobs"):
+        return
+    span = f"at least {low}" if high is None else f"{low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise RequestError(f"{name} is {value!r}; a whole number, {span}, is expected")
+
+
+def _number(name: str, value: object, span: str, allowed: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not allowed(value):
+        raise RequestError(f"{name} is {value!r}; a number {span} is expected")

@@ -1,0 +1,186 @@
+"""On every back end, a session equals the uncached numpy formula, however the tokens are split into calls."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_graphs import reference_logits
+from toy_parts import DecoderMaker
+
+from blip3v.errors import CancelledError
+from blip3v.runtime.cancellation import CancelToken, Deadline
+
+_FORMS = pytest.mark.parametrize(
+    "form",
+    [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"sliding_window": 8}],
+    ids=["grouped", "all-heads", "one-kv-head", "window-8"],
+)
+
+
+def close(found: object, expected: object) -> bool:
+    """Largest logits are about 20; sums of float32 in another order differ by some 1e-6 of that."""
+    return np.allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=2e-4)
+
+
+def _embeds(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.normal(size=(count, 64)).astype(np.float32)
+
+
+@_FORMS
+def test_every_split_of_prefill_and_steps_equals_the_formula(make_decoder: DecoderMaker, form: dict[str, int]) -> None:
+    config, weights, decoder = make_decoder(**form)
+    embeds = _embeds(np.random.default_rng(1), 24)
+    expected = reference_logits(config.text, weights, embeds)
+    for split in range(1, 25):
+        session = decoder.session(1, 24)
+        logits = [session.prefill([embeds[:split]], Deadline())[0]]
+        logits += [session.step(embeds[i : i + 1])[0] for i in range(split, 24)]
+        assert close(logits, expected[split - 1 :]), split
+        assert list(session.lengths) == [24]
+        session.close()
+
+
+@_FORMS
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 23, 24])
+def test_chunked_prefill_equals_the_formula(make_decoder: DecoderMaker, form: dict[str, int], chunk: int) -> None:
+    config, weights, decoder = make_decoder(**form, chunk=chunk)
+    embeds = _embeds(np.random.default_rng(2), 24)
+    expected = reference_logits(config.text, weights, embeds)
+    session = decoder.session(1, 24)
+    assert close(session.prefill([embeds], Deadline())[0], expected[-1])
+
+
+def test_a_second_prefill_goes_on_where_the_session_ends(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
+    config, weights, decoder = make_decoder(chunk=4)
+    embeds = _embeds(rng, 30)
+    expected = reference_logits(config.text, weights, embeds)
+    session = decoder.session(1, 30)
+    session.prefill([embeds[:9]], Deadline())
+    session.step(embeds[9:10])
+    assert close(session.prefill([embeds[10:]], Deadline())[0], expected[-1])
+
+
+def test_a_truncated_session_forgets_what_was_behind(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
+    config, weights, decoder = make_decoder()
+    embeds, others = _embeds(rng, 12), _embeds(rng, 20)
+    session = decoder.session(1, 30)
+    session.prefill([np.concatenate([embeds[:6], others])], Deadline())
+    session.truncate(6)
+    assert list(session.lengths) == [6]
+    expected = reference_logits(config.text, weights, embeds)
+    assert close(session.prefill([embeds[6:]], Deadline())[0], expected[-1])
+
+
+@pytest.mark.parametrize("chunk", [64, 5], ids=["padded-together", "row-by-row"])
+@_FORMS
+def test_a_ragged_batch_equals_one_by_one(make_decoder: DecoderMaker, form: dict[str, int], chunk: int) -> None:
+    config, weights, decoder = make_decoder(**form, chunk=chunk)
+    rng = np.random.default_rng(3)
+    lengths = [3, 17, 1, 9]
+    rows = [_embeds(rng, length + 6) for length in lengths]
+    expected = [reference_logits(config.text, weights, row) for row in rows]
+    session = decoder.session(4, 23)
+    found = session.prefill([row[:length] for row, length in zip(rows, lengths, strict=True)], Deadline())
+    assert close(found, [logits[n - 1] for logits, n in zip(expected, lengths, strict=True)])
+    for step in range(6):
+        found = session.step(np.stack([row[n + step] for row, n in zip(rows, lengths, strict=True)]))
+        assert close(found, [logits[n + step] for logits, n in zip(expected, lengths, strict=True)])
+
+
+@pytest.mark.parametrize("drop", [0, 1, 2], ids=["first", "middle", "last"])
+def test_a_dropped_row_leaves_the_others_as_they_are(make_decoder: DecoderMaker, drop: int) -> None:
+    config, weights, decoder = make_decoder()
+    rng = np.random.default_rng(4)
+    lengths = [5, 11, 8]
+    rows = [_embeds(rng, length + 3) for length in lengths]
+    session = decoder.session(3, 20)
+    session.prefill([row[:length] for row, length in zip(rows, lengths, strict=True)], Deadline())
+    session.drop_row(drop)
+    order = [0, 1, 2]
+    order[drop] = order[-1]
+    order.pop()
+    for step in range(3):
+        found = session.step(np.stack([rows[i][lengths[i] + step] for i in order]))
+        expected = [reference_logits(config.text, weights, rows[i])[lengths[i] + step] for i in order]
+        assert close(found, expected)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_order_of_steps_and_finished_rows_keeps_every_row_right(
+    make_decoder: DecoderMaker, data: st.DataObject
+) -> None:
+    config, weights, decoder = make_decoder(chunk=data.draw(st.integers(1, 16), label="chunk"))
+    lengths = data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=4), label="lengths")
+    rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
+    rows = [_embeds(rng, length) for length in lengths]
+    session = decoder.session(len(rows), data.draw(st.integers(1, 20), label="tokens"))
+    session.prefill(rows, Deadline())
+    for _ in range(data.draw(st.integers(1, 8), label="steps")):
+        if len(rows) > 1 and data.draw(st.booleans(), label="drop"):
+            dropped = data.draw(st.integers(0, len(rows) - 1), label="row")
+            session.drop_row(dropped)
+            rows[dropped] = rows[-1]
+            rows.pop()
+        new = _embeds(rng, len(rows))
+        rows = [np.concatenate([row, new[i : i + 1]]) for i, row in enumerate(rows)]
+        found = session.step(new)
+        expected = [reference_logits(config.text, weights, row)[-1] for row in rows]
+        assert close(found, expected)
+        assert list(session.lengths) == [len(row) for row in rows]
+    session.close()
+
+
+def test_a_session_that_grows_keeps_its_tokens(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
+    config, weights, decoder = make_decoder()
+    embeds = _embeds(rng, 140)
+    expected = reference_logits(config.text, weights, embeds)
+    session = decoder.session(1, 10)
+    session.prefill([embeds[:60]], Deadline())
+    for i in range(60, 140):
+        logits = session.step(embeds[i : i + 1])
+    assert close(logits[0], expected[-1])
+
+
+def test_half_precision_stays_near_the_formula(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
+    config, weights, decoder = make_decoder(precision="float16")
+    assert decoder.dtype == np.float16
+    embeds = _embeds(rng, 20)
+    expected = reference_logits(config.text, weights, embeds)
+    session = decoder.session(1, 20)
+    session.prefill([embeds[:12]], Deadline())
+    logits = [session.step(embeds[i : i + 1])[0] for i in range(12, 20)]
+    assert np.abs(logits - expected[12:]).max() / np.abs(expected).max() < 2e-2
+
+
+def test_a_cancelled_prefill_can_be_taken_back(make_decoder: DecoderMaker, rng: np.random.Generator) -> None:
+    config, weights, decoder = make_decoder(chunk=4)
+    embeds = _embeds(rng, 40)
+    session = decoder.session(1, 64)
+    session.prefill([embeds[:6]], Deadline())
+    cancel = CancelToken()
+    cancel.cancel()
+    with pytest.raises(CancelledError):
+        session.prefill([embeds[6:]], Deadline(cancel=cancel))
+    session.truncate(6)
+    expected = reference_logits(config.text, weights, embeds)
+    assert close(session.prefill([embeds[6:]], Deadline())[0], expected[-1])
+
+
+def test_sessions_of_several_threads_do_not_mix(make_decoder: DecoderMaker) -> None:
+    config, weights, decoder = make_decoder()
+
+    def decode(seed: int) -> bool:
+        embeds = _embeds(np.random.default_rng(seed), 20)
+        session = decoder.session(1, 20)
+        found = [session.prefill([embeds[:8]], Deadline())[0]]
+        found += [session.step(embeds[i : i + 1])[0] for i in range(8, 20)]
+        session.close()
+        return close(found, reference_logits(config.text, weights, embeds)[7:])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(decode, range(8)))

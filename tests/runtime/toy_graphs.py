@@ -145,15 +145,19 @@ def write_decoder(path: Path, config: ModelConfig, weights: Weights, precision: 
     x = "inputs_embeds"
     for layer in range(text.num_layers):
         x = _layer(builder, text, layer, x)
-    x = builder.node("GatherND", [builder.rms(x, "norm", text.rms_norm_eps), _gather_index(builder)], batch_dims=1)
+    x = _last_tokens(builder, text, builder.rms(x, "norm", text.rms_norm_eps))
     logits = builder.node("MatMul", [x, "head"])
     builder.node("Cast", [logits], outputs=["logits"], to=TensorProto.FLOAT)
     builder.save(path, decoder_io(config))
 
 
-def _gather_index(builder: _Builder) -> str:
+def _last_tokens(builder: _Builder, text: TextConfig, x: str) -> str:
+    """(B,D) from (B,t,D), in the form that torch exports."""
     builder.ints("axis1", [1])
-    return builder.node("Unsqueeze", ["logits_index", "axis1"])
+    builder.ints("axes12", [1, 2])
+    builder.ints("one_token", [1, 1, text.hidden_size])
+    index = builder.node("Expand", [builder.node("Unsqueeze", ["logits_index", "axes12"]), "one_token"])
+    return builder.node("Squeeze", [builder.node("GatherElements", [x, index], axis=1), "axis1"])
 
 
 def _layer(builder: _Builder, text: TextConfig, layer: int, x: str) -> str:

@@ -1,0 +1,79 @@
+"""OpenVINO on the CPU, always in fp32: graphs that are stored in fp16 are widened when they are opened.
+
+The decoder is rewritten when it opens (``graph.py``), so that its KV cache is OpenVINO's own state; ``sessions.py``
+runs both graphs. Neither is imported before a graph is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blip3v.config import TextConfig
+from blip3v.errors import ProviderError
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
+from blip3v.runtime.host_cache import cache_bytes
+
+if TYPE_CHECKING:
+    from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder, OpenVinoVideoEncoder
+
+__all__ = ["BACKEND"]
+
+_LINE = 'pip install "blip3v[openvino]"'
+_OPEN_S_PER_GIB = 5.0
+
+
+class OpenVinoBackend:
+    """See ``Backend``."""
+
+    name = "openvino"
+    devices = ("cpu",)
+    rank: Mapping[GraphName, int] = {"video_encoder": 2, "decoder": 1}
+
+    def check_installed(self) -> None:
+        """See ``Backend``."""
+        try:
+            importlib.import_module("openvino")
+        except ImportError as error:
+            raise ProviderError(f"OpenVINO cannot be imported ({error}); install it: `{_LINE}`") from error
+
+    def execution(self, graph: GraphFile) -> Execution:
+        """See ``Backend``."""
+        version = importlib.metadata.version("openvino")
+        return Execution(backend=self.name, engine="OpenVINO", version=version, device="CPU", dtype="fp32")
+
+    def resident_bytes(self, graph: GraphFile) -> int:
+        """Weights are packed into memory in fp32, whatever they are stored in."""
+        return graph.weights_bytes * (2 if graph.precision == "fp16" else 1)
+
+    def open_s(self, graph: GraphFile) -> float:
+        """See ``Backend``."""
+        return _OPEN_S_PER_GIB * graph.weights_bytes / 2**30
+
+    def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
+        """See ``Backend``. The state is fp32 in every precision."""
+        return cache_bytes(text, np.dtype(np.float32), 1, 1)
+
+    def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OpenVinoVideoEncoder:
+        """See ``Backend``."""
+        self.check_installed()
+        # Needs OpenVINO, which may not be installed.
+        from blip3v.runtime.backends.openvino.sessions import OpenVinoVideoEncoder
+
+        return OpenVinoVideoEncoder(graph, self.execution(graph), threads)
+
+    def open_decoder(
+        self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
+    ) -> OpenVinoDecoder:
+        """See ``Backend``."""
+        self.check_installed()
+        from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder
+
+        return OpenVinoDecoder(graph, self.execution(graph), threads, chunk, self.kv_bytes_per_token(text, graph))
+
+
+BACKEND = OpenVinoBackend()

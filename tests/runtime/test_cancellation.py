@@ -38,7 +38,7 @@ def _write_slow_encoder(path: Path) -> None:
     """Frames to video tokens through a long chain of matrix products."""
     config = toy_config()
     side, width = config.vision.image_size, config.text.hidden_size
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "matrix": np.full((_SIDE, _SIDE), 1 / _SIDE, np.float32),
         "shape": np.array([1, config.num_video_tokens, width], np.int64),
     }

@@ -47,7 +47,8 @@ class StatefulDecoder:
     """A decoder whose KV cache is OpenVINO's state, for one packed sequence of slots.
 
     Inputs: ``inputs_embeds`` (1,t,D), ``positions`` int32 (1,t), ``mask`` bool (1,1,t,S) with S the slots after the
-    call, ``beam_idx`` int32 (1,), always [0], and ``logits_index`` int64 (B,) in [0,t). Output: ``logits`` float32 (B,V).
+    call, ``beam_idx`` int32 (1,), always [0], and ``logits_index`` int64 (B,) in [0,t).
+    Output: ``logits`` float32 (B,V).
     """
 
     model: Any  # openvino.Model

@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS := cpu,export,train,eval,bench
+EXTRAS := cpu,openvino,export,train,eval,bench
 # Never `.`: the links at the repository's root would show the same files again under another name.
 SOURCES := blip3v tests scripts
 

@@ -26,6 +26,7 @@ _TORCH = (Package("torch", "2.11", "torch"), Package("transformers", "5.17", "tr
 EXTRAS: dict[str, tuple[Package, ...]] = {
     "cpu": (Package("onnxruntime", "1.31", "onnxruntime"),),
     "cuda": (Package("onnxruntime-gpu", "1.31", "onnxruntime"),),
+    "openvino": (Package("openvino", "2026.4", "openvino"),),
     "export": (
         *_TORCH,
         Package("accelerate", "1.10", "accelerate"),

@@ -1,4 +1,4 @@
-"""The command line. Each verb's command lives in the part that it drives and is imported when it is called."""
+"""The command line. Each verb is a file of ``blip3v/commands``, imported when it is called."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from blip3v.errors import Blip3vError
 
 __all__ = ["main"]
 
-# verb -> (module that holds its click command `command`, one line for --help)
+# verb -> one line for --help; `command` in blip3v/commands/VERB.py is its click command
 _VERBS = {
-    "demo": ("blip3v.demo", "The whole chain on a real clip: export, check, ask, measure."),
-    "ask": ("blip3v.runtime.ask_command", "Answer a question about a video."),
-    "export": ("blip3v.export.command", "Make a bundle: two ONNX graphs, checked against PyTorch."),
-    "convert": ("blip3v.model.convert_command", "Make a model folder from a released checkpoint."),
-    "inspect": ("blip3v.bundle.inspect_command", "Show what a bundle is."),
-    "verify": ("blip3v.bundle.verify_command", "Hash every file of a bundle again."),
-    "train": ("blip3v.training.command", "Train a model from a recipe."),
-    "eval": ("blip3v.evaluation.command", "Exact match per kind of question on the film set."),
-    "data": ("blip3v.data.command", "Make synthetic film files with questions."),
-    "bench": ("blip3v.bench.command", "Samples per second against the 1024-token baseline."),
-    "doctor": ("blip3v.doctor.command", "What this machine can run, and what is missing."),
+    "demo": "The whole chain on a real clip: export, check, ask, measure.",
+    "ask": "Answer a question about a video.",
+    "export": "Make a bundle: two ONNX graphs, checked against PyTorch.",
+    "convert": "Make a model folder from a released checkpoint.",
+    "inspect": "Show what a bundle is.",
+    "verify": "Hash every file of a bundle again.",
+    "train": "Train a model from a recipe.",
+    "eval": "Exact match per kind of question on the film set.",
+    "data": "Make synthetic film files with questions.",
+    "bench": "Samples per second against the 1024-token baseline.",
+    "doctor": "What this machine can run, and what is missing.",
 }
 
 _SYSTEM_ERROR = 1
@@ -60,7 +60,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        command: click.Command = importlib.import_module(_VERBS[cmd_name][0]).command
+        command: click.Command = importlib.import_module(f"blip3v.commands.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -72,7 +72,7 @@ class _Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, text) for verb, (_, text) in _VERBS.items()])
+            formatter.write_dl(list(_VERBS.items()))
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)

@@ -34,7 +34,7 @@ each_verb = pytest.mark.parametrize("verb", VERBS)
 
 
 def command_of(verb: str) -> click.Command:
-    command = importlib.import_module(cli._VERBS[verb][0]).command
+    command = importlib.import_module(f"blip3v.commands.{verb}").command
     assert isinstance(command, click.Command)
     return command
 
@@ -78,10 +78,10 @@ def add_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def command() -> None:
         raise error
 
-    module = types.ModuleType("failing_command")
+    module = types.ModuleType("blip3v.commands.fail")
     module.command = command  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "failing_command", module)
-    monkeypatch.setitem(cli._VERBS, "fail", ("failing_command", "Fails."))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli._VERBS, "fail", "Fails.")
 
 
 @each_verb

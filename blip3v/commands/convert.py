@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from blip3v.bundle.inspect_command import made_text
+from blip3v.commands.inspect import made_text
 from blip3v.config import ENCODERS
 from blip3v.strict_json import dumps
 from blip3v.video.preprocess import ResizeMode

@@ -31,12 +31,12 @@ from blip3v.bench import (
     BundleRow,
     default_bundles,
     default_film,
-    print_throughput,
     run_bench,
     write_default_clip,
 )
 from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
+from blip3v.commands.bench import print_throughput
 from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
 from blip3v.errors import UsageError
 from blip3v.strict_json import dumps, read_json

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from blip3v.bundle.inspect_command import made_text, size_text
 from blip3v.bundle.manifest import Precision
+from blip3v.commands.inspect import made_text, size_text
 from blip3v.config import ENCODERS, PRESETS
 from blip3v.export.parity import Comparison, ParityReport
 from blip3v.strict_json import dumps

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from blip3v import extras
+from blip3v.commands.doctor import command
 from blip3v.doctor import examine_machine, examine_packages, verdicts
-from blip3v.doctor.command import command
 from blip3v.doctor.packages import ENGINES, PackageState
 from blip3v.doctor.report import Engine, VideoCodecs
 from blip3v.errors import ProviderError
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 WORKING_ENGINE = Engine(providers=("CPUExecutionProvider",), problem=None)
 WORKING_VIDEO = VideoCodecs(h264_decoder=True, h264_encoder=True)
 

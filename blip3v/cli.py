@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -30,6 +31,9 @@ _VERBS = {
     "bench": "Samples per second against the 1024-token baseline.",
     "doctor": "What this machine can run, and what is missing.",
 }
+
+# Parameters of the library that the command line calls otherwise.
+_OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
 
 _SYSTEM_ERROR = 1
 _USAGE_ERROR = 2
@@ -106,7 +110,7 @@ def _run(args: list[str]) -> int:
         error.show()
         return error.exit_code
     except Blip3vError as error:
-        return _refuse(str(error), error.exit_code)
+        return _refuse(_as_typed(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _refuse("interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -120,6 +124,21 @@ def _run(args: list[str]) -> int:
             raise
         line = extras.pip_line(extra)
         return _refuse(f"the package {error.name!r} is not installed; run: {line}", _USAGE_ERROR)
+
+
+def _as_typed(error: Blip3vError) -> str:
+    """The error's message, with the parameters that its remedy names written as options."""
+    remedy = re.sub(r"`(\w+)(?:=([^`]+))?`", _option, error.remedy)
+    return f"{error.message}; {remedy}" if remedy else error.message
+
+
+def _option(parameter: re.Match[str]) -> str:
+    """`force=True` becomes --force, `init='random'` becomes --init random."""
+    name, value = parameter.groups()
+    if (name, value) == ("check", "False"):
+        return "--no-check"
+    option = _OPTIONS.get(name) or f"--{name.replace('_', '-')}"
+    return option if value in (None, "True") else f"{option} {value.strip(chr(39))}"
 
 
 def _refuse(message: str, exit_code: int) -> int:

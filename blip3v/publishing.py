@@ -24,7 +24,7 @@ def require_disk(path: Path, num_bytes: int, what: str) -> None:
     if num_bytes > free:
         raise ArtifactError(
             f"{what} needs about {num_bytes / 2**30:.1f} GiB of disk and {free / 2**30:.1f} GiB are free at {there}; "
-            "make room, or choose another --output"
+            "make room, or write to another disk"
         )
 
 

@@ -6,6 +6,7 @@ After a wanted change, write it anew with `python tests/test_cli.py` and commit 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -228,6 +229,61 @@ def test_a_refusal_is_one_line_and_its_exit_code(
     captured = capsys.readouterr()
     assert captured.err.strip() == (line or "")  # click ends the line of a typed ^C first
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("remedy", "typed"),
+    [
+        pytest.param("choose another `folder`", "choose another --output", id="another name"),
+        pytest.param("replace it with `force=True`", "replace it with --force", id="flag"),
+        pytest.param("skip it with `check=False`", "skip it with --no-check", id="off"),
+        pytest.param("take `init='random'`", "take --init random", id="value"),
+        pytest.param("leave `num_video_tokens` out", "leave --tokens out", id="count"),
+        pytest.param("pass `allow_random=True`", "pass --allow-random", id="kebab-case"),
+        pytest.param("see `blip3v doctor`", "see `blip3v doctor`", id="command"),
+    ],
+)
+def test_a_remedy_names_options(
+    remedy: str, typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The library speaks Python; who typed a command reads what to type. What is wrong is never rewritten."""
+    error = ParityError("`folder` is odd", remedy=remedy)
+    assert str(error) == f"`folder` is odd; {remedy}"
+    add_verb(monkeypatch, error)
+    assert cli._run(["fail"]) == 5
+    assert capsys.readouterr().err == f"error: `folder` is odd; {typed}\n"
+
+
+def library_strings() -> list[tuple[str, ast.Constant]]:
+    """Every string below the command line, docstrings included, with the file that holds it."""
+    files = [path.relative_to(ROOT) for path in sorted((ROOT / "blip3v").rglob("*.py"))]
+    below = [path for path in files if path.parts[1] not in ("cli.py", "commands")]
+    return [
+        (f"{path}:{node.lineno}", node)
+        for path in below
+        for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def test_the_library_names_no_option():
+    found = [
+        f"{where}: {node.value}" for where, node in library_strings() if re.search(r"(?<!\S)`*--[a-z]", node.value)
+    ]
+    assert [text for text in found if "pip install" not in text] == []
+
+
+def test_every_option_of_a_remedy_exists():
+    """A remedy that names what nobody can type is worse than none."""
+    options = set(re.findall(r"--[a-z-]+", SNAPSHOT.read_text("utf-8")))
+    named: set[str] = set()
+    for path in (ROOT / "blip3v").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                text = ast.unparse(node.value)
+                named |= set(re.findall(r"--[a-z-]+", cli._as_typed(Blip3vError("", remedy=text))))
+    assert {"--output", "--force", "--init", "--tokens"} <= named
+    assert named <= options
 
 
 @pytest.mark.parametrize(

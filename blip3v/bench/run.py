@@ -58,7 +58,7 @@ def run_bench(
         BackendError: the inference engine failed, or the memory does not hold all bundles.
     """
     if not clip.is_file():
-        raise UnsupportedVideoError(f"{clip} is not a file; --clip takes a video file, which each sample decodes")
+        raise UnsupportedVideoError(f"{clip} is not a file; name a video file, which each sample decodes")
     opened = [open_bundle(path) for path in bundles]
     for path, bundle in zip(bundles, opened, strict=True):
         on_estimate(path, estimate_open(bundle))

@@ -97,7 +97,7 @@ class Worker:
             )
         values: dict[str, Any] = json.loads(answer)
         if "error" in values:
-            raise _raised(values["error"], values["message"])
+            raise _raised(values["error"], values["message"], values["remedy"])
         return values
 
     def _end(self) -> None:
@@ -115,9 +115,9 @@ class Worker:
         self._process.stdout.close()
 
 
-def _raised(name: str, message: str) -> errors.Blip3vError:
+def _raised(name: str, message: str, remedy: str) -> errors.Blip3vError:
     kind: type[errors.Blip3vError] = getattr(errors, name)
-    return kind(message)
+    return kind(message, remedy=remedy)
 
 
 def child_environment() -> dict[str, str]:

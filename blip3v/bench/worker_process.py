@@ -28,7 +28,7 @@ def main() -> None:
             for line in sys.stdin:
                 _say(_sample(lm, job, json.loads(line)))
     except Blip3vError as error:
-        _say({"error": type(error).__name__, "message": str(error)})
+        _say({"error": type(error).__name__, "message": error.message, "remedy": error.remedy})
 
 
 def _sample(lm: VideoLM, job: Job, num_video_tokens: int | None) -> dict[str, Any]:

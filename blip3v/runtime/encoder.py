@@ -32,6 +32,6 @@ class VideoEncoder:
         if not np.isfinite(tokens_BMD).all():
             raise BackendError(
                 "the video encoder gave tokens that are not finite; its weights or its precision are broken: "
-                "run `blip3v verify` on the bundle, or export with --precision fp32"
+                "run `blip3v verify` on the bundle, or export it in fp32"
             )
         return tokens_BMD

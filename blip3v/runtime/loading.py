@@ -71,8 +71,8 @@ def open_engine(
     bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
-            f"{bundle.path} holds random weights, made for measurements: its answers mean nothing; "
-            "to run it anyway use --allow-random (in Python: allow_random=True)"
+            f"{bundle.path} holds random weights, made for measurements: its answers mean nothing",
+            remedy="to run it anyway pass `allow_random=True`",
         )
     config = _with_context(bundle.config, max_context)
     needed = estimate_open(bundle, max_context)

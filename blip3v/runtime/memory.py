@@ -22,7 +22,7 @@ def require(num_bytes: int, what: str, advice: str) -> None:
     free = available_bytes()
     if free is not None and num_bytes > free:
         raise OutOfMemoryError(
-            f"{what} needs about {format_bytes(num_bytes)} of memory and {format_bytes(free)} are free; {advice}"
+            f"{what} needs about {format_bytes(num_bytes)} of memory and {format_bytes(free)} are free", remedy=advice
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run would do: ``blip3v train --dry-run``. Reads names and shapes, and computes nothing.
+"""What a run would do, from names and shapes alone: nothing is computed.
 
 The memory is that of weights, gradients and moments, which follows from the shapes. What it leaves out: activations,
 which follow from batch, encoder and ``gradient_checkpointing``, and what the libraries keep for themselves.

@@ -52,7 +52,8 @@ def stage_source(stage: Stage, data: str | None, *, num_frames: int, seed: int) 
     path = stage.data if stage.data is not None else data
     if path is None:
         raise UsageError(
-            f"stage {stage.task} trains on your clips; name their JSON list with --data, or as data of the stage"
+            f"stage {stage.task} trains on your clips",
+            remedy="name their JSON list as `data`, or as data of the stage",
         )
     return open_clips(path, num_frames=num_frames, seed=seed)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from blip3v import cli
 from blip3v.commands.data import command
 from blip3v.data.film_files import QUESTIONS_FILE, read_film_set
 from blip3v.errors import UsageError
@@ -15,7 +16,7 @@ from blip3v.errors import UsageError
 SHORT = 98  # a film of 4.0 s
 
 
-def test_the_command_writes_reports_and_refuses(tmp_path: Path) -> None:
+def test_the_command_writes_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "films"
     arguments = ["-o", str(folder), "--count", "2", "--seed", str(SHORT), "--height", "240"]
     shown = CliRunner().invoke(command, arguments)
@@ -28,6 +29,8 @@ def test_the_command_writes_reports_and_refuses(tmp_path: Path) -> None:
     assert all((folder / clip.file).is_file() for clip in clips)
     again = CliRunner().invoke(command, arguments)
     assert isinstance(again.exception, UsageError)
+    assert cli._run(["data", *arguments]) == 2
+    assert capsys.readouterr().err.endswith("exists already; choose another --output, or replace it with --force\n")
     forced = CliRunner().invoke(command, [*arguments[:3], "1", *arguments[4:], "--force", "--json"])
     summary = json.loads(forced.stdout)
     assert summary["num_clips"] == 1

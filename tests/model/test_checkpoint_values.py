@@ -139,7 +139,9 @@ def test_weights_that_fp16_cannot_hold_are_named(tmp_path: Path) -> None:
         return made_up(name, shape) * (1e6 if name == norm else 1.0)
 
     checkpoint = open_checkpoint(write_small(tmp_path / "released", make=large))
-    with pytest.raises(ArtifactError, match=rf"{re.escape(norm)} holds .*e\+06, which F16 cannot; choose --dtype bf16"):
+    with pytest.raises(
+        ArtifactError, match=rf"{re.escape(norm)} holds .*e\+06, which F16 cannot; choose bf16 or fp32 as `dtype`"
+    ):
         convert(checkpoint, tmp_path / "converted", dtype=torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ["released"], "half a folder was left"
     convert(checkpoint, tmp_path / "converted", dtype=torch.bfloat16)
@@ -197,8 +199,8 @@ def test_only_a_model_folder_is_replaced(released: Path, tmp_path: Path) -> None
     folder = tmp_path / "converted"
     folder.mkdir()
     (folder / "thesis.txt").write_text("")
-    assert "--force" in str(run(released, "-o", folder).exception)
-    assert "is no model folder" in str(run(released, "-o", folder, "--force").exception)
+    assert "or replace it with `force=True`" in str(run(released, "-o", folder).exception)
+    assert "is not a model folder" in str(run(released, "-o", folder, "--force").exception)
     assert (folder / "thesis.txt").exists()
     assert "is the source itself" in str(run(released, "-o", released, "--force").exception)
     (folder / "thesis.txt").unlink()

@@ -127,7 +127,7 @@ def test_each_stage_may_name_its_own_data(data: Path, tmp_path: Path) -> None:
     recipe = Recipe(preset="tiny", encoder="mean", seed=1, stages=(stage, dataclasses.replace(stage, data=str(few))))
     plan = make_plan(recipe, TrainOptions(output=tmp_path, data=str(data)))
     assert [stage["num_clips"] for stage in plan["stages"]] == [1000, 3]
-    with pytest.raises(UsageError, match="--data"):
+    with pytest.raises(UsageError, match="as `data`, or as data of the stage"):
         make_plan(recipe, TrainOptions(output=tmp_path))
 
 

@@ -217,7 +217,7 @@ def test_a_run_is_never_overwritten_and_never_resumed_with_another_recipe(tmp_pa
     with pytest.raises(UsageError, match="no checkpoint to resume"):
         train(recipe(PATCHES), dataclasses.replace(options, resume=True), Silent())
     train(recipe(PATCHES), options, Silent())
-    with pytest.raises(UsageError, match="go on with --resume"):
+    with pytest.raises(UsageError, match="go on with `resume=True`, or choose another `output`"):
         train(recipe(PATCHES), options, Silent())
     with pytest.raises(ConfigError, match="another recipe"):
         train(recipe(CAPTIONS), dataclasses.replace(options, resume=True), Silent())

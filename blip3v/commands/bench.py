@@ -23,6 +23,7 @@ from blip3v.bundle.manifest import Precision
 from blip3v.errors import UsageError
 from blip3v.runtime import OpenEstimate
 from blip3v.strict_json import dumps
+from blip3v.units import format_bytes, format_number, format_ratio
 
 __all__ = ["command", "print_report", "print_throughput"]
 
@@ -186,15 +187,15 @@ def _throughput(report: BenchReport) -> Table:
     for row in report.rows:
         bundle = row.bundle
         weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
-        peak = "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 2**20:.0f}"
+        peak = "-" if row.peak_rss_bytes is None else format_number(row.peak_rss_bytes / 2**20)
         cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
         table.add_row(str(bundle.num_video_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
     return table
 
 
 def _speed(row: ReportRow, quantity: str, baseline: ReportRow | None) -> tuple[str, str]:
-    ratio = "-" if baseline is None else f"{row.ratio(quantity, baseline):.2f}x"
-    return f"{row.per_second(quantity):.4g}", ratio
+    ratio = "-" if baseline is None else format_ratio(row.ratio(quantity, baseline))
+    return format_number(row.per_second(quantity)), ratio
 
 
 def _notes(report: BenchReport) -> Iterator[str]:
@@ -205,7 +206,7 @@ def _notes(report: BenchReport) -> Iterator[str]:
     )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps alone."
     yield f"Medians of {setup.repetitions} turns, taken in turns after {setup.warmup} of warm-up."
-    speeds = (f"{row.tokens_per_s:.4g} behind {row.bundle.num_video_tokens}" for row in report.rows)
+    speeds = (f"{format_number(row.tokens_per_s)} behind {row.bundle.num_video_tokens}" for row in report.rows)
     yield f"New tokens a second, by video tokens: {', '.join(speeds)}."
     baseline = report.baseline
     if baseline is None:
@@ -235,8 +236,8 @@ def _stages(report: BenchReport) -> Table:
         for index, quantity in enumerate((*STAGES, WHOLE_CHAIN)):
             figures = row.statistics(quantity)
             name = quantity.removesuffix("_s").replace("_", " ")
-            percentiles = (f"{1000 * value:.2f}" for value in (figures.p50, figures.p90, figures.p99))
-            spread = f"{1000 * figures.mean:.2f} ± {1000 * figures.std:.2f}"
+            percentiles = (format_number(1000 * value) for value in (figures.p50, figures.p90, figures.p99))
+            spread = f"{format_number(1000 * figures.mean)} ± {format_number(1000 * figures.std)}"
             tokens = "" if index else str(row.bundle.num_video_tokens)
             table.add_row(tokens, name, spread, *percentiles, str(figures.n))
         table.add_section()
@@ -250,7 +251,7 @@ def _table(title: str) -> Table:
 def _environment(report: BenchReport) -> Iterator[str]:
     found = report.environment
     cores, threads = found["physical_cores"] or "unknown", report.setup.threads or "one for each physical core"
-    memory = "unknown" if found["memory_bytes"] is None else f"{found['memory_bytes'] / 2**30:.1f} GiB"
+    memory = "unknown" if found["memory_bytes"] is None else format_bytes(found["memory_bytes"])
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     yield f"{found['cpu']}, {cores} cores, {found['usable_cpus']} usable, threads: {threads}, memory {memory}"
     yield f"{found['system']}, Python {found['python']}, blip3v {found['blip3v']}, {packages}"

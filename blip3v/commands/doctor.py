@@ -15,8 +15,8 @@ from blip3v.doctor.machine import Machine
 from blip3v.doctor.packages import ENGINES, PackageState
 from blip3v.doctor.report import Report, examine
 from blip3v.errors import ProviderError
-from blip3v.runtime.memory import format_bytes
 from blip3v.strict_json import dumps
+from blip3v.units import format_bytes
 
 __all__ = ["command"]
 

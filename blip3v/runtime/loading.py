@@ -21,6 +21,7 @@ from blip3v.runtime.encoder import VideoEncoder
 from blip3v.runtime.engine import Engine
 from blip3v.runtime.kv_cache import round_capacity
 from blip3v.runtime.ort import Graph, check_device, open_graph
+from blip3v.units import format_bytes, format_duration
 from blip3v.video.limits import VideoLimits
 
 __all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "open_engine"]
@@ -51,8 +52,8 @@ class OpenEstimate:
         return self.memory_bytes >= _LARGE_BYTES
 
     def __str__(self) -> str:
-        free = "" if self.free_bytes is None else f" of {memory.format_bytes(self.free_bytes)} that are free"
-        return f"about {memory.format_bytes(self.memory_bytes)} of memory{free}, {self.seconds:.0f} s"
+        free = "" if self.free_bytes is None else f" of {format_bytes(self.free_bytes)} that are free"
+        return f"about {format_bytes(self.memory_bytes)} of memory{free}, {format_duration(self.seconds)}"
 
 
 def open_engine(

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from fake_bundle import rewrite, write_fake_bundle
 
 from blip3v.commands.inspect import command as inspect
-from blip3v.commands.inspect import size_text
 from blip3v.commands.verify import command as verify
 from blip3v.errors import ArtifactHashError, ArtifactMissingError
 
@@ -115,15 +114,6 @@ def test_commands_refuse_what_is_no_bundle(tmp_path: Path, command: object) -> N
 def test_help_has_two_examples(command: object) -> None:
     text = CliRunner().invoke(command, ["--help"]).stdout  # type: ignore[arg-type]
     assert text.count("  blip3v ") >= 2
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**30, "3.00 GiB")],
-    ids=str,
-)
-def test_sizes_for_people(num_bytes: int, text: str) -> None:
-    assert size_text(num_bytes) == text
 
 
 def test_bundles_and_text_load_no_training_framework() -> None:

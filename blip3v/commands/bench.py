@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,10 +15,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from blip3v.bench.bundles import default_bundles
+from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
-from blip3v.bench.run import run_bench, write_default_clip
+from blip3v.bench.run import run_bench
 from blip3v.bundle.manifest import Precision
+from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
 from blip3v.runtime import OpenEstimate
 from blip3v.strict_json import dumps
@@ -100,7 +100,7 @@ def command(
         )
     report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
     if output is not None:
-        _write(report, output)
+        write_json(report.to_dict(), output)
         console.print(f"{output} written", soft_wrap=True)
     if as_json:
         click.echo(dumps(report.to_dict()), nl=False)
@@ -114,13 +114,7 @@ def _check(
     if bundles and (precision is not None or models is not None):
         odd = "--precision" if precision is not None else "--models"
         raise UsageError(f"{odd} has no effect on a bundle that is already made; leave it out, or name no bundle")
-    if output is None and force:
-        raise UsageError("--force has no effect without --output")
-    if output is not None and output.exists() and not (force and output.is_file()):
-        hint = "choose another file or add --force" if output.is_file() else "choose a file"
-        raise UsageError(f"{output} exists; {hint}")
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"{output.parent} is not a folder; choose an --output in one that is there")
+    check_file(output, force=force)
 
 
 def _measure(
@@ -151,16 +145,6 @@ def _measure(
             on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-
-
-def _write(report: BenchReport, output: Path) -> None:
-    """Writes the JSON whole or not at all."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(dumps(report.to_dict()), "utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def print_report(report: BenchReport, console: Console) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blip3v.config import ModelConfig
-from blip3v.data.clips import open_clips
+from blip3v.data.authors import open_clips
 from blip3v.data.samples import FilmSource, FilmTask, Source
 from blip3v.errors import UsageError
 from blip3v.model.temporal.single_frame import middle_frame

@@ -39,7 +39,7 @@ def test_a_worker_that_cannot_open_its_bundle_is_not_left_behind(monkeypatch: py
 
 def test_a_worker_loads_no_training_framework() -> None:
     code = (
-        "import sys, blip3v.bench.worker_process; "
+        "import sys, blip3v.bench.worker; "
         "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

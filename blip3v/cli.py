@@ -1,9 +1,10 @@
-"""The command line. Each verb's command lives in the part that it drives and is imported when it is called."""
+"""The command line. Each verb is a file of ``blip3v/commands``, imported when it is called."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,20 +17,23 @@ from blip3v.errors import Blip3vError
 
 __all__ = ["main"]
 
-# verb -> (module that holds its click command `command`, one line for --help)
+# verb -> one line for --help; `command` in blip3v/commands/VERB.py is its click command
 _VERBS = {
-    "demo": ("blip3v.demo", "The whole chain on a real clip: export, check, ask, measure."),
-    "ask": ("blip3v.runtime.ask_command", "Answer a question about a video."),
-    "export": ("blip3v.export.command", "Make a bundle: two ONNX graphs, checked against PyTorch."),
-    "convert": ("blip3v.model.convert_command", "Make a model folder from a released checkpoint."),
-    "inspect": ("blip3v.bundle.inspect_command", "Show what a bundle is."),
-    "verify": ("blip3v.bundle.verify_command", "Hash every file of a bundle again."),
-    "train": ("blip3v.training.command", "Train a model from a recipe."),
-    "eval": ("blip3v.evaluation.command", "Exact match per kind of question on the film set."),
-    "data": ("blip3v.data.command", "Make synthetic film files with questions."),
-    "bench": ("blip3v.bench.command", "Samples per second against the 1024-token baseline."),
-    "doctor": ("blip3v.doctor.command", "What this machine can run, and what is missing."),
+    "demo": "The whole chain on a real clip: export, check, ask, measure.",
+    "ask": "Answer a question about a video.",
+    "export": "Make a bundle: two ONNX graphs, checked against PyTorch.",
+    "convert": "Make a model folder from a released checkpoint.",
+    "inspect": "Show what a bundle is.",
+    "verify": "Hash every file of a bundle again.",
+    "train": "Train a model from a recipe.",
+    "eval": "Exact match per kind of question on the film set.",
+    "data": "Make synthetic film files with questions.",
+    "bench": "Samples per second against the 1024-token baseline.",
+    "doctor": "What this machine can run, and what is missing.",
 }
+
+# Parameters of the library that the command line calls otherwise.
+_OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
 
 _SYSTEM_ERROR = 1
 _USAGE_ERROR = 2
@@ -60,7 +64,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        command: click.Command = importlib.import_module(_VERBS[cmd_name][0]).command
+        command: click.Command = importlib.import_module(f"blip3v.commands.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -72,7 +76,7 @@ class _Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, text) for verb, (_, text) in _VERBS.items()])
+            formatter.write_dl(list(_VERBS.items()))
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
@@ -106,7 +110,7 @@ def _run(args: list[str]) -> int:
         error.show()
         return error.exit_code
     except Blip3vError as error:
-        return _refuse(str(error), error.exit_code)
+        return _refuse(_as_typed(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _refuse("interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -120,6 +124,21 @@ def _run(args: list[str]) -> int:
             raise
         line = extras.pip_line(extra)
         return _refuse(f"the package {error.name!r} is not installed; run: {line}", _USAGE_ERROR)
+
+
+def _as_typed(error: Blip3vError) -> str:
+    """The error's message, with the parameters that its remedy names written as options."""
+    remedy = re.sub(r"`(\w+)(?:=([^`]+))?`", _option, error.remedy)
+    return f"{error.message}; {remedy}" if remedy else error.message
+
+
+def _option(parameter: re.Match[str]) -> str:
+    """`force=True` becomes --force, `init='random'` becomes --init random."""
+    name, value = parameter.groups()
+    if (name, value) == ("check", "False"):
+        return "--no-check"
+    option = _OPTIONS.get(name) or f"--{name.replace('_', '-')}"
+    return option if value in (None, "True") else f"{option} {value.strip(chr(39))}"
 
 
 def _refuse(message: str, exit_code: int) -> int:

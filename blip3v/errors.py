@@ -24,7 +24,8 @@
     |  `- RequestTimeoutError        8     it took longer than the caller allowed
     `- ServerError                   9   the HTTP server
 
-A message has three parts: what was wrong with the actual value, what is allowed, and what to run or do next.
+A message has three parts: what was wrong with the actual value, what is allowed, and what to run or do next. Where the
+last part names parameters, it is the ``remedy``, in Python's words: the command line writes them as options.
 """
 
 from __future__ import annotations
@@ -59,9 +60,23 @@ __all__ = [
 
 
 class Blip3vError(Exception):
-    """Root of the tree. ``exit_code`` is what the command line ends with."""
+    """Root of the tree. ``exit_code`` is what the command line ends with.
+
+    Args:
+        message: what was wrong and what is allowed; it may say what to do.
+        remedy: what to do where that names parameters, each in backquotes, with its value where one is meant:
+            "choose another `folder`, or replace it with `force=True`". ``str`` gives both parts.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
 
 
 class UsageError(Blip3vError):

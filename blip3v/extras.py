@@ -1,6 +1,6 @@
 """The optional packages: which extra of ``pyproject.toml`` brings which, and the line that installs it.
 
-A test compares the table with ``pyproject.toml``. It is written out here since ``--help`` may not pay for reading the
+A test compares the table with ``pyproject.toml``. It is written out here since help may not pay for reading the
 metadata of installed packages, and an editable install keeps the metadata of the day it was made.
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blip3v.errors import ArtifactError
+from blip3v.units import format_bytes
 
 __all__ = ["new_folder", "require_disk"]
 
@@ -23,8 +24,8 @@ def require_disk(path: Path, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(there).free
     if num_bytes > free:
         raise ArtifactError(
-            f"{what} needs about {num_bytes / 2**30:.1f} GiB of disk and {free / 2**30:.1f} GiB are free at {there}; "
-            "make room, or choose another --output"
+            f"{what} needs about {format_bytes(num_bytes)} of disk and {format_bytes(free)} are free at {there}; "
+            "make room, or write to another disk"
         )
 
 

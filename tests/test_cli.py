@@ -6,6 +6,7 @@ After a wanted change, write it anew with `python tests/test_cli.py` and commit 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -34,7 +35,7 @@ each_verb = pytest.mark.parametrize("verb", VERBS)
 
 
 def command_of(verb: str) -> click.Command:
-    command = importlib.import_module(cli._VERBS[verb][0]).command
+    command = importlib.import_module(f"blip3v.commands.{verb}").command
     assert isinstance(command, click.Command)
     return command
 
@@ -78,10 +79,10 @@ def add_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def command() -> None:
         raise error
 
-    module = types.ModuleType("failing_command")
+    module = types.ModuleType("blip3v.commands.fail")
     module.command = command  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "failing_command", module)
-    monkeypatch.setitem(cli._VERBS, "fail", ("failing_command", "Fails."))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli._VERBS, "fail", "Fails.")
 
 
 @each_verb
@@ -228,6 +229,60 @@ def test_a_refusal_is_one_line_and_its_exit_code(
     captured = capsys.readouterr()
     assert captured.err.strip() == (line or "")  # click ends the line of a typed ^C first
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("remedy", "typed"),
+    [
+        pytest.param("choose another `folder`", "choose another --output", id="another name"),
+        pytest.param("replace it with `force=True`", "replace it with --force", id="flag"),
+        pytest.param("skip it with `check=False`", "skip it with --no-check", id="off"),
+        pytest.param("take `init='random'`", "take --init random", id="value"),
+        pytest.param("leave `num_video_tokens` out", "leave --tokens out", id="count"),
+        pytest.param("pass `allow_random=True`", "pass --allow-random", id="kebab-case"),
+        pytest.param("see `blip3v doctor`", "see `blip3v doctor`", id="command"),
+    ],
+)
+def test_a_remedy_names_options(
+    remedy: str, typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The library speaks Python; who typed a command reads what to type. What is wrong is never rewritten."""
+    error = ParityError("`folder` is odd", remedy=remedy)
+    assert str(error) == f"`folder` is odd; {remedy}"
+    add_verb(monkeypatch, error)
+    assert cli._run(["fail"]) == 5
+    assert capsys.readouterr().err == f"error: `folder` is odd; {typed}\n"
+
+
+def library_strings() -> list[tuple[str, str]]:
+    """Every string below the command line, docstrings included, with where it stands."""
+    files = [path.relative_to(ROOT) for path in sorted((ROOT / "blip3v").rglob("*.py"))]
+    below = [path for path in files if path.parts[1] not in ("cli.py", "commands")]
+    return [
+        (f"{path}:{node.lineno}", node.value)
+        for path in below
+        for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def test_the_library_names_no_option():
+    option = re.compile(r"(?<!\S)`*--[a-z]")
+    named = [(where, text) for where, text in library_strings() if option.search(text) and "pip install" not in text]
+    assert named == []
+
+
+def test_every_option_of_a_remedy_exists():
+    """A remedy that names what nobody can type is worse than none."""
+    options = set(re.findall(r"--[a-z-]+", SNAPSHOT.read_text("utf-8")))
+    named: set[str] = set()
+    for path in (ROOT / "blip3v").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                text = ast.unparse(node.value)
+                named |= set(re.findall(r"--[a-z-]+", cli._as_typed(Blip3vError("", remedy=text))))
+    assert {"--output", "--force", "--init", "--tokens"} <= named
+    assert named <= options
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ Each bundle runs in a process of its own that holds nothing else: its peak memor
 have made the bundles a moment before, is not in it.
 """
 
-from blip3v.bench.bundles import ROWS, BundleRow, default_bundles
+from blip3v.bench.defaults import DEFAULT_CLIP, ROWS, BundleRow, default_bundles, default_film, write_default_clip
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
 from blip3v.bench.report import BenchReport, ReportRow, Statistics
-from blip3v.bench.run import DEFAULT_CLIP, default_film, run_bench, write_default_clip
-from blip3v.bench.tables import print_report, print_throughput
+from blip3v.bench.run import run_bench
 
 __all__ = [
     "DEFAULT_CLIP",
@@ -22,8 +21,6 @@ __all__ = [
     "Statistics",
     "default_bundles",
     "default_film",
-    "print_report",
-    "print_throughput",
     "run_bench",
     "write_default_clip",
 ]

@@ -1,4 +1,4 @@
-"""What a sample is, how one is timed, and in which order several bundles are.
+"""What a sample is and asks, how one is timed, and in which order several bundles are.
 
 Not here: the process around a bundle (``worker.py``), and what is made of the seconds (``report.py``).
 """
@@ -13,12 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
+from blip3v.data.film import make_film
+from blip3v.data.questions import questions
+from blip3v.errors import RequestError
 from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.text import Tokenizer
 
-__all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "take_turns"]
+__all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "question_of_length", "take_turns"]
 
 QUESTION_TOKENS = 32
 NEW_TOKENS = 32
+_QUESTIONS_SEED = 0  # of the film whose questions give the words
+_PAD = "?"
 _OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True)  # greedy
 
 
@@ -85,6 +91,41 @@ def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int
         num_steps=timings.num_steps,
         prompt_tokens=answer.usage.num_prompt_tokens,
     )
+
+
+def question_of_length(tokenizer: Tokenizer, num_tokens: int) -> str:
+    """A text that the tokenizer writes with exactly ``num_tokens`` tokens.
+
+    The words of the questions about a film follow each other, again from the first one where they end. A word with
+    more tokens than are left is passed over; where no word fits any more, question marks fill up.
+
+    Args:
+        tokenizer: of the bundle that is asked.
+        num_tokens: at least 1. The chat template's own tokens come on top.
+
+    Raises:
+        RequestError: no such text has this length.
+    """
+    words = " ".join(question.text for question in questions(make_film(_QUESTIONS_SEED, "test"))).split()
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    text, length = "", 0
+    for word in words * num_tokens:  # more rounds than an ordinary tokenizer needs; it always ends
+        if length == num_tokens:
+            return text
+        longer = f"{text} {word}".lstrip()
+        if count(longer) <= num_tokens:
+            text, length = longer, count(longer)
+    for _ in range(num_tokens):
+        text = text + _PAD if count(text + _PAD) <= num_tokens else text
+    if count(text) != num_tokens:
+        raise RequestError(
+            f"no text of film questions has exactly {num_tokens} tokens for this tokenizer; the nearest has "
+            f"{count(text)}: measure a bundle with an ordinary tokenizer"
+        )
+    return text
 
 
 def take_turns(

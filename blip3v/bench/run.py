@@ -8,23 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from blip3v.bench.environment import describe_environment, load_average
-from blip3v.bench.measure import QUESTION_TOKENS, take_turns
-from blip3v.bench.question import question_of_length
+from blip3v.bench.measure import QUESTION_TOKENS, question_of_length, take_turns
 from blip3v.bench.report import BenchReport, BundleFacts, ReportRow, Setup
 from blip3v.bench.worker import Job, Worker
 from blip3v.bundle import open_bundle
 from blip3v.bundle.scan import hash_file
-from blip3v.data.film import make_film
-from blip3v.data.film_files import ClipRecord, describe
-from blip3v.data.mp4 import write_mp4
 from blip3v.errors import UnsupportedVideoError
 from blip3v.runtime import OpenEstimate
 from blip3v.runtime.opening import estimate_open
 
-__all__ = ["DEFAULT_CLIP", "default_film", "run_bench", "write_default_clip"]
-
-DEFAULT_CLIP = "turn.mp4"
-_FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
+__all__ = ["run_bench"]
 
 
 def run_bench(
@@ -58,7 +51,7 @@ def run_bench(
         BackendError: the inference engine failed, or the memory does not hold all bundles.
     """
     if not clip.is_file():
-        raise UnsupportedVideoError(f"{clip} is not a file; --clip takes a video file, which each sample decodes")
+        raise UnsupportedVideoError(f"{clip} is not a file; name a video file, which each sample decodes")
     opened = [open_bundle(path) for path in bundles]
     for path, bundle in zip(bundles, opened, strict=True):
         on_estimate(path, estimate_open(bundle))
@@ -90,19 +83,3 @@ def run_bench(
     setup = Setup(clip=clip.name, clip_sha256=hash_file(clip), warmup=warmup, repetitions=repetitions, threads=threads)
     environment = describe_environment() | {"load_average": {"before": load_before, "after": load_average()}}
     return BenchReport(setup=setup, rows=tuple(rows), environment=environment)
-
-
-def default_film() -> ClipRecord:
-    """What is true of the clip that ``write_default_clip`` writes."""
-    return describe({DEFAULT_CLIP: make_film(_FILM_SEED, "test")}, height=_FILM_HEIGHT).clips[0]
-
-
-def write_default_clip(folder: Path) -> Path:
-    """Writes the clip that is measured when none is named, the film of ``examples/turn.mp4``, to ``folder``.
-
-    Raises:
-        VideoError: the installed PyAV cannot encode H.264.
-    """
-    path = folder / DEFAULT_CLIP
-    write_mp4(make_film(_FILM_SEED, "test"), path, height=_FILM_HEIGHT)
-    return path

@@ -1,4 +1,4 @@
-"""The caller's side of a process that holds one bundle and measures it (``worker_process.py``)."""
+"""A process that holds one bundle and measures it: the caller's side (``Worker``) and its own (``main``)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from blip3v import errors
-from blip3v.bench.measure import Sample
+from blip3v.bench.measure import Sample, measure_sample
+from blip3v.runtime import VideoLM
+from blip3v.runtime.memory import peak_rss_bytes
 
-__all__ = ["Job", "Worker", "child_environment"]
+__all__ = ["Job", "Worker", "child_environment", "main"]
 
 # -P keeps the working directory out of the import path: a file there named numpy.py is not ours.
-_COMMAND = (sys.executable, "-P", "-m", "blip3v.bench.worker_process")
+_COMMAND = (sys.executable, "-P", "-c", "from blip3v.bench.worker import main; main()")
 _END_TIMEOUT_S = 10.0
 
 
@@ -97,7 +100,7 @@ class Worker:
             )
         values: dict[str, Any] = json.loads(answer)
         if "error" in values:
-            raise _raised(values["error"], values["message"])
+            raise _raised(values["error"], values["message"], values["remedy"])
         return values
 
     def _end(self) -> None:
@@ -115,12 +118,38 @@ class Worker:
         self._process.stdout.close()
 
 
-def _raised(name: str, message: str) -> errors.Blip3vError:
+def _raised(name: str, message: str, remedy: str) -> errors.Blip3vError:
     kind: type[errors.Blip3vError] = getattr(errors, name)
-    return kind(message)
+    return kind(message, remedy=remedy)
 
 
 def child_environment() -> dict[str, str]:
     """The caller's environment, with its import path, so that the process finds the same blip3v."""
     paths = [os.path.abspath(path) for path in sys.path if path]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def main() -> None:
+    """The other process: holds one bundle open and takes a sample of it for each line of input, until it ends.
+
+    One JSON value a line: the job in, ``ready`` out; then a number of video tokens in (null: the bundle's own), a
+    sample out. An error of blip3v goes out by its name and ends the process.
+    """
+    job = Job(**json.loads(sys.stdin.readline()))
+    try:
+        with VideoLM.open(job.bundle, threads=job.threads, allow_random=True) as lm:
+            _say({"ready": True})
+            for line in sys.stdin:
+                _say(_sample(lm, job, json.loads(line)))
+    except errors.Blip3vError as error:
+        _say({"error": type(error).__name__, "message": error.message, "remedy": error.remedy})
+
+
+def _sample(lm: VideoLM, job: Job, num_video_tokens: int | None) -> dict[str, Any]:
+    sample = measure_sample(lm, Path(job.clip), job.question, num_video_tokens)
+    return {"sample": dataclasses.asdict(sample), "peak_rss_bytes": peak_rss_bytes()}
+
+
+def _say(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()

@@ -124,9 +124,11 @@ def _check_target(target: Path, *, force: bool) -> None:
     if not target.exists():
         return
     if not force:
-        raise UsageError(f"{target} exists; choose another output folder, or pass --force to replace a bundle")
+        raise UsageError(
+            f"{target} exists", remedy="choose another output folder, or replace a bundle with `force=True`"
+        )
     if any(target.iterdir()) and not _is_bundle(target):
-        raise UsageError(f"{target} is not a bundle, so --force does not replace it; choose another output folder")
+        raise UsageError(f"{target} is not a bundle, so it is not replaced; choose another output folder")
 
 
 def _is_bundle(folder: Path) -> bool:

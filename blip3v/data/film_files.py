@@ -107,14 +107,17 @@ def check_target(folder: Path, *, force: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not force:
-        raise UsageError(f"{folder} exists already; choose another --output or replace it with --force")
+        raise UsageError(f"{folder} exists already", remedy="choose another `folder`, or replace it with `force=True`")
     if not folder.is_dir() or folder.is_symlink():
-        raise UsageError(f"{folder} is not a folder, and --force only replaces folders of film files")
+        raise UsageError(
+            f"{folder} is not a folder, and only folders of film files are replaced", remedy="choose another `folder`"
+        )
     for entry in folder.iterdir():
         if entry.name != QUESTIONS_FILE and entry.suffix != ".mp4":
             raise UsageError(
-                f"{folder} holds {entry.name}, which is not a film file; --force replaces only film files and "
-                f"{QUESTIONS_FILE}: choose another --output"
+                f"{folder} holds {entry.name}, which is not a film file; only film files and {QUESTIONS_FILE} are "
+                "replaced",
+                remedy="choose another `folder`",
             )
 
 

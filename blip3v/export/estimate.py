@@ -42,7 +42,7 @@ class Estimate:
             OutOfMemoryError: less memory is free.
             ArtifactError: less disk is free where ``output`` will be.
         """
-        memory.require(self.memory_bytes, "this export", "free some, or skip the comparison with --no-check")
+        memory.require(self.memory_bytes, "this export", "free some, or skip the comparison with `check=False`")
         require_disk(output, self.disk_bytes, "this export")
 
 

@@ -97,7 +97,7 @@ def _lazy(name: str, load: Loader, dtype: ir.DataType, shape: Iterable[Any], *, 
         if not np.isfinite(stored).all():
             raise ExportError(
                 f"the weight {name} holds values that {dtype.name.lower()} cannot; its largest is "
-                f"{float(weight.abs().max()):g}; export with --precision fp32, or mend the weights"
+                f"{float(weight.abs().max()):g}; export in fp32, or correct the weights"
             )
         return ir.tensor(stored, name=name)
 

@@ -149,8 +149,8 @@ class ParityReport:
         raise ParityError(
             f"the {self.precision} graphs do not match PyTorch: {'; '.join(misses[:4])}"
             f"{f'; and {len(misses) - 4} more' if len(misses) > 4 else ''}; allowed: relative error up to "
-            f"{limit.relative_error:g}, cosine from {limit.cosine:g}; no bundle was written; "
-            "try --precision fp32, which tells rounding from a wrong graph"
+            f"{limit.relative_error:g}, cosine from {limit.cosine:g}; no bundle was written",
+            remedy="try `precision='fp32'`, which tells rounding from a wrong graph",
         )
 
 

@@ -84,8 +84,10 @@ def resolve_source(
         ArtifactError: the folder cannot be used.
     """
     if model is not None and (preset_name is not None or init is not None):
-        odd = "--preset" if preset_name is not None else "--init"
-        raise UsageError(f"{odd} has no effect with --model, whose folder holds config and weights; leave one out")
+        odd = "preset_name" if preset_name is not None else "init"
+        raise UsageError(
+            f"the model {model} holds config and weights", remedy=f"`{odd}` has no effect with `model`; leave one out"
+        )
     name = preset_name or "tiny"
     if init is not None:
         config = preset(name).with_encoder(
@@ -93,7 +95,10 @@ def resolve_source(
         )
         return random_source(config)
     if model is None and preset(name).name != "tiny":
-        raise UsageError(f"no weights of the preset {name} are shipped; pass --model FOLDER, or --init random")
+        raise UsageError(
+            f"no weights of the preset {name} are shipped",
+            remedy="name a model folder as `model`, or take random weights with `init='random'`",
+        )
     folder = shipped_model(encoder or preset(name).temporal.encoder) if model is None else model
     return folder_source(folder, encoder=encoder, num_frames=num_frames, num_video_tokens=num_video_tokens)
 
@@ -112,13 +117,14 @@ def folder_source(
     temporal = config.temporal
     if encoder is not None and encoder != temporal.encoder:
         raise UsageError(
-            f"the model {path} holds the encoder {temporal.encoder}, not {encoder}; leave --encoder out, "
-            f"or name a model with {encoder}"
+            f"the model {path} holds the encoder {temporal.encoder}, not {encoder}",
+            remedy=f"leave `encoder` out, or name a model with {encoder}",
         )
     if num_video_tokens is not None and num_video_tokens != temporal.num_video_tokens:
         raise UsageError(
             f"the weights in {path} give {temporal.num_video_tokens} tokens for {config.num_frames} frames, "
-            f"not {num_video_tokens}; leave --tokens out, or export random weights with --init random"
+            f"not {num_video_tokens}",
+            remedy="leave `num_video_tokens` out, or export random weights with `init='random'`",
         )
     return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
 

@@ -148,8 +148,8 @@ def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_fr
         raise ArtifactError(f"{path} is a file that does not end in {' or '.join(NATIVE_SUFFIXES)}; {_KINDS}")
     if tokenizer is None:
         raise UsageError(
-            f"{path} holds weights alone; name a released folder whose tokenizer goes with it, as in "
-            "`blip3v convert FILE --tokenizer FOLDER`"
+            f"{path} holds weights alone",
+            remedy="run `blip3v convert` with the released folder whose tokenizer goes with it as `tokenizer`",
         )
     file = open_native(path)
     base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")

@@ -104,11 +104,13 @@ def _check_output(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
     if not folder.exists():
         return
     if folder.resolve() == checkpoint.path.resolve():
-        raise UsageError(f"{folder} is the source itself; choose another --output")
+        raise UsageError(f"{folder} is the source itself", remedy="choose another `folder`")
     if not force:
-        raise UsageError(f"{folder} exists; choose another --output, or replace it with --force")
+        raise UsageError(f"{folder} exists", remedy="choose another `folder`, or replace it with `force=True`")
     if not is_model_folder(folder):
-        raise UsageError(f"{folder} exists and is no model folder, so that it is not replaced; choose another --output")
+        raise UsageError(
+            f"{folder} exists and is not a model folder, so it is not replaced", remedy="choose another `folder`"
+        )
 
 
 def _finite(name: str, tensor: Tensor, stored: TensorInfo) -> Tensor:
@@ -117,7 +119,8 @@ def _finite(name: str, tensor: Tensor, stored: TensorInfo) -> Tensor:
         return cast
     if tensor.isfinite().all():
         raise ArtifactError(
-            f"{name} holds {tensor.abs().max().item():g}, which {stored.dtype} cannot; choose --dtype bf16 or fp32"
+            f"{name} holds {tensor.abs().max().item():g}, which {stored.dtype} cannot",
+            remedy="choose bf16 or fp32 as `dtype`",
         )
     raise ArtifactError(f"{name} holds values that are not finite; the checkpoint is broken, copy or train it again")
 

@@ -284,6 +284,6 @@ def shipped_model(encoder: str) -> Path:
     found = sorted(item.name.removeprefix("tiny-") for item in models.glob("tiny-*") if item.is_dir())
     held = f"shipped are: {', '.join(found)}" if found else "this installation ships none"
     raise ArtifactMissingError(
-        f"no trained model with the encoder {encoder!r} is shipped; {held}; pass a model folder with --model, "
-        "or --init random for random weights"
+        f"no trained model with the encoder {encoder!r} is shipped; {held}",
+        remedy="name a model folder as `model`, or take random weights with `init='random'`",
     )

@@ -80,8 +80,8 @@ def token_learner_shapes(name: str, num_tokens: int, width: int) -> dict[str, tu
 def _weightless(asked: str | None) -> TemporalForm:
     if asked is None:
         raise UsageError(
-            "the checkpoint holds no tensors of a temporal encoder, so it may be any of "
-            f"{', '.join(WEIGHTLESS)}; say which with `blip3v convert --encoder`"
+            f"the checkpoint holds no tensors of a temporal encoder, so it may be any of {', '.join(WEIGHTLESS)}",
+            remedy="run `blip3v convert` with the right one as `encoder`",
         )
     for encoder in WEIGHTLESS:
         if asked == encoder:

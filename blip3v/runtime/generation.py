@@ -282,7 +282,7 @@ class Sampler:
         if not np.isfinite(logits_V).all():
             raise BackendError(
                 "the decoder gave logits that are not finite; its weights or its precision are broken: "
-                "run `blip3v verify` on the bundle, or export with --precision fp32"
+                "run `blip3v verify` on the bundle, or export it in fp32"
             )
         options = self._options
         scores_V = penalise(logits_V, earlier, options.repetition_penalty)

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from blip3v.errors import OutOfMemoryError
+from blip3v.units import format_bytes
 
-__all__ = ["available_bytes", "format_bytes", "peak_rss_bytes", "require"]
+__all__ = ["available_bytes", "peak_rss_bytes", "require"]
 
 
 def require(num_bytes: int, what: str, advice: str) -> None:
@@ -22,13 +23,8 @@ def require(num_bytes: int, what: str, advice: str) -> None:
     free = available_bytes()
     if free is not None and num_bytes > free:
         raise OutOfMemoryError(
-            f"{what} needs about {format_bytes(num_bytes)} of memory and {format_bytes(free)} are free; {advice}"
+            f"{what} needs about {format_bytes(num_bytes)} of memory and {format_bytes(free)} are free", remedy=advice
         )
-
-
-def format_bytes(num_bytes: int) -> str:
-    """``num_bytes`` in MiB or GiB."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

@@ -28,6 +28,7 @@ from blip3v.runtime.backends import (
 from blip3v.runtime.host_cache import round_capacity
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
+from blip3v.units import format_bytes, format_duration
 from blip3v.video.limits import VideoLimits
 
 __all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "graph_files", "open_model"]
@@ -58,8 +59,8 @@ class OpenEstimate:
         return self.memory_bytes >= _LARGE_BYTES
 
     def __str__(self) -> str:
-        free = "" if self.free_bytes is None else f" of {memory.format_bytes(self.free_bytes)} that are free"
-        return f"about {memory.format_bytes(self.memory_bytes)} of memory{free}, {self.seconds:.0f} s"
+        free = "" if self.free_bytes is None else f" of {format_bytes(self.free_bytes)} that are free"
+        return f"about {format_bytes(self.memory_bytes)} of memory{free}, {format_duration(self.seconds)}"
 
 
 def open_model(
@@ -79,8 +80,8 @@ def open_model(
     bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
-            f"{bundle.path} holds random weights, made for measurements: its answers mean nothing; "
-            "to run it anyway use --allow-random (in Python: allow_random=True)"
+            f"{bundle.path} holds random weights, made for measurements: its answers mean nothing",
+            remedy="to run it anyway pass `allow_random=True`",
         )
     config = _with_context(bundle.config, max_context)
     graphs = graph_files(bundle)

@@ -42,7 +42,7 @@ def encode_video(
     if not np.isfinite(tokens_MD).all():
         raise BackendError(
             "the video encoder returned tokens that are not finite; its weights or its precision are broken: "
-            "run `blip3v verify` on the bundle, or export with --precision fp32"
+            "run `blip3v verify` on the bundle, or export it in fp32"
         )
     return VideoTokens(
         tokens=tokens_MD,

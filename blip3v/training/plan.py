@@ -1,4 +1,4 @@
-"""What a run would do: ``blip3v train --dry-run``. Reads names and shapes, and computes nothing.
+"""What a run would do, from names and shapes alone: nothing is computed.
 
 The memory is that of weights, gradients and moments, which follows from the shapes. What it leaves out: activations,
 which follow from batch, encoder and ``gradient_checkpointing``, and what the libraries keep for themselves.
@@ -6,7 +6,6 @@ which follow from batch, encoder and ``gradient_checkpointing``, and what the li
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from blip3v.training.run import TrainOptions
 from blip3v.training.stages import objective_of, stage_source
 from blip3v.training.start import PARTS, find_start
 
-__all__ = ["describe", "make_plan", "state_bytes"]
+__all__ = ["make_plan", "state_bytes"]
 
 _NUM_DEVICES = (1, 2, 4, 8)
 _FP32, _BF16 = 4, 2
@@ -88,32 +87,6 @@ def state_bytes(recipe: Recipe, sizes: _Sizes, num_devices: int) -> dict[str, in
         "working_copies": working,
     }
     return values | {"total": sum(values.values())}
-
-
-def describe(plan: Mapping[str, Any]) -> str:
-    """The plan as text."""
-    model, run = plan["model"], plan["run"]
-    recompute = "with" if run["gradient_checkpointing"] else "without"
-    lines = [
-        f"{model['preset']}, {model['encoder']}, {model['num_video_tokens']} tokens for {model['num_frames']} frames; "
-        f"{run['precision']}, {run['parallel']}, {recompute} gradient checkpointing",
-        *(f"{part}: {where}" for part, where in plan["origin"].items()),
-    ]
-    for index, stage in enumerate(plan["stages"], start=1):
-        lines.append(f"stage {index}: {stage['task']}, {stage['num_clips']} clips")
-        lines += [f"  {name}: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
-        for row in stage["devices"]:
-            state = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in row["state_bytes"].items())
-            devices = "1 device" if row["num_devices"] == 1 else f"{row['num_devices']} devices"
-            lines.append(
-                f"  {devices}: {row['num_steps']} steps of {row['batch_size']} clips; "
-                f"GB on each, estimated, without activations: {state}"
-            )
-    return "\n".join(lines)
-
-
-def _listed(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{part} {size:,}" for part, size in sizes.items())
 
 
 def _devices(recipe: Recipe, stage: Stage, sizes: _Sizes, num_clips: int) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Stage:
     batch_size_per_device: int | None = None  # or batch_size
     micro_batches: int = 1  # a device takes its clips of a step in so many parts and adds up their gradients
     num_films: int = 0  # synthetic films; 0: the data is a JSON list
-    data: str | None = None  # the JSON list, in the form of the authors' code; None: the one that --data names
+    data: str | None = None  # the JSON list, in the form of the authors' code; None: the one that the run is given
     freeze: tuple[Component, ...] = ("vision_encoder",)
     temporal_learning_rate: float | None = None  # of the temporal encoder; None: as the rest
     weight_decay: float = 0.0
@@ -112,8 +112,8 @@ class Recipe:
     temporal: dict[str, Any] = field(default_factory=dict)  # further settings of the encoder (``TemporalConfig``)
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; weights and moments are fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: a whole model each, or a part of it each
-    init: str = "random"  # "random", or what it starts from, which --init then names
-    vision: str | None = None  # folder of a pretrained SigLIP, with ``language`` instead of --init
+    init: str = "random"  # "random", or what it starts from, which the run is then given
+    vision: str | None = None  # folder of a pretrained SigLIP, with ``language`` instead of a checkpoint
     language: str | None = None  # folder of a pretrained Phi-3
     tokenizer: str | None = None  # folder of the tokenizer, where what it starts from has none that fits
     resize_mode: Literal["squash", "pad"] | None = None  # of frames; None: as in what it starts from, or squash
@@ -126,7 +126,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.vision is None) != (self.language is None):
-            raise ConfigError("vision and language belong together; give both folders, or neither and --init")
+            raise ConfigError(
+                "vision and language belong together", remedy="give both folders, or neither and a checkpoint as `init`"
+            )
         if self.vision is not None and self.start == "spread":
             raise ConfigError("start is 'spread', which is for towers that are not trained yet; leave it out")
         if self.vision is not None and self.init != "random":

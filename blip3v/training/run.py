@@ -188,7 +188,9 @@ def _features(run: _Run, source: Source) -> npt.NDArray[np.float16]:
 
 def _accelerator(recipe: Recipe, device: str) -> Accelerator:
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for and torch sees none; use --device cpu, or see `blip3v doctor`")
+        raise UsageError(
+            "device cuda was asked for and torch sees none", remedy="use `device='cpu'`, or see `blip3v doctor`"
+        )
     mixed = "no" if recipe.precision == "fp32" else recipe.precision
     # Without it every process would hold all gradients twice.
     shared = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -216,10 +218,12 @@ def _position(options: TrainOptions, digest: str) -> Position:
     found = load_position(_checkpoint(options))
     if found is None:
         if options.resume:
-            raise UsageError(f"{options.output} holds no checkpoint to resume; leave --resume out")
+            raise UsageError(f"{options.output} holds no checkpoint to resume", remedy="leave `resume` out")
         return Position(0, 0, digest)
     if not options.resume:
-        raise UsageError(f"{options.output} holds a run already; go on with --resume, or choose another --output")
+        raise UsageError(
+            f"{options.output} holds a run already", remedy="go on with `resume=True`, or choose another `output`"
+        )
     if found.recipe_sha256 != digest:
         raise ConfigError(
             f"the run in {options.output} follows another recipe, or began on another number of devices; "

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blip3v.config import ModelConfig
-from blip3v.data.clips import open_clips
+from blip3v.data.authors import open_clips
 from blip3v.data.samples import FilmSource, FilmTask, Source
 from blip3v.errors import UsageError
 from blip3v.model.temporal.single_frame import middle_frame
@@ -52,7 +52,8 @@ def stage_source(stage: Stage, data: str | None, *, num_frames: int, seed: int) 
     path = stage.data if stage.data is not None else data
     if path is None:
         raise UsageError(
-            f"stage {stage.task} trains on your clips; name their JSON list with --data, or as data of the stage"
+            f"stage {stage.task} trains on your clips",
+            remedy="name their JSON list as `data`, or as data of the stage",
         )
     return open_clips(path, num_frames=num_frames, seed=seed)
 

@@ -60,7 +60,7 @@ def find_start(recipe: Recipe, init: Path | None) -> Start:
 
     Args:
         recipe: names its towers itself.
-        init: what ``--init`` names: anything that ``open_checkpoint`` reads.
+        init: the checkpoint to start from: anything that ``open_checkpoint`` reads.
 
     Raises:
         UsageError: a checkpoint is named where the recipe takes none, or none where it takes one.
@@ -78,14 +78,14 @@ def find_start(recipe: Recipe, init: Path | None) -> Start:
 def _find(recipe: Recipe, init: Path | None) -> Start:
     if recipe.vision is not None and recipe.language is not None:
         if init is not None:
-            raise UsageError("this recipe starts from the folders that it names; leave --init out")
+            raise UsageError("this recipe starts from the folders that it names", remedy="leave `init` out")
         return _from_towers(recipe, Path(recipe.vision), Path(recipe.language))
     if init is not None:
         return _from_checkpoint(recipe, init)
     if recipe.init != "random":
         raise UsageError(
-            f"this recipe starts from {recipe.init!r}; name its folder, or another checkpoint of the preset "
-            f"{recipe.preset}, with --init"
+            f"this recipe starts from {recipe.init!r}",
+            remedy=f"name its folder, or another checkpoint of the preset {recipe.preset}, as `init`",
         )
     return _from_nothing(recipe)
 
@@ -143,8 +143,9 @@ def _from_nothing(recipe: Recipe) -> Start:
     config = recipe.model_config()
     if config.name != "tiny":
         raise UsageError(
-            f"preset {config.name} has no tokenizer of its own; name a checkpoint with --init, or write the folders of "
-            "pretrained towers into the recipe (vision, language, tokenizer)"
+            f"preset {config.name} has no tokenizer of its own",
+            remedy="name a checkpoint as `init`, or write the folders of pretrained towers into the recipe (vision, "
+            "language, tokenizer)",
         )
     tokenizer = train_tokenizer(film_texts(), vocab_size_base=config.text.num_base_tokens)
     generation = GenerationConfig(system_prompt=None, max_new_tokens=_FILM_ANSWER_TOKENS)

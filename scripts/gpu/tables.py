@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from blip3v.units import format_bytes
+
 __all__ = ["print_report"]
 
 
@@ -56,7 +58,7 @@ def _parity(rows: dict[str, Any], title: str) -> Table:
 
 
 def _training(rows: dict[str, Any], title: str) -> Table:
-    table = _table(title, "form", "tokens", "encoder", "samples/s", "ratio", "paper", "ratio", "peak GiB")
+    table = _table(title, "form", "tokens", "encoder", "samples/s", "ratio", "paper", "ratio", "peak")
     for key, group in rows.items():
         if not group.get("rows"):
             table.add_row(key, "", group.get("skipped") or group["failures"][-1]["why"])
@@ -76,7 +78,16 @@ def _training(rows: dict[str, Any], title: str) -> Table:
 
 def _generation(rows: dict[str, Any], title: str) -> Table:
     table = _table(
-        title, "form", "tokens", "encoder", "encode ms", "prefill ms", "ms/token", "tokens/s", "samples/s", "peak GiB"
+        title,
+        "form",
+        "tokens",
+        "encoder",
+        "encode ms",
+        "prefill ms",
+        "ms/token",
+        "tokens/s",
+        "samples/s",
+        "peak",
     )
     for key, group in rows.items():
         for left_out, why in ({"": group["skipped"]} if "skipped" in group else group["left_out"]).items():
@@ -102,4 +113,4 @@ def _worst(choose: Any, values: list[float | None], form: str) -> str:
 
 
 def _gib(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    return "" if value is None else format_bytes(round(value * 2**30))

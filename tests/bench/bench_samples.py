@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blip3v.bench import BundleRow, Sample
-from blip3v.bench.report import BundleFacts, ReportRow
+from blip3v.bench import BenchReport, BundleRow, Sample
+from blip3v.bench.report import BundleFacts, ReportRow, Setup
 
 
 def sample(scale: float = 1.0) -> Sample:
@@ -43,6 +43,16 @@ def row(
     )
     samples = tuple(sample(scale) for scale in scales)
     return ReportRow(bundle=facts, question="?", open_s=0.5, peak_rss_bytes=2**27, samples=samples)
+
+
+def report(*rows: ReportRow) -> BenchReport:
+    setup = Setup(clip="clip.mp4", clip_sha256="cd" * 32, warmup=1, repetitions=len(rows[0].samples), threads=None)
+    environment = {
+        **{"cpu": "a CPU", "physical_cores": 2, "usable_cpus": 2, "memory_bytes": 2**34, "system": "Linux"},
+        **{"python": "3.11.1", "blip3v": "0.1.0", "packages": {"numpy": "2.0"}, "date": "2026-01-01T00:00:00+00:00"},
+        "load_average": {"before": [0.1, 0.2, 0.3], "after": [1.5, 0.2, 0.3]},
+    }
+    return BenchReport(setup=setup, rows=rows, environment=environment)
 
 
 SMALL_ROWS = (

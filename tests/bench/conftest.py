@@ -1,59 +1,21 @@
-"""Two small bundles, exported once: the baseline without a temporal encoder, and an untrained one of 16 tokens."""
-
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
-from bench_samples import SMALL_ROWS
-
-from blip3v.bench import default_bundles
-from blip3v.config import ModelConfig, preset
-from blip3v.data.samples import film_texts
-from blip3v.model.folder import save_model_folder
-from blip3v.model.weights import random_model
-from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
-from blip3v.video import PreprocessorConfig
+from bench_bundles import SmallBundles, film_tokenizer_json, small_bundles
 
 
 @pytest.fixture(scope="session")
 def tokenizer_json() -> str:
-    return train_tokenizer(film_texts(60), vocab_size_base=preset("tiny").text.num_base_tokens).to_str()
+    return film_tokenizer_json()
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Path:
-    """Folder of tiny-none and tiny-tokenlearner with one layer each and random weights."""
-    folder = tmp_path_factory.mktemp("models")
-    for encoder in ("none", "tokenlearner"):
-        config = _small(preset("tiny").with_encoder(encoder))
-        save_model_folder(
-            folder / f"tiny-{encoder}",
-            random_model(config),
-            tokenizer_json,
-            PreprocessorConfig(image_size=config.vision.image_size),
-            GenerationConfig(system_prompt=None, max_new_tokens=8),
-            RELEASED_TEMPLATE,
-        )
-    return folder
+def made(tmp_path_factory: pytest.TempPathFactory) -> SmallBundles:
+    return small_bundles(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which ``bundles`` lie."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def bundles(models: Path, cache: Path) -> list[Path]:
-    return default_bundles(cache, models=models, rows=SMALL_ROWS)
-
-
-def _small(config: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(
-        config,
-        vision=dataclasses.replace(config.vision, image_size=32, num_layers=1),
-        resampler=dataclasses.replace(config.resampler, depth=1),
-        text=dataclasses.replace(config.text, num_layers=1),
-    )
+def bundles(made: SmallBundles) -> list[Path]:
+    return made.paths

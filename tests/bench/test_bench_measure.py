@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blip3v.bench import Sample
-from blip3v.bench.measure import take_turns
-from blip3v.bench.question import question_of_length
+from blip3v.bench.measure import question_of_length, take_turns
 from blip3v.errors import RequestError
 from blip3v.text import Tokenizer, train_tokenizer
 

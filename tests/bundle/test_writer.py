@@ -105,7 +105,7 @@ def test_a_writer_publishes_once_and_inside_its_block(tmp_path: Path) -> None:
 
 def test_an_existing_bundle_stays_without_force(tmp_path: Path) -> None:
     write_fake_bundle(tmp_path / "bundle")
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="replace a bundle with `force=True`"):
         write_fake_bundle(tmp_path / "bundle", opset=25)
     assert opset(tmp_path / "bundle") == 24
     assert names(tmp_path) == ["bundle"]

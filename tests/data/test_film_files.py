@@ -1,17 +1,14 @@
 """Film files: what is encoded is what was drawn, whole folders or nothing, and the committed examples."""
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 
 import av
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from blip3v.data import mp4
-from blip3v.data.command import command
 from blip3v.data.film import Film, make_film
 from blip3v.data.film_files import QUESTIONS_FILE, describe, read_film_set, write_films
 from blip3v.data.mp4 import FILE_SIZES, write_mp4
@@ -125,32 +122,6 @@ def test_film_set_reads_back(short_film: Film, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 9'))
     with pytest.raises(ConfigError, match="schema_version 9; 1 is read"):
         read_film_set(path)
-
-
-def test_command_writes_reports_and_refuses(tmp_path: Path) -> None:
-    folder = tmp_path / "films"
-    arguments = ["-o", str(folder), "--count", "2", "--seed", str(SHORT), "--height", "240"]
-    shown = CliRunner().invoke(command, arguments)
-    assert shown.exit_code == 0
-    assert shown.stderr == ""
-    assert f"{folder}: 2 clips" in shown.stdout
-    assert f"next: blip3v ask {folder}/test-00098.mp4 " in shown.stdout
-    clips = read_film_set(folder / QUESTIONS_FILE).clips
-    assert [clip.file for clip in clips] == ["test-00098.mp4", "test-00099.mp4"]
-    assert all((folder / clip.file).is_file() for clip in clips)
-    again = CliRunner().invoke(command, arguments)
-    assert isinstance(again.exception, UsageError)
-    forced = CliRunner().invoke(command, [*arguments[:3], "1", *arguments[4:], "--force", "--json"])
-    summary = json.loads(forced.stdout)
-    assert summary["num_clips"] == 1
-    assert summary["size_bytes"] == sum(entry.stat().st_size for entry in folder.iterdir())
-
-
-def test_command_names_the_folder_after_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(command, ["--count", "1", "--split", "train", "--seed", "4", "--height", "240"])
-    assert done.exit_code == 0
-    assert sorted(entry.name for entry in (tmp_path / "films-train-4").iterdir()) == [QUESTIONS_FILE, "train-00004.mp4"]
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,18 @@
-"""The score of answerers whose score is known, and the command on a model that learned nothing."""
+"""The score of answerers whose score is known, and of a model that learned nothing."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from blip3v.config import preset
 from blip3v.data.film import Film
 from blip3v.data.questions import KINDS, TIME_KINDS, Question, test_questions
 from blip3v.data.samples import film_texts
-from blip3v.errors import UsageError
 from blip3v.evaluation import evaluate
-from blip3v.evaluation.command import command
 from blip3v.evaluation.reference import ReferenceAnswerer
 from blip3v.model import Blip3Video
 from blip3v.model.folder import save_model_folder
@@ -88,15 +84,3 @@ def test_questions_of_unlike_length_are_answered_as_one_by_one(folder: Path) -> 
     film, _ = held_out(4)[0]
     asked = [question for _, question in held_out(4)]
     assert answerer.answer(film, asked) == [answerer.answer(film, [question])[0] for question in asked]
-
-
-def test_the_command_writes_what_it_prints_and_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.json"
-    arguments = ["-m", str(folder), "--questions", "8", "-o", str(out), "--json"]
-    result = CliRunner().invoke(command, arguments)
-    assert result.exit_code == 0, result.output
-    record = json.loads(result.stdout)
-    assert record == json.loads(out.read_text())
-    assert record["num_questions"] == 8
-    again = CliRunner().invoke(command, arguments)
-    assert isinstance(again.exception, UsageError)

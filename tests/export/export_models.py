@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.config import ModelConfig, TextConfig, preset
+from blip3v.export.to_onnx import decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model import Blip3Video
 from blip3v.model.folder import save_model_folder
 from blip3v.model.weights import random_model
@@ -58,6 +60,30 @@ class Exported:
 
     def session(self) -> Any:
         return onnxruntime.InferenceSession(self.path, providers=["CPUExecutionProvider"])
+
+
+@functools.cache
+def export_video_encoder(base: Path, encoder: str, precision: str) -> Exported:
+    """The exported video encoder, once a session; ``base`` is the session's temporary folder."""
+    model = random_model(small_config(encoder))
+    path = _new_folder(base / f"graph-{encoder}-{precision}") / "video_encoder.onnx"
+    save_graph(video_encoder_to_onnx(model.config, model.state_dict(), precision), path)  # type: ignore[arg-type]
+    return Exported(path, model)
+
+
+@functools.cache
+def export_decoder(base: Path, kind: str) -> Exported:
+    """The exported decoder of fp32, fp16 or windowed (fp32), once a session; ``base`` as above."""
+    config = small_config(**(WINDOWED if kind == "windowed" else {}))
+    model = random_model(config)
+    path = _new_folder(base / f"graph-decoder-{kind}") / "decoder.onnx"
+    save_graph(decoder_to_onnx(config, model.state_dict(), "fp16" if kind == "fp16" else "fp32"), path)
+    return Exported(path, model)
+
+
+def _new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def embeddings(text: TextConfig, *lead: int, seed: int = 0) -> FloatArray:

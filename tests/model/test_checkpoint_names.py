@@ -282,7 +282,7 @@ def test_sixteen_frames_are_said_by_the_caller(form: str, num_video_tokens: int)
 
 def test_without_tensors_somebody_must_say_the_encoder() -> None:
     shapes = with_form(RELEASED, "weightless")
-    with pytest.raises(UsageError, match=re.escape(", ".join(WEIGHTLESS)) + ".*--encoder"):
+    with pytest.raises(UsageError, match=re.escape(", ".join(WEIGHTLESS)) + ".*`encoder`"):
         fitted(shapes)
     for encoder in WEIGHTLESS:
         assert fitted(shapes, encoder=encoder).config.temporal.encoder == encoder

@@ -29,6 +29,7 @@ from blip3v.model.checkpoint import open_checkpoint
 from blip3v.model.convert import convert
 from blip3v.model.folder import load_model_folder
 from blip3v.model.weights import state_shapes
+from blip3v.units import format_bytes
 
 pytestmark = pytest.mark.usefixtures("small_preset")
 
@@ -139,7 +140,7 @@ def test_weights_that_fp16_cannot_hold_are_named(tmp_path: Path) -> None:
         return made_up(name, shape) * (1e6 if name == norm else 1.0)
 
     checkpoint = open_checkpoint(write_small(tmp_path / "released", make=large))
-    with pytest.raises(ArtifactError, match=rf"{re.escape(norm)} holds .*e\+06, which F16 cannot; choose --dtype bf16"):
+    with pytest.raises(ArtifactError, match=rf"{re.escape(norm)} holds .*e\+06, which F16 cannot; choose bf16"):
         convert(checkpoint, tmp_path / "converted", dtype=torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ["released"], "half a folder was left"
     convert(checkpoint, tmp_path / "converted", dtype=torch.bfloat16)
@@ -157,7 +158,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_the_work(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(ArtifactError, match=r"needs about 0\.0 GiB of disk and 0\.0 GiB are free"):
+    with pytest.raises(ArtifactError, match=r"needs about \d\S* MiB of disk and \d+ B are free"):
         convert(open_checkpoint(released), tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 
@@ -176,7 +177,7 @@ def test_the_command_says_what_it_found_and_left_out(released: Path, tmp_path: P
     assert "vision_encoder.head.probe" in done.stderr
     assert "stand for no token" in " ".join(done.stderr.split())
     size = sum(file.stat().st_size for file in folder.iterdir())
-    assert done.stdout.startswith(f"{folder}: {size / 2**20:.1f} MiB, ")
+    assert done.stdout.startswith(f"{folder}: {format_bytes(size)}, ")
     assert f"next: blip3v export -m {folder} --precision fp16" in done.stdout
     opened = open_checkpoint(folder)
     assert (opened.preprocessor.resize_mode, opened.config.num_frames) == ("pad", 16)
@@ -197,8 +198,8 @@ def test_only_a_model_folder_is_replaced(released: Path, tmp_path: Path) -> None
     folder = tmp_path / "converted"
     folder.mkdir()
     (folder / "thesis.txt").write_text("")
-    assert "--force" in str(run(released, "-o", folder).exception)
-    assert "is no model folder" in str(run(released, "-o", folder, "--force").exception)
+    assert "or replace it with `force=True`" in str(run(released, "-o", folder).exception)
+    assert "is not a model folder" in str(run(released, "-o", folder, "--force").exception)
     assert (folder / "thesis.txt").exists()
     assert "is the source itself" in str(run(released, "-o", released, "--force").exception)
     (folder / "thesis.txt").unlink()

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from blip3v.errors import ConfigError, UsageError
 from blip3v.model.folder import load_model_folder
 from blip3v.training import Recipe, Stage, load_recipe, recipe_names
 from blip3v.training.batch import visits_of_step
-from blip3v.training.command import command
 from blip3v.training.loop import learning_rate_factor
 from blip3v.training.recipe import PlannedStage
 from blip3v.training.run import TrainOptions, train
@@ -219,20 +217,7 @@ def test_a_run_is_never_overwritten_and_never_resumed_with_another_recipe(tmp_pa
     with pytest.raises(UsageError, match="no checkpoint to resume"):
         train(recipe(PATCHES), dataclasses.replace(options, resume=True), Silent())
     train(recipe(PATCHES), options, Silent())
-    with pytest.raises(UsageError, match="go on with --resume"):
+    with pytest.raises(UsageError, match="go on with `resume=True`, or choose another `output`"):
         train(recipe(PATCHES), options, Silent())
     with pytest.raises(ConfigError, match="another recipe"):
         train(recipe(CAPTIONS), dataclasses.replace(options, resume=True), Silent())
-
-
-def test_the_command_trains_and_says_what_is_next(tmp_path: Path) -> None:
-    path = tmp_path / "r.toml"
-    path.write_text(
-        'preset = "tiny"\nencoder = "mean"\nseed = 1\n[[stages]]\ntask = "video-captions"\nnum_films = 2\n'
-        "num_steps = 1\nbatch_size = 1\npairs_per_clip = 1\nlearning_rate = 1e-3\nwarmup_steps = 1\n"
-    )
-    out = tmp_path / "run"
-    result = CliRunner().invoke(command, ["--recipe", str(path), "-o", str(out), "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(out / "model")
-    assert "next: blip3v eval" in result.stderr

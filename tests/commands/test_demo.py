@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from blip3v import cli, demo
+from blip3v import cli
 from blip3v.bench import default_film, write_default_clip
 from blip3v.bench.worker import child_environment
+from blip3v.commands import demo
 from blip3v.config import preset
 from blip3v.data.film_files import read_film_set
 from blip3v.data.samples import film_texts
@@ -21,7 +22,7 @@ from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FRAMES = [{"index": 4, "time_s": 0.16}]
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 from rich import box
@@ -15,15 +14,16 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from blip3v.bundle.inspect_command import made_text, size_text
 from blip3v.bundle.manifest import Precision
+from blip3v.commands.output import after_export, print_made
 from blip3v.config import ENCODERS, PRESETS
 from blip3v.export.parity import Comparison, ParityReport
 from blip3v.strict_json import dumps
+from blip3v.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from blip3v.export.estimate import Estimate
-    from blip3v.export.pipeline import ExportResult, Progress
+    from blip3v.export.pipeline import Progress
     from blip3v.export.source import ExportSource
 
 __all__ = ["command"]
@@ -120,7 +120,8 @@ def command(
             progress=_progress(console, stack),
             on_parity=lambda report: _print_parity(report, console),
         )
-    _print_result(result, as_json)
+    parity = None if result.parity is None else result.parity.to_dict()
+    print_made(result, after_export(result.manifest, result.path), as_json=as_json, parity=parity)
 
 
 def _progress(console: Console, stack: ExitStack) -> Progress:
@@ -161,26 +162,6 @@ def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed
 def _print_parity(report: ParityReport, console: Console) -> None:
     console.print(_parity_table(report))
     console.print(_parity_text(report), soft_wrap=True)
-
-
-def _print_result(result: ExportResult, as_json: bool) -> None:
-    next_command = _next_command(result)
-    if as_json:
-        values: dict[str, Any] = {
-            "output": str(result.path),
-            "size_bytes": result.size_bytes,
-            "seconds": round(result.seconds, 2),
-            "peak_rss_bytes": result.peak_rss_bytes,
-            "parity": None if result.parity is None else result.parity.to_dict(),
-            "next": next_command,
-        }
-        click.echo(dumps(values), nl=False)
-        return
-    made = made_text(
-        result.path, size_bytes=result.size_bytes, seconds=result.seconds, peak_rss_bytes=result.peak_rss_bytes
-    )
-    click.echo(made)
-    click.echo(f"next: {next_command}")
 
 
 def _parity_table(report: ParityReport) -> Table:
@@ -224,14 +205,6 @@ def _parity_text(report: ParityReport) -> str:
     return "\n".join(lines)
 
 
-def _next_command(result: ExportResult) -> str:
-    folder = shlex.quote(str(result.path))
-    source = result.manifest.source
-    if source.random_init or not source.trained:
-        return f"blip3v bench {folder}"
-    return f'blip3v ask VIDEO "QUESTION" -m {folder}'
-
-
 def _title(source: ExportSource, precision: Precision) -> str:
     config = source.config
     weights = "random weights" if source.provenance.random_init else source.provenance.name
@@ -242,7 +215,5 @@ def _title(source: ExportSource, precision: Precision) -> str:
 
 
 def _needed_text(needed: Estimate) -> str:
-    return (
-        f"estimate: {size_text(needed.disk_bytes)} on disk, {size_text(needed.memory_bytes)} of memory at the peak, "
-        f"{needed.seconds:.0f} s"
-    )
+    disk, memory = format_bytes(needed.disk_bytes), format_bytes(needed.memory_bytes)
+    return f"estimate: {disk} on disk, {memory} of memory at the peak, {format_duration(needed.seconds)}"

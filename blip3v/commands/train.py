@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from blip3v.training.recipe import PlannedStage, load_recipe, recipe_names
+from blip3v.units import format_bytes
 
 __all__ = ["command"]
 
@@ -93,14 +96,14 @@ def command(
     """
     recipe = load_recipe(recipe_name)
     # torch and transformers take seconds to import: only when a run really starts.
-    from blip3v.training.plan import describe, make_plan
+    from blip3v.training.plan import make_plan
     from blip3v.training.run import TrainOptions, train
 
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
     if dry_run:
         plan = make_plan(recipe, options)
-        click.echo(json.dumps(plan) if as_json else describe(plan))
+        click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
     speaks = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process for each device
     interactive = sys.stderr.isatty() and speaks
@@ -114,6 +117,32 @@ def command(
     else:
         click.echo(str(path))
         click.echo(f"next: blip3v eval -m {path}", err=True)
+
+
+def _plan_text(plan: Mapping[str, Any]) -> str:
+    """The plan as text."""
+    model, run = plan["model"], plan["run"]
+    recompute = "with" if run["gradient_checkpointing"] else "without"
+    lines = [
+        f"{model['preset']}, {model['encoder']}, {model['num_video_tokens']} tokens for {model['num_frames']} frames; "
+        f"{run['precision']}, {run['parallel']}, {recompute} gradient checkpointing",
+        *(f"{part}: {where}" for part, where in plan["origin"].items()),
+    ]
+    for index, stage in enumerate(plan["stages"], start=1):
+        lines.append(f"stage {index}: {stage['task']}, {stage['num_clips']} clips")
+        lines += [f"  {name}: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
+        for row in stage["devices"]:
+            state = ", ".join(f"{name} {format_bytes(size)}" for name, size in row["state_bytes"].items())
+            devices = "1 device" if row["num_devices"] == 1 else f"{row['num_devices']} devices"
+            lines.append(
+                f"  {devices}: {row['num_steps']} steps of {row['batch_size']} clips; "
+                f"on each, estimated, without activations: {state}"
+            )
+    return "\n".join(lines)
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {size:,}" for part, size in sizes.items())
 
 
 command.epilog = f"Shipped recipes: {', '.join(recipe_names())}"

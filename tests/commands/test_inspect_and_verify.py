@@ -1,22 +1,32 @@
-"""``blip3v inspect``, ``blip3v verify`` and the model card."""
+"""``blip3v inspect`` and ``blip3v verify``."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_bundle import fake_manifest, rewrite
+from fake_bundle import rewrite, write_fake_bundle
 
-from blip3v.bundle import render_card
-from blip3v.bundle.inspect_command import command as inspect
-from blip3v.bundle.inspect_command import size_text
-from blip3v.bundle.verify_command import command as verify
+from blip3v.commands.inspect import command as inspect
+from blip3v.commands.verify import command as verify
 from blip3v.errors import ArtifactHashError, ArtifactMissingError
+
+
+@pytest.fixture(scope="module")
+def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For reading only."""
+    return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "pristine")
+
+
+@pytest.fixture
+def bundle(pristine_bundle: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(pristine_bundle, tmp_path / "bundle"))
 
 
 def test_inspect_shows_what_a_bundle_is(pristine_bundle: Path) -> None:
@@ -106,37 +116,9 @@ def test_help_has_two_examples(command: object) -> None:
     assert text.count("  blip3v ") >= 2
 
 
-def test_the_card_says_what_it_is_and_how_to_run_it() -> None:
-    card = render_card(fake_manifest())
-    assert card.startswith("# tiny with tokenlearner, 32 video tokens, fp16\n")
-    for text in ("from blip3v.runtime import VideoLM", "blip3v ask VIDEO", "CC-BY-NC-4.0", "Apache-2.0", "| 0.0015 |"):
-        assert text in card
-
-
-def test_the_card_of_random_weights_warns() -> None:
-    source = dataclasses.replace(fake_manifest().source, random_init=True)
-    card = render_card(dataclasses.replace(fake_manifest(), source=source, parity=None))
-    assert "answers are meaningless" in card
-    assert "Not checked" in card
-
-
-def test_python_in_the_card_is_valid() -> None:
-    code = render_card(fake_manifest()).split("```python\n")[1].split("```")[0]
-    compile(code, "card", "exec")
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**30, "3.00 GiB")],
-    ids=str,
-)
-def test_sizes_for_people(num_bytes: int, text: str) -> None:
-    assert size_text(num_bytes) == text
-
-
 def test_bundles_and_text_load_no_training_framework() -> None:
     code = (
-        "import sys, blip3v.bundle, blip3v.text, blip3v.bundle.inspect_command, blip3v.bundle.verify_command\n"
+        "import sys, blip3v.bundle, blip3v.text, blip3v.commands.inspect, blip3v.commands.verify\n"
         "print([name for name in ('torch', 'transformers', 'onnx', 'onnxruntime') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

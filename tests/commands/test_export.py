@@ -9,12 +9,32 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from export_models import export_decoder, export_video_encoder, small_config, write_folder
 
 from blip3v import cli
 from blip3v.bundle import open_bundle, verify_bundle
+from blip3v.export import pipeline
 from blip3v.runtime import memory
 
 Graphs = dict[str, ir.Model]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small model folder."""
+    return write_folder(tmp_path / "model", small_config())
+
+
+@pytest.fixture
+def ready_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    """Lets ``export_bundle`` take the session's fp32 graphs of ``small_config()``; a test may break them first."""
+    graphs = {
+        "video_encoder": ir.load(export_video_encoder(tmp_path_factory.getbasetemp(), "tokenlearner", "fp32").path),
+        "decoder": ir.load(export_decoder(tmp_path_factory.getbasetemp(), "fp32").path),
+    }
+    monkeypatch.setattr(pipeline, "video_encoder_to_onnx", lambda *_: graphs["video_encoder"])
+    monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_: graphs["decoder"])
+    return graphs
 
 
 def run(*args: object) -> int:

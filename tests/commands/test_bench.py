@@ -5,23 +5,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from bench_samples import SMALL_ROWS
+from bench_bundles import small_bundles
 from click.testing import CliRunner, Result
 
-from blip3v.bench import default_bundles
-from blip3v.bench.command import command
-from blip3v.bench.worker import Job, Worker
 from blip3v.bundle import open_bundle
 from blip3v.bundle.scan import hash_file
-from blip3v.errors import ArtifactMissingError, BackendError, UnsupportedVideoError, UsageError
+from blip3v.commands.bench import command
+from blip3v.errors import ArtifactMissingError, UnsupportedVideoError, UsageError
 from blip3v.runtime import VideoLM
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples" / "turn.mp4"
 FEW = ("-w", "1", "-r", "2", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return small_bundles(tmp_path_factory.getbasetemp()).paths
 
 
 def _bench(*arguments: str) -> Result:
@@ -159,56 +161,6 @@ def test_a_clip_that_is_no_video_is_refused_in_the_words_of_the_runtime(bundles:
     assert str(measured.value) == str(direct.value)
     with pytest.raises(UnsupportedVideoError, match="is not a file"):
         _bench(str(bundles[1]), "--clip", str(tmp_path / "none.mp4"))
-
-
-def test_a_worker_that_dies_is_an_error_that_says_how(bundles: list[Path]) -> None:
-    with Worker(Job(bundle=str(bundles[1]), clip=str(CLIP), question="What?", threads=1)) as worker:
-        worker._process.kill()
-        with pytest.raises(BackendError, match="ended with code -9"):
-            worker.sample()
-    assert worker._process.returncode == -9
-
-
-def test_a_worker_that_cannot_open_its_bundle_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[subprocess.Popen[str]] = []
-    popen = subprocess.Popen
-
-    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
-        started.append(popen(*arguments, **options))
-        return started[-1]
-
-    monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(ArtifactMissingError):
-        Worker(Job(bundle="nowhere", clip=str(CLIP), question="What?", threads=1))
-    assert started[0].returncode == 0
-
-
-def test_a_worker_loads_no_training_framework() -> None:
-    code = (
-        "import sys, blip3v.bench.worker_process; "
-        "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_made_bundles_are_kept_and_broken_ones_made_again(models: Path, cache: Path, bundles: list[Path]) -> None:
-    before = {path: path.stat().st_ino for path in bundles}
-    lines: list[str] = []
-    assert default_bundles(cache, models=models, rows=SMALL_ROWS, progress=lines.append) == bundles
-    assert {path: path.stat().st_ino for path in bundles} == before
-    assert [line.rpartition(" is ")[2] for line in lines] == ["there", "there"]
-    (bundles[1] / "config.json").write_text("{}")
-    assert default_bundles(cache, models=models, rows=SMALL_ROWS[1:], progress=lines.append) == bundles[1:]
-    assert "is broken and made again" in lines[2]
-    open_bundle(bundles[1])
-
-
-def test_the_new_encoder_is_marked_untrained_in_its_manifest(bundles: list[Path]) -> None:
-    sources = [open_bundle(path).manifest.source for path in bundles]
-    assert [source.trained for source in sources] == [True, False]
-    assert not any(source.random_init for source in sources)
-    assert "-16tok-" in bundles[1].name
 
 
 def test_help_has_two_examples_and_defaults() -> None:

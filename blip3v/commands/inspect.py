@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shlex
 from pathlib import Path
 
 import click
@@ -16,6 +15,8 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import open_bundle
+from blip3v.commands.output import after_export
+from blip3v.units import format_bytes
 
 __all__ = ["command"]
 
@@ -34,7 +35,7 @@ def command(bundle: Path, as_json: bool) -> None:
       blip3v inspect tiny-tokenlearner-32-fp16 --json
     """
     opened = open_bundle(bundle)
-    manifest, next_command = opened.manifest, _next_command(opened.manifest, bundle)
+    manifest, next_command = opened.manifest, after_export(opened.manifest, bundle)
     if as_json:
         values = {"path": str(bundle), "size_bytes": manifest.size_bytes, "manifest": manifest.to_dict()}
         click.echo(json.dumps({**values, "stored_and_computed": manifest.stored_and_computed, "next": next_command}))
@@ -44,13 +45,6 @@ def command(bundle: Path, as_json: bool) -> None:
     for table in (_summary(manifest), *ports, _weights(manifest), _parity(manifest), _files(manifest)):
         console.print(table)
     click.echo(f"next: {next_command}")
-
-
-def _next_command(manifest: Manifest, path: Path) -> str:
-    folder = shlex.quote(str(path))
-    if manifest.source.random_init or not manifest.source.trained:
-        return f"blip3v bench {folder}"
-    return f'blip3v ask VIDEO "QUESTION" -m {folder}'
 
 
 def _summary(manifest: Manifest) -> Table:
@@ -64,10 +58,10 @@ def _summary(manifest: Manifest) -> Table:
         "weights": _provenance(manifest),
         "made by": ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()),
         "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, {kv.dtype}, "
-        f"{size_text(kv.bytes_per_token)} a token, window {window}",
+        f"{format_bytes(kv.bytes_per_token)} a token, window {window}",
         "context": f"{manifest.limits.max_context} tokens",
-        "on disk": size_text(manifest.size_bytes),
-        "in memory": f"about {size_text(manifest.memory.resident_bytes)} without KV cache",
+        "on disk": format_bytes(manifest.size_bytes),
+        "in memory": f"about {format_bytes(manifest.memory.resident_bytes)} without KV cache",
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
@@ -96,7 +90,7 @@ def _weights(manifest: Manifest) -> Table:
     table = _table("stored weights", "graph", "dtype", "tensors", "elements", "size")
     for graph, counts in manifest.weights.items():
         for dtype, count in counts.items():
-            numbers = (f"{count.num_tensors:,}", f"{count.num_elements:,}", size_text(count.size_bytes))
+            numbers = (f"{count.num_tensors:,}", f"{count.num_elements:,}", format_bytes(count.size_bytes))
             table.add_row(escape(graph), escape(dtype), *numbers)
     return table
 
@@ -113,7 +107,7 @@ def _parity(manifest: Manifest) -> Table:
 def _files(manifest: Manifest) -> Table:
     table = _table("files", "name", "size", "sha256")
     for name, entry in manifest.files.items():
-        table.add_row(escape(name), size_text(entry.size_bytes), entry.sha256[:12])
+        table.add_row(escape(name), format_bytes(entry.size_bytes), entry.sha256[:12])
     return table
 
 
@@ -123,19 +117,3 @@ def _table(title: str, *columns: str) -> Table:
         # A name is copied by people, so it stays in one piece; other texts wrap.
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     return table
-
-
-def size_text(num_bytes: int) -> str:
-    """A size in binary units, for people."""
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
-
-
-def made_text(path: Path, *, size_bytes: int, seconds: float, peak_rss_bytes: int | None) -> str:
-    """What a command that makes a folder says at its end."""
-    peak = "" if peak_rss_bytes is None else f", peak memory {size_text(peak_rss_bytes)}"
-    return f"{path}: {size_text(size_bytes)}, {seconds:.1f} s{peak}"

@@ -15,13 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from blip3v import extras
-from blip3v.doctor import examine_machine, examine_packages, verdicts
-from blip3v.doctor.command import command
-from blip3v.doctor.packages import ENGINES, PackageState
-from blip3v.doctor.report import Engine, VideoCodecs
+from blip3v.commands.doctor import command
+from blip3v.doctor import ENGINES, Engine, PackageState, VideoCodecs, examine_machine, examine_packages, verdicts
 from blip3v.errors import ProviderError
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 WORKING_ENGINE = Engine(providers=("CPUExecutionProvider",), problem=None)
 WORKING_VIDEO = VideoCodecs(h264_decoder=True, h264_encoder=True)
 
@@ -194,7 +192,7 @@ def test_two_builds_of_onnxruntime_are_refused_with_the_line_that_mends_it(
 
 def test_install_lines_survive_the_table(monkeypatch: pytest.MonkeyPatch):
     """The brackets of an extra are markup to rich, which would drop them: `pip install "blip3v"`."""
-    monkeypatch.setattr("blip3v.doctor.report.examine_packages", lambda: examine_packages(without("matplotlib")))
+    monkeypatch.setattr("blip3v.doctor.examine_packages", lambda: examine_packages(without("matplotlib")))
     result = CliRunner().invoke(command, [], catch_exceptions=False)
     assert result.exit_code == 0
     assert 'not installed, needs 3.9: pip install "blip3v[eval]"' in result.stdout

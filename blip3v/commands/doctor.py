@@ -11,12 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blip3v.doctor.machine import Machine
-from blip3v.doctor.packages import ENGINES, PackageState
-from blip3v.doctor.report import Report, examine
+from blip3v.doctor import ENGINES, Machine, PackageState, Report, examine
 from blip3v.errors import ProviderError
-from blip3v.runtime.memory import format_bytes
 from blip3v.strict_json import dumps
+from blip3v.units import format_bytes
 
 __all__ = ["command"]
 

@@ -1,4 +1,4 @@
-"""The bundles that are measured when none is named: made from the shipped models and kept for the next time."""
+"""What is measured when nothing is named: bundles of the shipped models, kept for the next time, and a film."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ import blip3v
 from blip3v.bundle import open_bundle
 from blip3v.bundle.manifest import Precision
 from blip3v.config import EncoderName
+from blip3v.data.film import make_film
+from blip3v.data.film_files import ClipRecord, describe
+from blip3v.data.mp4 import write_mp4
 from blip3v.errors import ArtifactError
 
 if TYPE_CHECKING:
     from blip3v.export import ExportSource
 
-__all__ = ["ROWS", "BundleRow", "default_bundles"]
+__all__ = ["DEFAULT_CLIP", "ROWS", "BundleRow", "default_bundles", "default_film", "write_default_clip"]
 
+DEFAULT_CLIP = "turn.mp4"
+_FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
 _KEY_LENGTH = 12
 
 
@@ -107,3 +112,19 @@ def _key(source: ExportSource, precision: Precision) -> str:
         blip3v.__version__,
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def default_film() -> ClipRecord:
+    """What is true of the clip that ``write_default_clip`` writes."""
+    return describe({DEFAULT_CLIP: make_film(_FILM_SEED, "test")}, height=_FILM_HEIGHT).clips[0]
+
+
+def write_default_clip(folder: Path) -> Path:
+    """Writes the clip that is measured when none is named, the film of ``examples/turn.mp4``, to ``folder``.
+
+    Raises:
+        VideoError: the installed PyAV cannot encode H.264.
+    """
+    path = folder / DEFAULT_CLIP
+    write_mp4(make_film(_FILM_SEED, "test"), path, height=_FILM_HEIGHT)
+    return path

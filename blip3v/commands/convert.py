@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 from rich import box
@@ -17,14 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from blip3v.bundle.inspect_command import made_text
+from blip3v.commands.output import print_made
 from blip3v.config import ENCODERS
-from blip3v.strict_json import dumps
 from blip3v.video.preprocess import ResizeMode
 
 if TYPE_CHECKING:
     from blip3v.model.checkpoint import Checkpoint
-    from blip3v.model.convert import Converted
 
 __all__ = ["command"]
 
@@ -96,7 +94,16 @@ def command(
     with ExitStack() as stack:
         each = _bar(console, stack, weight_bytes(checkpoint.stored, chosen))
         result = convert(checkpoint, folder, dtype=chosen, preprocessor=preprocessor, force=force, each=each)
-    _print_result(checkpoint, result, as_json)
+    print_made(
+        result,
+        f"blip3v export -m {shlex.quote(str(result.path))} --precision fp16",
+        as_json=as_json,
+        source=str(checkpoint.path),
+        kind=checkpoint.kind,
+        config=checkpoint.config.to_dict(),
+        num_elements=_num_elements(checkpoint),
+        unused_keys=[dataclasses.asdict(item) for item in checkpoint.unused_keys],
+    )
 
 
 def _bar(console: Console, stack: ExitStack, total_bytes: int) -> Callable[[int], None]:
@@ -128,30 +135,6 @@ def _left_out_tables(checkpoint: Checkpoint) -> Iterator[Table]:
         for item in items:
             table.add_row(item.name, "x".join(map(str, item.shape)), f"{prod(item.shape):,}")
         yield table
-
-
-def _print_result(checkpoint: Checkpoint, result: Converted, as_json: bool) -> None:
-    next_command = f"blip3v export -m {shlex.quote(str(result.path))} --precision fp16"
-    if as_json:
-        values: dict[str, Any] = {
-            "source": str(checkpoint.path),
-            "kind": checkpoint.kind,
-            "output": str(result.path),
-            "config": checkpoint.config.to_dict(),
-            "num_elements": _num_elements(checkpoint),
-            "unused_keys": [dataclasses.asdict(item) for item in checkpoint.unused_keys],
-            "size_bytes": result.size_bytes,
-            "seconds": round(result.seconds, 2),
-            "peak_rss_bytes": result.peak_rss_bytes,
-            "next": next_command,
-        }
-        click.echo(dumps(values), nl=False)
-        return
-    made = made_text(
-        result.path, size_bytes=result.size_bytes, seconds=result.seconds, peak_rss_bytes=result.peak_rss_bytes
-    )
-    click.echo(made)
-    click.echo(f"next: {next_command}")
 
 
 def _num_elements(checkpoint: Checkpoint) -> int:

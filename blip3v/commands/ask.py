@@ -11,7 +11,8 @@ import click
 
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
-from blip3v.runtime.memory import format_bytes, peak_rss_bytes
+from blip3v.runtime.memory import peak_rss_bytes
+from blip3v.units import format_bytes, format_duration, format_time
 
 __all__ = ["command"]
 
@@ -110,7 +111,7 @@ def default_bundle(folder: Path) -> Path:
 
 
 def _report(answer: Answer, folder: Path) -> None:
-    frames = ", ".join(f"{index} ({time_s:.2f} s)" for index, time_s in answer.frames)
+    frames = ", ".join(f"{index} ({format_time(time_s)})" for index, time_s in answer.frames)
     timings, usage = answer.timings, answer.usage
     click.echo(f"model: {folder} ({answer.backend})", err=True)
     click.echo(f"frames: {frames}", err=True)
@@ -120,9 +121,9 @@ def _report(answer: Answer, folder: Path) -> None:
         err=True,
     )
     click.echo(
-        f"time: file {timings.file_decode_s:.3f} s, preprocess {timings.preprocess_s:.3f} s, "
-        f"video encoder {timings.encode_s:.3f} s, prefill {timings.prefill_s:.3f} s, "
-        f"{1000 * timings.per_token_s:.1f} ms a token",
+        f"time: file {format_duration(timings.file_decode_s)}, preprocess {format_duration(timings.preprocess_s)}, "
+        f"video encoder {format_duration(timings.encode_s)}, prefill {format_duration(timings.prefill_s)}, "
+        f"{format_duration(timings.per_token_s)} a token",
         err=True,
     )
     peak = peak_rss_bytes()

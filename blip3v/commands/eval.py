@@ -15,6 +15,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import blip3v
+from blip3v.commands.output import check_file, write_json
+from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
 
 __all__ = ["command"]
@@ -47,10 +49,7 @@ def command(model: Path, num_questions: int, device: str, output: Path | None, f
       blip3v eval -m runs/tiny-tokenlearner/model
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --questions 200 --json
     """
-    from blip3v.errors import UsageError
-
-    if output is not None and output.exists() and not force:
-        raise UsageError(f"{output} exists; choose another file or add --force")
+    check_file(output, force=force)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         answerer = _open(stack, model, device)
@@ -63,8 +62,8 @@ def command(model: Path, num_questions: int, device: str, output: Path | None, f
         )
     record = _record(report, model, device, time.perf_counter() - started)
     if output is not None:
-        output.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        click.echo(f"wrote {output}", err=True)
+        write_json(record, output)
+        click.echo(f"{output} written", err=True)
     if as_json:
         click.echo(json.dumps(record))
     else:
@@ -73,8 +72,6 @@ def command(model: Path, num_questions: int, device: str, output: Path | None, f
 
 def _open(stack: contextlib.ExitStack, model: Path, device: str) -> Answerer:
     """A bundle needs no torch, a model folder does: each is imported only when it is what was given."""
-    from blip3v.errors import UsageError
-
     if (model / "manifest.json").is_file():
         if device != "cpu":
             raise UsageError("a bundle is evaluated on the CPU; --device belongs to model folders")

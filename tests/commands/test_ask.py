@@ -1,19 +1,36 @@
+"""``blip3v ask``."""
+
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from toy_bundle import write_bundle
+from toy_graphs import Weights, toy_config
 
+from blip3v.commands.ask import command, default_bundle
 from blip3v.errors import ArtifactMissingError, RequestError, UsageError
 from blip3v.runtime import GenerationOptions, VideoLM, opening
-from blip3v.runtime.ask_command import command, default_bundle
 
 CLIP = str(Path(__file__).parents[2] / "examples" / "turn.mp4")
 QUESTION = "Which way does the red circle turn?"
+
+
+@pytest.fixture(scope="module")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = toy_config()
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "blip3v-toy", config, Weights.random(config.text))
+
+
+@pytest.fixture(scope="module")
+def lm(bundle_path: Path) -> Iterator[VideoLM]:
+    with VideoLM.open(bundle_path, threads=1) as opened:
+        yield opened
 
 
 def _ask(*arguments: str) -> Result:
@@ -36,7 +53,7 @@ def test_what_a_large_model_takes_is_said_before_it_is_opened(
     assert "opening" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
     monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
     lines = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--max-context", "128").stderr.splitlines()
-    assert re.fullmatch(rf"opening {bundle_path}: about \d+ MiB of memory of .* that are free, \d+ s", lines[0])
+    assert re.fullmatch(rf"opening {bundle_path}: about \d\S* MiB of memory of .* that are free, \d\S* m?s", lines[0])
     assert re.fullmatch(r"memory: .* at the peak", lines[-1])
 
 

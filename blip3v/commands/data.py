@@ -15,6 +15,7 @@ from blip3v.data.film import Split, make_film
 from blip3v.data.film_files import QUESTIONS_FILE, write_films
 from blip3v.data.mp4 import FILE_SIZES
 from blip3v.strict_json import dumps
+from blip3v.units import format_bytes, format_duration
 
 __all__ = ["command"]
 
@@ -59,7 +60,7 @@ def command(output: Path | None, count: int, seed: int, split: Split, height: st
         return
     clip = film_set.clips[0]
     question = next((asked.question for asked in clip.questions if asked.needs_time), clip.questions[0].question)
-    click.echo(f"{folder}: {count} clips, {num_bytes / 1000:.0f} kB, {seconds:.1f} s")
+    click.echo(f"{folder}: {count} clips, {format_bytes(num_bytes)}, {format_duration(seconds)}")
     click.echo(f"questions and answers: {listing}")
     click.echo(f'next: blip3v ask {folder / clip.file} "{question}"')
 

@@ -31,15 +31,16 @@ from blip3v.bench import (
     BundleRow,
     default_bundles,
     default_film,
-    print_throughput,
     run_bench,
     write_default_clip,
 )
 from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
+from blip3v.commands.bench import print_throughput
 from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
 from blip3v.errors import UsageError
 from blip3v.strict_json import dumps, read_json
+from blip3v.units import format_duration, format_time
 
 __all__ = ["command"]
 
@@ -153,7 +154,7 @@ def _export(models: Path | None, say: Say) -> None:
 
 
 def _ask(clip: Path, record: ClipRecord, say: Say) -> list[AskedAnswer]:
-    say(f"{clip}: {record.duration_s:g} s, {record.num_frames} frames, {record.width}x{record.height}")
+    say(f"{clip}: {format_duration(record.duration_s)}, {record.num_frames} frames, {record.width}x{record.height}")
     say(f"what it shows: {record.caption}")
     answers = []
     for asked in _questions(record):
@@ -169,7 +170,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[AskedAnswer]:
         )
         say(_verdict(answer))
         answers.append(answer)
-    frames = ", ".join(f"{frame['index']} ({frame['time_s']:.2f} s)" for frame in answers[0].frames)
+    frames = ", ".join(f"{frame['index']} ({format_time(frame['time_s'])})" for frame in answers[0].frames)
     say(f"frames that the model saw: {frames}")
     return answers
 
@@ -231,7 +232,8 @@ def _heading(say: Say, step: int, text: str) -> None:
 
 def _close(say: Say, seconds: float, answers: Sequence[AskedAnswer], next_commands: Sequence[str]) -> None:
     right = sum(answer.right for answer in answers)
-    say(f"\ndone in {seconds:.0f} s: {right} of {len(answers)} answers right, every graph checked against PyTorch")
+    took = format_duration(seconds)
+    say(f"\ndone in {took}: {right} of {len(answers)} answers right, every graph checked against PyTorch")
     say(f"bundle: {_BUNDLE}")
     say(f"parity: {_BUNDLE / PARITY}")
     say(f"measurement, with all stages: {_FOLDER / 'bench.json'}")

@@ -1,0 +1,246 @@
+"""``blip3v bench``: tables or JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from blip3v.bench.defaults import default_bundles, write_default_clip
+from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
+from blip3v.bench.run import run_bench
+from blip3v.bundle.manifest import Precision
+from blip3v.commands.output import check_file, write_json
+from blip3v.errors import UsageError
+from blip3v.runtime import OpenEstimate
+from blip3v.strict_json import dumps
+from blip3v.units import format_bytes, format_number, format_ratio
+
+__all__ = ["command", "print_report", "print_throughput"]
+
+_CACHE = Path("blip3v-bench")
+
+
+@click.command("bench", short_help="Samples per second against the 1024-token baseline.")
+@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path), metavar="[BUNDLE]...")
+@click.option("-w", "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Turns thrown away.")
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(min=1), default=30, show_default=True, help="Turns that count."
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Measure with so many video tokens, the bundle's own repeated or cut; may be given several times.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Inside an operator.  [default: one for each physical core]"
+)
+@click.option("--clip", type=click.Path(path_type=Path), help="Video file.  [default: a film of the film set]")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="Of the bundles that are made; not with BUNDLE.  [default: fp32]",
+)
+@click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    help="Folder of model folders tiny-ENCODER to make them from; not with BUNDLE.  [default: those in the package]",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
+@click.option("--force", is_flag=True, help="Overwrite that file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the tables.")
+def command(
+    bundles: tuple[Path, ...],
+    warmup: int,
+    repetitions: int,
+    tokens: tuple[int, ...],
+    threads: int | None,
+    clip: Path | None,
+    precision: Precision | None,
+    models: Path | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Samples per second of BUNDLEs, beside the one without a temporal encoder.
+
+    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy, batch 1. The bundles
+    take turns, each in a process of its own. Without BUNDLE, bundles of 1024, 128, 32 and 16 tokens are made from the
+    trained models and kept in the folder blip3v-bench; the one of 16 tokens has an untrained encoder and shows speed
+    only.
+
+    \b
+    Examples:
+      blip3v bench --precision fp16 -o bench.json
+      blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
+      blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
+    """
+    _check(bundles, precision, models, output, force)
+    if tokens and not bundles:
+        raise UsageError("--tokens has no effect without BUNDLE: the default bundles give 1024, 128, 32 and 16 tokens")
+    console = Console(stderr=True, highlight=False)
+    if not bundles:
+        bundles = tuple(
+            default_bundles(
+                _CACHE,
+                models=models,
+                precision=precision or "fp32",
+                progress=lambda line: console.print(line, soft_wrap=True),
+            )
+        )
+    report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
+    if output is not None:
+        write_json(report.to_dict(), output)
+        console.print(f"{output} written", soft_wrap=True)
+    if as_json:
+        click.echo(dumps(report.to_dict()), nl=False)
+    else:
+        print_report(report, Console(highlight=False))
+
+
+def _check(
+    bundles: tuple[Path, ...], precision: Precision | None, models: Path | None, output: Path | None, force: bool
+) -> None:
+    if bundles and (precision is not None or models is not None):
+        odd = "--precision" if precision is not None else "--models"
+        raise UsageError(f"{odd} has no effect on a bundle that is already made; leave it out, or name no bundle")
+    check_file(output, force=force)
+
+
+def _measure(
+    bundles: tuple[Path, ...],
+    clip: Path | None,
+    warmup: int,
+    repetitions: int,
+    tokens: tuple[int, ...],
+    threads: int | None,
+    console: Console,
+) -> BenchReport:
+    def announce(bundle: Path, needed: OpenEstimate) -> None:
+        if needed.is_large:
+            console.print(f"opening {bundle}: {needed}", soft_wrap=True)
+
+    with ExitStack() as stack:
+        if clip is None:
+            clip = write_default_clip(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        bar = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
+        task = bar.add_task("samples", total=None)
+        return run_bench(
+            bundles,
+            clip,
+            warmup=warmup,
+            repetitions=repetitions,
+            tokens=tokens,
+            threads=threads,
+            on_estimate=announce,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def print_report(report: BenchReport, console: Console) -> None:
+    """Prints samples per second, stages and what was measured on what."""
+    print_throughput(report, console)
+    console.print(_stages(report))
+    for line in _environment(report):
+        console.print(escape(line), soft_wrap=True)
+
+
+def print_throughput(report: BenchReport, console: Console) -> None:
+    """Prints samples per second with the lines that explain them."""
+    console.print(_throughput(report))
+    for line in _notes(report):
+        console.print(escape(line), soft_wrap=True)
+
+
+def _throughput(report: BenchReport) -> Table:
+    table = _table("samples per second")
+    for heading in ("tokens", "bundle"):
+        table.add_column(heading, justify="right" if heading == "tokens" else "left")
+    for heading in ("whole\nchain", "", "language\nmodel", "", "peak\nMiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        bundle = row.bundle
+        weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
+        peak = "-" if row.peak_rss_bytes is None else format_number(row.peak_rss_bytes / 2**20)
+        cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
+        table.add_row(str(bundle.num_video_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
+    return table
+
+
+def _speed(row: ReportRow, quantity: str, baseline: ReportRow | None) -> tuple[str, str]:
+    ratio = "-" if baseline is None else format_ratio(row.ratio(quantity, baseline))
+    return format_number(row.per_second(quantity)), ratio
+
+
+def _notes(report: BenchReport) -> Iterator[str]:
+    setup, bundle = report.setup, report.rows[0].bundle
+    yield (
+        f"A sample: {bundle.num_frames} frames decoded from {setup.clip}, a question of {setup.question_tokens} "
+        f"tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
+    )
+    yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps alone."
+    yield f"Medians of {setup.repetitions} turns, taken in turns after {setup.warmup} of warm-up."
+    speeds = (f"{format_number(row.tokens_per_s)} behind {row.bundle.num_video_tokens}" for row in report.rows)
+    yield f"New tokens a second, by video tokens: {', '.join(speeds)}."
+    baseline = report.baseline
+    if baseline is None:
+        yield "No ratio: nothing was measured with all tokens, as without a temporal encoder (`none`)."
+    else:
+        yield (
+            f"1.00x: {baseline.bundle.name} ({baseline.bundle.num_video_tokens} tokens); "
+            "a ratio is the median of the ratios within a turn."
+        )
+    if any(row.bundle.num_video_tokens != row.bundle.own_num_video_tokens for row in report.rows):
+        yield (
+            f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_video_tokens} tokens, repeated or cut. The "
+            "language model's time depends on their number alone; the video encoder's is the same in every row."
+        )
+    yield from sorted({f"Stored {row.bundle.precision}, computed {row.bundle.computed_in}." for row in report.rows})
+    if any(row.bundle.weights != "trained" for row in report.rows):
+        yield "Rows marked untrained (the temporal encoder) or random show speed only: their answers mean nothing."
+
+
+def _stages(report: BenchReport) -> Table:
+    table = _table("stages, ms")
+    table.add_column("tokens", justify="right")
+    table.add_column("stage")
+    for heading in ("mean ± std", "p50", "p90", "p99", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        for index, quantity in enumerate((*STAGES, WHOLE_CHAIN)):
+            figures = row.statistics(quantity)
+            name = quantity.removesuffix("_s").replace("_", " ")
+            percentiles = (format_number(1000 * value) for value in (figures.p50, figures.p90, figures.p99))
+            spread = f"{format_number(1000 * figures.mean)} ± {format_number(1000 * figures.std)}"
+            tokens = "" if index else str(row.bundle.num_video_tokens)
+            table.add_row(tokens, name, spread, *percentiles, str(figures.n))
+        table.add_section()
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, collapse_padding=True)
+
+
+def _environment(report: BenchReport) -> Iterator[str]:
+    found = report.environment
+    cores, threads = found["physical_cores"] or "unknown", report.setup.threads or "one for each physical core"
+    memory = "unknown" if found["memory_bytes"] is None else format_bytes(found["memory_bytes"])
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+    yield f"{found['cpu']}, {cores} cores, {found['usable_cpus']} usable, threads: {threads}, memory {memory}"
+    yield f"{found['system']}, Python {found['python']}, blip3v {found['blip3v']}, {packages}"
+    load = found["load_average"]
+    if load["before"] is not None:
+        yield f"Load average before {load['before'][0]}, after {load['after'][0]}; {found['date']}"
+    for row in report.rows:
+        yield f"{row.bundle.name}: manifest sha256 {row.bundle.manifest_sha256[:16]}"

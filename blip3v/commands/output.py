@@ -1,0 +1,87 @@
+"""What several verbs say and write at their end: the folder that was made, the next command, a JSON file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from blip3v.bundle.manifest import Manifest
+from blip3v.errors import UsageError
+from blip3v.strict_json import dumps
+from blip3v.units import format_bytes, format_duration
+
+__all__ = ["Made", "after_export", "check_file", "print_made", "write_json"]
+
+
+class Made(Protocol):
+    """A folder that a verb made, and what making it took."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+    @property
+    def size_bytes(self) -> int: ...  # noqa: D102
+
+    @property
+    def seconds(self) -> float: ...  # noqa: D102
+
+    @property
+    def peak_rss_bytes(self) -> int | None: ...  # noqa: D102
+
+
+def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) -> None:
+    """The end of a verb that makes a folder, on stdout: two lines, or one JSON object with ``further`` values."""
+    if as_json:
+        values: dict[str, Any] = {
+            "output": str(made.path),
+            **further,
+            "size_bytes": made.size_bytes,
+            "seconds": round(made.seconds, 2),
+            "peak_rss_bytes": made.peak_rss_bytes,
+            "next": next_command,
+        }
+        click.echo(dumps(values), nl=False)
+        return
+    peak = "" if made.peak_rss_bytes is None else f", peak memory {format_bytes(made.peak_rss_bytes)}"
+    click.echo(f"{made.path}: {format_bytes(made.size_bytes)}, {format_duration(made.seconds)}{peak}")
+    click.echo(f"next: {next_command}")
+
+
+def after_export(manifest: Manifest, path: Path) -> str:
+    """What to run on a bundle: untrained weights can only be measured."""
+    folder = shlex.quote(str(path))
+    if manifest.source.random_init or not manifest.source.trained:
+        return f"blip3v bench {folder}"
+    return f'blip3v ask VIDEO "QUESTION" -m {folder}'
+
+
+def check_file(output: Path | None, *, force: bool) -> None:
+    """Checks ``--output FILE`` and ``--force`` before the work.
+
+    Raises:
+        UsageError: the file is there and is not to be overwritten, or cannot be written.
+    """
+    if output is None:
+        if force:
+            raise UsageError("--force has no effect without --output")
+        return
+    if output.exists() and not (force and output.is_file()):
+        hint = "choose another file or add --force" if output.is_file() else "choose a file"
+        raise UsageError(f"{output} exists; {hint}")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent} is not a folder; choose an --output in one that is there")
+
+
+def write_json(values: Mapping[str, Any], output: Path) -> None:
+    """Writes a JSON file, whole or not at all."""
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(dumps(values), "utf-8")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)

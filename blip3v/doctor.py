@@ -1,0 +1,319 @@
+"""What this machine can run, and what is missing: facts first, then what follows from them for each verb.
+
+Nothing here installs or changes anything. Versions come from the metadata of installed packages, so that a heavy
+package is not imported to learn its version; facts about the machine from the standard library and ``/proc``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import av.codec
+
+import blip3v
+from blip3v.errors import ProviderError
+from blip3v.extras import EXTRAS, Package, pip_line
+from blip3v.runtime.backends.onnxruntime import load_onnxruntime
+from blip3v.runtime.memory import available_bytes
+
+__all__ = [
+    "ENGINES",
+    "Cuda",
+    "Engine",
+    "Machine",
+    "PackageState",
+    "Report",
+    "Verdict",
+    "VideoCodecs",
+    "examine",
+    "examine_machine",
+    "examine_packages",
+    "installed_version",
+    "verdicts",
+]
+
+ENGINES = ("onnxruntime", "onnxruntime-gpu")  # two builds that own the same folder
+
+# What ONNX Runtime's kernels ask the processor for, under the kernel's names for it.
+_WANTED_FLAGS = {
+    "x86_64": ("avx2", "f16c", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_fp16"),
+    "aarch64": ("asimd", "asimddp", "i8mm", "fphp", "asimdhp"),
+}
+_SAME = {"AMD64": "x86_64", "arm64": "aarch64"}
+
+_CUDA_PROBE = """
+import json, torch
+devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps([[device.name, device.total_memory] for device in devices]))
+"""
+_PROBE_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Facts about the machine; None where the system does not tell."""
+
+    python: str  # version
+    executable: str
+    virtual_env: bool
+    system: str  # name and version
+    architecture: str
+    cpu: str | None
+    num_cpus: int  # that this process may use
+    cpu_flags: dict[str, bool] | None  # flag -> there
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None  # for this process: a control group may allow less than the machine has
+    disk_free_bytes: int  # where the current folder is
+
+
+def examine_machine(root: Path = Path("/")) -> Machine:
+    """Looks at this machine.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    architecture = _SAME.get(platform.machine(), platform.machine())
+    cpu, flags = _processor(root / "proc/cpuinfo", _WANTED_FLAGS.get(architecture, ()))
+    return Machine(
+        python=platform.python_version(),
+        executable=sys.executable,
+        virtual_env=sys.prefix != sys.base_prefix,
+        system=platform.platform(terse=True),
+        architecture=architecture,
+        cpu=cpu or platform.processor() or None,
+        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu_flags=flags,
+        memory_total_bytes=_total_memory(),
+        memory_available_bytes=available_bytes(root),
+        disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
+    )
+
+
+def _processor(path: Path, wanted: tuple[str, ...]) -> tuple[str | None, dict[str, bool] | None]:
+    """Name and flags of the first processor that ``/proc/cpuinfo`` lists."""
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except OSError:
+        return None, None  # not Linux
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        values.setdefault(key.strip(), value.strip())
+    listed = values.get("flags", values.get("Features"))
+    found = set(listed.split()) if listed is not None else None
+    flags = None if found is None or not wanted else {flag: flag in found for flag in wanted}
+    return values.get("model name"), flags
+
+
+def _total_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None  # the system has no such names
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageState:
+    """One optional package as it is here."""
+
+    name: str  # as pip knows it
+    extras: tuple[str, ...]  # those that bring it
+    version: str | None  # None: not installed
+    at_least: str  # oldest version that works
+
+    @property
+    def works(self) -> bool:
+        """Whether it is installed and new enough."""
+        return self.version is not None and _numbers(self.version) >= _numbers(self.at_least)
+
+    @property
+    def install(self) -> str | None:
+        """The line that installs or renews it; None where it works."""
+        return None if self.works else pip_line(self.extras[0])
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution, without importing it; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def examine_packages(version_of: Callable[[str], str | None] = installed_version) -> dict[str, PackageState]:
+    """Looks for every package that an extra brings.
+
+    Args:
+        version_of: tells the installed version of a distribution.
+
+    Returns:
+        Name of a package -> its state, in the order of the extras.
+    """
+    states: dict[str, PackageState] = {}
+    for package in dict.fromkeys(package for packages in EXTRAS.values() for package in packages):
+        states[package.name] = _state(package, version_of(package.name))
+    return states
+
+
+def _state(package: Package, version: str | None) -> PackageState:
+    extras = tuple(extra for extra, packages in EXTRAS.items() if package in packages)
+    return PackageState(name=package.name, extras=extras, version=version, at_least=package.at_least)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers at the front of a version: 2.13.0+cpu gives (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """ONNX Runtime, which runs bundles."""
+
+    providers: tuple[str, ...]
+    problem: str | None  # why no bundle can be opened, and what mends it
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoCodecs:
+    """H.264 in PyAV."""
+
+    h264_decoder: bool
+    h264_encoder: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuda:
+    """CUDA as PyTorch sees it, for training and for the reference."""
+
+    devices: tuple[tuple[str, int], ...]  # name, bytes of memory
+    note: str  # why there is none, or empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a verb can run here."""
+
+    can_run: bool
+    missing: tuple[str, ...]  # what is missing, each with the line that mends it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that ``blip3v doctor`` knows."""
+
+    version: str  # of blip3v
+    machine: Machine
+    packages: tuple[PackageState, ...]
+    engine: Engine
+    video: VideoCodecs
+    cuda: Cuda
+    models: tuple[str, ...]  # trained models that this installation ships
+    verbs: Mapping[str, Verdict]
+
+
+def examine() -> Report:
+    """Looks at this machine and this environment."""
+    packages = examine_packages()
+    engine = _engine(packages)
+    video = VideoCodecs(h264_decoder=_has_codec("h264", "r"), h264_encoder=_has_codec("libx264", "w"))
+    return Report(
+        version=blip3v.__version__,
+        machine=examine_machine(),
+        packages=tuple(packages.values()),
+        engine=engine,
+        video=video,
+        cuda=_cuda(packages["torch"]),
+        models=_shipped_models(),
+        verbs=verdicts(packages, engine, video),
+    )
+
+
+def verdicts(packages: Mapping[str, PackageState], engine: Engine, video: VideoCodecs) -> dict[str, Verdict]:
+    """What can run, from the facts.
+
+    Args:
+        packages: name -> state, as ``examine_packages`` gives it.
+        engine: ONNX Runtime.
+        video: the codecs.
+
+    Returns:
+        Verdicts for ``ask``, ``export`` and ``train``.
+    """
+    no_engine = [engine.problem] if engine.problem else []
+    no_decoder = [] if video.h264_decoder else ['PyAV has no H.264 decoder; run `pip install --force-reinstall "av"`']
+    missing = {
+        "ask": [*no_engine, *no_decoder],
+        # The graphs are checked by running them, and on a real clip.
+        "export": [*_missing(packages, "export"), *no_engine, *no_decoder],
+        "train": _missing(packages, "train"),
+    }
+    return {verb: Verdict(can_run=not lacks, missing=tuple(lacks)) for verb, lacks in missing.items()}
+
+
+def _missing(packages: Mapping[str, PackageState], extra: str) -> list[str]:
+    broken = [packages[package.name] for package in EXTRAS[extra]]
+    names = [_complaint(state) for state in broken if not state.works]
+    return [f"{', '.join(names)}; run `{pip_line(extra)}`"] if names else []
+
+
+def _complaint(state: PackageState) -> str:
+    if state.version is None:
+        return f"{state.name} is not installed"
+    return f"{state.name} {state.version} is older than {state.at_least}"
+
+
+def _engine(packages: Mapping[str, PackageState]) -> Engine:
+    try:
+        providers = tuple(load_onnxruntime().get_available_providers())
+    except ProviderError as error:
+        return Engine(providers=(), problem=str(error))
+    installed = [packages[name] for name in ENGINES if packages[name].version is not None]
+    old = next((state for state in installed if not state.works), None)
+    problem = f"{_complaint(old)}; run `{old.install}`" if old is not None else None
+    return Engine(providers=providers, problem=problem)
+
+
+def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:
+    try:
+        av.codec.Codec(name, mode)
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _cuda(torch: PackageState) -> Cuda:
+    if torch.version is None:
+        return Cuda(devices=(), note="torch is not installed")
+    if torch.version.endswith("+cpu"):
+        return Cuda(devices=(), note=f"torch {torch.version} is a CPU build")
+    # In a process of its own: importing a build that does not fit the machine can end the process that tries.
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", "-c", _CUDA_PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        return Cuda(devices=(), note=f"torch {torch.version} cannot tell: {error}")
+    devices = tuple((str(name), int(memory)) for name, memory in json.loads(done.stdout.splitlines()[-1]))
+    return Cuda(devices=devices, note="" if devices else f"torch {torch.version} finds no CUDA device")
+
+
+def _shipped_models() -> tuple[str, ...]:
+    models = Path(blip3v.__file__).parent / "models"
+    return tuple(sorted(config.parent.name for config in models.glob("*/config.json")))

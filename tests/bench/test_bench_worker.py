@@ -1,0 +1,46 @@
+"""The process that holds one bundle: how it ends, and what it does not load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip3v.bench.worker import Job, Worker
+from blip3v.errors import ArtifactMissingError, BackendError
+
+CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
+
+
+def test_a_worker_that_dies_is_an_error_that_says_how(bundles: list[Path]) -> None:
+    with Worker(Job(bundle=str(bundles[1]), clip=str(CLIP), question="What?", threads=1)) as worker:
+        worker._process.kill()
+        with pytest.raises(BackendError, match="ended with code -9"):
+            worker.sample()
+    assert worker._process.returncode == -9
+
+
+def test_a_worker_that_cannot_open_its_bundle_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(ArtifactMissingError):
+        Worker(Job(bundle="nowhere", clip=str(CLIP), question="What?", threads=1))
+    assert started[0].returncode == 0
+
+
+def test_a_worker_loads_no_training_framework() -> None:
+    code = (
+        "import sys, blip3v.bench.worker; "
+        "print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -12,6 +12,7 @@ from blip3v.bench import default_bundles
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.model.folder import save_model_folder
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
@@ -27,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Pat
     """Folder of tiny-none and tiny-tokenlearner with one layer each and random weights."""
     folder = tmp_path_factory.mktemp("models")
     for encoder in ("none", "tokenlearner"):
-        config = _small(preset("tiny").with_encoder(encoder))
+        config = _small(with_encoder(preset("tiny"), encoder))
         save_model_folder(
             folder / f"tiny-{encoder}",
             random_model(config),

@@ -16,6 +16,7 @@ from blip3v.bundle.graph_io import past_key, past_value, present_key, present_va
 from blip3v.config import ModelConfig, TextConfig, preset
 from blip3v.model import Blip3Video
 from blip3v.model.folder import save_model_folder
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
@@ -28,7 +29,7 @@ WINDOWED = {"sliding_window": 8, "num_kv_heads": 2}
 
 def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:
     """The tiny preset with fewer layers, so that an export takes seconds."""
-    tiny = preset("tiny").with_encoder(encoder)
+    tiny = with_encoder(preset("tiny"), encoder)
     return dataclasses.replace(
         tiny,
         vision=dataclasses.replace(tiny.vision, image_size=32, num_layers=2),

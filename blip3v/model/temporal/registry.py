@@ -83,7 +83,7 @@ def _load(point: EntryPoint) -> EncoderSpec[Any]:
         ) from error
     if not isinstance(spec, EncoderSpec):
         raise ConfigError(
-            f"encoder {point.name!r} of {_giver(point)} is a {type(spec).__name__}; an EncoderSpec of "
+            f"encoder {point.name!r} of {_giver(point)} is of type {type(spec).__name__}; an EncoderSpec of "
             f"{EncoderSpec.__module__} is expected"
         )
     return spec

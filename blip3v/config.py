@@ -1,34 +1,23 @@
 """The model's shape: frozen dataclasses, the presets, and strict JSON in and out.
 
-Names follow the paper and the released checkpoint. What is not here: how a model is trained (``training/recipe.py``)
-and how frames become pixels (``video/preprocess.py``).
+Names follow the paper and the released checkpoint. What is not here: how a model is trained (``training/recipe.py``),
+how frames become pixels (``video/preprocess.py``), and what a temporal encoder's settings mean, which its own file
+knows (``model/temporal/``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blip3v import strict_json
-from blip3v._temporal_config import (
-    ENCODERS,
-    EncoderName,
-    Pooling,
-    TemporalConfig,
-    check_temporal,
-    choose_form,
-    with_frames,
-)
 from blip3v.errors import ConfigError
 
 __all__ = [
-    "ENCODERS",
     "PRESETS",
-    "EncoderName",
     "ModelConfig",
-    "Pooling",
     "ResamplerConfig",
     "TemporalConfig",
     "TextConfig",
@@ -36,7 +25,32 @@ __all__ = [
     "preset",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# Version 1 had the settings of all temporal encoders side by side, for every encoder: their defaults, and which encoder
+# read which.
+_V1_SETTINGS: dict[str, Any] = {
+    "num_heads": 8,
+    "num_layers": 4,
+    "num_slots": 4,
+    "ff_mult": 4,
+    "time_stamps": False,
+    "pooling": "mean",
+    "process_tokens": 64,
+    "memory_tokens": 128,
+    "step_tokens": 16,
+    "memory_output": False,
+}
+_V1_LAYERS = ("num_heads", "num_layers", "ff_mult")
+_V1_READ = {
+    "tokenlearner": ("time_stamps",),
+    "gttm": (*_V1_LAYERS, "num_slots", "pooling"),
+    "ttm": (*_V1_LAYERS, "time_stamps", "process_tokens", "memory_tokens", "step_tokens", "memory_output"),
+    "transformer": _V1_LAYERS,
+    "mean": ("pooling",),
+    "mambalike": ("num_slots", "pooling"),
+}
+_V1_REFUSED = ("pooling", "memory_output")  # where they are not read; the others just stood there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +111,17 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TemporalConfig:
+    """The temporal encoder: the tokens of all frames become ``num_video_tokens``."""
+
+    encoder: str  # its name; which there are, ``blip3v.model.temporal`` knows
+    num_video_tokens: int  # tokens out for ``ModelConfig.num_frames`` frames
+    # As they stand in config.json; the encoder's own file checks them where it is built. One that is missing has the
+    # encoder's default.
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One BLIP-3-Video model."""
 
@@ -116,43 +141,6 @@ class ModelConfig:
         """Tokens that take the place of ``<image>`` for a clip of ``num_frames``."""
         return self.temporal.num_video_tokens
 
-    def with_encoder(
-        self, encoder: str, *, num_video_tokens: int | None = None, num_frames: int | None = None, **options: object
-    ) -> ModelConfig:
-        """The same model with another temporal encoder, token count or frame count.
-
-        The encoder comes in its released form; where only another form gives ``num_video_tokens`` it is that one:
-        attention over the memories for gttm and mambalike, the last memory for ttm.
-
-        Args:
-            encoder: one of ``ENCODERS``.
-            num_video_tokens: tokens out; None: the encoder's usual count.
-            num_frames: frames of a clip; None: as before.
-            **options: fields of ``TemporalConfig``, which settle the form.
-
-        Raises:
-            ConfigError: an unknown encoder, a count that it cannot give, or an option that it does not have.
-        """
-        frames = self.num_frames if num_frames is None else num_frames
-        temporal = choose_form(
-            self.temporal,
-            encoder,
-            num_video_tokens=num_video_tokens,
-            num_frames=frames,
-            num_latents=self.resampler.num_latents,
-            options=options,
-        )
-        return dataclasses.replace(self, temporal=temporal, num_frames=frames)
-
-    def with_frames(self, num_frames: int) -> ModelConfig:
-        """The same model, weights included, for clips of another length; a count of so many a frame follows.
-
-        Raises:
-            ConfigError: the encoder cannot give its tokens from so few frames.
-        """
-        temporal = with_frames(self.temporal, old=self.num_frames, new=num_frames)
-        return dataclasses.replace(self, temporal=temporal, num_frames=num_frames)
-
     def to_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
         return dataclasses.asdict(self)
@@ -163,16 +151,18 @@ class ModelConfig:
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
-        """Reads ``config.json``.
+        """Reads ``config.json`` of this schema version or of version 1.
+
+        The settings of the temporal encoder are taken as they are.
 
         Raises:
             ConfigError: not JSON, an unknown or missing key, or values that do not fit together.
         """
         values = strict_json.read_json(path)
         version = values.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ConfigError(f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}")
-        return strict_json.from_dict(cls, values, str(path))
+        if type(version) is not int or version not in (1, SCHEMA_VERSION):
+            raise ConfigError(f"{path} has schema_version {version!r}; this blip3v reads 1 and {SCHEMA_VERSION}")
+        return strict_json.from_dict(cls, _from_version_1(values, path) if version == 1 else values, str(path))
 
 
 def preset(name: str) -> ModelConfig:
@@ -187,25 +177,46 @@ def preset(name: str) -> ModelConfig:
 
 
 def _check(config: ModelConfig) -> None:
-    vision, temporal, text = config.vision, config.temporal, config.text
+    vision, text = config.vision, config.text
     if config.num_frames < 1:
         raise ConfigError(f"num_frames is {config.num_frames}; at least 1 is needed")
+    if config.num_video_tokens < 1:
+        raise ConfigError(f"num_video_tokens is {config.num_video_tokens}; at least 1 is needed")
     if vision.patch_size > vision.image_size:
         raise ConfigError(f"patch_size {vision.patch_size} is larger than image_size {vision.image_size}")
     _divides("vision.hidden_size", vision.hidden_size, "vision.num_heads", vision.num_heads)
-    _divides("vision.hidden_size", vision.hidden_size, "temporal.num_heads", temporal.num_heads)
     _divides("text.hidden_size", text.hidden_size, "text.num_heads", text.num_heads)
     _divides("text.num_heads", text.num_heads, "text.num_kv_heads", text.num_kv_heads)
     if text.head_dim % 16:
         raise ConfigError(f"a text head is {text.head_dim} wide; the attention kernels need a multiple of 16")
     if text.num_base_tokens > text.vocab_size:
         raise ConfigError(f"num_base_tokens {text.num_base_tokens} is larger than vocab_size {text.vocab_size}")
-    check_temporal(temporal, num_frames=config.num_frames, num_latents=config.resampler.num_latents)
 
 
 def _divides(name: str, value: int, by_name: str, by: int) -> None:
     if by < 1 or value % by:
         raise ConfigError(f"{name} is {value}, which {by_name} {by} does not divide")
+
+
+def _from_version_1(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What version 1 says, in the form of version 2; what is wrong in it stays as wrong."""
+    text, temporal = values.get("text"), values.get("temporal")
+    changed = values | {"schema_version": SCHEMA_VERSION}
+    if isinstance(text, dict):
+        changed["text"] = _renamed(text, "max_positions", "max_context")
+    if isinstance(temporal, dict):
+        read = _V1_READ.get(str(temporal.get("encoder")), ())
+        for name in _V1_REFUSED:
+            if name not in read and temporal.get(name, _V1_SETTINGS[name]) != _V1_SETTINGS[name]:
+                raise ConfigError(f"{path}: temporal.{name} has no effect on {temporal.get('encoder')}; leave it out")
+        others = {name: value for name, value in temporal.items() if name not in _V1_SETTINGS}
+        settings = {name: temporal.get(name, _V1_SETTINGS[name]) for name in read}
+        changed["temporal"] = _renamed(others, "num_tokens", "num_video_tokens") | {"settings": settings}
+    return changed
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if name == old else name: value for name, value in values.items()}
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -216,7 +227,11 @@ PRESETS: dict[str, ModelConfig] = {
             image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304, num_layers=27, num_heads=16
         ),
         resampler=ResamplerConfig(num_latents=128, depth=6, num_heads=16, head_dim=96),
-        temporal=TemporalConfig(encoder="gttm", num_video_tokens=128),
+        temporal=TemporalConfig(
+            encoder="gttm",
+            num_video_tokens=128,
+            settings={"num_slots": 4, "pooling": "mean", "num_layers": 4, "num_heads": 8, "ff_mult": 4},
+        ),
         text=TextConfig(
             vocab_size=32064,
             num_base_tokens=32012,
@@ -237,9 +252,7 @@ PRESETS: dict[str, ModelConfig] = {
             image_size=64, patch_size=8, hidden_size=96, intermediate_size=256, num_layers=4, num_heads=6
         ),
         resampler=ResamplerConfig(num_latents=128, depth=2, num_heads=3, head_dim=32, ff_mult=2),
-        temporal=TemporalConfig(
-            encoder="tokenlearner", num_video_tokens=32, num_heads=6, num_layers=2, ff_mult=2, time_stamps=True
-        ),
+        temporal=TemporalConfig(encoder="tokenlearner", num_video_tokens=32, settings={"time_stamps": True}),
         text=TextConfig(
             vocab_size=640,
             num_base_tokens=608,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +30,8 @@ from blip3v.bundle.manifest import DTYPES, Precision
 from blip3v.config import ModelConfig, preset
 from blip3v.export.parity import TOLERANCES, compare
 from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
-from blip3v.model.temporal import build_temporal
-from blip3v.model.temporal_form import token_learner_shapes
+from blip3v.model.blocks import TokenLearner
+from blip3v.model.temporal import BUILT_IN, build_temporal, with_encoder
 from blip3v.model.weights import RandomWeights, empty_model, fill
 from blip3v.runtime.memory import peak_rss_bytes
 
@@ -60,15 +59,15 @@ class Case:
     @property
     def config(self) -> ModelConfig:
         """The released model with this encoder."""
-        return RELEASED.with_encoder(self.encoder, num_video_tokens=self.num_video_tokens, **self.options)
+        return with_encoder(RELEASED, self.encoder, num_video_tokens=self.num_video_tokens, **self.options)
 
 
 def cases() -> list[Case]:
-    """Every encoder at every count of the paper that it admits, and at its own."""
+    """Every encoder at every count of the paper that it admits, and at its own; one that is not listed at its usual."""
     read, output = ({name: _learner(m)} for name, m in (("ttm_unit.read_layer", 128), ("ttm_unit.output_layer", 32)))
     mean, attention, stamps = {"pooling": "mean"}, {"pooling": "attention"}, {"time_stamps": True}
     steps, memory = {"memory_output": False}, {"memory_output": True}
-    return [
+    listed = [
         *(Case("tokenlearner", m, authors="tl" if m in (32, 128) else None) for m in _COUNTS),
         Case("tokenlearner", 32, "time stamps", stamps),
         Case("gttm", 128, "mean over slots", mean, "gttm", read),
@@ -88,6 +87,8 @@ def cases() -> list[Case]:
         Case("mambalike", 128, "mean over slots", mean, "mambalike", {"expand_mlp2": 42}),
         *(Case("mambalike", m, "attentional pooling", attention) for m in _COUNTS),
     ]
+    others = [name for name in BUILT_IN if name not in {case.encoder for case in listed}]
+    return listed + [Case(name, with_encoder(RELEASED, name).num_video_tokens) for name in others]
 
 
 def count(case: Case) -> dict[str, Any]:
@@ -195,7 +196,8 @@ def _errors(runs: Sequence[Mapping[str, Any]], precision: str) -> str:
 
 
 def _learner(num_video_tokens: int) -> int:
-    return sum(math.prod(shape) for shape in token_learner_shapes("", num_video_tokens, _WIDTH).values())
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in TokenLearner(_WIDTH, num_tokens=num_video_tokens).parameters())
 
 
 def main() -> None:

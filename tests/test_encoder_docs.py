@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from blip3v.config import ENCODERS
 from blip3v.export.parity import TOLERANCES
+from blip3v.model.temporal import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "benchmarks/results/encoders.json"
@@ -47,10 +47,10 @@ def test_the_counts_are_those_of_the_modules(row: dict) -> None:
     import torch  # the rest of this file needs none
 
     from blip3v.config import preset
-    from blip3v.model.temporal import build_temporal
+    from blip3v.model.temporal import build_temporal, with_encoder
 
-    config = preset("xgen-mm-vid").with_encoder(
-        row["encoder"], num_video_tokens=row["num_video_tokens"], **row["options"]
+    config = with_encoder(
+        preset("xgen-mm-vid"), row["encoder"], num_video_tokens=row["num_video_tokens"], **row["options"]
     )
     with torch.device("meta"):
         module = build_temporal(config)
@@ -68,8 +68,8 @@ def test_attention_adds_one_token_learner() -> None:
 
 
 def test_every_encoder_was_run_at_every_count_and_within_tolerance() -> None:
-    assert {row["encoder"] for row in ROWS} == set(ENCODERS)
-    counts = {name: {row["num_video_tokens"] for row in ROWS if row["encoder"] == name} for name in ENCODERS}
+    assert {row["encoder"] for row in ROWS} == set(BUILT_IN)
+    counts = {name: {row["num_video_tokens"] for row in ROWS if row["encoder"] == name} for name in BUILT_IN}
     for name in ("tokenlearner", "gttm", "ttm", "transformer", "per-frame", "mambalike"):
         assert counts[name] == {16, 32, 128, 256}
     for row in ROWS:
@@ -88,4 +88,4 @@ def test_the_page_holds_the_table_of_the_report(tmp_path: Path) -> None:
 
 def test_the_page_tells_of_every_encoder() -> None:
     told = re.findall(r"^\| `([a-z-]+)` \| [A-Z]", PAGE.read_text("utf-8"), re.MULTILINE)
-    assert tuple(told) == ENCODERS
+    assert tuple(told) == BUILT_IN

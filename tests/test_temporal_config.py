@@ -1,14 +1,19 @@
-"""The temporal encoder's settings: counts, forms, what has no effect, and config files of before."""
+"""The temporal encoder's settings: counts, forms, what has no effect, and config files of schema version 1."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blip3v.config import ENCODERS, ModelConfig, preset
+import blip3v
+from blip3v import strict_json
+from blip3v.config import PRESETS, ModelConfig, TemporalConfig, preset
 from blip3v.errors import ConfigError
+from blip3v.model.temporal import build_temporal, encoder_names, temporal_settings, with_encoder, with_frames
 
 RELEASED = preset("xgen-mm-vid")
 # Counts for 8 frames of 128 tokens, the usual one first.
@@ -28,106 +33,238 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+def chosen(encoder: str, **choices: object) -> Any:
+    return temporal_settings(with_encoder(RELEASED, encoder, **choices))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoder", encoder_names())
 def test_the_counts_of_an_encoder(encoder: str) -> None:
-    assert RELEASED.with_encoder(encoder).num_video_tokens == COUNTS[encoder][0]
+    assert with_encoder(RELEASED, encoder).num_video_tokens == COUNTS[encoder][0]
     for count in COUNTS[encoder]:
-        assert RELEASED.with_encoder(encoder, num_video_tokens=count).num_video_tokens == count
+        assert with_encoder(RELEASED, encoder, num_video_tokens=count).num_video_tokens == count
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", encoder_names())
 @pytest.mark.parametrize("count", [0, 31, 2048])
 def test_a_count_that_an_encoder_cannot_give_is_an_error_that_lists_those_it_can(encoder: str, count: int) -> None:
     listed = ", ".join(map(str, sorted(COUNTS[encoder])))
     with pytest.raises(ConfigError, match=f"{encoder} cannot give {count} tokens for 8 frames; allowed: {listed}$"):
-        RELEASED.with_encoder(encoder, num_video_tokens=count)
+        with_encoder(RELEASED, encoder, num_video_tokens=count)
 
 
 @pytest.mark.parametrize(("encoder", "of_8", "of_16"), [("none", 1024, 2048), ("per-frame", 32, 64), ("ttm", 128, 256)])
 def test_a_count_by_frame_follows_the_frames(encoder: str, of_8: int, of_16: int) -> None:
-    config = RELEASED.with_encoder(encoder)
-    assert (config.num_video_tokens, config.with_frames(16).num_video_tokens) == (of_8, of_16)
-    assert RELEASED.with_encoder(encoder, num_frames=16).num_video_tokens == of_16
+    config = with_encoder(RELEASED, encoder)
+    assert (config.num_video_tokens, with_frames(config, 16).num_video_tokens) == (of_8, of_16)
+    assert with_encoder(RELEASED, encoder, num_frames=16).num_video_tokens == of_16
 
 
-@pytest.mark.parametrize("encoder", sorted(set(ENCODERS) - {"none", "per-frame", "ttm"}))
+@pytest.mark.parametrize("encoder", sorted(set(encoder_names()) - {"none", "per-frame", "ttm"}))
 def test_other_counts_do_not_depend_on_the_frames(encoder: str) -> None:
-    config = RELEASED.with_encoder(encoder)
-    assert config.with_frames(3).temporal == config.temporal
-    ttm = RELEASED.with_encoder("ttm", num_video_tokens=32)
-    assert ttm.with_frames(3).num_video_tokens == 32
+    config = with_encoder(RELEASED, encoder)
+    assert with_frames(config, 3).temporal == config.temporal
+    ttm = with_encoder(RELEASED, "ttm", num_video_tokens=32)
+    assert with_frames(ttm, 3).num_video_tokens == 32
 
 
 @pytest.mark.parametrize("encoder", ["gttm", "mambalike"])
 def test_attention_is_chosen_where_the_released_mean_does_not_give_the_count(encoder: str) -> None:
-    assert RELEASED.with_encoder(encoder).temporal.pooling == "mean"
-    assert RELEASED.with_encoder(encoder, num_video_tokens=128).temporal.pooling == "mean"
-    assert RELEASED.with_encoder(encoder, num_video_tokens=32).temporal.pooling == "attention"
-    asked = RELEASED.with_encoder(encoder, num_video_tokens=128, pooling="attention")
-    assert asked.temporal.pooling == "attention"
-    assert asked.with_encoder(encoder, num_video_tokens=128) == asked  # a form that fits is kept
-    assert asked.with_encoder("mean").temporal.pooling == "mean"
+    assert chosen(encoder).pooling == "mean"
+    assert chosen(encoder, num_video_tokens=128).pooling == "mean"
+    assert chosen(encoder, num_video_tokens=32).pooling == "attention"
+    asked = with_encoder(RELEASED, encoder, num_video_tokens=128, pooling="attention")
+    assert temporal_settings(asked).pooling == "attention"
+    assert with_encoder(asked, encoder, num_video_tokens=128) == asked  # a form that fits is kept
+    assert temporal_settings(with_encoder(asked, "mean")).pooling == "mean"
     with pytest.raises(ConfigError, match=r"cannot give 32 tokens for 8 frames; allowed: 128$"):
-        RELEASED.with_encoder(encoder, num_video_tokens=32, pooling="mean")
+        with_encoder(RELEASED, encoder, num_video_tokens=32, pooling="mean")
 
 
 def test_the_memory_of_ttm_is_the_output_where_its_steps_do_not_give_the_count() -> None:
-    assert not RELEASED.with_encoder("ttm").temporal.memory_output
-    by_memory = RELEASED.with_encoder("ttm", num_video_tokens=32).temporal
+    assert not chosen("ttm").memory_output
+    by_memory = chosen("ttm", num_video_tokens=32)
     assert (by_memory.memory_output, by_memory.memory_tokens) == (True, 32)
-    by_steps = RELEASED.with_encoder("ttm", num_video_tokens=32, step_tokens=4).temporal
+    by_steps = chosen("ttm", num_video_tokens=32, step_tokens=4)
     assert (by_steps.memory_output, by_steps.memory_tokens) == (False, 128)
-    assert RELEASED.with_encoder("ttm", memory_output=True).num_video_tokens == 128
+    assert with_encoder(RELEASED, "ttm", memory_output=True).num_video_tokens == 128
     with pytest.raises(ConfigError, match="make the two equal"):
-        RELEASED.with_encoder("ttm", num_video_tokens=32, memory_output=True, memory_tokens=64)
+        with_encoder(RELEASED, "ttm", num_video_tokens=32, memory_output=True, memory_tokens=64)
+    with pytest.raises(ConfigError, match=r"ttm cannot give 64 tokens for 8 frames; allowed: 32$"):
+        with_encoder(RELEASED, "ttm", num_video_tokens=64, step_tokens=4)
 
 
-def test_depth_goes_from_encoder_to_encoder_in_the_released_proportion() -> None:
-    depths = [RELEASED.with_encoder(name).temporal.num_layers for name in ("gttm", "transformer", "ttm")]
-    assert depths == [4, 4, 2]
+def test_another_encoder_comes_at_the_size_of_the_preset() -> None:
+    assert [chosen(name).num_layers for name in ("gttm", "transformer", "ttm")] == [4, 4, 2]
     tiny = preset("tiny")
-    assert tiny.with_encoder("ttm").temporal.num_layers == 1
-    assert tiny.with_encoder("ttm").with_encoder("tokenlearner") == tiny
-    assert RELEASED.with_encoder("ttm", num_layers=4).temporal.num_layers == 4
+    assert temporal_settings(with_encoder(tiny, "ttm")).num_layers == 1
+    assert with_encoder(with_encoder(tiny, "ttm"), "tokenlearner") == tiny
+    assert chosen("ttm", num_layers=4).num_layers == 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_states_its_encoder_as_the_encoders_own_file_does(name: str) -> None:
+    own = preset(name)
+    away = with_encoder(own, "max")
+    assert with_encoder(away, own.temporal.encoder) == own
 
 
 @pytest.mark.parametrize(
     ("encoder", "options", "says"),
     [
         ("tokenlearner", {"num_slots": 2}, "num_slots has no effect on tokenlearner; it reads time_stamps"),
-        ("max", {"pooling": "sum"}, "max cannot pool by 'sum'; allowed: mean|pooling has no effect on max"),
+        ("max", {"pooling": "sum"}, "pooling has no effect on max; it reads no setting"),
         ("gttm", {"time_stamps": True}, "time_stamps has no effect on gttm"),
         ("ttm", {"memory_output": True, "step_tokens": 8}, "step_tokens has no effect on ttm with memory_output"),
-        ("gttm", {"pooling": "sum"}, "gttm cannot pool by 'sum'; allowed: mean, attention"),
-        ("gttm", {"slots": 2}, "unknown key 'slots'; did you mean 'num_slots'"),
-        ("gttm", {"num_slots": "4"}, "num_slots is '4'; int is expected"),
-        ("gttm", {"num_slots": 0}, "num_slots is 0; at least 1"),
+        ("gttm", {"pooling": "sum"}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
+        ("gttm", {"slots": 2}, "slots has no effect on gttm; did you mean 'num_slots'"),
+        ("gttm", {"num_slots": "4"}, "gttm: settings: num_slots is '4'; int is expected"),
+        ("gttm", {"num_slots": 0}, "gttm: num_slots is 0; at least 1"),
+        (
+            "gttm",
+            {"num_heads": 7},
+            "gttm: vision.hidden_size is 1152, which num_heads 7 of",
+        ),
         ("gtm", {}, "encoder 'gtm' is unknown; allowed: tokenlearner, gttm"),
     ],
 )
 def test_what_cannot_be_or_has_no_effect_is_refused(encoder: str, options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        RELEASED.with_encoder(encoder, **options)  # type: ignore[arg-type]
+        with_encoder(RELEASED, encoder, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", encoder_names())
 def test_a_config_file_gives_the_config_back(encoder: str, tmp_path: Path) -> None:
-    config = RELEASED.with_encoder(encoder, num_video_tokens=COUNTS[encoder][-1])
+    config = with_encoder(RELEASED, encoder, num_video_tokens=COUNTS[encoder][-1])
     config.save(tmp_path / "config.json")
     assert ModelConfig.load(tmp_path / "config.json") == config
 
 
-def test_a_config_file_of_before_the_settings_of_ttm_loads(tmp_path: Path) -> None:
-    values = RELEASED.to_dict()
-    for name in ("pooling", "process_tokens", "memory_tokens", "step_tokens", "memory_output"):
-        del values["temporal"][name]
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert ModelConfig.load(tmp_path / "config.json") == RELEASED
+def test_settings_are_opaque_where_nothing_is_built(tmp_path: Path) -> None:
+    """A bundle opens where the package of its encoder is not installed."""
+    settings = {"depth": 3, "kinds": ["a", "b"], "inner": {"rate": 0.5}, "none": None}
+    temporal = TemporalConfig(encoder="of-another-package", num_video_tokens=7, settings=settings)
+    config = dataclasses.replace(RELEASED, temporal=temporal)
+    config.save(tmp_path / "config.json")
+    assert ModelConfig.load(tmp_path / "config.json") == config
+    assert json.loads((tmp_path / "config.json").read_text())["temporal"]["settings"] == settings
+    with pytest.raises(ConfigError, match="encoder 'of-another-package' is unknown; allowed: tokenlearner, "):
+        temporal_settings(config)
 
 
-def test_a_config_file_whose_settings_do_not_fit_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("temporal", "says"),
+    [
+        ({"settings": {"slots": 4}}, "gttm: settings has the unknown key 'slots'; did you mean 'num_slots'"),
+        (
+            {"settings": {"memory_output": True}},
+            "settings has the unknown key 'memory_output'; allowed: num_slots",
+        ),
+        ({"settings": {"pooling": "sum"}}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
+        ({"settings": {"num_layers": 0}}, "gttm: num_layers is 0; at least 1 is needed"),
+        ({"num_video_tokens": 32}, "gttm cannot give 32 tokens for 8 frames; allowed: 128$"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_where_the_encoder_is_built(
+    temporal: dict[str, object], says: str, tmp_path: Path
+) -> None:
     values = RELEASED.to_dict()
-    values["temporal"]["memory_output"] = True
+    values["temporal"] |= temporal
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="memory_output has no effect on gttm"):
+    config = ModelConfig.load(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=says):
+        build_temporal(config)
+
+
+def test_a_setting_that_a_config_file_lacks_is_the_default(tmp_path: Path) -> None:
+    values = RELEASED.to_dict()
+    values["temporal"]["settings"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert temporal_settings(ModelConfig.load(tmp_path / "config.json")) == temporal_settings(RELEASED)
+
+
+@pytest.mark.parametrize(
+    ("temporal", "says"),
+    [
+        ({"encoder": "gttm", "num_video_tokens": 0}, "num_video_tokens is 0; at least 1"),
+        ({"encoder": "gttm", "num_video_tokens": "7"}, "num_video_tokens is '7'; int is expected"),
+        ({"encoder": 5, "num_video_tokens": 7}, "encoder is 5; str is expected"),
+        ({"encoder": "gttm", "num_video_tokens": 7, "settings": [1]}, "settings is .*; dict is expected"),
+        ({"encoder": "gttm", "num_video_tokens": 7, "num_slots": 4}, "unknown key 'num_slots'; allowed: encoder, "),
+        ({"encoder": "gttm"}, "temporal lacks the key 'num_video_tokens'"),
+    ],
+)
+def test_name_and_count_are_checked_without_the_encoder(temporal: dict[str, object], says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED.to_dict() | {"temporal": temporal}))
+    with pytest.raises(ConfigError, match=says):
         ModelConfig.load(tmp_path / "config.json")
+
+
+# What ``blip3v`` wrote as version 1: the settings of all encoders for every encoder, and two other names.
+V1_TEMPORAL = {
+    **{"num_heads": 6, "num_layers": 2, "num_slots": 4, "ff_mult": 2, "time_stamps": True, "pooling": "mean"},
+    **{"process_tokens": 64, "memory_tokens": 128, "step_tokens": 16, "memory_output": False},
+}
+
+
+def version_1(path: Path, encoder: str, num_tokens: int, /, **changes: object) -> Path:
+    values = preset("tiny").to_dict() | {"schema_version": 1}
+    values["text"]["max_positions"] = values["text"].pop("max_context")
+    temporal = {"encoder": encoder, "num_tokens": num_tokens, **V1_TEMPORAL, **changes}
+    values["temporal"] = {name: value for name, value in temporal.items() if value is not None}
+    path.write_text(strict_json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("encoder", COUNTS)
+def test_a_config_file_of_version_1_is_read(encoder: str, tmp_path: Path) -> None:
+    want = with_encoder(preset("tiny"), encoder)
+    layers = {"num_layers": 1} if encoder == "ttm" else {}
+    path = version_1(tmp_path / "config.json", encoder, want.num_video_tokens, **layers)
+    assert ModelConfig.load(path) == want
+    want.save(path)
+    assert json.loads(path.read_text())["schema_version"] == 2
+
+
+def test_a_config_file_of_before_the_settings_of_ttm_loads(tmp_path: Path) -> None:
+    later = dict.fromkeys(("pooling", "process_tokens", "memory_tokens", "step_tokens", "memory_output"))
+    path = version_1(tmp_path / "config.json", "gttm", 128, **later)
+    assert ModelConfig.load(path) == with_encoder(preset("tiny"), "gttm")
+
+
+def test_what_version_1_left_out_has_the_default_of_version_1(tmp_path: Path) -> None:
+    """ttm has 2 layers today where nothing is said; then it had 4, as every encoder."""
+    path = version_1(tmp_path / "config.json", "ttm", 128, num_layers=None, time_stamps=None)
+    settings = temporal_settings(ModelConfig.load(path))
+    assert (settings.num_layers, settings.time_stamps, settings.num_heads) == (4, False, 6)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "changes", "says"),
+    [
+        ("gttm", {"memory_output": True}, "temporal.memory_output has no effect on gttm"),
+        ("max", {"pooling": "sum"}, "temporal.pooling has no effect on max"),
+        ("gttm", {"num_slot": 4}, "temporal has the unknown key 'num_slot'"),
+        ("gttm", {"num_tokens": None}, "temporal lacks the key 'num_video_tokens'"),
+        ("gttm", {"encoder": ["gttm"]}, "encoder is .*; str is expected"),
+    ],
+)
+def test_a_config_file_of_version_1_that_is_wrong_is_refused(
+    encoder: str, changes: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    path = version_1(tmp_path / "config.json", encoder, 128, **changes)
+    with pytest.raises(ConfigError, match=says):
+        ModelConfig.load(path)
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", True, None])
+def test_another_version_is_refused(version: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED.to_dict() | {"schema_version": version}))
+    with pytest.raises(ConfigError, match=f"schema_version {version!r}; this blip3v reads 1 and 2"):
+        ModelConfig.load(tmp_path / "config.json")
+
+
+def test_the_shipped_models_are_of_the_present_version_and_say_every_setting() -> None:
+    for path in Path(blip3v.__file__).parent.glob("models/*/config.json"):
+        config = ModelConfig.load(path)
+        assert json.loads(path.read_text()) == config.to_dict()
+        assert config.temporal.settings == dataclasses.asdict(temporal_settings(config))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from blip3v import strict_json
 from blip3v.bundle import layout
 from blip3v.bundle.graph_io import GraphIO
-from blip3v.config import EncoderName, ModelConfig
+from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ArtifactVersionError, ConfigError
 
 __all__ = [
@@ -171,7 +171,7 @@ class Manifest:
     created_by: dict[str, str]  # tool -> version
     source: Source
     model: str  # the preset, as ``ModelConfig.name``
-    encoder: EncoderName
+    encoder: str
     num_frames: int  # frames of a clip that the export was checked with
     num_video_tokens: int  # video tokens for so many frames
     precision: Precision  # of the stored weights

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from blip3v.commands.output import print_made
-from blip3v.config import ENCODERS
+from blip3v.model.temporal import encoder_names
 from blip3v.video.preprocess import ResizeMode
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 )
 @click.option(
     "--encoder",
-    type=click.Choice(ENCODERS),
+    type=click.Choice(encoder_names()),
     help="Temporal encoder, where the checkpoint holds no tensors of one.  [default: found by its tensors]",
 )
 @click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip that it was trained with.  [default: 8]")
@@ -116,10 +116,11 @@ def _bar(console: Console, stack: ExitStack, total_bytes: int) -> Callable[[int]
 
 def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     config = checkpoint.config
-    options = f" by {config.temporal.pooling}" if config.temporal.encoder in ("gttm", "mambalike") else ""
+    settings = ", ".join(f"{name} {value}" for name, value in config.temporal.settings.items())
+    encoder = f"{config.temporal.encoder} ({settings})" if settings else config.temporal.encoder
     dtypes = sorted({part.dtype for part in checkpoint.stored.values()})
     return (
-        f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {config.temporal.encoder}{options}, "
+        f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {encoder}, "
         f"{config.num_frames} frames to {config.num_video_tokens} tokens\n"
         f"{_num_elements(checkpoint):,} elements in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
         f"frames are resized by {resize_mode}"

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from blip3v.bundle.manifest import Precision
 from blip3v.commands.output import after_export, print_made
-from blip3v.config import ENCODERS, PRESETS
+from blip3v.config import PRESETS
 from blip3v.export.parity import Comparison, ParityReport
+from blip3v.model.temporal import encoder_names
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
@@ -32,7 +33,7 @@ __all__ = ["command"]
 @click.command("export", short_help="Make a bundle: two ONNX graphs, checked against PyTorch.")
 @click.option(
     "--encoder",
-    type=click.Choice(ENCODERS),
+    type=click.Choice(encoder_names()),
     help="Temporal encoder.  [default: the model's own; of the shipped models tokenlearner]",
 )
 @click.option(

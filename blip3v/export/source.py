@@ -16,6 +16,7 @@ from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.folder import shipped_model
+from blip3v.model.temporal import with_encoder, with_frames
 from blip3v.model.weights import Gathered, RandomWeights
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.template import RELEASED_TEMPLATE
@@ -90,9 +91,9 @@ def resolve_source(
         )
     name = preset_name or "tiny"
     if init is not None:
-        config = preset(name).with_encoder(
-            encoder or preset(name).temporal.encoder, num_video_tokens=num_video_tokens, num_frames=num_frames
-        )
+        base = preset(name)
+        chosen = encoder or base.temporal.encoder
+        config = with_encoder(base, chosen, num_video_tokens=num_video_tokens, num_frames=num_frames)
         return random_source(config)
     if model is None and preset(name).name != "tiny":
         raise UsageError(
@@ -113,7 +114,7 @@ def folder_source(
         ArtifactError: the folder cannot be used.
     """
     checkpoint = open_checkpoint(path)
-    config = checkpoint.config if num_frames is None else checkpoint.config.with_frames(num_frames)
+    config = checkpoint.config if num_frames is None else with_frames(checkpoint.config, num_frames)
     temporal = config.temporal
     if encoder is not None and encoder != temporal.encoder:
         raise UsageError(
@@ -137,7 +138,7 @@ def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None
         ArtifactError: the folder cannot be used.
     """
     checkpoint = open_checkpoint(path)
-    config = checkpoint.config.with_encoder(encoder, num_video_tokens=num_video_tokens)
+    config = with_encoder(checkpoint.config, encoder, num_video_tokens=num_video_tokens)
     new = RandomWeights(config, seed=seed)
     weights = Gathered({name: new if ".temporal_encoder." in name else checkpoint.weights for name in new})
     return _from_checkpoint(checkpoint, config, weights, trained=False)

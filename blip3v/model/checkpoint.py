@@ -29,8 +29,8 @@ from blip3v.model.released import (
     small_files,
     without_prefix,
 )
-from blip3v.model.released_names import Fit, UnusedKey, fit
-from blip3v.model.weight_file import TensorInfo
+from blip3v.model.released_names import Fit, fit
+from blip3v.model.weight_file import TensorInfo, UnusedKey
 from blip3v.model.weights import FileWeights, Place
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.released_tokenizer import released_tokenizer_json

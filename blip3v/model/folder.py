@@ -18,8 +18,9 @@ from torch import Tensor
 import blip3v
 from blip3v import strict_json
 from blip3v.config import ModelConfig
-from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
+from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.temporal import temporal_settings
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
 from blip3v.publishing import new_folder
@@ -201,7 +202,7 @@ def open_model_folder(path: Path) -> ModelPaths:
 
     Raises:
         ArtifactMissingError: no such folder, or a file of it is not there.
-        ConfigError: ``config.json`` is not valid.
+        ConfigError: ``config.json`` is not valid, or its temporal encoder does not admit its settings.
     """
     if not path.is_dir():
         raise ArtifactMissingError(
@@ -212,7 +213,12 @@ def open_model_folder(path: Path) -> ModelPaths:
         raise ArtifactMissingError(
             f"the model folder {path} lacks {', '.join(missing)}; write it again with `blip3v train` or `convert`"
         )
-    return ModelPaths(path, ModelConfig.load(path / "config.json"))
+    config = ModelConfig.load(path / "config.json")
+    try:
+        temporal_settings(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path / 'config.json'}: {error}") from error
+    return ModelPaths(path, config)
 
 
 def is_model_folder(path: Path) -> bool:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ConfigError
-from blip3v.model.temporal_form import TemporalForm, find_form
-from blip3v.model.weight_file import TensorInfo, compare, listed
+from blip3v.model.temporal import CheckpointForm, with_encoder
+from blip3v.model.temporal.stored import find_form
+from blip3v.model.weight_file import TensorInfo, UnusedKey, compare, listed
 from blip3v.model.weights import state_shapes
 
-__all__ = ["Fit", "Origin", "UnusedKey", "fit"]
+__all__ = ["Fit", "Origin", "fit"]
 
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
 _LATENTS = "vision_tokenizer.latents"
@@ -26,15 +27,6 @@ _FEW_LATENTS = 32
 _POOL_HEAD = "vision_encoder.head"
 # Rows from num_base_tokens on stand for no token: the tokens after them have tensors of their own.
 _SPLIT = ("lang_model.model.embed_tokens.weight", "lang_model.lm_head.weight", "lang_model.lm_head.bias")
-
-
-@dataclass(frozen=True)
-class UnusedKey:
-    """A tensor of a checkpoint, or rows of one, that no computation uses."""
-
-    name: str
-    shape: tuple[int, ...]
-    why: str
 
 
 @dataclass(frozen=True)
@@ -70,21 +62,24 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
     """
     base = _with_latents(base, found)
     temporal = {name.removeprefix(_TEMPORAL): x.shape for name, x in found.items() if name.startswith(_TEMPORAL)}
-    form = find_form(temporal, width=base.vision.hidden_size, num_frames=num_frames, asked=encoder)
+    chosen, form = find_form(temporal, dataclasses.replace(base, num_frames=num_frames), asked=encoder)
     try:
-        config = _live(form.config(base, num_frames))
+        config = with_encoder(
+            base, chosen, num_video_tokens=form.num_video_tokens, num_frames=num_frames, **form.options
+        )
     except ConfigError as error:
         raise ArtifactError(f"the temporal encoder in {where} cannot be built: {error}") from error
+    config = _without_unused_rows(config)
     shapes = state_shapes(config)
     origins = {name: _origin(name, config, form) for name in shapes}
     wanted = {origins[name].name: shape for name, shape in shapes.items()}
     for name in _SPLIT:
         wanted[name] = (base.text.vocab_size, *wanted[name][1:])
-    dead = _dead(base, form, found)
-    problems = compare(found, wanted | {item.name: item.shape for item in dead})
+    unused = _unused_tensors(base, form, found)
+    problems = compare(found, wanted | {item.name: item.shape for item in unused})
     if problems:
         raise ArtifactError(f"{where} does not hold the tensors of a BLIP-3-Video model: {listed(problems)}")
-    return Fit(config, origins, (*dead, *_dead_rows(base, wanted)))
+    return Fit(config, origins, (*unused, *_unused_rows(base, wanted)))
 
 
 def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
@@ -92,17 +87,15 @@ def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelCo
     latents = found.get(_LATENTS)
     if latents is None or latents.shape != (_FEW_LATENTS, base.vision.hidden_size):
         return base
-    temporal = dataclasses.replace(base.temporal, num_video_tokens=_FEW_LATENTS)
-    resampler = dataclasses.replace(base.resampler, num_latents=_FEW_LATENTS)
-    return dataclasses.replace(base, resampler=resampler, temporal=temporal)
+    return dataclasses.replace(base, resampler=dataclasses.replace(base.resampler, num_latents=_FEW_LATENTS))
 
 
-def _live(config: ModelConfig) -> ModelConfig:
+def _without_unused_rows(config: ModelConfig) -> ModelConfig:
     """Without the rows that stand for no token."""
     return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=config.text.num_base_tokens))
 
 
-def _origin(name: str, config: ModelConfig, form: TemporalForm) -> Origin:
+def _origin(name: str, config: ModelConfig, form: CheckpointForm) -> Origin:
     source = name
     for theirs, ours in form.renamed.items():
         if name.startswith(f"{_TEMPORAL}{ours}."):
@@ -110,18 +103,17 @@ def _origin(name: str, config: ModelConfig, form: TemporalForm) -> Origin:
     return Origin(source, config.text.num_base_tokens if name in _SPLIT else None)
 
 
-def _dead(config: ModelConfig, form: TemporalForm, found: Mapping[str, TensorInfo]) -> list[UnusedKey]:
+def _unused_tensors(config: ModelConfig, form: CheckpointForm, found: Mapping[str, TensorInfo]) -> list[UnusedKey]:
     """Whole tensors that nothing uses. The vision encoder may come without its head, but not with half of it."""
-    dead = []
+    unused = []
     if any(name.startswith(_POOL_HEAD + ".") for name in found):
         reason = "the pooling head: all patch tokens are used, not their pool"
-        dead += [UnusedKey(name, shape, reason) for name, shape in _pool_head(config).items()]
-    for reason, shapes in form.dead.values():
-        dead += [UnusedKey(_TEMPORAL + name, shape, reason) for name, shape in shapes.items()]
-    return dead
+        unused += [UnusedKey(name, shape, reason) for name, shape in _pool_head(config).items()]
+    unused += [dataclasses.replace(item, name=_TEMPORAL + item.name) for item in form.unused_keys]
+    return unused
 
 
-def _dead_rows(config: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> list[UnusedKey]:
+def _unused_rows(config: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> list[UnusedKey]:
     first, end = config.text.num_base_tokens, config.text.vocab_size
     if first == end:
         return []

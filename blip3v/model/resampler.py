@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from blip3v.config import ModelConfig, ResamplerConfig
 from blip3v.model.blocks import FeedForward, attend, pairs
 from blip3v.model.temporal import build_temporal
-from blip3v.model.temporal.perceiver import JointPerceiver
-from blip3v.model.temporal.single_frame import SingleFrame
 
 __all__ = ["CrossAttention", "PerceiverResampler"]
 
@@ -55,9 +53,8 @@ class PerceiverResampler(nn.Module):
         self.projection = nn.Linear(dim, config.text.hidden_size)
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
-        """What ``resample`` has to see: the frames as they are, the middle one alone, or all joined in one."""
-        encoder = self.temporal_encoder
-        return encoder.arrange(patches_BTPD) if isinstance(encoder, (SingleFrame, JointPerceiver)) else patches_BTPD
+        """What ``resample`` attends to, as the temporal encoder wants it: (B, T, P, D) to (B, F, P, D)."""
+        return self.temporal_encoder.arrange(patches_BTPD)
 
     def resample(self, patches_BTPD: Tensor) -> Tensor:
         """Each frame by itself: (B, T, P, D) to (B, T, L, D)."""

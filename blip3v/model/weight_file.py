@@ -21,6 +21,7 @@ from blip3v.errors import ArtifactError
 __all__ = [
     "DTYPES",
     "TensorInfo",
+    "UnusedKey",
     "compare",
     "file_bytes",
     "listed",
@@ -54,6 +55,15 @@ class TensorInfo:
     def num_bytes(self) -> int:
         """What it takes in a file. The dtype is one of ``DTYPES``."""
         return self.num_elements * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class UnusedKey:
+    """A tensor of a checkpoint, or rows of one, that no computation uses."""
+
+    name: str
+    shape: tuple[int, ...]
+    why: str
 
 
 def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
+from blip3v.model.temporal import with_encoder
 
 __all__ = ["PlannedStage", "Recipe", "Stage", "Task", "load_recipe", "recipe_names"]
 
@@ -109,7 +110,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     num_video_tokens: int | None = None  # None: the encoder's usual count
     num_frames: int | None = None  # None: the preset's
-    temporal: dict[str, Any] = field(default_factory=dict)  # further settings of the encoder (``TemporalConfig``)
+    temporal: dict[str, Any] = field(default_factory=dict)  # further settings of the encoder
     precision: Literal["fp32", "bf16"] = "fp32"  # of the computation; weights and moments are fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: a whole model each, or a part of it each
     init: str = "random"  # "random", or what it starts from, which the run is then given
@@ -141,9 +142,8 @@ class Recipe:
             base: all but the temporal encoder and the frames; None: the preset.
         """
         own = preset(self.preset) if base is None else base
-        return own.with_encoder(
-            self.encoder, num_video_tokens=self.num_video_tokens, num_frames=self.num_frames, **self.temporal
-        )
+        sizes = {"num_video_tokens": self.num_video_tokens, "num_frames": self.num_frames}
+        return with_encoder(own, self.encoder, **sizes, **self.temporal)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``training.json``."""

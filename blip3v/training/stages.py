@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from blip3v.config import ModelConfig
 from blip3v.data.authors import open_clips
 from blip3v.data.samples import FilmSource, FilmTask, Source
 from blip3v.errors import UsageError
-from blip3v.model.temporal.single_frame import middle_frame
+from blip3v.model.temporal import frames_read
 from blip3v.training.loop import Batches, Objective, StageObjective, StepBatches
 from blip3v.training.objects import ObjectBatches, ObjectObjective
 from blip3v.training.patches import PatchBatches, PatchObjective
@@ -70,11 +69,5 @@ def stage_batches(
     if task == "objects":
         assert isinstance(source, FilmSource), "the recipe's check asks for films"
         assert features is not None, "and for cached features"
-        return ObjectBatches(source, features, size, seed, _frames_read(config))
+        return ObjectBatches(source, features, size, seed, frames_read(config))
     return Batches(source, start.chat, start.preprocessor, size, seed, features)
-
-
-def _frames_read(config: ModelConfig) -> slice:
-    """Which frames the temporal encoder reads."""
-    middle = middle_frame(config.num_frames)
-    return slice(middle, middle + 1) if config.temporal.encoder == "single-frame" else slice(None)

@@ -21,7 +21,7 @@ from blip3v.errors import ConfigError, UsageError
 from blip3v.model import Blip3Video
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.resampler import PerceiverResampler
-from blip3v.model.temporal import build_temporal
+from blip3v.model.temporal import build_temporal, with_frames
 from blip3v.model.weights import Gathered, state_shapes
 from blip3v.text import RELEASED_SYSTEM_PROMPT, RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
 from blip3v.text.released_tokenizer import released_tokenizer_json
@@ -93,7 +93,7 @@ def _find(recipe: Recipe, init: Path | None) -> Start:
 def _from_checkpoint(recipe: Recipe, path: Path) -> Start:
     checkpoint = _open(path, None if recipe.tokenizer is None else Path(recipe.tokenizer))
     given, config = checkpoint.config, recipe.model_config(_sized(preset(recipe.preset), checkpoint.config, path))
-    same = given.with_frames(config.num_frames).temporal == config.temporal
+    same = with_frames(given, config.num_frames).temporal == config.temporal
     drawn = _drawn(recipe, config)
     sources = {
         name: checkpoint.weights if same or not name.startswith(_TEMPORAL) else drawn for name in state_shapes(config)

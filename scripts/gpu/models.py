@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blip3v.config import ModelConfig
 from blip3v.model import Blip3Video
-from blip3v.model.temporal import build_temporal
+from blip3v.model.temporal import build_temporal, with_encoder
 from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Row
 
 __all__ = ["Inputs", "SharedModel", "make", "make_inputs", "peak_gib", "reset_peak", "row_config"]
@@ -69,7 +69,7 @@ class SharedModel:
 
 def row_config(config: ModelConfig, row: Row) -> ModelConfig:
     """``config`` with the encoder and the count of ``row``."""
-    return config.with_encoder(row.encoder, num_video_tokens=row.num_video_tokens)
+    return with_encoder(config, row.encoder, num_video_tokens=row.num_video_tokens)
 
 
 def make(build: Callable[[], M], *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> M:

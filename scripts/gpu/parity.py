@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip3v.config import ENCODERS, ModelConfig, preset
+from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
 from blip3v.model import Blip3Video
 from blip3v.model.resampler import PerceiverResampler
+from blip3v.model.temporal import encoder_names, with_encoder
 from scripts.gpu.models import Inputs, make, make_inputs, row_config
 from scripts.gpu.plan import Budget, Plan, Row
 from scripts.gpu.report import Report
@@ -79,8 +80,8 @@ def parity(plan: Plan, report: Report) -> None:
 def parity_rows(config: ModelConfig, *, usual_only: bool = False) -> list[Row]:
     """Every encoder at its usual count, and at those of the paper's counts that it admits."""
     rows = []
-    for encoder in ENCODERS:
-        usual = config.with_encoder(encoder).num_video_tokens
+    for encoder in encoder_names():
+        usual = with_encoder(config, encoder).num_video_tokens
         counts = {usual} if usual_only else {usual, *_COUNTS}
         rows += [Row(encoder, count) for count in sorted(counts) if _admits(config, encoder, count)]
     return rows
@@ -183,7 +184,7 @@ def _variant(module: nn.Module, plan: Plan, dtype: torch.dtype) -> Any:
 
 def _admits(config: ModelConfig, encoder: str, num_video_tokens: int) -> bool:
     try:
-        config.with_encoder(encoder, num_video_tokens=num_video_tokens)
+        with_encoder(config, encoder, num_video_tokens=num_video_tokens)
     except ConfigError:
         return False
     return True

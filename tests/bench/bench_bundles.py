@@ -13,6 +13,7 @@ from blip3v.bench import default_bundles
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.model.folder import save_model_folder
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
@@ -37,7 +38,7 @@ def small_bundles(base: Path) -> SmallBundles:
     """Makes them in ``base``, the session's temporary folder; once a session."""
     models, cache = base / "bench-models", base / "bench-cache"
     for encoder in ("none", "tokenlearner"):
-        config = _small(preset("tiny").with_encoder(encoder))
+        config = _small(with_encoder(preset("tiny"), encoder))
         save_model_folder(
             models / f"tiny-{encoder}",
             random_model(config),

@@ -18,6 +18,7 @@ from blip3v.data.film_files import read_film_set
 from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
 from blip3v.model.folder import save_model_folder
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
@@ -122,7 +123,7 @@ def test_the_whole_demo(elsewhere: Path) -> None:
     for encoder in ("none", "gttm", "tokenlearner"):
         save_model_folder(
             elsewhere / "models" / f"tiny-{encoder}",
-            random_model(preset("tiny").with_encoder(encoder)),
+            random_model(with_encoder(preset("tiny"), encoder)),
             tokenizer,
             PreprocessorConfig(image_size=64),
             GenerationConfig(system_prompt=None, max_new_tokens=16),

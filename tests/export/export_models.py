@@ -18,6 +18,7 @@ from blip3v.config import ModelConfig, TextConfig, preset
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model import Blip3Video
 from blip3v.model.folder import save_model_folder
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
@@ -30,7 +31,7 @@ WINDOWED = {"sliding_window": 8, "num_kv_heads": 2}
 
 def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:
     """The tiny preset with fewer layers, so that an export takes seconds."""
-    tiny = preset("tiny").with_encoder(encoder)
+    tiny = with_encoder(preset("tiny"), encoder)
     return dataclasses.replace(
         tiny,
         vision=dataclasses.replace(tiny.vision, image_size=32, num_layers=2),
@@ -74,7 +75,7 @@ def export_video_encoder(base: Path, encoder: str, precision: str) -> Exported:
 @functools.cache
 def export_decoder(base: Path, kind: str) -> Exported:
     """The exported decoder of fp32, fp16 or windowed (fp32), once a session; ``base`` as above."""
-    config = small_config(**(WINDOWED if kind == "windowed" else {}))
+    config = small_config("tokenlearner", **(WINDOWED if kind == "windowed" else {}))
     model = random_model(config)
     path = _new_folder(base / f"graph-decoder-{kind}") / "decoder.onnx"
     save_graph(decoder_to_onnx(config, model.state_dict(), "fp16" if kind == "fp16" else "fp32"), path)

@@ -10,20 +10,24 @@ from plain_formulas import Array
 from torch import nn
 
 from blip3v.config import ModelConfig, preset
+from blip3v.model.temporal import find_encoder, with_encoder
 
 SEED, TOLERANCE = 7, 2e-5
+SIZES = {"num_layers": 2, "num_heads": 3, "ff_mult": 2}  # of the encoders that have layers
 
 
 def small_config(encoder: str, **choices: object) -> ModelConfig:
     """A model so small that plain loops over every number of it take a moment: 32 tokens a frame, 24 wide."""
-    tiny = preset("tiny")
+    tiny = with_encoder(preset("tiny"), "none")
     small = dataclasses.replace(
         tiny,
         vision=dataclasses.replace(tiny.vision, hidden_size=24, num_heads=2),
         resampler=dataclasses.replace(tiny.resampler, num_latents=32),
-        temporal=dataclasses.replace(tiny.temporal, num_heads=3, time_stamps=False),
+        name="small",  # of no preset, so that every encoder is the released form
     )
-    return small.with_encoder(encoder, **choices)  # type: ignore[arg-type]
+    read = find_encoder(encoder).setting_names
+    sizes = {name: value for name, value in SIZES.items() if name in read}
+    return with_encoder(small, encoder, **sizes, **choices)  # type: ignore[arg-type]
 
 
 def weights(module: nn.Module) -> dict[str, Array]:

@@ -172,7 +172,8 @@ def test_the_command_says_what_it_found_and_left_out(released: Path, tmp_path: P
     done = run(released, "-o", folder, "--dtype", "fp16", "--frames", 16, "--resize", "pad")
     assert done.exit_code == 0, done.output
     kept = sum(map(prod, state_shapes(open_checkpoint(folder).config).values()))
-    assert "released folder, xgen-mm-vid with gttm by mean, 16 frames to 128 tokens" in done.stderr
+    settings = "num_slots 4, pooling mean, num_layers 4, num_heads 8, ff_mult 4"
+    assert f"released folder, xgen-mm-vid with gttm ({settings}), 16 frames to 128 tokens" in done.stderr
     assert f"{kept:,} elements in" in done.stderr
     assert "vision_encoder.head.probe" in done.stderr
     assert "stand for no token" in " ".join(done.stderr.split())

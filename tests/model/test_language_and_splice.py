@@ -13,6 +13,7 @@ from blip3v.config import ModelConfig, preset
 from blip3v.model import IGNORE_INDEX, Blip3Video, splice
 from blip3v.model.generate import greedy
 from blip3v.model.language import SplitEmbedding
+from blip3v.model.temporal import with_encoder
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,6 @@ def test_the_released_size_has_the_published_number_of_parameters() -> None:
 
 def test_tokenlearner_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
-        model = Blip3Video(preset("xgen-mm-vid").with_encoder("tokenlearner"))
+        model = Blip3Video(with_encoder(preset("xgen-mm-vid"), "tokenlearner"))
     encoder = model.vision_tokenizer.temporal_encoder
     assert sum(x.numel() for x in encoder.parameters()) == 80_384

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from model_checks import close, randomise, small_config, tokens, weights
+from model_checks import SIZES, close, randomise, small_config, tokens, weights
 from plain_formulas import (
     Array,
     Weights,
@@ -21,12 +21,12 @@ from plain_formulas import (
 )
 from torch import nn
 
-from blip3v.config import ENCODERS, preset
+from blip3v.config import preset
 from blip3v.model.resampler import PerceiverResampler
-from blip3v.model.temporal import build_temporal
+from blip3v.model.temporal import build_temporal, encoder_names, temporal_settings, with_encoder
 
-# Of ``small_config``. Depth of gttm and transformer; ttm has half of it.
-NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, 2, 3
+# Of ``small_config``.
+NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, SIZES["num_layers"], SIZES["num_heads"]
 
 # What an encoder is asked for. The formula of each stands in ``expected``.
 CASES: list[tuple[str, dict[str, object]]] = [
@@ -70,7 +70,7 @@ def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights)
         memories_NGD = gttm_memories(x, w, LAYERS, HEADS) if encoder == "gttm" else gated_memories(x, w)
         return pool(np.concatenate(memories_NGD)) if by_form else memories_NGD.mean(1)
     if encoder == "ttm":
-        memory, processed = ttm_steps(x, w, LAYERS // 2, HEADS)
+        memory, processed = ttm_steps(x, w, LAYERS, HEADS)
         if by_form:
             return memory
         return np.concatenate([token_learner(z, w, "ttm_unit.output_layer.") for z in processed])
@@ -111,10 +111,10 @@ def test_against_the_plain_formula(encoder: str, choices: dict[str, object], num
 
 def test_every_encoder_has_a_formula() -> None:
     """The perceiver's is in ``test_blocks.py``, since it is the resampler that computes it."""
-    assert {name for name, _ in CASES} | {"perceiver"} == set(ENCODERS)
+    assert {name for name, _ in CASES} | {"perceiver"} == set(encoder_names())
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", encoder_names())
 @pytest.mark.parametrize("seed", [0, 1])
 def test_which_encoders_can_tell_the_order_of_frames(encoder: str, seed: int) -> None:
     """Pooling over all frames cannot; the released tokenlearner has no time stamps, which is why tiny adds them."""
@@ -127,8 +127,8 @@ def test_which_encoders_can_tell_the_order_of_frames(encoder: str, seed: int) ->
 
 
 def test_time_stamps_tell_the_order_to_tokenlearner() -> None:
-    assert not preset("xgen-mm-vid").with_encoder("tokenlearner").temporal.time_stamps
-    assert preset("tiny").temporal.time_stamps
+    assert not temporal_settings(with_encoder(preset("xgen-mm-vid"), "tokenlearner")).time_stamps
+    assert temporal_settings(preset("tiny")).time_stamps
     x, model = tokens(1, 8, NUM_LATENTS, DIM), _build("tokenlearner", time_stamps=True)
     assert not torch.allclose(model(x), model(x.flip(1)), atol=1e-3)
 

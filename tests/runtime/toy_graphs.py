@@ -48,7 +48,7 @@ def toy_config(
             image_size=16, patch_size=8, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2
         ),
         resampler=ResamplerConfig(num_latents=8, depth=1, num_heads=2, head_dim=16),
-        temporal=TemporalConfig(encoder="mean", num_video_tokens=8, num_heads=2),
+        temporal=TemporalConfig(encoder="mean", num_video_tokens=8),
         text=TextConfig(
             vocab_size=vocab_size,
             num_base_tokens=num_base_tokens,

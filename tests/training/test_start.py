@@ -28,6 +28,7 @@ from blip3v.config import PRESETS, ModelConfig, TemporalConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, ConfigError, UsageError
 from blip3v.model import Blip3Video
 from blip3v.model.folder import load_model_folder, save_model_folder, shipped_model
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import RandomWeights, empty_model, fill, state_shapes
 from blip3v.text import GenerationConfig
 from blip3v.training import Recipe, Stage
@@ -274,7 +275,7 @@ def test_a_language_folder_without_a_tokenizer_that_fits_says_so(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with 608 embedding rows, as `blip3v convert` leaves them, where the preset has 640."""
-    config = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=608)).with_encoder("gttm")
+    config = with_encoder(dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=608)), "gttm")
     model = empty_model(config)
     fill(model, RandomWeights(config))
     path = tmp_path_factory.mktemp("folders") / "model"

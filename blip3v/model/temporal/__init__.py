@@ -1,47 +1,28 @@
 """Temporal encoders: the tokens of T frames, (B, T, N, D), become M tokens, (B, M, D). One encoder a file.
 
-Most read what the resampler makes of each frame. One with a method ``arrange`` first says what the resampler is to
-attend to. To add an encoder see CONTRIBUTING.md; what each one computes stands in ``docs/encoders.md``.
+An encoder's file holds all that is known of it: settings, token counts, its form in a checkpoint, which patches it
+wants, and the module; ``spec.py`` says how. Importing this package imports no torch, so that the command line can list
+encoders. To add one see CONTRIBUTING.md; what each computes stands in ``docs/encoders.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from blip3v.model.temporal.choice import build_temporal, frames_read, temporal_settings, with_encoder, with_frames
+from blip3v.model.temporal.registry import BUILT_IN, encoder_names, find_encoder
+from blip3v.model.temporal.spec import CheckpointForm, ClipSize, EncoderSpec, NoSettings, TokenCounts
 
-from torch import nn
-
-from blip3v.config import EncoderName, ModelConfig
-from blip3v.model.temporal.gttm import GroupedTTM
-from blip3v.model.temporal.mambalike import GatedRecurrence
-from blip3v.model.temporal.max import Max
-from blip3v.model.temporal.mean import Mean
-from blip3v.model.temporal.none import NoReduction
-from blip3v.model.temporal.per_frame import PerFrameTokenLearner
-from blip3v.model.temporal.perceiver import JointPerceiver
-from blip3v.model.temporal.single_frame import SingleFrame
-from blip3v.model.temporal.space_time_pool import SpaceTimePool
-from blip3v.model.temporal.tokenlearner import SpaceTimeTokenLearner
-from blip3v.model.temporal.transformer import SpaceTimeTransformer
-from blip3v.model.temporal.ttm import VanillaTTM
-
-__all__ = ["build_temporal"]
-
-_ENCODERS: dict[EncoderName, Callable[[ModelConfig], nn.Module]] = {
-    "tokenlearner": SpaceTimeTokenLearner,
-    "gttm": GroupedTTM,
-    "ttm": VanillaTTM,
-    "transformer": SpaceTimeTransformer,
-    "perceiver": JointPerceiver,
-    "mean": Mean,
-    "max": lambda config: Max(),
-    "per-frame": PerFrameTokenLearner,
-    "space-time-pool": SpaceTimePool,
-    "none": lambda config: NoReduction(),
-    "single-frame": lambda config: SingleFrame(),
-    "mambalike": GatedRecurrence,
-}
-
-
-def build_temporal(config: ModelConfig) -> nn.Module:
-    """The temporal encoder that ``config.temporal`` names, with random weights."""
-    return _ENCODERS[config.temporal.encoder](config)
+__all__ = [
+    "BUILT_IN",
+    "CheckpointForm",
+    "ClipSize",
+    "EncoderSpec",
+    "NoSettings",
+    "TokenCounts",
+    "build_temporal",
+    "encoder_names",
+    "find_encoder",
+    "frames_read",
+    "temporal_settings",
+    "with_encoder",
+    "with_frames",
+]

@@ -8,26 +8,46 @@ group; the paper pools all memories by attention.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from blip3v.config import ModelConfig
 from blip3v.model.blocks import TimeStamps, TokenLearner
 from blip3v.model.temporal.recurrence import Recurrence
+from blip3v.model.temporal.spec import LEARNED_TOKENS, ClipSize, TokenCounts, at_least_one
 
-__all__ = ["GroupedRecurrence"]
+__all__ = ["GroupedRecurrence", "GroupedSettings", "grouped_token_counts", "pooling_forms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedSettings:
+    """The released form by default."""
+
+    num_slots: int = 4  # memory slots of a group
+    pooling: Literal["mean", "attention"] = "mean"  # over the slots of each group, or over all memories
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "num_slots")
+
+
+G = TypeVar("G", bound=GroupedSettings)
 
 
 class GroupedRecurrence(Recurrence):
     """(B, T, N, D) to (B, N, D) by the mean over the slots, or to (B, M, D) by attention; any T."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim, temporal = config.vision.hidden_size, config.temporal
-        self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, temporal.num_slots, dim))
+    def __init__(self, config: ModelConfig, settings: GroupedSettings) -> None:
+        super().__init__(config, settings)
+        dim = config.vision.hidden_size
+        self.initial_memory = nn.Parameter(torch.randn(config.resampler.num_latents, settings.num_slots, dim))
         self.pos_emb = TimeStamps(dim)
         self.final_output = (
-            None if temporal.pooling == "mean" else TokenLearner(dim, num_tokens=temporal.num_video_tokens)
+            None if settings.pooling == "mean" else TokenLearner(dim, num_tokens=config.num_video_tokens)
         )
 
     def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,3 +63,16 @@ class GroupedRecurrence(Recurrence):
             return memory_BNGD.mean(dim=2)
         pooled_BMD: Tensor = self.final_output(memory_BNGD.flatten(1, 2))
         return pooled_BMD
+
+
+def grouped_token_counts(settings: GroupedSettings, clip: ClipSize) -> TokenCounts:
+    """A token of each group by the mean; any learned count by attention."""
+    return TokenCounts((clip.num_latents,) if settings.pooling == "mean" else LEARNED_TOKENS)
+
+
+def pooling_forms(settings: G, given: Collection[str], num_video_tokens: int | None) -> Sequence[G]:
+    """The pooling that ``settings`` has, then the other one, unless the user gave it."""
+    if "pooling" in given:
+        return (settings,)
+    others = (dataclasses.replace(settings, pooling=pooling) for pooling in ("mean", "attention"))
+    return (settings, *others)

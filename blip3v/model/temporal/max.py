@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Max"]
+from blip3v.model.temporal.base import TemporalEncoder
+from blip3v.model.temporal.spec import EncoderSpec, NoSettings, TokenCounts
+from blip3v.model.temporal.stored import weightless
+
+__all__ = ["ENCODER"]
 
 
-class Max(nn.Module):
+class Max(TemporalEncoder):
     """(B, T, N, D) to (B, N, D), any T."""
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """The largest over T of each number."""
         return x_BTND.amax(dim=1)
+
+
+ENCODER = EncoderSpec(
+    settings=NoSettings,
+    module=Max,
+    token_counts=lambda settings, clip: TokenCounts((clip.num_latents,)),
+    find=weightless,
+)

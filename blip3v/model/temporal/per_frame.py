@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3v.config import ModelConfig
 from blip3v.model.blocks import TokenLearner
+from blip3v.model.temporal.base import TemporalEncoder
+from blip3v.model.temporal.spec import CheckpointForm, ClipSize, EncoderSpec, NoSettings, Shapes, TokenCounts
+from blip3v.model.temporal.stored import HEAD, num_tokens, parts
 
-__all__ = ["PerFrameTokenLearner"]
+__all__ = ["ENCODER"]
+
+_TOKENS = (2, 4, 8, 16, 32)  # of a frame
+_RELEASED_TOKENS = 4
 
 
-class PerFrameTokenLearner(nn.Module):
+class PerFrameTokenLearner(TemporalEncoder):
     """(B, T, N, D) to (B, T*m, D), frame-major, any T; m is ``num_video_tokens`` by ``num_frames``."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        num_video_tokens = config.temporal.num_video_tokens // config.num_frames
-        self.final_output = TokenLearner(config.vision.hidden_size, num_tokens=num_video_tokens)
+    def __init__(self, config: ModelConfig, settings: NoSettings) -> None:
+        super().__init__(config, settings)
+        of_a_frame = config.num_video_tokens // config.num_frames
+        self.final_output = TokenLearner(config.vision.hidden_size, num_tokens=of_a_frame)
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """Pools every frame, and puts the frames one after the other."""
         pooled: Tensor = self.final_output(x_BTND.flatten(0, 1))
         return pooled.view(*x_BTND.shape[:2], *pooled.shape[1:]).flatten(1, 2)
+
+
+def _token_counts(settings: NoSettings, clip: ClipSize) -> TokenCounts:
+    counts = tuple(count * clip.num_frames for count in _TOKENS)
+    return TokenCounts(counts, usual=_RELEASED_TOKENS * clip.num_frames, per_frame=True)
+
+
+def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
+    """A TokenLearner alone with the authors' count for one frame: over all frames it would give more."""
+    if parts(shapes) != {HEAD} or num_tokens(shapes, HEAD) != _RELEASED_TOKENS:
+        return None
+    return CheckpointForm(num_video_tokens=_RELEASED_TOKENS * config.num_frames)
+
+
+ENCODER = EncoderSpec(settings=NoSettings, module=PerFrameTokenLearner, token_counts=_token_counts, find=_find)

@@ -5,19 +5,22 @@ The first M latents are the output. There are no weights beside the resampler's,
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3v.config import ModelConfig
+from blip3v.model.temporal.base import TemporalEncoder
+from blip3v.model.temporal.spec import LEARNED_TOKENS, ClipSize, EncoderSpec, NoSettings, TokenCounts
+from blip3v.model.temporal.stored import weightless
 
-__all__ = ["JointPerceiver"]
+__all__ = ["ENCODER"]
 
 
-class JointPerceiver(nn.Module):
+class JointPerceiver(TemporalEncoder):
     """(B, 1, L, D), what the resampler makes of ``arrange``, to (B, M, D); any T."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.num_video_tokens = config.temporal.num_video_tokens
+    def __init__(self, config: ModelConfig, settings: NoSettings) -> None:
+        super().__init__(config, settings)
+        self.num_video_tokens = config.num_video_tokens
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
         """The patches of all frames as those of one: (B, T, P, D) to (B, 1, T*P, D)."""
@@ -26,3 +29,11 @@ class JointPerceiver(nn.Module):
     def forward(self, x_B1LD: Tensor) -> Tensor:
         """Keeps the first M latents."""
         return x_B1LD[:, 0, : self.num_video_tokens]
+
+
+def _token_counts(settings: NoSettings, clip: ClipSize) -> TokenCounts:
+    some = {count for count in LEARNED_TOKENS if count <= clip.num_latents}
+    return TokenCounts(tuple(sorted(some | {clip.num_latents})))
+
+
+ENCODER = EncoderSpec(settings=NoSettings, module=JointPerceiver, token_counts=_token_counts, find=weightless)

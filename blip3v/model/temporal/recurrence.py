@@ -13,10 +13,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from blip3v.model.temporal.base import TemporalEncoder
+
 __all__ = ["Recurrence", "no_output"]
 
 
-class Recurrence(nn.Module):
+class Recurrence(TemporalEncoder):
     """(B, T, N, D) to (B, M, D), any T."""
 
     initial_memory: nn.Parameter

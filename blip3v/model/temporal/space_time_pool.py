@@ -4,22 +4,33 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3v.config import ModelConfig
+from blip3v.model.temporal.base import TemporalEncoder
+from blip3v.model.temporal.spec import LEARNED_TOKENS, ClipSize, EncoderSpec, NoSettings, TokenCounts
+from blip3v.model.temporal.stored import weightless
 
-__all__ = ["SpaceTimePool"]
+__all__ = ["ENCODER"]
 
 
-class SpaceTimePool(nn.Module):
+class SpaceTimePool(TemporalEncoder):
     """(B, T, N, D) to (B, M, D): a window is N/M tokens of every frame (released: 4 tokens, 8 frames); any T."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.num_video_tokens = config.temporal.num_video_tokens
+    def __init__(self, config: ModelConfig, settings: NoSettings) -> None:
+        super().__init__(config, settings)
+        self.num_video_tokens = config.num_video_tokens
 
     def forward(self, x_BTND: Tensor) -> Tensor:
         """The largest of each window, number by number."""
-        *lead, num_video_tokens, dim = x_BTND.shape
-        windows_BTMWD = x_BTND.reshape(*lead, self.num_video_tokens, num_video_tokens // self.num_video_tokens, dim)
+        *lead, num_tokens, dim = x_BTND.shape
+        windows_BTMWD = x_BTND.reshape(*lead, self.num_video_tokens, num_tokens // self.num_video_tokens, dim)
         return windows_BTMWD.amax(dim=(1, 3))
+
+
+def _token_counts(settings: NoSettings, clip: ClipSize) -> TokenCounts:
+    whole = {count for count in LEARNED_TOKENS if clip.num_latents % count == 0}
+    return TokenCounts(tuple(sorted(whole | {clip.num_latents})))
+
+
+ENCODER = EncoderSpec(settings=NoSettings, module=SpaceTimePool, token_counts=_token_counts, find=weightless)

@@ -1,0 +1,94 @@
+"""Which temporal encoders there are: those of this package, and those that installed packages register.
+
+Another package registers one as an entry point of the group ``blip3v.temporal_encoders``: its name, and the
+``EncoderSpec``. In its pyproject.toml:
+
+    [project.entry-points."blip3v.temporal_encoders"]
+    my-encoder = "my_package.my_encoder:ENCODER"
+
+Listing names reads the metadata of installed packages and imports none of them, torch neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from blip3v.errors import ConfigError
+from blip3v.model.temporal.spec import EncoderSpec
+
+__all__ = ["BUILT_IN", "GROUP", "encoder_names", "find_encoder"]
+
+GROUP = "blip3v.temporal_encoders"
+
+# One encoder a line: its name, and beside this file a module of that name with an underscore for every hyphen.
+BUILT_IN = (
+    "tokenlearner",
+    "gttm",
+    "ttm",
+    "transformer",
+    "perceiver",
+    "mean",
+    "max",
+    "per-frame",
+    "space-time-pool",
+    "none",
+    "single-frame",
+    "mambalike",
+)
+
+
+def encoder_names() -> tuple[str, ...]:
+    """Every encoder's name: the built-in ones, then those of installed packages by name."""
+    others = {point.name for point in _installed()} - set(BUILT_IN)
+    return (*BUILT_IN, *sorted(others))
+
+
+def find_encoder(name: str) -> EncoderSpec[Any]:
+    """The encoder ``name``; its module, and with it torch, is imported.
+
+    Raises:
+        ConfigError: no encoder or several have this name, or the package that has it cannot be used.
+    """
+    points = [point for point in _installed() if point.name == name]
+    givers = ["blip3v"] * (name in BUILT_IN) + [_giver(point) for point in points]
+    if not givers:
+        raise ConfigError(f"encoder {name!r} is unknown; allowed: {', '.join(encoder_names())}")
+    if len(givers) > 1:
+        raise ConfigError(
+            f"encoder {name!r} is given by {' and by '.join(givers)}; a name must belong to one of them: uninstall the "
+            "other, or ask its authors to rename theirs"
+        )
+    if not points:
+        built_in: EncoderSpec[Any] = importlib.import_module(f"{__package__}.{name.replace('-', '_')}").ENCODER
+        return built_in
+    return _load(points[0])
+
+
+@functools.cache
+def _installed() -> tuple[EntryPoint, ...]:
+    # What is installed does not change while a process runs, and reading it takes a while.
+    return tuple(entry_points(group=GROUP))
+
+
+def _load(point: EntryPoint) -> EncoderSpec[Any]:
+    try:
+        spec = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"encoder {point.name!r} of {_giver(point)} cannot be loaded: {error}; install the package again, or "
+            "uninstall it"
+        ) from error
+    if not isinstance(spec, EncoderSpec):
+        raise ConfigError(
+            f"encoder {point.name!r} of {_giver(point)} is of type {type(spec).__name__}; an EncoderSpec of "
+            f"{EncoderSpec.__module__} is expected"
+        )
+    return spec
+
+
+def _giver(point: EntryPoint) -> str:
+    package = "a package without metadata" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    return f"{package} ({point.value})"

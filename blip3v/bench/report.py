@@ -16,6 +16,7 @@ from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
 from blip3v.bundle import Bundle
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.scan import hash_file
+from blip3v.runtime import BackendReport
 
 __all__ = [
     "LANGUAGE_MODEL",
@@ -74,7 +75,6 @@ class BundleFacts:
     all_num_video_tokens: int  # of a clip without a temporal encoder: the baseline
     num_frames: int
     precision: str  # of the stored weights
-    computed_in: str
     weights: str  # "trained", "untrained" (a new temporal encoder on a trained base) or "random"
     parity_checked: bool
 
@@ -93,7 +93,6 @@ class BundleFacts:
             all_num_video_tokens=manifest.num_frames * config.resampler.num_latents,
             num_frames=manifest.num_frames,
             precision=manifest.precision,
-            computed_in=manifest.stored_and_computed.partition("computed ")[2],
             weights="random" if source.random_init else "trained" if source.trained else "untrained",
             parity_checked=manifest.parity is not None,
         )
@@ -101,9 +100,10 @@ class BundleFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """A bundle at one number of video tokens, and its samples, one a turn."""
+    """A bundle on one back end at one number of video tokens, and its samples, one a turn."""
 
     bundle: BundleFacts
+    backend: BackendReport
     question: str
     open_s: float  # opening the bundle, with the start of its process
     peak_rss_bytes: int | None  # of a process that holds this bundle only, without the one that decodes the file
@@ -175,6 +175,8 @@ class BenchReport:
 def _row(row: ReportRow, baseline: ReportRow | None) -> dict[str, Any]:
     return {
         **dataclasses.asdict(row.bundle),
+        "backend": dataclasses.asdict(row.backend),
+        "computed_in": row.backend.computed,
         "question": row.question,
         "prompt_tokens": row.samples[0].prompt_tokens,
         "open_s": row.open_s,

@@ -15,6 +15,7 @@ from blip3v.bundle import open_bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.errors import UnsupportedVideoError
 from blip3v.runtime import OpenEstimate
+from blip3v.runtime.backends import AUTO
 from blip3v.runtime.opening import estimate_open
 
 __all__ = ["run_bench"]
@@ -27,11 +28,12 @@ def run_bench(
     warmup: int,
     repetitions: int,
     tokens: Sequence[int] = (),
+    backends: Sequence[str] = (AUTO,),
     threads: int | None = None,
     on_estimate: Callable[[Path, OpenEstimate], None] = lambda path, needed: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BenchReport:
-    """Measures bundles in turns.
+    """Measures bundles in turns, each on each back end in a process of its own.
 
     Args:
         bundles: their folders, at least one.
@@ -40,12 +42,15 @@ def run_bench(
         repetitions: turns that count, at least 1.
         tokens: numbers of video tokens to measure each bundle at; empty: its encoder's own. A bundle is opened once for
             all of them, and its tokens are repeated or cut: the language model's time depends on their number alone.
-        threads: inside an operator; None: ONNX Runtime's choice, one for each physical core.
+        backends: to measure each bundle on, as ``VideoLM.open`` takes them; at least one.
+        threads: inside an operator; None: one for each physical core.
         on_estimate: told what opening each bundle takes, before any is loaded.
         progress: called after each sample with the samples taken and those in all.
 
     Raises:
-        ArtifactError: one of them is no bundle, or is not as it was written.
+        ArtifactError: one of them is not a bundle, or is not as it was written.
+        UsageError: an unknown back end.
+        ProviderError: a back end that is not installed.
         VideoError: the clip cannot be used.
         RequestError: a sample does not fit a bundle's context.
         BackendError: the inference engine failed, or the memory does not hold all bundles.
@@ -54,11 +59,13 @@ def run_bench(
         raise UnsupportedVideoError(f"{clip} is not a file; name a video file, which each sample decodes")
     opened = [open_bundle(path) for path in bundles]
     for path, bundle in zip(bundles, opened, strict=True):
-        on_estimate(path, estimate_open(bundle))
+        for backend in backends:
+            on_estimate(path, estimate_open(bundle, backend=backend))
     questions = [question_of_length(bundle.tokenizer, QUESTION_TOKENS) for bundle in opened]
+    held = [(index, backend) for index in range(len(bundles)) for backend in backends]
     jobs = [
-        Job(bundle=str(path), clip=str(clip), question=question, threads=threads)
-        for path, question in zip(bundles, questions, strict=True)
+        Job(bundle=str(bundles[index]), clip=str(clip), question=questions[index], threads=threads, backend=backend)
+        for index, backend in held
     ]
     load_before = load_average()
     with ExitStack() as stack:
@@ -72,8 +79,9 @@ def run_bench(
         )
     rows = [
         ReportRow(
-            bundle=BundleFacts.of(opened[index], count),
-            question=questions[index],
+            bundle=BundleFacts.of(opened[held[index][0]], count),
+            backend=workers[index].backend,
+            question=jobs[index].question,
             open_s=workers[index].open_s,
             peak_rss_bytes=workers[index].peak_rss_bytes,
             samples=samples,

@@ -16,7 +16,7 @@ from typing import Any
 
 from blip3v import errors
 from blip3v.bench.measure import Sample, measure_sample
-from blip3v.runtime import VideoLM
+from blip3v.runtime import BackendReport, Execution, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
 
 __all__ = ["Job", "Worker", "child_environment", "main"]
@@ -33,13 +33,15 @@ class Job:
     bundle: str  # folder
     clip: str  # file
     question: str
-    threads: int | None  # inside an operator; None: ONNX Runtime's choice
+    threads: int | None  # inside an operator; None: one for each physical core
+    backend: str  # as ``VideoLM.open`` takes it
 
 
 class Worker:
     """Holds one bundle open in another process and takes a sample of it when told; a context manager.
 
     Attributes:
+        backend: what the bundle is computed with.
         open_s: seconds that opening the bundle took, with the start of the process.
         peak_rss_bytes: largest resident memory of the process after the last sample; None where it is not known.
     """
@@ -62,7 +64,7 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for the caller, which then ends this process
         )
         try:
-            self._exchange(json.dumps(dataclasses.asdict(job)))
+            self.backend = _backend(self._exchange(json.dumps(dataclasses.asdict(job)))["backend"])
         except BaseException:
             self._end()
             raise
@@ -118,6 +120,11 @@ class Worker:
         self._process.stdout.close()
 
 
+def _backend(values: dict[str, Any]) -> BackendReport:
+    graphs = {graph: Execution(**values[graph]) for graph in ("video_encoder", "decoder")}
+    return BackendReport(stored=values["stored"], **graphs)
+
+
 def _raised(name: str, message: str, remedy: str) -> errors.Blip3vError:
     kind: type[errors.Blip3vError] = getattr(errors, name)
     return kind(message, remedy=remedy)
@@ -132,13 +139,13 @@ def child_environment() -> dict[str, str]:
 def main() -> None:
     """The other process: holds one bundle open and takes a sample of it for each line of input, until it ends.
 
-    One JSON value a line: the job in, ``ready`` out; then a number of video tokens in (null: the bundle's own), a
-    sample out. An error of blip3v goes out by its name and ends the process.
+    One JSON value a line: the job in, what computes it out; then a number of video tokens in (null: the bundle's own),
+    a sample out. An error of blip3v goes out by its name and ends the process.
     """
     job = Job(**json.loads(sys.stdin.readline()))
     try:
-        with VideoLM.open(job.bundle, threads=job.threads, allow_random=True) as lm:
-            _say({"ready": True})
+        with VideoLM.open(job.bundle, backend=job.backend, threads=job.threads, allow_random=True) as lm:
+            _say({"backend": dataclasses.asdict(lm.backend)})
             for line in sys.stdin:
                 _say(_sample(lm, job, json.loads(line)))
     except errors.Blip3vError as error:

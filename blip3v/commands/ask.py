@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from blip3v.commands.options import backend_option
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
@@ -36,6 +37,7 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw; needs a temperature above 0.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives to each token.")
 @click.option("--timeout", "timeout_s", type=float, help="Seconds that the answer may take.")
+@backend_option
 @click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu.")
 @click.option("--threads", type=int, help="Threads inside an operator; without it, one for each physical core.")
 @click.option("--max-context", type=int, help="Tokens of prompt and answer at most.  [default: the model's own]")
@@ -48,6 +50,7 @@ def command(
     as_json: bool,
     start: float | None,
     end: float | None,
+    backend: str,
     device: str,
     threads: int | None,
     max_context: int | None,
@@ -62,6 +65,7 @@ def command(
     Examples:
       blip3v ask examples/turn.mp4 "Which way does the red circle turn?"
       blip3v ask film.mp4 "What happens last?" -m my-bundle --start 10 --end 20 --json
+      blip3v ask film.mp4 "What happens last?" --backend video_encoder=openvino,decoder=onnxruntime
     """
     if stream and as_json:
         raise UsageError("--stream and --json exclude each other: --json prints one object at the end")
@@ -76,6 +80,7 @@ def command(
 
     opened = VideoLM.open(
         folder,
+        backend=backend,
         device=device,
         threads=threads,
         max_context=max_context,

@@ -19,9 +19,10 @@ from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.run import run_bench
 from blip3v.bundle.manifest import Precision
+from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
-from blip3v.runtime import OpenEstimate
+from blip3v.runtime import BackendReport, OpenEstimate
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_number, format_ratio
 
@@ -41,6 +42,15 @@ _CACHE = Path("blip3v-bench")
     type=click.IntRange(min=1),
     multiple=True,
     help="Measure with so many video tokens, the bundle's own repeated or cut; may be given several times.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("auto",),
+    show_default="auto",
+    metavar="BACKEND",
+    help=f"Inference engine: {BACKEND_HELP}; may be given several times to compare them.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Inside an operator.  [default: one for each physical core]"
@@ -64,6 +74,7 @@ def command(
     warmup: int,
     repetitions: int,
     tokens: tuple[int, ...],
+    backends: tuple[str, ...],
     threads: int | None,
     clip: Path | None,
     precision: Precision | None,
@@ -83,6 +94,7 @@ def command(
     Examples:
       blip3v bench --precision fp16 -o bench.json
       blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
+      blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
     """
     _check(bundles, precision, models, output, force)
@@ -98,7 +110,7 @@ def command(
                 progress=lambda line: console.print(line, soft_wrap=True),
             )
         )
-    report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
+    report = _measure(bundles, clip, warmup, repetitions, tokens, backends, threads, console)
     if output is not None:
         write_json(report.to_dict(), output)
         console.print(f"{output} written", soft_wrap=True)
@@ -123,6 +135,7 @@ def _measure(
     warmup: int,
     repetitions: int,
     tokens: tuple[int, ...],
+    backends: tuple[str, ...],
     threads: int | None,
     console: Console,
 ) -> BenchReport:
@@ -141,6 +154,7 @@ def _measure(
             warmup=warmup,
             repetitions=repetitions,
             tokens=tokens,
+            backends=backends,
             threads=threads,
             on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -166,6 +180,9 @@ def _throughput(report: BenchReport) -> Table:
     table = _table("samples per second")
     for heading in ("tokens", "bundle"):
         table.add_column(heading, justify="right" if heading == "tokens" else "left")
+    several = len({row.backend for row in report.rows}) > 1
+    if several:
+        table.add_column("back end")
     for heading in ("whole\nchain", "", "language\nmodel", "", "peak\nMiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
@@ -173,8 +190,15 @@ def _throughput(report: BenchReport) -> Table:
         weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
         peak = "-" if row.peak_rss_bytes is None else format_number(row.peak_rss_bytes / 2**20)
         cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
-        table.add_row(str(bundle.num_video_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *cells, peak)
+        engine = [_engines(row.backend)] if several else []
+        table.add_row(
+            str(bundle.num_video_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *engine, *cells, peak
+        )
     return table
+
+
+def _engines(backend: BackendReport) -> str:
+    return "\n".join(dict.fromkeys((backend.video_encoder.backend, backend.decoder.backend)))
 
 
 def _speed(row: ReportRow, quantity: str, baseline: ReportRow | None) -> tuple[str, str]:
@@ -205,7 +229,7 @@ def _notes(report: BenchReport) -> Iterator[str]:
             f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_video_tokens} tokens, repeated or cut. The "
             "language model's time depends on their number alone; the video encoder's is the same in every row."
         )
-    yield from sorted({f"Stored {row.bundle.precision}, computed {row.bundle.computed_in}." for row in report.rows})
+    yield from sorted({f"S{str(row.backend)[1:]}." for row in report.rows})
     if any(row.bundle.weights != "trained" for row in report.rows):
         yield "Rows marked untrained (the temporal encoder) or random show speed only: their answers mean nothing."
 

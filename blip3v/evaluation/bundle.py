@@ -21,11 +21,13 @@ class BundleAnswerer:
 
     Args:
         path: the bundle.
+        backend: inference engine, as ``VideoLM.open`` takes it.
         threads: threads of the inference engine; None: its own choice.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self._model = VideoLM.open(path, threads=threads)
+    def __init__(self, path: Path, *, backend: str = "auto", threads: int | None = None) -> None:
+        self._model = VideoLM.open(path, backend=backend, threads=threads)
+        self.backend = self._model.backend  # what computes the answers
 
     def __enter__(self) -> BundleAnswerer:
         return self

@@ -94,10 +94,15 @@ class BackendReport:
     video_encoder: Execution
     decoder: Execution
 
-    def __str__(self) -> str:
+    @property
+    def computed(self) -> str:
+        """Dtype, engine and device, once where both graphs share them."""
         if str(self.video_encoder) == str(self.decoder):
-            return f"stored {self.stored}, computed {self.decoder}"
-        return f"stored {self.stored}, computed {self.video_encoder} (video encoder) and {self.decoder} (decoder)"
+            return str(self.decoder)
+        return f"{self.video_encoder} (video encoder) and {self.decoder} (decoder)"
+
+    def __str__(self) -> str:
+        return f"stored {self.stored}, computed {self.computed}"
 
 
 @dataclass(frozen=True, kw_only=True)

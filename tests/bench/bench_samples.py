@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 from blip3v.bench import BenchReport, BundleRow, Sample
 from blip3v.bench.report import BundleFacts, ReportRow, Setup
+from blip3v.runtime import BackendReport, Execution
+
+_ORT = Execution(backend="onnxruntime", engine="ONNX Runtime", version="1.31.1", device="CPU", dtype="fp32")
+BACKEND = BackendReport(stored="fp16", video_encoder=_ORT, decoder=_ORT)
 
 
 def sample(scale: float = 1.0) -> Sample:
@@ -37,12 +41,11 @@ def row(
         all_num_video_tokens=1024,
         num_frames=8,
         precision="fp16",
-        computed_in="fp32 on ONNX Runtime CPU",
         weights=weights,
         parity_checked=True,
     )
     samples = tuple(sample(scale) for scale in scales)
-    return ReportRow(bundle=facts, question="?", open_s=0.5, peak_rss_bytes=2**27, samples=samples)
+    return ReportRow(bundle=facts, backend=BACKEND, question="?", open_s=0.5, peak_rss_bytes=2**27, samples=samples)
 
 
 def report(*rows: ReportRow) -> BenchReport:

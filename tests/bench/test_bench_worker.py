@@ -16,7 +16,9 @@ CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
 
 
 def test_a_worker_that_dies_is_an_error_that_says_how(bundles: list[Path]) -> None:
-    with Worker(Job(bundle=str(bundles[1]), clip=str(CLIP), question="What?", threads=1)) as worker:
+    with Worker(
+        Job(bundle=str(bundles[1]), clip=str(CLIP), question="What?", threads=1, backend="onnxruntime")
+    ) as worker:
         worker._process.kill()
         with pytest.raises(BackendError, match="ended with code -9"):
             worker.sample()
@@ -33,7 +35,7 @@ def test_a_worker_that_cannot_open_its_bundle_is_not_left_behind(monkeypatch: py
 
     monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(ArtifactMissingError):
-        Worker(Job(bundle="nowhere", clip=str(CLIP), question="What?", threads=1))
+        Worker(Job(bundle="nowhere", clip=str(CLIP), question="What?", threads=1, backend="onnxruntime"))
     assert started[0].returncode == 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
 from blip3v.bundle.manifest import DTYPES, stays_mapped
-from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, UsageError
@@ -140,18 +139,13 @@ def _check_count(name: str, value: object) -> None:
 def encoder_hash(bundle: Bundle) -> str:
     """Hash (hex) of everything that the video encoder is made of: the graph and the files of its weights."""
     digest = hashlib.sha256()
-    for name in _graph_files(bundle, "video_encoder"):
+    for name in bundle.graph_files("video_encoder"):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()
 
 
-def _graph_files(bundle: Bundle, graph: str) -> list[str]:
-    locations = external_locations(bundle.graph_path(graph))
-    return [bundle.manifest.graphs[graph].file, *(f"onnx/{location}" for location in sorted(set(locations)))]
-
-
 def _open(bundle: Bundle, name: str, io: GraphIO, threads: int | None) -> Graph:
-    weight_bytes = sum(bundle.manifest.files[file].size_bytes for file in _graph_files(bundle, name))
+    weight_bytes = sum(bundle.manifest.files[file].size_bytes for file in bundle.graph_files(name))
     mapped = stays_mapped(weight_bytes, bundle.manifest.precision)
     graph = open_graph(bundle.graph_path(name), io, threads=threads, mapped=mapped)
     expected = DTYPES[bundle.manifest.precision]

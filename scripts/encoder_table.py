@@ -34,6 +34,7 @@ from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
 from blip3v.model.temporal import build_temporal
 from blip3v.model.temporal_form import token_learner_shapes
 from blip3v.model.weights import RandomWeights, empty_model, fill
+from blip3v.publishing import write_file
 from blip3v.runtime.memory import peak_rss_bytes
 
 COMMAND = "python scripts/encoder_table.py measure benchmarks/results/encoders.json"
@@ -127,7 +128,7 @@ def measure(output: Path) -> None:
         "environment": describe_environment() | {"torch": torch.__version__, "load_average": [before, load_average()]},
         "rows": rows,
     }
-    output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    write_file(output, json.dumps(report, indent=1) + "\n")
 
 
 def table(report: Mapping[str, Any]) -> str:

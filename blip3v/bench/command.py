@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from blip3v.bench.run import run_bench, write_default_clip
 from blip3v.bench.tables import print_report
 from blip3v.bundle.manifest import Precision
 from blip3v.errors import UsageError
+from blip3v.publishing import write_file
 from blip3v.runtime import OpenEstimate
 from blip3v.strict_json import dumps
 
@@ -96,7 +96,7 @@ def command(
         )
     report = _measure(bundles, clip, warmup, repetitions, tokens, threads, console)
     if output is not None:
-        _write(report, output)
+        write_file(output, dumps(report.to_dict()))
         console.print(f"{output} written", soft_wrap=True)
     if as_json:
         click.echo(dumps(report.to_dict()), nl=False)
@@ -147,13 +147,3 @@ def _measure(
             on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-
-
-def _write(report: BenchReport, output: Path) -> None:
-    """Writes the JSON whole or not at all."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(dumps(report.to_dict()), "utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Opening a bundle: everything is checked here, once, so that the runtime can trust what it gets.
 
-Names, kinds and sizes of all files, hashes of those up to 16 MiB, and whether the configs agree with each other. What is
-not here: hashes of the large files, which would make every start slow (``verify.py``), and the graphs, which the engine
-reads. An engine refuses external data outside the graph's folder, and no file is there that the manifest does not list.
+Names, kinds and sizes of all files, hashes of those up to 16 MiB, and whether the configs agree with each other. What
+is not here: hashes of the large files, which would make every start slow (``verify.py``), and what is in the graphs,
+which engines read. An engine refuses external data outside the graph's folder, and every file there is listed.
 """
 
 from __future__ import annotations

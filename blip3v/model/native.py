@@ -35,7 +35,7 @@ class NativeFile:
         tensors: what it holds, by names without prefixes.
 
     Raises:
-        ArtifactError: not a file of torch.save that holds tensors by name and nothing else, or one that cannot be mapped.
+        ArtifactError: not a file of torch.save with tensors by name and nothing else, or one that cannot be mapped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +91,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a broken pickle makes the reader raise anything
         raise ArtifactError(
-            f"{path} cannot be read as weights alone: {_reason(error)}; save it again with torch.save, its state dict alone"
+            f"{path} cannot be read as weights alone: {_reason(error)}; save it again with torch.save as a state dict"
         ) from error
     return _plain(_state(values, path), path)
 
@@ -118,7 +118,9 @@ def _state(values: object, path: Path) -> dict[str, Tensor]:
             values = values[key]
             break
     if isinstance(values, dict) and values:
-        state = {name: tensor for name, tensor in values.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+        state = {
+            name: tensor for name, tensor in values.items() if isinstance(name, str) and isinstance(tensor, Tensor)
+        }
         if len(state) == len(values):
             return state
     found = f"keys {listed([repr(key) for key in values])}" if isinstance(values, dict) else type(values).__name__

@@ -121,9 +121,7 @@ def test_a_compressed_native_file_is_refused(released: Path, tmp_path: Path) -> 
         open_checkpoint(packed, tokenizer=released)
 
 
-def test_a_native_file_that_cannot_be_mapped(
-    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_native_file_that_cannot_be_mapped(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses a map that is larger than memory and swap together."""
 
     def refuse(*_: object) -> None:

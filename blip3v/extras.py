@@ -33,6 +33,7 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("onnx", "1.20", "onnx"),
         Package("onnxscript", "0.7", "onnxscript"),
         Package("onnx-ir", "1.1", "onnx_ir"),
+        Package("filelock", "4.2", "filelock"),
     ),
     "train": (*_TORCH, Package("accelerate", "1.10", "accelerate")),
     "eval": (Package("matplotlib", "3.9", "matplotlib"),),

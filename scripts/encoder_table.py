@@ -33,6 +33,7 @@ from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
 from blip3v.model.blocks import TokenLearner
 from blip3v.model.temporal import BUILT_IN, build_temporal, with_encoder
 from blip3v.model.weights import RandomWeights, empty_model, fill
+from blip3v.publishing import write_file
 from blip3v.runtime.memory import peak_rss_bytes
 
 COMMAND = "python scripts/encoder_table.py measure benchmarks/results/encoders.json"
@@ -128,7 +129,7 @@ def measure(output: Path) -> None:
         "environment": describe_environment() | {"torch": torch.__version__, "load_average": [before, load_average()]},
         "rows": rows,
     }
-    output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    write_file(output, json.dumps(report, indent=1) + "\n")
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3v.bench.environment import describe_environment, load_average
+from blip3v.publishing import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = "examples/turn.mp4"
@@ -46,7 +47,7 @@ def main() -> None:
             continue
         report["steps"].append(_run(name, command, pick, options.folder))
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_file(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         if name == "convert":
             shutil.rmtree(options.folder / "released")  # the disk is needed for the bundle
     print(options.output)

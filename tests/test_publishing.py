@@ -1,15 +1,28 @@
-"""A folder that is written anew stands whole, or as it was."""
+"""A file or folder that is written anew stands whole, or as it was."""
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from blip3v.publishing import new_folder
+from blip3v.publishing import new_folder, write_file
 
 
-def test_it_appears_at_the_end_of_the_block_and_replaces_what_stood_there(tmp_path: Path) -> None:
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    value = getattr(request, "param", 0o022)
+    before = os.umask(value)
+    yield value
+    os.umask(before)
+
+
+def test_it_appears_at_the_end_of_the_block_and_replaces_what_stood_there(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "made"
     for text in ("first", "second"):
         with new_folder(path) as staging:
@@ -45,4 +58,39 @@ def test_what_stood_there_comes_back_when_the_rename_fails(tmp_path: Path, monke
     with pytest.raises(OSError, match="the disk refuses"), new_folder(path) as staging:
         (staging / "new").touch()
     assert [entry.name for entry in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002], indirect=True, ids=oct)
+def test_what_is_published_has_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """safetensors makes its files private: a bundle that one user exported could not be read by another."""
+    with new_folder(tmp_path / "made") as staging:
+        (staging / "inner").mkdir()
+        save_file({"a": np.zeros(1)}, staging / "inner" / "a.safetensors")
+    write_file(tmp_path / "report.json", "{}")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert modes == {"made": folder, "inner": folder, "a.safetensors": file, "report.json": file}
+
+
+@pytest.mark.parametrize("content", ["\u00e4\n", b"\xe4\r\n"], ids=["text", "bytes"])
+def test_a_file_is_replaced_at_once(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    write_file(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_stays_as_it_was_when_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def refuse(_: int) -> None:
+        raise OSError("the disk refuses")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="the disk refuses"):
+        write_file(path, "new")
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

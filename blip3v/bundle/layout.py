@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 __all__ = [
     "DERIVED_FILES",
@@ -12,6 +13,7 @@ __all__ = [
     "PARITY",
     "REQUIRED_FILES",
     "graph_file",
+    "graph_files",
     "is_derived",
     "is_hashed",
 ]
@@ -42,7 +44,14 @@ REQUIRED_FILES = (
 DERIVED_FILES = ("reports/accuracy.json", "reports/bench.json")
 FOLDERS = ("onnx", "reports", ENGINES)
 
-_EXTERNAL_DATA = re.compile(r"onnx/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\.data")
+# External data belongs to the graph that its name begins with. The engines read nothing outside the graph's folder.
+_EXTERNAL_DATA = re.compile(rf"onnx/(?:{'|'.join(GRAPHS)})\.(?:[A-Za-z0-9_.-]{{1,64}}\.)?data")
+
+
+def graph_files(name: str, files: Iterable[str]) -> list[str]:
+    """Those of ``files`` that the graph ``name`` is made of: its ONNX file, then its external data in order."""
+    external = sorted(file for file in files if file.startswith(f"onnx/{name}.") and file != graph_file(name))
+    return [graph_file(name), *external]
 
 
 def is_hashed(name: str) -> bool:

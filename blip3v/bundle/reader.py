@@ -1,7 +1,8 @@
 """Opening a bundle: everything is checked here, once, so that the runtime can trust what it gets.
 
-Names, kinds and sizes of all files, hashes of those up to 16 MiB, the references of the graphs, and whether the configs
-agree with each other. What is not here: hashes of the large files, which would make every start slow (``verify.py``).
+Names, kinds and sizes of all files, hashes of those up to 16 MiB, and whether the configs agree with each other. What
+is not here: hashes of the large files, which would make every start slow (``verify.py``), and what is in the graphs,
+which engines read. An engine refuses external data outside the graph's folder, and every file there is listed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy.typing as npt
 from blip3v.bundle import layout
 from blip3v.bundle.embeddings import open_embeddings
 from blip3v.bundle.manifest import KVGeometry, Manifest
-from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactHashError, ArtifactMissingError, ConfigError
@@ -63,6 +63,10 @@ class Bundle:
         """The ONNX file of the graph ``name``: video_encoder or decoder."""
         return self.path / self.manifest.graphs[name].file
 
+    def graph_files(self, name: str) -> list[str]:
+        """Names of the files of the graph ``name``: its ONNX file, then its external data in order."""
+        return layout.graph_files(name, self.manifest.files)
+
     def embeddings(self) -> npt.NDArray[np.floating]:
         """Memory-mapped embedding table (V, D): row i belongs to token id i; float16 or float32, read-only.
 
@@ -97,8 +101,6 @@ def open_bundle(path: Path) -> Bundle:
     for name, entry in manifest.files.items():
         if entry.size_bytes <= HASH_ON_OPEN_BYTES and hash_file(path / name) != entry.sha256:
             raise ArtifactHashError(f"{path / name} is not the file that was written (sha256 differs); {_AGAIN}")
-    for graph in manifest.graphs.values():
-        _check_references(path, manifest, graph.file)
     return _read(path, manifest)
 
 
@@ -119,14 +121,6 @@ def check_names(path: Path, manifest: Manifest, sizes: dict[str, int]) -> None:
     unknown = [name for name in extra if not layout.is_derived(name)]
     if unknown:
         raise ArtifactError(f"{path} holds {', '.join(unknown[:8])}, which its manifest does not list; move it away")
-
-
-def _check_references(path: Path, manifest: Manifest, file: str) -> None:
-    for location in external_locations(path / file):
-        if f"onnx/{location}" not in manifest.files:
-            raise ArtifactError(
-                f"{path / file} wants to read {location!r}, which is no file of the bundle's onnx folder; {_AGAIN}"
-            )
 
 
 def _read(path: Path, manifest: Manifest) -> Bundle:

@@ -36,19 +36,12 @@ def scan(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def hash_file(path: Path, *, sync: bool = False) -> str:
-    """sha256 of a file as hex, read in pieces.
-
-    Args:
-        path: the file.
-        sync: whether its bytes must be on the disk before this returns.
-    """
+def hash_file(path: Path) -> str:
+    """sha256 of a file as hex, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-        if sync:
-            os.fsync(file.fileno())
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Writing a bundle: it appears at its place whole, or not at all.
 
-Files go into a hidden sibling folder, which is hashed, brought to the disk, read back and renamed. A writer holds a
-lock on its sibling; one that was killed left an unlocked one, which the next writer to the same place removes.
+Files go into a hidden sibling folder; they are hashed, read back, brought to the disk and renamed. A writer holds a
+lock in its sibling; one that was killed left an unlocked one, which the next writer to the same place removes.
 What is not here: what the files hold (``export/``).
 """
 
@@ -13,21 +13,25 @@ import os
 import re
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from blip3v.bundle import layout
 from blip3v.bundle.manifest import FileEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.errors import ArtifactError, UsageError
+from blip3v.publishing import replace_folder, sync_tree
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = ["BundleWriter"]
 
-_ATTEMPTS = 100
-_PARTIAL, _OLD = ".blip3v-partial", ".blip3v-old"
+# In a writer's sibling: its lock, the bundle that it writes, and the one that gives way to it.
+_LOCK, _NEW, _OLD = "lock", "bundle", "old"
 
 
 class BundleWriter:
@@ -48,18 +52,20 @@ class BundleWriter:
     def __init__(self, target: Path, *, force: bool = False) -> None:
         self._target = Path(os.path.abspath(target))
         self._force = force
-        self._staging: Path | None = None
-        self._lock = -1
+        self._sibling = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}.blip3v-partial")
+        self._lock: BaseFileLock | None = None
+        self._published = False
 
     def __enter__(self) -> BundleWriter:
         _check_target(self._target, force=self._force)
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self._target.parent):
+            with _publishing(self._target):
                 _clean_up(self._target)
-            self._staging, self._lock = _new_sibling(self._target)
-            for folder in ("onnx", "reports"):
-                (self._staging / folder).mkdir()
+                self._sibling.mkdir()
+                self._lock = _try_lock(self._sibling)
+            for folder in ("", "onnx", "reports"):
+                (self._sibling / _NEW / folder).mkdir()
         except OSError as error:
             self._discard()
             raise _cannot_write(self._target, error) from error
@@ -76,9 +82,9 @@ class BundleWriter:
     @property
     def path(self) -> Path:
         """The folder to write the files into; ``onnx/`` and ``reports/`` are there."""
-        if self._staging is None:
+        if self._lock is None or self._published:
             raise UsageError("the bundle writer has no folder: use it in a with block, before publish")
-        return self._staging
+        return self._sibling / _NEW
 
     def publish(self, manifest: Manifest) -> Path:
         """Hashes the files, adds the manifest, checks that the bundle opens, and moves it to its place.
@@ -96,26 +102,21 @@ class BundleWriter:
         staging = self.path
         try:
             dataclasses.replace(manifest, files=_entries(staging)).save(staging / layout.MANIFEST)
-            hash_file(staging / layout.MANIFEST, sync=True)
             open_bundle(staging)
-            for folder in (staging, staging / "onnx", staging / "reports"):
-                _sync_folder(folder)
-            with _locked(self._target.parent):
+            sync_tree(staging)
+            with _publishing(self._target):
                 _check_target(self._target, force=self._force)
-                _move(staging, self._target)
-                self._staging = None
-                _sync_folder(self._target.parent)
+                replace_folder(staging, self._target, aside=self._sibling / _OLD)
+            self._published = True
         except OSError as error:
             raise _cannot_write(self._target, error) from error
         return self._target
 
     def _discard(self) -> None:
-        if self._staging is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        shutil.rmtree(self._sibling, ignore_errors=True)
 
 
 def _check_target(target: Path, *, force: bool) -> None:
@@ -147,117 +148,50 @@ def _entries(staging: Path) -> dict[str, FileEntry]:
     for name in sizes:
         if not layout.is_hashed(name):
             raise ArtifactError(f"{name} was written into the bundle, which cannot hold it; see bundle/layout.py")
-    return {
-        name: FileEntry(sha256=hash_file(staging / name, sync=True), size_bytes=size)
-        for name, size in sorted(sizes.items())
-    }
+    return {name: FileEntry(sha256=hash_file(staging / name), size_bytes=size) for name, size in sorted(sizes.items())}
 
 
-def _move(staging: Path, target: Path) -> None:
-    """Renames, with what is there set aside first and put back if that fails."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    aside = staging.with_suffix(_OLD)
-    target.rename(aside)
-    try:
-        staging.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+@contextlib.contextmanager
+def _publishing(target: Path) -> Iterator[None]:
+    """One writer at a time comes, cleans up or publishes at ``target``, so that two never interleave their renames."""
+    from filelock import FileLock  # in the extras that write; reading a bundle does without
 
-
-def _new_sibling(target: Path) -> tuple[Path, int]:
-    """A new folder beside the target and the descriptor that holds its lock.
-
-    Another writer may take the folder for an abandoned one before it is locked; then there is another attempt.
-    """
-    for _ in range(_ATTEMPTS):
-        path = target.parent / f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}"
-        path.mkdir()
+    path = target.with_name(f".{target.name}.blip3v-lock")
+    with FileLock(path):
         try:
-            lock = _open_folder(path)
-        except FileNotFoundError:
-            continue
-        if (lock < 0 or _try_lock(lock)) and path.exists():
-            return path, lock
-        os.close(lock)
-    raise ArtifactError(f"no folder could be made beside {target}; other exports keep removing it")
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes it when it is released
+                path.unlink(missing_ok=True)
+
+
+def _try_lock(sibling: Path) -> BaseFileLock | None:
+    """The lock of a writer's sibling; None where that writer is alive."""
+    from filelock import FileLock, Timeout  # in the extras that write; reading a bundle does without
+
+    lock = FileLock(sibling / _LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
 
 
 def _clean_up(target: Path) -> None:
-    """Removes siblings of writers that are gone; the caller holds the lock of the parent folder.
+    """Removes siblings of writers that are gone; nobody else publishes meanwhile.
 
-    A writer that was killed between two renames left the old bundle set aside: it goes back to its place. Without
-    file locks (Windows) nobody can tell whether a writer is gone, and its sibling stays.
+    A writer that was killed between two renames left the old bundle set aside: it goes back to its place.
     """
-    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}(" + f"{_PARTIAL}|{_OLD})")
-    for path in target.parent.iterdir():
-        if not pattern.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.blip3v-partial")
+    for sibling in target.parent.iterdir():
+        if not pattern.fullmatch(sibling.name) or sibling.is_symlink() or not sibling.is_dir():
             continue
-        if path.suffix == _OLD and not target.exists():
-            path.rename(target)
-        elif path.suffix == _OLD:
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            _remove_unlocked(path)
-
-
-def _remove_unlocked(path: Path) -> None:
-    try:
-        lock = _open_folder(path)
-    except FileNotFoundError:
-        return
-    if lock >= 0:
-        if _try_lock(lock):
-            shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-if sys.platform == "win32":
-
-    def _open_folder(path: Path) -> int:
-        return -1
-
-    def _try_lock(descriptor: int) -> bool:
-        return False
-
-    @contextlib.contextmanager
-    def _locked(folder: Path) -> Iterator[None]:
-        yield
-
-else:
-    import fcntl
-
-    def _open_folder(path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    @contextlib.contextmanager
-    def _locked(folder: Path) -> Iterator[None]:
-        """One publication at a time in a folder, so that two writers never interleave their renames."""
-        descriptor = _open_folder(folder)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = _open_folder(folder)
-    if descriptor >= 0:
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        lock = _try_lock(sibling)
+        if lock is not None:
+            lock.release()
+            if (sibling / _OLD).is_dir() and not target.exists():
+                (sibling / _OLD).rename(target)
+            shutil.rmtree(sibling, ignore_errors=True)
 
 
 def _cannot_write(target: Path, error: OSError) -> ArtifactError:

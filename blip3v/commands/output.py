@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from blip3v.bundle.manifest import Manifest
 from blip3v.errors import UsageError
+from blip3v.publishing import write_file
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
@@ -79,9 +79,4 @@ def check_file(output: Path | None, *, force: bool) -> None:
 
 def write_json(values: Mapping[str, Any], output: Path) -> None:
     """Writes a JSON file, whole or not at all."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(dumps(values), "utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(output, dumps(values))

@@ -18,7 +18,7 @@ from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
-from blip3v.model.native import NativeWeights, open_native
+from blip3v.model.native import NativeFile, NativeWeights
 from blip3v.model.released import (
     MODEL_TYPE,
     PREFIX,
@@ -151,7 +151,7 @@ def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_fr
             f"{path} holds weights alone",
             remedy="run `blip3v convert` with the released folder whose tokenizer goes with it as `tokenizer`",
         )
-    file = open_native(path)
+    file = NativeFile(path)
     base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
     fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
     weights = NativeWeights(file, {name: (origin.name, origin.num_rows) for name, origin in fitted.origins.items()})

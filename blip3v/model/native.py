@@ -1,68 +1,68 @@
 """The authors' native checkpoint: one ``.pt`` file of torch.save, names without ``vlm.``.
 
-It is unpickled with ``weights_only``, so that it can run no code, and without its weights: their places in the file are
-taken, and each is read when it is asked for.
+``torch.load`` maps it with ``weights_only``: it runs no code of the file, and a weight is read from the disk when it is
+used.
 """
 
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blip3v.errors import ArtifactError
 from blip3v.model.weight_file import DTYPES, TensorInfo, listed
 
-__all__ = ["NativeFile", "NativeWeights", "open_native"]
+__all__ = ["NativeFile", "NativeWeights"]
 
 # Under which key the tensors may lie, and what wrappers put before their names.
 _STATE_KEYS = ("model_state_dict", "state_dict")
 _PREFIXES = ("module.", "vlm.")
+# Pages that were read count as memory of this process until their map goes, so the file is mapped anew after this much.
+_REMAP_BYTES = 2**30
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the elements of a tensor lie in the file."""
-
-    start: int  # byte of its storage
-    offset: int  # elements from there
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class NativeFile:
-    """What a ``.pt`` file holds, unread, by names without prefixes."""
+    """A ``.pt`` file, mapped.
 
-    path: Path
-    tensors: Mapping[str, TensorInfo]
-    places: Mapping[str, _Place]
+    Attributes:
+        path: the file.
+        tensors: what it holds, by names without prefixes.
+
+    Raises:
+        ArtifactError: not a file of torch.save with tensors by name and nothing else, or one that cannot be mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mapped, self._num_read_bytes = _load(path), 0
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        # A dtype that weights do not have keeps its own name, which the comparison with the model then refuses.
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
+            for name, tensor in self._mapped.items()
+        }
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own.
+        """One tensor, a view of the mapped file; writing to it does not change the file.
 
         Raises:
-            ArtifactError: the file ends before it does.
+            ArtifactError: the file can no longer be mapped.
         """
-        stored, place = self.tensors[name], self.places[name]
-        dtype = DTYPES[stored.dtype]
-        last = sum((size - 1) * step for size, step in zip(stored.shape, place.stride, strict=True))
-        elements = torch.empty(last + 1, dtype=dtype)
-        with self.path.open("rb") as file:
-            file.seek(place.start + place.offset * dtype.itemsize)
-            num_read = file.readinto(elements.view(torch.uint8).numpy().data)
-        if num_read < elements.nbytes:
-            raise ArtifactError(f"{self.path} ends inside the tensor {name}; copy it again")
-        return elements.as_strided(stored.shape, place.stride)
+        if self._num_read_bytes > _REMAP_BYTES:
+            self._mapped, self._num_read_bytes = _load(self.path), 0
+        tensor = self._mapped[name]
+        self._num_read_bytes += tensor.nbytes
+        return tensor
 
 
 class NativeWeights(Mapping[str, Tensor]):
-    """Tensors of a ``.pt`` file by the model's names, each read when it is asked for.
+    """Tensors of a ``.pt`` file by the model's names, each read when it is used.
 
     Args:
         file: where they are.
@@ -83,61 +83,65 @@ class NativeWeights(Mapping[str, Tensor]):
         return len(self._origins)
 
 
-def open_native(path: Path) -> NativeFile:
-    """Reads names, shapes and places of the tensors.
-
-    Raises:
-        ArtifactError: not a file of torch.save that weights alone are in, or one without tensors by name.
-    """
-    state = _state(path)
-    tensors, places, problems = {}, {}, []
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    for full, tensor in state.items():
-        name = _without_prefixes(full)
-        if name in tensors:
-            problems.append(f"{full} stands twice, with and without a prefix")
-        # A dtype that weights do not have gets its own name, which the comparison with the model then refuses.
-        tensors[name] = TensorInfo(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
-        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        if start is None:
-            raise ArtifactError(
-                f"{path} is of an old form that cannot be read piece by piece; save it again with torch.save"
-            )
-        places[name] = _Place(start, int(tensor.storage_offset()), tuple(tensor.stride()))
-    if problems:
-        raise ArtifactError(f"{path}: {listed(problems)}")
-    return NativeFile(path, tensors, places)
-
-
-def _state(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by names without prefixes, as views of a map that goes with the last of them."""
     try:
-        with FakeTensorMode():
-            values = torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _check_stored(path)
+        with warnings.catch_warnings(action="ignore"):  # what is odd about the file ends in an error below
+            values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a broken pickle makes the reader raise anything
         raise ArtifactError(
-            f"{path} cannot be read as weights alone: {reason}; expected is what torch.save wrote"
+            f"{path} cannot be read as weights alone: {_reason(error)}; save it again with torch.save as a state dict"
         ) from error
+    return _plain(_state(values, path), path)
+
+
+def _check_stored(path: Path) -> None:
+    """PyTorch maps compressed records as if they were the weights."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"{packed[0]} is compressed, and only what is stored as it is can be mapped")
+
+
+def _reason(error: Exception) -> str:
+    """Without PyTorch's advice, which is to load the file with ``weights_only=False``."""
+    lines = str(error).splitlines()
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return "it holds more than tensors, and nothing else is ever loaded"
+    return lines[0] if lines else type(error).__name__
+
+
+def _state(values: object, path: Path) -> dict[str, Tensor]:
     for key in _STATE_KEYS:
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
             break
-    if not _is_state(values):
-        found = f"keys {listed([repr(key) for key in values])}" if isinstance(values, dict) else type(values).__name__
-        raise ArtifactError(
-            f"{path} holds no tensors by name but {found}; expected are they themselves, or under one of "
-            f"{', '.join(_STATE_KEYS)}"
-        )
-    return cast(dict[str, Tensor], values)
+    if isinstance(values, dict) and values:
+        state = {
+            name: tensor for name, tensor in values.items() if isinstance(name, str) and isinstance(tensor, Tensor)
+        }
+        if len(state) == len(values):
+            return state
+    found = f"keys {listed([repr(key) for key in values])}" if isinstance(values, dict) else type(values).__name__
+    raise ArtifactError(
+        f"{path} holds no tensors by name but {found}; expected are they themselves, or under one of "
+        f"{', '.join(_STATE_KEYS)}"
+    )
 
 
-def _is_state(values: object) -> bool:
-    if not isinstance(values, dict) or not values:
-        return False
-    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in values.items())
-
-
-def _without_prefixes(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _plain(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    problems = []
+    for full, tensor in state.items():
+        name = full
+        for prefix in _PREFIXES:
+            name = name.removeprefix(prefix)
+        if name in tensors:
+            problems.append(f"{full} stands twice, with and without a prefix")
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_neg():
+            problems.append(f"{full} is not a dense tensor with values of its own")
+        tensors[name] = tensor.detach()
+    if problems:
+        raise ArtifactError(f"{path}: {listed(problems)}")
+    return tensors

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
-from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
@@ -124,7 +123,7 @@ def graph_files(bundle: Bundle) -> dict[GraphName, GraphFile]:
             path=bundle.graph_path(name),
             io=ios[name],
             precision=bundle.manifest.precision,
-            weights_bytes=sum(files[file].size_bytes for file in _files_of(bundle, name)),
+            weights_bytes=sum(files[file].size_bytes for file in bundle.graph_files(name)),
         )
         for name in GRAPHS
     }
@@ -179,11 +178,6 @@ def _check_count(name: str, value: object) -> None:
 def encoder_hash(bundle: Bundle) -> str:
     """Hash (hex) of everything that the video encoder is made of: the graph and the files of its weights."""
     digest = hashlib.sha256()
-    for name in _files_of(bundle, "video_encoder"):
+    for name in bundle.graph_files("video_encoder"):
         digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
     return digest.hexdigest()
-
-
-def _files_of(bundle: Bundle, graph: str) -> list[str]:
-    locations = external_locations(bundle.graph_path(graph))
-    return [bundle.manifest.graphs[graph].file, *(f"onnx/{location}" for location in sorted(set(locations)))]

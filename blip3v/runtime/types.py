@@ -15,6 +15,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from blip3v.errors import ArtifactError, ArtifactMissingError
+from blip3v.publishing import write_file
 from blip3v.runtime.backends import Execution
 
 __all__ = [
@@ -154,14 +155,10 @@ class VideoTokens:
         """
         metadata = {"format": _FORMAT, "encoder": self.encoder, "frames": json.dumps(self.frames)}
         data = safetensors.numpy.save({"video_tokens": np.ascontiguousarray(self.tokens)}, metadata)
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            partial.write_bytes(data)
-            partial.replace(target)
+            write_file(Path(path), data)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ArtifactError(f"{target} cannot be written: {error}") from error
+            raise ArtifactError(f"{path} cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VideoTokens:

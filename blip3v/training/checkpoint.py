@@ -7,7 +7,6 @@ The position is (stage, step): the batches of a step follow from it and the reci
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from blip3v import strict_json
 from blip3v.errors import ArtifactError
 from blip3v.model.weight_file import TensorInfo, read_tensor_infos, write_weights
 from blip3v.model.weights import FileWeights, Place
+from blip3v.publishing import replace_folder, sync_tree
 from blip3v.training.parallel import like, whole
 
 __all__ = [
@@ -68,19 +68,10 @@ def save_checkpoint(
     if writes:
         save_file(_random_state(), part / _RANDOM)
         (part / "position.json").write_text(strict_json.dumps(vars(position)), "utf-8")
-        _replace(folder, part)
-
-
-def _replace(folder: Path, part: Path) -> None:
-    for path in part.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        sync_tree(part)
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(part, folder, aside=old)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], *, writes: bool) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from blip3v.data.samples import Source
 from blip3v.model import Blip3Video
+from blip3v.publishing import replace_file
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 
 __all__ = ["clip_pixels", "feature_cache"]
@@ -53,7 +54,7 @@ def feature_cache(
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         _compute(part, source, model, preprocessor, device, progress)
-        part.rename(path)
+        replace_file(part, path)
     cached: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
     return cached
 

@@ -27,6 +27,7 @@ from blip3v.data.samples import Source
 from blip3v.errors import ConfigError, UsageError
 from blip3v.model.folder import save_model_folder
 from blip3v.model.weights import empty_model, fill
+from blip3v.publishing import write_file
 from blip3v.training.checkpoint import (
     Position,
     load_optimizer_state,
@@ -238,7 +239,7 @@ def _cut_log(path: Path, position: Position) -> None:
     lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
     records = [(json.loads(line), line) for line in lines]
     kept = [line for x, line in records if (x["stage"], x["step"]) <= (position.stage, position.step)]
-    path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+    write_file(path, "".join(f"{line}\n" for line in kept))
 
 
 def _finish(run: _Run, began: float) -> Path:

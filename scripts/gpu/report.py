@@ -12,11 +12,11 @@ both.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from blip3v.errors import ArtifactError
+from blip3v.publishing import write_file
 
 __all__ = ["SCHEMA_VERSION", "STAGES", "Report"]
 
@@ -76,9 +76,7 @@ class Report:
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_name(self._path.name + ".part")
-        part.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", "utf-8")
-        os.replace(part, self._path)  # a kill leaves the file before or the file after
+        write_file(self._path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ GRAPH_ENTRIES = st.fixed_dictionaries(
     }
 )
 FILE_NAMES = st.sampled_from(
-    ["config.json", "README.md", "reports/parity.json", "onnx/decoder.data", "onnx/a-b_1.2.data"]
+    ["config.json", "README.md", "reports/parity.json", "onnx/decoder.data", "onnx/video_encoder.a-b_1.2.data"]
 )
 COUNTED = st.builds(WeightCount, num_tensors=COUNTS, num_elements=COUNTS, size_bytes=SIZES)
 MANIFESTS = st.builds(

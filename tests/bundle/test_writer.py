@@ -55,7 +55,8 @@ def test_a_bundle_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
         path = write_fake_bundle(tmp_path / "bundle")
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    for entry in (path, *path.rglob("*")):
+        assert stat.S_IMODE(entry.stat().st_mode) == (0o755 if entry.is_dir() else 0o644), entry
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit], ids=["error", "ctrl-c", "exit"])
@@ -137,7 +138,7 @@ def test_with_force_the_old_bundle_survives_a_failed_rename(tmp_path: Path, monk
     real = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
-        if self.name.endswith("partial"):
+        if self.parent.name.endswith("partial") and target.name == "bundle" and self.name != "old":
             raise OSError("disk on fire")
         return real(self, target)
 
@@ -207,7 +208,7 @@ import blip3v.bundle.writer as writer_module
 if sys.argv[3] == "between-renames":
     real = Path.rename
     def rename(self, target):
-        if self.name.endswith("partial"):
+        if self.parent.name.endswith("partial"):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, target)
     Path.rename = rename
@@ -250,7 +251,7 @@ def test_only_abandoned_siblings_are_removed(tmp_path: Path) -> None:
         ".bundle.0123abcd.partial",
         ".bundle.old",
         ".bundle.0123abcd.blip3v-partial.txt",
-        ".other.0123abcd.blip3v-old",
+        ".other.0123abcd.blip3v-partial",
     ]
     for name in mine:
         (tmp_path / name).mkdir()

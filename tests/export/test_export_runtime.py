@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from blip3v.runtime.loading import encoder_hash
 from export_models import small_config, write_folder
 
+from blip3v.bundle import open_bundle
 from blip3v.data.film import make_film
 from blip3v.data.mp4 import write_mp4
 from blip3v.export import export_bundle, folder_source
@@ -48,6 +52,19 @@ def reference_ids(folder: Path, film: Path) -> list[int]:
     return ids[len(prompt.ids) :]
 
 
+def hash_by_references(bundle: Path) -> str:
+    """The encoder's hash over the files that its graph really reads; stored video tokens are bound to it."""
+    graph = onnx.load(bundle / "onnx" / "video_encoder.onnx", load_external_data=False).graph
+    entries = [entry for tensor in graph.initializer for entry in tensor.external_data]
+    names = {entry.value for entry in entries if entry.key == "location"}
+    assert names, "weights lie beside the graph"
+    digest = hashlib.sha256()
+    for name in ("video_encoder.onnx", *sorted(names)):
+        content = (bundle / "onnx" / name).read_bytes()
+        digest.update(f"onnx/{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     result = export_bundle(
@@ -64,5 +81,7 @@ def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_
     with VideoLM.open(result.path) as model:
         options = GenerationOptions(max_new_tokens=NUM_TOKENS, ignore_stop_token=True)
         answer = model.ask(film, QUESTION, options=options)
+    bundle = open_bundle(result.path)
+    assert encoder_hash(bundle) == hash_by_references(result.path)
     assert list(answer.token_ids) == reference_ids(model_folder, film)
     assert answer.usage.num_video_tokens == 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,9 +62,11 @@ def test_a_native_file_that_runs_code_is_refused(released: Path, tmp_path: Path)
             return Path.touch, (touched,)
 
     torch.save({"weight": torch.zeros(1), "attack": Attack()}, path)
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
+    with pytest.raises(ArtifactError, match="cannot be read as weights alone: it holds more than tensors") as caught:
         open_checkpoint(path, tokenizer=released)
     assert not touched.exists()
+    assert "weights_only" not in str(caught.value)  # PyTorch advises to switch that off
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_native_files_that_are_something_else_are_refused(released: Path, tmp_path: Path) -> None:
@@ -90,3 +93,54 @@ def test_native_files_that_are_something_else_are_refused(released: Path, tmp_pa
     torch.save(state() | {EMBEDDING: torch.zeros(NUM_ROWS, 64, dtype=torch.int64)}, path)
     with pytest.raises(ArtifactError, match=re.escape(f"{EMBEDDING} is torch.int64")):
         open_checkpoint(path, tokenizer=released)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(torch.eye(3).to_sparse(), id="sparse"),
+        pytest.param(torch.empty(3, device="meta"), id="meta"),
+        pytest.param(torch._neg_view(torch.eye(3)), id="negated"),
+    ],
+)
+def test_tensors_without_values_of_their_own_are_refused(released: Path, tmp_path: Path, tensor: torch.Tensor) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state() | {EMBEDDING: tensor}, path)
+    with pytest.raises(ArtifactError, match=re.escape(f"{EMBEDDING} is not a dense tensor")):
+        open_checkpoint(path, tokenizer=released)
+
+
+def test_a_compressed_native_file_is_refused(released: Path, tmp_path: Path) -> None:
+    """torch.load(mmap=True) takes the compressed bytes for the weights."""
+    path, packed = tmp_path / "checkpoint.pt", tmp_path / "packed.pt"
+    torch.save(state(), path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(ArtifactError, match="is compressed"):
+        open_checkpoint(packed, tokenizer=released)
+
+
+def test_a_native_file_that_cannot_be_mapped(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses a map that is larger than memory and swap together."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("unable to mmap 9 bytes from file <checkpoint.pt>: Cannot allocate memory (12)\nC++ trace")
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state(), path)
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", refuse)
+    with pytest.raises(ArtifactError, match=r"Cannot allocate memory \(12\);") as caught:
+        open_checkpoint(path, tokenizer=released)
+    assert "trace" not in str(caught.value)
+
+
+def test_native_weights_are_views_of_the_file_that_cannot_change_it(released: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in state().items()}, path)
+    content = path.read_bytes()
+    weights = open_checkpoint(path, tokenizer=released).weights
+    largest = max(weights.values(), key=lambda tensor: tensor.nbytes)
+    assert not any(tensor.requires_grad for tensor in weights.values())
+    largest.zero_()
+    assert path.read_bytes() == content

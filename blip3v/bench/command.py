@@ -6,7 +6,6 @@ import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
 
 import click
 from rich.console import Console
@@ -16,7 +15,7 @@ from blip3v.bench.bundles import default_bundles
 from blip3v.bench.report import BenchReport
 from blip3v.bench.run import run_bench, write_default_clip
 from blip3v.bench.tables import print_report
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import Precision
 from blip3v.errors import UsageError
 from blip3v.runtime import OpenEstimate
 from blip3v.strict_json import dumps
@@ -44,8 +43,8 @@ _CACHE = Path("blip3v-bench")
 @click.option("--clip", type=click.Path(path_type=Path), help="Video file.  [default: a film of the film set]")
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
-    help="Of the bundles that are made; not with BUNDLE.  [default: fp32]",
+    metavar="PRECISION",
+    help="Of the bundles that are made, as for export; not with BUNDLE.  [default: fp32]",
 )
 @click.option(
     "--models",
@@ -62,7 +61,7 @@ def command(
     tokens: tuple[int, ...],
     threads: int | None,
     clip: Path | None,
-    precision: Precision | None,
+    precision: str | None,
     models: Path | None,
     output: Path | None,
     force: bool,
@@ -90,7 +89,7 @@ def command(
             default_bundles(
                 _CACHE,
                 models=models,
-                precision=precision or "fp32",
+                precision=Precision.parse(precision or "fp32"),
                 progress=lambda line: console.print(line, soft_wrap=True),
             )
         )
@@ -105,7 +104,7 @@ def command(
 
 
 def _check(
-    bundles: tuple[Path, ...], precision: Precision | None, models: Path | None, output: Path | None, force: bool
+    bundles: tuple[Path, ...], precision: str | None, models: Path | None, output: Path | None, force: bool
 ) -> None:
     if bundles and (precision is not None or models is not None):
         odd = "--precision" if precision is not None else "--models"

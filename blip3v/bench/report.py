@@ -16,6 +16,7 @@ from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
 from blip3v.bundle import Bundle
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.scan import hash_file
+from blip3v.runtime.cpu_rules import COMPUTED
 
 __all__ = [
     "LANGUAGE_MODEL",
@@ -92,8 +93,8 @@ class BundleFacts:
             own_num_video_tokens=manifest.num_video_tokens,
             all_num_video_tokens=manifest.num_frames * config.resampler.num_latents,
             num_frames=manifest.num_frames,
-            precision=manifest.precision,
-            computed_in=manifest.stored_and_computed.partition("computed ")[2],
+            precision=manifest.precision.name,
+            computed_in=COMPUTED,
             weights="random" if source.random_init else "trained" if source.trained else "untrained",
             parity_checked=manifest.parity is not None,
         )

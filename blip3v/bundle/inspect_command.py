@@ -16,6 +16,7 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import open_bundle
+from blip3v.runtime import cpu_rules
 
 __all__ = ["command"]
 
@@ -37,7 +38,8 @@ def command(bundle: Path, as_json: bool) -> None:
     manifest, next_command = opened.manifest, _next_command(opened.manifest, bundle)
     if as_json:
         values = {"path": str(bundle), "size_bytes": manifest.size_bytes, "manifest": manifest.to_dict()}
-        click.echo(json.dumps({**values, "stored_and_computed": manifest.stored_and_computed, "next": next_command}))
+        computed = cpu_rules.stored_and_computed(manifest.precision)
+        click.echo(json.dumps({**values, "stored_and_computed": computed, "next": next_command}))
         return
     console = Console(highlight=False)
     ports = [_ports(name, graph) for name, graph in manifest.graphs.items()]
@@ -59,15 +61,16 @@ def _summary(manifest: Manifest) -> Table:
     window = "all" if kv.sliding_window is None else str(kv.sliding_window)
     rows = {
         "video": f"{manifest.num_frames} frames to {manifest.num_video_tokens} tokens",
-        "precision": manifest.stored_and_computed,
+        "precision": cpu_rules.stored_and_computed(manifest.precision),
+        **{f"  {name}": str(spec) for name, spec in manifest.precision.graphs.items()},
         "target": f"{manifest.target}, opset {manifest.opset}",
         "weights": _provenance(manifest),
         "made by": ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()),
-        "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, {kv.dtype}, "
-        f"{size_text(kv.bytes_per_token)} a token, window {window}",
+        "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, "
+        f"{manifest.precision.decoder.cache}, {size_text(kv.bytes_per_token)} a token, window {window}",
         "context": f"{manifest.limits.max_context} tokens",
         "on disk": size_text(manifest.size_bytes),
-        "in memory": f"about {size_text(manifest.memory.resident_bytes)} without KV cache",
+        "in memory": f"about {size_text(cpu_rules.bundle_resident_bytes(manifest))} without KV cache",
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
-from blip3v.bundle.manifest import DTYPES, stays_mapped
 from blip3v.bundle.onnx_refs import external_locations
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, UsageError
-from blip3v.runtime import memory
+from blip3v.runtime import cpu_rules, memory
 from blip3v.runtime.decoder import PREFILL_CHUNK, Decoder
 from blip3v.runtime.encoder import VideoEncoder
 from blip3v.runtime.engine import Engine
@@ -91,7 +90,7 @@ def open_engine(
         decoder=Decoder(decoder, config.text),
         encoder=VideoEncoder(encoder),
         encoder_hash=encoder_hash(bundle),
-        backend=bundle.manifest.stored_and_computed,
+        backend=cpu_rules.stored_and_computed(bundle.manifest.precision),
     )
 
 
@@ -103,12 +102,13 @@ def estimate_open(bundle: Bundle, max_context: int | None = None) -> OpenEstimat
     """
     manifest, config = bundle.manifest, _with_context(bundle.config, max_context)
     capacity = round_capacity(manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
-    kept_bytes = manifest.memory.resident_bytes + capacity * manifest.kv.bytes_per_token
-    widened_gib = manifest.memory.weights_bytes / 2**30 if manifest.precision == "fp16" else 0.0
+    kept_bytes = cpu_rules.bundle_resident_bytes(manifest) + capacity * manifest.kv.bytes_per_token
+    graphs = manifest.precision.graphs.items()
+    widened_bytes = sum(cpu_rules.widened_bytes(manifest.weights_bytes(name), spec) for name, spec in graphs)
     return OpenEstimate(
         memory_bytes=_FIXED_BYTES + kept_bytes + _activation_bytes(config),
         free_bytes=memory.available_bytes(),
-        seconds=_OPEN_S + _WIDEN_S_PER_GIB * widened_gib,
+        seconds=_OPEN_S + _WIDEN_S_PER_GIB * widened_bytes / 2**30,
     )
 
 
@@ -152,11 +152,11 @@ def _graph_files(bundle: Bundle, graph: str) -> list[str]:
 
 def _open(bundle: Bundle, name: str, io: GraphIO, threads: int | None) -> Graph:
     weight_bytes = sum(bundle.manifest.files[file].size_bytes for file in _graph_files(bundle, name))
-    mapped = stays_mapped(weight_bytes, bundle.manifest.precision)
+    precision = bundle.manifest.precision.graphs[name]
+    mapped = cpu_rules.use_mmap(weight_bytes, precision)
     graph = open_graph(bundle.graph_path(name), io, threads=threads, mapped=mapped)
-    expected = DTYPES[bundle.manifest.precision]
-    if graph.compute.name != expected:
+    if graph.compute.name != precision.io:
         raise ArtifactError(
-            f"{bundle.graph_path(name)} is {graph.compute} and its manifest says {expected}; export it again"
+            f"{bundle.graph_path(name)} is {graph.compute} and its manifest says {precision.io}; export it again"
         )
     return graph

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blip3v.bundle.graph_io import GraphIO, TensorSpec
+from blip3v.bundle.graph_io import SYMBOLIC_DTYPES, GraphIO, TensorSpec
 from blip3v.errors import ArtifactError, BackendError, OutOfMemoryError, ProviderError, UsageError
 
 __all__ = ["DEVICES", "Graph", "check_device", "load_onnxruntime", "open_graph", "ort_errors"]
@@ -43,7 +43,7 @@ class Graph:
 
     session: Any  # onnxruntime.InferenceSession
     onnxruntime: ModuleType
-    compute: np.dtype[Any]  # float32 or float16: the dtype of the ports that say "compute"
+    compute: np.dtype[Any]  # float32 or float16: the dtype of the ports that say "compute" or "cache"
 
     def value(self, array: NDArray[Any]) -> Any:
         """``array``, which must be contiguous, as an OrtValue that shares its memory and must not outlive it."""
@@ -157,13 +157,13 @@ def _check_ports(session: Any, io: GraphIO, path: Path) -> np.dtype[Any]:
 
 def _check_port(port: TensorSpec, node: Any, path: Path) -> set[np.dtype[Any]]:
     dtype = _NUMPY_OF.get(node.type)
-    allowed = ("float32", "float16") if port.dtype == "compute" else (port.dtype,)
+    allowed = ("float32", "float16") if port.dtype in SYMBOLIC_DTYPES else (port.dtype,)
     if dtype is None or dtype.name not in allowed:
         raise ArtifactError(f"{path}: {port.name} is {node.type}; expected {' or '.join(allowed)}; export it again")
     fixed = [(want, got) for want, got in zip(port.axes, node.shape, strict=False) if isinstance(want, int)]
     if len(node.shape) != len(port.axes) or any(isinstance(got, int) and got != want for want, got in fixed):
         raise ArtifactError(f"{path}: {port.name} has shape {node.shape}; expected {list(port.axes)}; export it again")
-    return {dtype} if port.dtype == "compute" else set()
+    return {dtype} if port.dtype in SYMBOLIC_DTYPES else set()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_bundle import fake_manifest, rewrite
+from fake_bundle import FP16_TEXT, fake_manifest, rewrite
 
 from blip3v.bundle import render_card
 from blip3v.bundle.inspect_command import command as inspect
@@ -26,6 +26,7 @@ def test_inspect_shows_what_a_bundle_is(pristine_bundle: Path) -> None:
         "tiny, tokenlearner",
         "8 frames to 32 tokens",
         "stored fp16, computed fp32 on ONNX Runtime CPU",
+        "weights float16 (logits_bias float32)",
         "tiny: trained",
         "inputs_embeds",
         "past.0.key ... past.5.value (12)",
@@ -43,6 +44,7 @@ def test_inspect_gives_one_json_object(pristine_bundle: Path) -> None:
     assert values["manifest"]["weights"]["decoder"]["float16"]["num_elements"] == 32
     assert values["size_bytes"] == sum(entry["size_bytes"] for entry in values["manifest"]["files"].values())
     assert values["stored_and_computed"].startswith("stored fp16")
+    assert values["manifest"]["precision"]["decoder"]["cache"] == "float16"
 
 
 @pytest.mark.parametrize("key", ["random_init", "trained"])
@@ -107,21 +109,22 @@ def test_help_has_two_examples(command: object) -> None:
 
 
 def test_the_card_says_what_it_is_and_how_to_run_it() -> None:
-    card = render_card(fake_manifest())
+    card = render_card(fake_manifest(), FP16_TEXT)
     assert card.startswith("# tiny with tokenlearner, 32 video tokens, fp16\n")
     for text in ("from blip3v.runtime import VideoLM", "blip3v ask VIDEO", "CC-BY-NC-4.0", "Apache-2.0", "| 0.0015 |"):
         assert text in card
+    assert f"| precision | {FP16_TEXT} |" in card
 
 
 def test_the_card_of_random_weights_warns() -> None:
     source = dataclasses.replace(fake_manifest().source, random_init=True)
-    card = render_card(dataclasses.replace(fake_manifest(), source=source, parity=None))
+    card = render_card(dataclasses.replace(fake_manifest(), source=source, parity=None), FP16_TEXT)
     assert "answers are meaningless" in card
     assert "Not checked" in card
 
 
 def test_python_in_the_card_is_valid() -> None:
-    code = render_card(fake_manifest()).split("```python\n")[1].split("```")[0]
+    code = render_card(fake_manifest(), FP16_TEXT).split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
 
 

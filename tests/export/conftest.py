@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from export_models import WINDOWED, Exported, small_config, write_folder
 
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.export import pipeline
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model.weights import random_model
@@ -29,7 +30,8 @@ def video_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, st
     def export(encoder: str, precision: str) -> Exported:
         model = random_model(small_config(encoder))
         path = tmp_path_factory.mktemp("graphs") / "video_encoder.onnx"
-        save_graph(video_encoder_to_onnx(model.config, model.state_dict(), precision), path)  # type: ignore[arg-type]
+        spec = PRECISIONS[precision].video_encoder
+        save_graph(video_encoder_to_onnx(model.config, model.state_dict(), spec), path)
         return Exported(path, model)
 
     return export
@@ -44,7 +46,8 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exporte
         config = small_config(**(WINDOWED if kind == "windowed" else {}))
         model = random_model(config)
         path = tmp_path_factory.mktemp("graphs") / "decoder.onnx"
-        save_graph(decoder_to_onnx(config, model.state_dict(), "fp16" if kind == "fp16" else "fp32"), path)
+        spec = PRECISIONS["fp16" if kind == "fp16" else "fp32"].decoder
+        save_graph(decoder_to_onnx(config, model.state_dict(), spec), path)
         return Exported(path, model)
 
     return export

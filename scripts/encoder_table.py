@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blip3v.bench.environment import describe_environment, load_average
-from blip3v.bundle.manifest import DTYPES, Precision
+from blip3v.bundle.precision import PRECISIONS, GraphPrecision
 from blip3v.config import ModelConfig, preset
-from blip3v.export.parity import TOLERANCES, compare
+from blip3v.export.parity import compare
 from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
 from blip3v.model.blocks import TokenLearner
 from blip3v.model.temporal import BUILT_IN, build_temporal, with_encoder
@@ -38,7 +38,6 @@ from blip3v.runtime.memory import peak_rss_bytes
 
 COMMAND = "python scripts/encoder_table.py measure benchmarks/results/encoders.json"
 START, END = "<!-- table: scripts/encoder_table.py -->", "<!-- end of table -->"
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 RELEASED = preset("xgen-mm-vid")
 _WIDTH = RELEASED.vision.hidden_size
 _IMAGE_SIZE = 98  # pixels: 49 patches, instead of 729
@@ -124,7 +123,7 @@ def measure(output: Path) -> None:
         "preset": RELEASED.name,
         "num_frames": RELEASED.num_frames,
         "cut": {"vision_layers": 1, "resampler_depth": 1, "image_size": _IMAGE_SIZE},
-        "tolerance": {p: TOLERANCES[p].relative_error for p in PRECISIONS},
+        "tolerance": {name: entry.tolerance.relative_error for name, entry in PRECISIONS.items()},
         "peak_rss_bytes": peak_rss_bytes(),
         "environment": describe_environment() | {"torch": torch.__version__, "load_average": [before, load_average()]},
         "rows": rows,
@@ -167,22 +166,22 @@ def _runs(case: Case) -> Iterator[dict[str, Any]]:
         fill(model.get_submodule(name), weights, f"{name}.")
     with torch.inference_mode():
         expected = [model.encode_video(torch.from_numpy(clip)).numpy() for clip in clips]
-    for precision in PRECISIONS:
-        got = _graph_tokens(config, weights, precision, clips)
+    for precision, entry in PRECISIONS.items():
+        got = _graph_tokens(config, weights, entry.video_encoder, clips)
         for (num_clips, num_frames), ours, theirs in zip(_SIZES, got, expected, strict=True):
-            row = compare("video_tokens", f"{num_clips} x {num_frames}", ours, theirs, precision)
+            row = compare("video_tokens", f"{num_clips} x {num_frames}", ours, theirs, entry.tolerance)
             sizes = {"precision": precision, "num_clips": num_clips, "num_frames": num_frames}
             yield sizes | {"relative_error": row.relative_error, "cosine": row.cosine, "passed": row.passed}
 
 
 def _graph_tokens(
-    config: ModelConfig, weights: Mapping[str, Tensor], precision: Precision, clips: Sequence[NDArray[np.float32]]
+    config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision, clips: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.floating]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video_encoder.onnx"
         save_graph(video_encoder_to_onnx(config, weights, precision), path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return [session.run(["video_tokens"], {"frames": clip.astype(DTYPES[precision])})[0] for clip in clips]
+        return [session.run(["video_tokens"], {"frames": clip.astype(precision.io)})[0] for clip in clips]
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blip3v.export.parity import TOLERANCES
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.model.temporal import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
@@ -74,8 +74,10 @@ def test_every_encoder_was_run_at_every_count_and_within_tolerance() -> None:
         assert counts[name] == {16, 32, 128, 256}
     for row in ROWS:
         ran = {(run["precision"], run["num_clips"], run["num_frames"]) for run in row["runs"]}
-        assert ran == {(precision, *size) for precision in TOLERANCES for size in ((1, 8), (2, 2))}
-        assert all(run["relative_error"] <= TOLERANCES[run["precision"]].relative_error for run in row["runs"])
+        assert ran == {(precision, *size) for precision in PRECISIONS for size in ((1, 8), (2, 2))}
+        assert all(
+            run["relative_error"] <= PRECISIONS[run["precision"]].tolerance.relative_error for run in row["runs"]
+        )
 
 
 def test_the_page_holds_the_table_of_the_report(tmp_path: Path) -> None:

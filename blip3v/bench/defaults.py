@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -10,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import blip3v
-from blip3v.bundle import open_bundle
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle import Precision, open_bundle
 from blip3v.data.film import make_film
 from blip3v.data.film_files import ClipRecord, describe
 from blip3v.data.mp4 import write_mp4
@@ -24,6 +24,7 @@ __all__ = ["DEFAULT_CLIP", "ROWS", "BundleRow", "default_bundles", "default_film
 
 DEFAULT_CLIP = "turn.mp4"
 _FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
+_FP32 = Precision.parse("fp32")
 _KEY_LENGTH = 12
 
 
@@ -48,7 +49,7 @@ def default_bundles(
     folder: Path,
     *,
     models: Path | None = None,
-    precision: Precision = "fp32",
+    precision: Precision = _FP32,
     rows: Sequence[BundleRow] = ROWS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
@@ -60,7 +61,7 @@ def default_bundles(
     Args:
         folder: where bundles are kept; made where it is missing.
         models: folder with the model folders ``tiny-ENCODER``; None: those in the package.
-        precision: of the stored weights.
+        precision: of each graph.
         rows: which ones.
         progress: called with a line about each bundle.
 
@@ -88,7 +89,7 @@ def _source(row: BundleRow, models: Path | None) -> ExportSource:
 def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: Callable[[str], None]) -> Path:
     from blip3v.export import export_bundle  # as above
 
-    path = folder / f"{source.folder_name}-{precision}-{_key(source, precision)}"
+    path = folder / f"{source.folder_name}-{precision.file_name}-{_key(source, precision)}"
     if path.exists():
         try:
             open_bundle(path)
@@ -107,7 +108,7 @@ def _key(source: ExportSource, precision: Precision) -> str:
         source.hashed_provenance().sha256,
         source.provenance.trained,
         source.config.to_dict(),
-        precision,
+        dataclasses.asdict(precision),
         blip3v.__version__,
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]

@@ -92,7 +92,7 @@ class BundleFacts:
             own_num_video_tokens=manifest.num_video_tokens,
             all_num_video_tokens=manifest.num_frames * config.resampler.num_latents,
             num_frames=manifest.num_frames,
-            precision=manifest.precision,
+            precision=manifest.precision.name,
             weights="random" if source.random_init else "trained" if source.trained else "untrained",
             parity_checked=manifest.parity is not None,
         )

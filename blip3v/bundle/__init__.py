@@ -8,10 +8,10 @@ from blip3v.bundle.manifest import (
     KVGeometry,
     Limits,
     Manifest,
-    MemoryEstimate,
     Source,
     WeightCount,
 )
+from blip3v.bundle.precision import GraphPrecision, Precision
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.bundle.verify import VerifyReport, verify_bundle
 from blip3v.bundle.writer import BundleWriter
@@ -21,10 +21,11 @@ __all__ = [
     "BundleWriter",
     "GraphEntry",
     "GraphIO",
+    "GraphPrecision",
     "KVGeometry",
     "Limits",
     "Manifest",
-    "MemoryEstimate",
+    "Precision",
     "Source",
     "TensorSpec",
     "VerifyReport",

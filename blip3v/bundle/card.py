@@ -45,23 +45,28 @@ Salesforce's released BLIP-3-Video weights are CC-BY-NC-4.0 (no commercial use) 
 """
 
 
-def render_card(manifest: Manifest) -> str:
-    """Markdown text of the card; ``manifest.files`` may still be empty."""
-    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in _facts(manifest))
+def render_card(manifest: Manifest, precision: str) -> str:
+    """Markdown text of the card.
+
+    Args:
+        manifest: of the bundle; ``files`` may still be empty.
+        precision: how weights are stored, and in what the bundle's target computes them.
+    """
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in _facts(manifest, precision))
     return _CARD.format(
         model=manifest.model,
         encoder=manifest.encoder,
         num_video_tokens=manifest.num_video_tokens,
-        precision=manifest.precision,
+        precision=manifest.precision.name,
         rows=rows,
         parity=_parity(manifest),
     )
 
 
-def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
+def _facts(manifest: Manifest, precision: str) -> Iterator[tuple[str, object]]:
     yield "video", f"{manifest.num_frames} frames become {manifest.num_video_tokens} tokens"
     yield "weights", f"{manifest.source.name}: {_weights(manifest)}"
-    yield "precision", manifest.stored_and_computed
+    yield "precision", precision
     yield "target", f"{manifest.target}, opset {manifest.opset}"
     yield "context", f"{manifest.limits.max_context} tokens: prompt, video and answer"
     yield "KV cache", f"{manifest.kv.bytes_per_token} bytes a token"

@@ -1,17 +1,22 @@
 """The names, dtypes and axes of every graph input and output: one table for exporter, runtime and tests.
 
-``compute`` stands for the dtype of the bundle's precision (float32 or float16). Axes are names where they are free at
-run time. Layouts: B batch, F frames, M video tokens, t new tokens, S cache capacity, D width, H KV heads, K head width.
+``compute`` and ``cache`` stand for dtypes that the graph's precision says (``GraphIO.resolved``). Axes are names where
+they are free at run time.
+
+Layouts: B batch, F frames, M video tokens, t new tokens, S cache capacity, D width, H KV heads, K head width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import ModelConfig
 
 __all__ = [
+    "SYMBOLIC_DTYPES",
     "DType",
     "GraphIO",
     "TensorSpec",
@@ -23,7 +28,8 @@ __all__ = [
     "video_encoder_io",
 ]
 
-DType = Literal["compute", "float32", "int64", "int32"]
+DType = Literal["compute", "cache", "float32", "float16", "int64", "int32"]
+SYMBOLIC_DTYPES = ("compute", "cache")  # which only a precision makes dtypes of
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,17 @@ class GraphIO:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def resolved(self, precision: GraphPrecision) -> GraphIO:
+        """The same with the dtypes of ``precision`` for ``compute`` and ``cache``."""
+        dtypes: dict[str, DType] = {"compute": precision.io}
+        if precision.cache is not None:
+            dtypes["cache"] = precision.cache
+
+        def resolve(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(dataclasses.replace(spec, dtype=dtypes.get(spec.dtype, spec.dtype)) for spec in specs)
+
+        return GraphIO(resolve(self.inputs), resolve(self.outputs))
 
 
 def past_key(layer: int) -> str:
@@ -88,9 +105,9 @@ def decoder_io(config: ModelConfig) -> GraphIO:
     ]
     outputs = [TensorSpec("logits", "float32", ("batch", text.num_logits))]
     for layer in range(text.num_layers):
-        inputs += [TensorSpec(past_key(layer), "compute", cache), TensorSpec(past_value(layer), "compute", cache)]
+        inputs += [TensorSpec(past_key(layer), "cache", cache), TensorSpec(past_value(layer), "cache", cache)]
         outputs += [
-            TensorSpec(present_key(layer), "compute", cache),
-            TensorSpec(present_value(layer), "compute", cache),
+            TensorSpec(present_key(layer), "cache", cache),
+            TensorSpec(present_value(layer), "cache", cache),
         ]
     return GraphIO(tuple(inputs), tuple(outputs))

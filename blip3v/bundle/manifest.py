@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from blip3v import strict_json
-from blip3v.bundle import layout
-from blip3v.bundle.graph_io import GraphIO
+from blip3v.bundle import layout, old_manifest
+from blip3v.bundle.graph_io import SYMBOLIC_DTYPES, GraphIO, TensorSpec
+from blip3v.bundle.precision import ITEM_BYTES, GraphPrecision, Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ArtifactVersionError, ConfigError
 
@@ -24,23 +24,12 @@ __all__ = [
     "KVGeometry",
     "Limits",
     "Manifest",
-    "MemoryEstimate",
-    "Precision",
     "Source",
-    "TensorEntry",
     "WeightCount",
-    "stays_mapped",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_MANIFEST_BYTES = 2**20
-
-Precision = Literal["fp32", "fp16"]
-DTYPES: dict[Precision, Literal["float32", "float16"]] = {"fp32": "float32", "fp16": "float16"}
-
-# Weights of fp32 graphs above this size stay in their mapped file, which the system can drop from memory when it needs
-# room; the price is a slower prefill. fp16 weights are widened into memory in any case.
-_MAPPED_ABOVE_BYTES = 2**30
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -54,59 +43,41 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorEntry:
-    """One input or output of a graph: a str axis is free at run time, an int axis is fixed, () is a scalar."""
-
-    name: str
-    dtype: str  # float16, float32, int32 or int64
-    axes: tuple[str | int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class GraphEntry:
     """One graph, with its inputs and outputs in order."""
 
     file: str  # relative to the bundle
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    inputs: tuple[TensorSpec, ...]  # with the dtypes of the graph's precision
+    outputs: tuple[TensorSpec, ...]
 
     @classmethod
-    def of(cls, name: str, io: GraphIO, precision: Precision) -> GraphEntry:
-        """The entry of the graph ``name`` from the table of names, with ``compute`` resolved."""
-
-        def ports(side: tuple[Any, ...]) -> tuple[TensorEntry, ...]:
-            dtypes = [DTYPES[precision] if port.dtype == "compute" else port.dtype for port in side]
-            return tuple(
-                TensorEntry(name=port.name, dtype=dtype, axes=port.axes)
-                for port, dtype in zip(side, dtypes, strict=True)
-            )
-
-        return cls(file=layout.graph_file(name), inputs=ports(io.inputs), outputs=ports(io.outputs))
+    def of(cls, name: str, io: GraphIO, precision: GraphPrecision) -> GraphEntry:
+        """The entry of the graph ``name`` from the table of names."""
+        resolved = io.resolved(precision)
+        return cls(file=layout.graph_file(name), inputs=resolved.inputs, outputs=resolved.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVGeometry:
-    """Shape and cost of the KV cache."""
+    """Shape and cost of the KV cache, whose dtype is the decoder's ``GraphPrecision.cache``."""
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: Literal["float32", "float16"]
     sliding_window: int | None  # a token sees this many tokens, itself included; None: all
     bytes_per_token: int  # keys and values of all layers
 
     @classmethod
-    def of(cls, config: ModelConfig, precision: Precision) -> KVGeometry:
-        """The cache that a model needs at a precision."""
+    def of(cls, config: ModelConfig, precision: GraphPrecision) -> KVGeometry:
+        """The cache that a model needs at the decoder's precision."""
         text = config.text
-        item_bytes = 2 if precision == "fp16" else 4
+        assert precision.cache is not None, "a decoder has a cache"
         return cls(
             num_layers=text.num_layers,
             num_kv_heads=text.num_kv_heads,
             head_dim=text.head_dim,
-            dtype=DTYPES[precision],
             sliding_window=text.sliding_window,
-            bytes_per_token=2 * text.num_layers * text.num_kv_heads * text.head_dim * item_bytes,
+            bytes_per_token=2 * text.num_layers * text.num_kv_heads * text.head_dim * ITEM_BYTES[precision.cache],
         )
 
 
@@ -127,30 +98,6 @@ class WeightCount:
     num_tensors: int
     num_elements: int
     size_bytes: int
-
-
-def stays_mapped(graph_bytes: int, precision: Precision) -> bool:
-    """Whether a graph with weights of this size is opened so that they stay in their file."""
-    return precision == "fp32" and graph_bytes > _MAPPED_ABOVE_BYTES
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """What opening the bundle costs on ONNX Runtime's CPU provider, without KV cache."""
-
-    weights_bytes: int  # in the files of both graphs
-    resident_bytes: int  # memory that no file stands behind
-
-    @classmethod
-    def of(cls, graph_bytes: Iterable[int], precision: Precision) -> MemoryEstimate:
-        """The estimate for the stored weights of each graph.
-
-        x86 has no fp16 matrix product, so fp16 weights are widened into a copy of twice the size. Large fp32 graphs
-        stay in their mapped file.
-        """
-        sizes = list(graph_bytes)
-        kept = [size for size in sizes if not stays_mapped(size, precision)]
-        return cls(weights_bytes=sum(sizes), resident_bytes=sum(kept) * (2 if precision == "fp16" else 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +121,12 @@ class Manifest:
     encoder: str
     num_frames: int  # frames of a clip that the export was checked with
     num_video_tokens: int  # video tokens for so many frames
-    precision: Precision  # of the stored weights
+    precision: Precision
     target: Literal["onnxruntime"]
     opset: int
     graphs: dict[str, GraphEntry]  # video_encoder, decoder
     kv: KVGeometry
     limits: Limits
-    memory: MemoryEstimate
     weights: dict[str, dict[str, WeightCount]]  # graph -> dtype -> count
     parity: dict[str, Any] | None  # summary of reports/parity.json; None: not checked
     calibration: None = None  # of int8 weights, which no target has yet
@@ -190,10 +136,9 @@ class Manifest:
     def __post_init__(self) -> None:
         _check(self)
 
-    @property
-    def stored_and_computed(self) -> str:
-        """How the weights are stored and in what they are computed, as people must be told."""
-        return f"stored {self.precision}, computed fp32 on ONNX Runtime CPU"
+    def weights_bytes(self, graph: str) -> int:
+        """Bytes of the stored weights of a graph, without what its file holds beside them."""
+        return sum(count.size_bytes for count in self.weights.get(graph, {}).values())
 
     @property
     def size_bytes(self) -> int:
@@ -228,7 +173,9 @@ class Manifest:
             ArtifactError: too large, not JSON, an unknown or missing key, or a value that a bundle cannot have.
         """
         if not path.is_file():
-            raise ArtifactMissingError(f"{path} is not there, so {path.parent} is no bundle; `blip3v export` makes one")
+            raise ArtifactMissingError(
+                f"{path} is not there, so {path.parent} is not a bundle; `blip3v export` makes one"
+            )
         size = path.stat().st_size
         if size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{path} has {size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
@@ -238,7 +185,7 @@ class Manifest:
             if version != SCHEMA_VERSION or isinstance(version, bool):
                 raise ArtifactVersionError(
                     f"{path} has schema_version {version!r}; this blip3v reads {SCHEMA_VERSION}; "
-                    "run `blip3v export` again"
+                    f"{old_manifest.advice(values, path.parent)}"
                 )
             return strict_json.from_dict(cls, values, str(path))
         except ConfigError as error:
@@ -254,6 +201,9 @@ def _check(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
         if graph.file != layout.graph_file(name):
             raise ConfigError(f"manifest: graph {name} is in {graph.file!r}; {layout.graph_file(name)} is expected")
+        for port in (*graph.inputs, *graph.outputs):
+            if port.dtype in SYMBOLIC_DTYPES:
+                raise ConfigError(f"manifest: {port.name} of {name} is {port.dtype!r}; a dtype is needed")
     for name, entry in manifest.files.items():
         _check_file(name, entry)
     if re.search(r"[/\\]", manifest.source.name):

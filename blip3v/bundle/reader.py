@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from blip3v.bundle import layout
 from blip3v.bundle.embeddings import open_embeddings
-from blip3v.bundle.manifest import KVGeometry, Manifest
+from blip3v.bundle.graph_io import decoder_io, video_encoder_io
+from blip3v.bundle.manifest import GraphEntry, KVGeometry, Manifest
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactHashError, ArtifactMissingError, ConfigError
@@ -68,17 +69,19 @@ class Bundle:
         return layout.graph_files(name, self.manifest.files)
 
     def embeddings(self) -> npt.NDArray[np.floating]:
-        """Memory-mapped embedding table (V, D): row i belongs to token id i; float16 or float32, read-only.
+        """Memory-mapped embedding table (V, D) in the dtype of the decoder's inputs, read-only; row i is token id i's.
 
         Raises:
-            ArtifactError: a table of another shape than the model's.
+            ArtifactError: a table of another shape than the model's, or of another dtype than the decoder's.
         """
         path = self.path / layout.EMBEDDINGS
         table_VD = open_embeddings(path)
         expected = (self.config.text.num_logits, self.config.text.hidden_size)
-        if table_VD.shape != expected:
+        dtype = self.manifest.precision.decoder.io
+        if table_VD.shape != expected or table_VD.dtype.name != dtype:
             raise ArtifactError(
-                f"{path} has shape {table_VD.shape}; the model needs {expected}; run `blip3v export` again"
+                f"{path} is {table_VD.dtype} {table_VD.shape}; the decoder needs {dtype} {expected}; "
+                "run `blip3v export` again"
             )
         return table_VD
 
@@ -157,9 +160,15 @@ def _check_agreement(bundle: Bundle) -> None:
         "num_frames": (manifest.num_frames, config.num_frames),
         "num_video_tokens": (manifest.num_video_tokens, config.temporal.num_video_tokens),
         "max_context": (manifest.limits.max_context, config.text.max_context),
-        "kv": (manifest.kv, KVGeometry.of(config, manifest.precision)),
+        "kv": (manifest.kv, KVGeometry.of(config, manifest.precision.decoder)),
         "image_size": (bundle.preprocessor.image_size, config.vision.image_size),
     }
     for name, (value, expected) in pairs.items():
         if value != expected:
             raise ArtifactError(f"{bundle.path}: {name} is {value}, but config.json says {expected}; {_AGAIN}")
+    for name, io in (("video_encoder", video_encoder_io(config)), ("decoder", decoder_io(config))):
+        if manifest.graphs[name] != GraphEntry.of(name, io, manifest.precision.graphs[name]):
+            raise ArtifactError(
+                f"{bundle.path}: the inputs and outputs of {name} in the manifest are not those of config.json at "
+                f"{manifest.precision.graphs[name].name}; {_AGAIN}"
+            )

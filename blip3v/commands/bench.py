@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
 
 import click
 from rich import box
@@ -18,7 +17,7 @@ from rich.table import Table
 from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.run import run_bench
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import Precision
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
@@ -58,8 +57,8 @@ _CACHE = Path("blip3v-bench")
 @click.option("--clip", type=click.Path(path_type=Path), help="Video file.  [default: a film of the film set]")
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
-    help="Of the bundles that are made; not with BUNDLE.  [default: fp32]",
+    metavar="PRECISION",
+    help="Of the bundles that are made, as for export; not with BUNDLE.  [default: fp32]",
 )
 @click.option(
     "--models",
@@ -77,7 +76,7 @@ def command(
     backends: tuple[str, ...],
     threads: int | None,
     clip: Path | None,
-    precision: Precision | None,
+    precision: str | None,
     models: Path | None,
     output: Path | None,
     force: bool,
@@ -106,7 +105,7 @@ def command(
             default_bundles(
                 _CACHE,
                 models=models,
-                precision=precision or "fp32",
+                precision=Precision.parse(precision or "fp32"),
                 progress=lambda line: console.print(line, soft_wrap=True),
             )
         )
@@ -121,7 +120,7 @@ def command(
 
 
 def _check(
-    bundles: tuple[Path, ...], precision: Precision | None, models: Path | None, output: Path | None, force: bool
+    bundles: tuple[Path, ...], precision: str | None, models: Path | None, output: Path | None, force: bool
 ) -> None:
     if bundles and (precision is not None or models is not None):
         odd = "--precision" if precision is not None else "--models"

@@ -36,6 +36,7 @@ from blip3v.bench import (
 )
 from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
+from blip3v.bundle.precision import Precision
 from blip3v.commands.bench import print_throughput
 from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
 from blip3v.errors import UsageError
@@ -183,7 +184,7 @@ def _verdict(answer: AskedAnswer) -> str:
 
 def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> BenchReport:
     others = tuple(row for row in ROWS if row != _ROW)
-    made = default_bundles(_FOLDER, models=models, precision="fp16", rows=others, progress=say)
+    made = default_bundles(_FOLDER, models=models, precision=Precision.parse("fp16"), rows=others, progress=say)
     paths = dict(zip(others, made, strict=True)) | {_ROW: _BUNDLE}
     say(f"{_REPETITIONS} turns after {_WARMUP} of warm-up")
     report = run_bench([paths[row] for row in ROWS], clip, warmup=_WARMUP, repetitions=_REPETITIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 from rich import box
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import PRECISIONS, Precision
 from blip3v.commands.output import after_export, print_made
 from blip3v.config import PRESETS
 from blip3v.export.parity import Comparison, ParityReport
@@ -38,10 +38,10 @@ __all__ = ["command"]
 )
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
+    metavar="PRECISION",
     default="fp32",
     show_default=True,
-    help="How weights are stored.",
+    help=f"{' or '.join(PRECISIONS)}, or one for each graph, as in video_encoder=fp32,decoder=fp16.",
 )
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), help="Model folder.  [default: the trained one in the package]"
@@ -71,7 +71,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     encoder: str | None,
-    precision: Precision,
+    precision: str,
     model: Path | None,
     output: Path | None,
     preset: str | None,
@@ -100,22 +100,23 @@ def command(
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.source import resolve_source
 
+    chosen = Precision.parse(precision)
     source = resolve_source(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
-    folder = output if output is not None else Path(f"{source.folder_name}-{precision}")
-    needed = estimate(source.config, precision, check=not no_check)
+    folder = output if output is not None else Path(f"{source.folder_name}-{chosen.file_name}")
+    needed = estimate(source.config, chosen, check=not no_check)
     if dry_run:
-        _print_plan(source, folder, precision, needed, as_json)
+        _print_plan(source, folder, chosen, needed, as_json)
         return
     console = Console(stderr=True, highlight=False)
-    for line in (f"{_title(source, precision)} -> {folder}", _needed_text(needed)):
+    for line in (f"{_title(source, chosen)} -> {folder}", _needed_text(needed)):
         console.print(line, soft_wrap=True)
     with ExitStack() as stack:
         result = export_bundle(
             source,
             folder,
-            precision=precision,
+            precision=chosen,
             check=not no_check,
             force=force,
             progress=_progress(console, stack),
@@ -151,7 +152,7 @@ def _lines(console: Console) -> Progress:
 
 def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed: Estimate, as_json: bool) -> None:
     if as_json:
-        values = {"output": str(folder), "config": source.config.to_dict(), "precision": precision}
+        values = {"output": str(folder), "config": source.config.to_dict(), "precision": precision.name}
         click.echo(dumps({**values, "estimate": dataclasses.asdict(needed)}), nl=False)
         return
     click.echo(f"{_title(source, precision)} -> {folder}")
@@ -194,14 +195,13 @@ def _folded(rows: tuple[Comparison, ...]) -> list[Comparison]:
 def _parity_text(report: ParityReport) -> str:
     tokens = report.tokens
     lines = [
-        f"tolerance: relative error {report.tolerance.relative_error:g}, cosine {report.tolerance.cosine:g} "
-        f"({report.tolerance.reason})",
+        *(f"tolerance: {text}" for text in report.tolerance_texts()),
         f"tokens: {tokens.compared} compared, {tokens.differing} differ, {tokens.close_calls} close calls",
     ]
     if report.activations is not None:
         ranges = report.activations
         where = max(ranges.layers, key=lambda name: ranges.layers[name])
-        lines.append(f"fp16 range: largest {ranges.largest:.1f} of {ranges.limit:.0f}, in {where}")
+        lines.append(f"activations: largest {ranges.largest:.1f} of {ranges.limit:.0f}, in {where}")
     lines.append(f"clip: {report.clip['film']}")
     return "\n".join(lines)
 

@@ -14,8 +14,11 @@ from rich.table import Table
 
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
-from blip3v.bundle.reader import open_bundle
+from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.commands.output import after_export
+from blip3v.errors import ProviderError
+from blip3v.runtime.backends import stored_and_computed
+from blip3v.runtime.opening import estimate_open
 from blip3v.units import format_bytes
 
 __all__ = ["command"]
@@ -38,34 +41,46 @@ def command(bundle: Path, as_json: bool) -> None:
     manifest, next_command = opened.manifest, after_export(opened.manifest, bundle)
     if as_json:
         values = {"path": str(bundle), "size_bytes": manifest.size_bytes, "manifest": manifest.to_dict()}
-        click.echo(json.dumps({**values, "stored_and_computed": manifest.stored_and_computed, "next": next_command}))
+        computed = stored_and_computed(manifest.precision)
+        click.echo(json.dumps({**values, "stored_and_computed": computed, "next": next_command}))
         return
     console = Console(highlight=False)
     ports = [_ports(name, graph) for name, graph in manifest.graphs.items()]
-    for table in (_summary(manifest), *ports, _weights(manifest), _parity(manifest), _files(manifest)):
+    for table in (_summary(opened), *ports, _weights(manifest), _parity(manifest), _files(manifest)):
         console.print(table)
     click.echo(f"next: {next_command}")
 
 
-def _summary(manifest: Manifest) -> Table:
+def _summary(opened: Bundle) -> Table:
+    manifest = opened.manifest
     table = _table(f"{manifest.model}, {manifest.encoder}", "", "")
     kv = manifest.kv
     window = "all" if kv.sliding_window is None else str(kv.sliding_window)
     rows = {
         "video": f"{manifest.num_frames} frames to {manifest.num_video_tokens} tokens",
-        "precision": manifest.stored_and_computed,
+        "precision": stored_and_computed(manifest.precision),
+        **{f"  {name}": str(spec) for name, spec in manifest.precision.graphs.items()},
         "target": f"{manifest.target}, opset {manifest.opset}",
         "weights": _provenance(manifest),
         "made by": ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()),
-        "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, {kv.dtype}, "
-        f"{format_bytes(kv.bytes_per_token)} a token, window {window}",
+        "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, "
+        f"{manifest.precision.decoder.cache}, {format_bytes(kv.bytes_per_token)} a token, window {window}",
         "context": f"{manifest.limits.max_context} tokens",
         "on disk": format_bytes(manifest.size_bytes),
-        "in memory": f"about {format_bytes(manifest.memory.resident_bytes)} without KV cache",
+        "to open": _cost(opened),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
+
+
+def _cost(opened: Bundle) -> str:
+    """What ``auto`` would take, and with which engines."""
+    try:
+        needed = estimate_open(opened)
+    except ProviderError as error:
+        return error.message
+    return f"{needed}; {needed.backend.computed}"
 
 
 def _provenance(manifest: Manifest) -> str:

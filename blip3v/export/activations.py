@@ -1,4 +1,4 @@
-"""How large activations become in PyTorch fp16: an fp16 graph on a CPU computes in fp32 and hides an overflow."""
+"""How large activations become in PyTorch at a graph's precision: a CPU computes fp16 in fp32 and hides an overflow."""
 
 # Shapes: F frames, M video tokens, t tokens, D width, S cache capacity.
 
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.export.decoder_graph import CacheState, DecoderGraph, ReferenceAttention
 from blip3v.export.layerwise import one_layer
-from blip3v.export.precision import cast
+from blip3v.export.precision import TORCH_DTYPES, cast
 from blip3v.export.video_encoder_graph import VideoEncoderGraph
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.language import head_matrix
@@ -26,44 +27,46 @@ from blip3v.model.weights import fill
 __all__ = ["decoder_ranges", "video_encoder_ranges"]
 
 
-def video_encoder_ranges(model: Blip3Video, pixels_FCHW: NDArray[np.float32]) -> dict[str, float]:
-    """Largest absolute value in each layer of the video encoder for a clip; infinite where fp16 overflows."""
-    reference = VideoEncoderGraph(model, scan=False)
-    half = cast(reference, "fp16", keep=reference.fp32_parameters)
-    with _recorded(half, "video_encoder") as ranges, torch.inference_mode():
-        half(torch.from_numpy(pixels_FCHW)[None].half())
+def video_encoder_ranges(
+    model: Blip3Video, pixels_FCHW: NDArray[np.float32], precision: GraphPrecision
+) -> dict[str, float]:
+    """Largest absolute value in each layer of the video encoder for a clip; infinite where its dtype overflows."""
+    module = cast(VideoEncoderGraph(model, scan=False), precision)
+    with _recorded(module, "video_encoder") as ranges, torch.inference_mode():
+        module(torch.from_numpy(pixels_FCHW)[None].to(TORCH_DTYPES[precision.io]))
     return ranges
 
 
 @torch.inference_mode()
 def decoder_ranges(
-    text: TextConfig, weights: Mapping[str, Tensor], embeds_tD: NDArray[np.floating]
+    text: TextConfig, weights: Mapping[str, Tensor], embeds_tD: NDArray[np.floating], precision: GraphPrecision
 ) -> dict[str, float]:
-    """Largest absolute value in each layer of the decoder for a prompt; infinite where fp16 overflows.
+    """Largest absolute value in each layer of the decoder for a prompt; infinite where its dtype overflows.
 
     Args:
         text: the language model's shape.
         weights: by released name; one layer's are read at a time.
         embeds_tD: the prompt.
+        precision: the graph's.
     """
-    num_new = len(embeds_tD)
+    num_new, dtype = len(embeds_tD), TORCH_DTYPES[precision.io]
     language = one_layer(text)
     graph = DecoderGraph(language, text, ReferenceAttention(text))
-    cache = [torch.zeros(1, text.num_kv_heads, num_new, text.head_dim, dtype=torch.float16) for _ in range(2)]
+    cache = [torch.zeros(1, text.num_kv_heads, num_new, text.head_dim, dtype=dtype) for _ in range(2)]
     length_B = torch.tensor([num_new - 1], dtype=torch.int32)
-    tables = (graph.cos_PK.half(), graph.sin_PK.half())
+    tables = (graph.cos_PK.to(dtype), graph.sin_PK.to(dtype))
     state = CacheState(length_B, torch.tensor(num_new, dtype=torch.int32), *tables)
-    x_1tD = torch.from_numpy(embeds_tD.astype(np.float16))[None]
+    x_1tD = torch.from_numpy(embeds_tD.astype(precision.io))[None]
     ranges: dict[str, float] = {}
     for index in range(text.num_layers):
         fill(language.get_submodule("model.layers.0"), weights, f"lang_model.model.layers.{index}.")
-        half = cast(graph.layers[0], "fp16")
-        with _recorded(half, f"decoder.layers.{index}") as found:
-            x_1tD = half(x_1tD, *cache, state, graph.attention)[0]
+        layer = cast(graph.layers[0], precision)
+        with _recorded(layer, f"decoder.layers.{index}") as found:
+            x_1tD = layer(x_1tD, *cache, state, graph.attention)[0]
         ranges |= {f"decoder.layers.{index}": max(found.values())}
-    norm_D = weights["lang_model.model.norm.weight"].half()
+    norm_D = weights["lang_model.model.norm.weight"].to(dtype)
     normed_D = F.rms_norm(x_1tD[0, -1], norm_D.shape, norm_D, text.rms_norm_eps)
-    logits_V = F.linear(normed_D, head_matrix(weights, text).half())
+    logits_V = F.linear(normed_D, head_matrix(weights, text).to(dtype))
     return ranges | {"decoder.lm_head": _largest((normed_D, logits_V))}
 
 

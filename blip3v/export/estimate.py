@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from blip3v.bundle.manifest import Precision, stays_mapped
+from blip3v.bundle.precision import ITEM_BYTES, GraphPrecision, Precision
 from blip3v.config import ModelConfig
+from blip3v.export.weight_formats import FLOAT_FORMATS, WEIGHT_FORMATS
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.publishing import require_disk
 from blip3v.runtime import memory
+from blip3v.runtime.backends.onnxruntime import resident_bytes
 
 __all__ = ["Estimate", "estimate"]
 
@@ -36,7 +38,7 @@ class Estimate:
     seconds: float
 
     def require(self, output: Path) -> None:
-        """Lets the export begin where it fits.
+        """Raises unless the export fits.
 
         Raises:
             OutOfMemoryError: less memory is free.
@@ -50,21 +52,25 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     """Counts weights without making them, and scales from there."""
     with torch.device("meta"):
         model = Blip3Video(config)
-    counts = {
-        "video_encoder": _count(model.vision_encoder) + _count(model.vision_tokenizer),
-        "decoder": _count(model.lang_model) - _count(model.lang_model.model.embed_tokens),
-        "embeddings": config.text.num_logits * config.text.hidden_size,
+    language = dict(model.lang_model.named_parameters())
+    parameters = {
+        "video_encoder": [*model.vision_encoder.parameters(), *model.vision_tokenizer.parameters()],
+        "decoder": [x for name, x in language.items() if not name.startswith("model.embed_tokens.")],
     }
-    item_bytes = 2 if precision == "fp16" else 4
-    disk_bytes = sum(counts.values()) * item_bytes
-    largest_weight = max(parameter.numel() for parameter in model.parameters())
+    counts = {name: sum(x.numel() for x in weights) for name, weights in parameters.items()}
+    counts["embeddings"] = config.text.num_logits * config.text.hidden_size
+    stored = {name: sum(_stored_bytes(x, spec) for x in parameters[name]) for name, spec in precision.graphs.items()}
+    disk_bytes = sum(stored.values()) + counts["embeddings"] * ITEM_BYTES[precision.decoder.io]
     # Written one by one: as it was read, as it is stored, and as bytes.
-    memory_bytes = _BASE_BYTES + largest_weight * (4 + 2 * item_bytes)
+    read = {**parameters, "decoder": list(language.values())}  # the token embedding too
+    memory_bytes = _BASE_BYTES + max(
+        4 * x.numel() + 2 * _stored_bytes(x, spec) for name, spec in precision.graphs.items() for x in read[name]
+    )
     if check:
-        # One at a time: the engine with one graph, which widens fp16 on a CPU and may leave fp32 in its file; then the
-        # reference in fp32, whole for the video encoder and one layer of the decoder.
+        # One at a time: the engine with one graph, and the reference in fp32, whole for the video encoder and one layer
+        # of the decoder.
         encoder_bytes, decoder_bytes = 4 * counts["video_encoder"], 4 * counts["decoder"]
-        held = 0 if stays_mapped(decoder_bytes, precision) else decoder_bytes
+        held = resident_bytes(stored["decoder"], precision.decoder)
         in_engine = max((1 + _ENGINE_SHARE) * encoder_bytes, held + _ENGINE_SHARE * decoder_bytes)
         memory_bytes = _BASE_BYTES + int(in_engine)
     seconds_per_gib = _S_PER_GIB + (_CHECK_S_PER_GIB if check else 0.0)
@@ -76,5 +82,7 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     )
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _stored_bytes(weight: Tensor, precision: GraphPrecision) -> int:
+    """As if there were no islands, and every weight with two axes were a matrix of a matrix product."""
+    weight_format = WEIGHT_FORMATS[precision.weights] if weight.ndim == 2 else FLOAT_FORMATS[precision.io]
+    return sum(tensor.num_bytes for tensor in weight_format.layout(tuple(weight.shape)).values())

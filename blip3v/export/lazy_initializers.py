@@ -5,46 +5,50 @@
                                  for a whole matrix               when they are written
 
 The number is not a number (NaN): a constant that torch computed from a weight shows, since it is none of the weights
-and not finite. What is not here: tracing (``to_onnx.py``) and what reads a checkpoint (``model/weights.py``).
+and not finite. What is not here: tracing (``to_onnx.py``), how a weight is stored (``weight_formats.py``), and what
+reads a checkpoint (``model/weights.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.errors import ExportError
 from blip3v.export.passes import TRANSPOSED
 from blip3v.export.precision import recast
+from blip3v.export.weight_formats import FLOAT_FORMATS, WEIGHT_FORMATS, StoredTensor, WeightFormat, check_finite
 
 __all__ = ["Loader", "set_lazy_initializers", "with_placeholders"]
 
 Loader = Callable[[], Tensor]  # gives a weight anew at each call
 
 _MERGED_ELEMENTS = 2**16  # many more than what torch takes for small
-_TORCH_OF = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
+_FLOAT_FORMAT_OF = {form.dtype: form for form in FLOAT_FORMATS.values()}
+_PRODUCTS = (("MatMul", 1), ("Gemm", 1))  # operators and their input that is a matrix of weights
 
 
-def with_placeholders(module: nn.Module, precision: Precision, *, keep: Iterable[Tensor] = ()) -> nn.Module:
+def with_placeholders(module: nn.Module, precision: GraphPrecision) -> nn.Module:
     """A copy whose parameters have dtype and shape and take no memory; computed ones keep their values.
 
     Args:
         module: with parameters on the meta device; it stays as it is.
-        precision: of the copy's parameters.
-        keep: parameters of it that stay fp32.
+        precision: of the copy.
     """
     generator = torch.Generator().manual_seed(0)
 
     def convert(parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
         return _placeholder(parameter.shape, dtype, generator) if parameter.is_meta else parameter.detach().to(dtype)
 
-    return recast(module, precision, keep, convert)
+    return recast(module, precision, convert)
 
 
 def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -57,25 +61,29 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
     return (payload.to(integer) | exponent).view(dtype)
 
 
-def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader]) -> None:
+def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader], formats: Mapping[str, str]) -> None:
     """Gives every weight of the graph its loader, to be called when the graph is written.
 
     Args:
         model: traced from a module with placeholder parameters, its matrices named after their modules.
         loaders: fp32 weights by the name of the module's parameter; one with several names has one loader.
+        formats: the word of ``WEIGHT_FORMATS`` for each name of ``loaders``. It holds for matrices of matrix products;
+            other weights are stored as they were traced.
 
     Raises:
         ExportError: a weight is not in the graph, or a constant of the graph was computed from one.
     """
     left = {loader: name for name, loader in loaders.items()}
-    for name, value in model.graph.initializers.items():
+    converted = _Converted()
+    for name, value in list(model.graph.initializers.items()):
         constant = value.const_value
         assert constant is not None, "an initializer has a value"
         if name in loaders:
-            transposed = value.metadata_props.pop(TRANSPOSED, None) is not None
-            value.const_value = _lazy(name, loaders[name], constant.dtype, constant.shape, transposed=transposed)
+            traced: WeightFormat = _FLOAT_FORMAT_OF[constant.dtype]
+            weight_format = WEIGHT_FORMATS[formats[name]] if _is_matrix(value) else traced
+            _store_as(model.graph, value, loaders[name], weight_format, converted)
             left.pop(loaders[name], None)
-        elif constant.dtype in _TORCH_OF and not np.isfinite(constant.numpy()).all():
+        elif constant.dtype in _FLOAT_FORMAT_OF and not np.isfinite(constant.numpy()).all():
             raise ExportError(
                 f"torch computed the constant {name} from a weight before it was there; report this as a bug"
             )
@@ -85,20 +93,64 @@ def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader]) -> Non
         )
 
 
-def _lazy(name: str, load: Loader, dtype: ir.DataType, shape: Iterable[Any], *, transposed: bool) -> ir.TensorProtocol:
-    sizes = tuple(map(int, shape))
+def _is_matrix(value: ir.Value) -> bool:
+    return all((node.op_type, index) in _PRODUCTS for node, index in value.uses())
 
-    def read() -> ir.TensorProtocol:
-        weight = load()
-        weight = weight.T if transposed else weight
-        if tuple(weight.shape) != sizes:
-            raise ExportError(f"the weight {name} has shape {tuple(weight.shape)}; the graph expects {sizes}")
-        stored = weight.to(_TORCH_OF[dtype]).contiguous().numpy()
-        if not np.isfinite(stored).all():
-            raise ExportError(
-                f"the weight {name} holds values that {dtype.name.lower()} cannot; its largest is "
-                f"{float(weight.abs().max()):g}; export in fp32, or correct the weights"
-            )
-        return ir.tensor(stored, name=name)
 
-    return ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(sizes), name=name)
+def _store_as(
+    graph: ir.Graph, value: ir.Value, load: Loader, weight_format: WeightFormat, converted: _Converted
+) -> None:
+    """Puts what the format stores for a weight in the weight's place."""
+    name, constant = str(value.name), value.const_value
+    assert constant is not None, "an initializer has a value"
+    shape = tuple(int(size) for size in constant.shape)  # type: ignore[arg-type]  # all are numbers
+    transposed = value.metadata_props.pop(TRANSPOSED, None) is not None
+    convert = functools.partial(_convert, name, load, weight_format, shape, transposed)
+
+    def lazy(suffix: str, kind: StoredTensor) -> ir.TensorProtocol:
+        def read() -> ir.TensorProtocol:
+            return ir.tensor(converted.take(name, suffix, convert), dtype=kind.dtype, name=name + suffix)
+
+        return ir.LazyTensor(read, dtype=kind.dtype, shape=ir.Shape(kind.shape), name=name + suffix)
+
+    layout = weight_format.layout(shape)
+    if set(layout) == {""}:
+        value.const_value = lazy("", layout[""])
+        return
+    stored = {suffix: ir.val(name + suffix, const_value=lazy(suffix, kind)) for suffix, kind in layout.items()}
+    for part in stored.values():
+        graph.register_initializer(part)
+    weight_format.rewrite(graph, value, stored)
+    assert not value.uses(), f"{name} is stored in several tensors and still used itself"
+    del graph.initializers[name]
+
+
+def _convert(
+    name: str, load: Loader, weight_format: WeightFormat, shape: tuple[int, ...], transposed: bool
+) -> Mapping[str, NDArray[Any]]:
+    weight = load()
+    weight = weight.T if transposed else weight
+    if tuple(weight.shape) != shape:
+        raise ExportError(f"the weight {name} has shape {tuple(weight.shape)}; the graph expects {shape}")
+    stored = weight_format.store(weight)
+    check_finite(name, weight, stored)
+    return stored
+
+
+class _Converted:
+    """What the conversion of one weight gave and the writer has not taken yet.
+
+    A weight is read once for all its tensors that are written in a row, and is let go with the last of them, or before
+    another is read: no two are ever held.
+    """
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._left: dict[str, NDArray[Any]] = {}
+
+    def take(self, name: str, suffix: str, convert: Callable[[], Mapping[str, NDArray[Any]]]) -> NDArray[Any]:
+        """The tensor ``suffix`` of the weight ``name``."""
+        if name != self._name or suffix not in self._left:
+            self._left.clear()
+            self._name, self._left = name, dict(convert())
+        return self._left.pop(suffix)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.bundle.graph_io import decoder_io
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import GraphPrecision, Tolerance
 from blip3v.config import ModelConfig
 from blip3v.export.activations import decoder_ranges
 from blip3v.export.layerwise import layerwise_logits
@@ -45,7 +45,7 @@ class DecoderCheck:
     comparisons: tuple[Comparison, ...]
     tokens: TokenCheck
     token_ids: tuple[int, ...]  # what the graph wrote after the prompt
-    ranges: dict[str, float]  # largest activation of each layer in PyTorch fp16; empty for an fp32 graph
+    ranges: dict[str, float]  # largest activation of each layer; empty where its dtype holds any
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def check_decoder(
     weights: Mapping[str, Tensor],
     prompt: Prompt,
     video: VideoCheck,
-    precision: Precision,
+    precision: GraphPrecision,
+    tolerance: Tolerance,
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     backend: str = PARITY_BACKEND,
@@ -77,6 +78,7 @@ def check_decoder(
         prompt: the question's ids.
         video: the clip's video tokens of graph and reference.
         precision: the graph's.
+        tolerance: that the logits are held to, which the video encoder's tokens bear on.
         progress: called with (layers of the reference done, layers in all).
         backend: what runs the graph.
     """
@@ -104,13 +106,13 @@ def check_decoder(
     case = f"1 prompt, {len(asked_LD)} tokens"
     stages = ["prefill", *(f"step {i}" for i in range(1, NUM_STEPS + 1))]
     steps = zip(stages, got.logits_NV, expected[0], strict=True)
-    rows = [compare(stage, case, ours, theirs, precision) for stage, ours, theirs in steps]
+    rows = [compare(stage, case, ours, theirs, tolerance) for stage, ours, theirs in steps]
     case = f"2 prompts, {' and '.join(map(str, _RAGGED))} tokens"
     for index, stage in enumerate(("prefill", "step 1")):
         theirs_2V = np.stack([logits_NV[index] for logits_NV in expected[1:]])
-        rows.append(compare(stage, case, got.ragged_2V[index], theirs_2V, precision))
-    tokens = count_tokens(got.logits_NV, list(expected[0]), precision)
-    ranges = decoder_ranges(config.text, weights, whole_LD) if precision == "fp16" else {}
+        rows.append(compare(stage, case, got.ragged_2V[index], theirs_2V, tolerance))
+    tokens = count_tokens(got.logits_NV, list(expected[0]), tolerance)
+    ranges = decoder_ranges(config.text, weights, whole_LD, precision) if precision.activation_limit is not None else {}
     return DecoderCheck(tuple(rows), tokens, tuple(got.token_ids), ranges)
 
 

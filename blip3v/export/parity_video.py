@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.bundle.graph_io import video_encoder_io
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import ModelConfig
 from blip3v.export.activations import video_encoder_ranges
 from blip3v.export.parity import PARITY_BACKEND, Comparison, compare
@@ -41,7 +41,7 @@ class VideoCheck:
     comparisons: tuple[Comparison, ...]
     got_MD: NDArray[np.floating]
     expected_MD: FloatArray
-    ranges: dict[str, float]  # largest activation of each layer in PyTorch fp16; empty for an fp32 graph
+    ranges: dict[str, float]  # largest activation of each layer; empty where its dtype holds any
 
 
 def check_video_encoder(
@@ -49,7 +49,7 @@ def check_video_encoder(
     config: ModelConfig,
     weights: Mapping[str, Tensor],
     pixels_FCHW: FloatArray,
-    precision: Precision,
+    precision: GraphPrecision,
     *,
     backend: str = PARITY_BACKEND,
 ) -> VideoCheck:
@@ -75,14 +75,14 @@ def check_video_encoder(
         expected, expected_odd = ([x.numpy() for x in reference(torch.from_numpy(x))] for x in (clip_BFCHW, odd_BFCHW))
     case = f"1 clip, {len(pixels_FCHW)} frames"
     stages = zip((*STAGES, "video_tokens"), (1, 2, 3, 0), strict=True)
-    rows = [compare(stage, case, got[k], expected[k], precision) for stage, k in stages]
-    rows.append(compare("video_tokens", "2 clips, 5 frames", got_odd[0], expected_odd[0], precision))
-    ranges = video_encoder_ranges(model, pixels_FCHW) if precision == "fp16" else {}
+    rows = [compare(stage, case, got[k], expected[k], precision.tolerance) for stage, k in stages]
+    rows.append(compare("video_tokens", "2 clips, 5 frames", got_odd[0], expected_odd[0], precision.tolerance))
+    ranges = video_encoder_ranges(model, pixels_FCHW, precision) if precision.activation_limit is not None else {}
     return VideoCheck(tuple(rows), got[0][0], expected[0][0], ranges)
 
 
 def _graph_run(
-    path: Path, config: ModelConfig, clips: tuple[FloatArray, ...], precision: Precision, backend: str
+    path: Path, config: ModelConfig, clips: tuple[FloatArray, ...], precision: GraphPrecision, backend: str
 ) -> list[list[NDArray[np.floating]]]:
     """Video tokens and stages of each clip."""
     names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]

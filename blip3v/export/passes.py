@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 
 import blip3v
 from blip3v.bundle.graph_io import GraphIO, TensorSpec
-from blip3v.bundle.manifest import DTYPES, Precision, WeightCount
+from blip3v.bundle.manifest import WeightCount
 from blip3v.errors import ExportError
 
 __all__ = ["TRANSPOSED", "clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
@@ -70,8 +70,12 @@ def clean(model: ir.Model) -> None:
     model.graph.name = None
 
 
-def fit_io(model: ir.Model, io: GraphIO, precision: Precision) -> None:
+def fit_io(model: ir.Model, io: GraphIO) -> None:
     """Checks inputs and outputs against the table, and gives them its names for free axes.
+
+    Args:
+        model: the graph.
+        io: the table's rows, with their dtypes resolved.
 
     Raises:
         ExportError: another count, order, dtype or rank, or an axis that is fixed and should be free.
@@ -82,7 +86,7 @@ def fit_io(model: ir.Model, io: GraphIO, precision: Precision) -> None:
         if found != wanted:
             raise ExportError(f"the exported graph's {side}s are {found}; {wanted} are expected; report this as a bug")
         for port, value in zip(ports, values, strict=True):
-            _fit(port, value, precision, may_be_fixed=side == "output")
+            _fit(port, value, may_be_fixed=side == "output")
 
 
 def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
@@ -122,8 +126,8 @@ def _name_matrix(graph: ir.Graph, matrix: ir.Value) -> None:
     matrix.metadata_props[TRANSPOSED] = "1"
 
 
-def _fit(port: TensorSpec, value: ir.Value, precision: Precision, *, may_be_fixed: bool) -> None:
-    dtype = _IR_DTYPES[DTYPES[precision] if port.dtype == "compute" else port.dtype]
+def _fit(port: TensorSpec, value: ir.Value, *, may_be_fixed: bool) -> None:
+    dtype = _IR_DTYPES[port.dtype]
     axes = [] if value.shape is None else list(value.shape.dims)
     if value.dtype != dtype or len(axes) != len(port.axes):
         raise ExportError(f"{port.name} came out as {value.dtype} {axes}; {dtype} {list(port.axes)} is expected")

@@ -21,7 +21,7 @@ from blip3v.bundle import (
     KVGeometry,
     Limits,
     Manifest,
-    MemoryEstimate,
+    Precision,
     Source,
     WeightCount,
     decoder_io,
@@ -29,25 +29,25 @@ from blip3v.bundle import (
     video_encoder_io,
     write_embeddings,
 )
-from blip3v.bundle.manifest import DTYPES, Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.clip import film_clip, film_prompt
 from blip3v.export.estimate import estimate
-from blip3v.export.parity import FP16_LARGEST, PARITY_BACKEND, TOLERANCES, ActivationRanges, ParityReport
+from blip3v.export.parity import PARITY_BACKEND, ActivationRanges, ParityReport, tolerances
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
 from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model.language import embedding_table
-from blip3v.runtime.backends import get_backend
+from blip3v.runtime.backends import get_backend, stored_and_computed
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.text.prompt import Prompt
 from blip3v.text.tokenizer import Tokenizer
 
 __all__ = ["ExportResult", "Progress", "export_bundle"]
 
+_FP32 = Precision.parse("fp32")
 _TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 
 
@@ -78,7 +78,7 @@ def export_bundle(
     source: ExportSource,
     output: Path,
     *,
-    precision: Precision = "fp32",
+    precision: Precision = _FP32,
     check: bool = True,
     force: bool = False,
     progress: Progress = _silent,
@@ -89,7 +89,7 @@ def export_bundle(
     Args:
         source: weights, config, tokenizer and the rest.
         output: the folder to make.
-        precision: of the stored weights.
+        precision: of each graph.
         check: whether the graphs are compared with PyTorch; a miss leaves no bundle.
         force: whether a bundle that is there gives way.
         progress: told of each stage.
@@ -114,7 +114,7 @@ def export_bundle(
         if source.hashed_files:
             progress("hash the checkpoint")
         manifest = _manifest(source, source.hashed_provenance(), precision, weights, report)
-        (writer.path / "README.md").write_text(render_card(manifest), "utf-8")
+        (writer.path / "README.md").write_text(render_card(manifest, stored_and_computed(precision)), "utf-8")
         if report is not None:
             on_parity(report)
             report.check()
@@ -151,18 +151,20 @@ class _Work:
         weights = {"video_encoder": video_weights, "decoder": decoder_weights}
         if video is None or decoder is None:
             return None, weights
-        ranges = video.ranges | decoder.ranges
         report = ParityReport(
-            precision=self._precision,
-            tolerance=TOLERANCES[self._precision],
+            precision=self._precision.name,
+            tolerances=tolerances(self._precision),
             clip={**facts, "token_ids": list(decoder.token_ids)},
             comparisons=(*video.comparisons, *decoder.comparisons),
             tokens=decoder.tokens,
-            activations=ActivationRanges(limit=FP16_LARGEST, largest=max(ranges.values()), layers=ranges)
-            if ranges
-            else None,
+            activations=self._activations(video.ranges | decoder.ranges),
         )
         return report, weights
+
+    def _activations(self, ranges: dict[str, float]) -> ActivationRanges | None:
+        limits = [spec.activation_limit for spec in self._precision.graphs.values()]
+        known = [limit for limit in limits if limit is not None]
+        return ActivationRanges(limit=min(known), largest=max(ranges.values()), layers=ranges) if known else None
 
     def small_files(self, report: ParityReport | None) -> None:
         """Everything but graphs, embeddings, manifest and card."""
@@ -176,7 +178,7 @@ class _Work:
             (folder / "reports" / "parity.json").write_text(strict_json.dumps(report.to_dict()), "utf-8")
 
     def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
-        config, weights, precision = self._config, self._source.weights, self._precision
+        config, weights, precision = self._config, self._source.weights, self._precision.video_encoder
         path = self._folder / "onnx" / "video_encoder.onnx"
         counts = self._write("video encoder", path, lambda: video_encoder_to_onnx(config, weights, precision))
         if not self._check:
@@ -186,16 +188,17 @@ class _Work:
         return counts, check_video_encoder(path, config, weights, clip.pixels_FCHW, precision), clip.facts
 
     def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
-        config, weights, precision = self._config, self._source.weights, self._precision
+        config, weights, precision = self._config, self._source.weights, self._precision.decoder
         path = self._folder / "onnx" / "decoder.onnx"
         counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision))
-        table_VD = embedding_table(weights, config.text).numpy().astype(DTYPES[precision])
+        table_VD = embedding_table(weights, config.text).numpy().astype(precision.io)
         write_embeddings(self._folder / "embeddings.safetensors", table_VD)
         if video is None:
             return counts, None
         self._progress("check decoder")
         stage = partial(self._progress, "check decoder: layers of the reference")
-        return counts, check_decoder(path, config, weights, self._prompt, video, precision, stage)
+        tolerance = tolerances(self._precision)["decoder"]
+        return counts, check_decoder(path, config, weights, self._prompt, video, precision, tolerance, stage)
 
     def _write(self, name: str, path: Path, make: Callable[[], ir.Model]) -> dict[str, WeightCount]:
         """Traces a component and writes it; gives its stored weights."""
@@ -222,7 +225,6 @@ def _manifest(
     report: ParityReport | None,
 ) -> Manifest:
     config = source.config
-    stored = [sum(count.size_bytes for count in counts.values()) for counts in weights.values()]
     return Manifest(
         created_by={"blip3v": blip3v.__version__, **{tool: importlib.metadata.version(tool) for tool in _TOOLS}},
         source=provenance,
@@ -234,12 +236,11 @@ def _manifest(
         target="onnxruntime",
         opset=OPSET,
         graphs={
-            "video_encoder": GraphEntry.of("video_encoder", video_encoder_io(config), precision),
-            "decoder": GraphEntry.of("decoder", decoder_io(config), precision),
+            "video_encoder": GraphEntry.of("video_encoder", video_encoder_io(config), precision.video_encoder),
+            "decoder": GraphEntry.of("decoder", decoder_io(config), precision.decoder),
         },
-        kv=KVGeometry.of(config, precision),
+        kv=KVGeometry.of(config, precision.decoder),
         limits=Limits(max_context=config.text.max_context),
-        memory=MemoryEstimate.of(stored, precision),
         weights=weights,
         parity=None if report is None else report.summary(),
     )

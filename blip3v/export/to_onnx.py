@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import ModelConfig
 from blip3v.errors import ExportError
 from blip3v.export import passes
 from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
 from blip3v.export.lazy_initializers import Loader, set_lazy_initializers, with_placeholders
-from blip3v.export.precision import TORCH_DTYPES
+from blip3v.export.precision import TORCH_DTYPES, parameter_formats
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.language import head_bias, head_matrix
 from blip3v.model.weights import empty_model, fill_buffers
@@ -40,7 +40,7 @@ STAGE_PREFIX = "stage."
 _BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
 
 
-def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: Precision) -> ir.Model:
+def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision) -> ir.Model:
     """The video encoder's graph. Its stages are named values inside it: ``stage.vision`` and so on.
 
     Args:
@@ -51,29 +51,29 @@ def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], pr
     Raises:
         ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
     """
-    io = video_encoder_io(config)
+    io = video_encoder_io(config).resolved(precision)
     side = config.vision.image_size
-    frames = torch.zeros(_BATCH, _FRAMES, 3, side, side, dtype=TORCH_DTYPES[precision])
+    frames = torch.zeros(_BATCH, _FRAMES, 3, side, side, dtype=TORCH_DTYPES[precision.io])
     names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
     free = {"frames": {0: Dim("batch"), 1: Dim("num_frames")}}
     model = empty_model(config)
     fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")
     module = VideoEncoderGraph(model)
-    graph = _export(with_placeholders(module, precision, keep=module.fp32_parameters), (frames,), free, io, names)
-    return _finish(graph, io, precision, _loaders(module, model, weights))
+    graph = _export(with_placeholders(module, precision), (frames,), free, io, names)
+    return _finish(graph, io, _loaders(module, model, weights), parameter_formats(module, precision))
 
 
-def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: Precision) -> ir.Model:
+def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision) -> ir.Model:
     """The decoder's graph for ONNX Runtime. Arguments and errors as for ``video_encoder_to_onnx``."""
-    io, text = decoder_io(config), config.text
-    dtype = TORCH_DTYPES[precision]
+    io, text = decoder_io(config).resolved(precision), config.text
+    assert precision.cache is not None, "a decoder has a cache"
     model = empty_model(config)
     module = DecoderGraph(model.lang_model, text, OnnxRuntimeAttention(text))
     shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
-    cache = [torch.zeros(shape, dtype=dtype) for _ in range(2 * text.num_layers)]
+    cache = [torch.zeros(shape, dtype=TORCH_DTYPES[precision.cache]) for _ in range(2 * text.num_layers)]
     lengths = torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32)
     arguments = (
-        torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=dtype),
+        torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=TORCH_DTYPES[precision.io]),
         torch.zeros(_BATCH, dtype=torch.int64),
         lengths,
         torch.tensor(_NEW_TOKENS, dtype=torch.int32),
@@ -87,13 +87,12 @@ def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precisio
         "total_sequence_length": None,
         "cache": [{0: batch, 2: capacity}] * len(cache),
     }
-    # Half precision is too coarse for the bias of the largest logits.
-    graph = _export(with_placeholders(module, precision, keep=[module.lm_head_bias]), arguments, free, io, [])
+    graph = _export(with_placeholders(module, precision), arguments, free, io, [])
     head = {
         "lm_head": lambda: head_matrix(weights, text),
         "lm_head_bias": lambda: head_bias(weights, text),
     }
-    return _finish(graph, io, precision, _loaders(module, model, weights) | head)
+    return _finish(graph, io, _loaders(module, model, weights) | head, parameter_formats(module, precision))
 
 
 def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -142,11 +141,11 @@ def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weights[name].float()
 
 
-def _finish(model: ir.Model, io: GraphIO, precision: Precision, loaders: Mapping[str, Loader]) -> ir.Model:
+def _finish(model: ir.Model, io: GraphIO, loaders: Mapping[str, Loader], formats: Mapping[str, str]) -> ir.Model:
     passes.name_by_module(model)
-    set_lazy_initializers(model, loaders)
+    set_lazy_initializers(model, loaders, formats)
     passes.hide_outputs(model, STAGE_PREFIX)
-    passes.fit_io(model, io, precision)
+    passes.fit_io(model, io)
     passes.clean(model)
     return model
 

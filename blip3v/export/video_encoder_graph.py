@@ -24,8 +24,8 @@ STAGES = ("vision", "resampler", "temporal")
 class ScannedRecurrence(nn.Module):
     """A ``Recurrence`` with its loop over the frames as one scan: (B, F, L, D) to (B, M, D), any F.
 
-    It computes in the dtype of its weights and returns the dtype of its input: the CPU engine would repeat casts
-    inside the body at every frame, so its weights stay fp32 there.
+    It computes in the dtype of its weights, ``encoder.*``, and returns the dtype of its input. The weights are an
+    island of the precision's spec, since the CPU engine would repeat casts inside the body at every frame.
 
     Args:
         encoder: the reference; its weights are shared.
@@ -69,11 +69,6 @@ class VideoEncoderGraph(nn.Module):
         self.vision_tokenizer = model.vision_tokenizer
         temporal = model.vision_tokenizer.temporal_encoder
         self.temporal = ScannedRecurrence(temporal, scan=scan) if isinstance(temporal, Recurrence) else temporal
-
-    @property
-    def fp32_parameters(self) -> tuple[Tensor, ...]:
-        """Weights that are fp32 in every precision."""
-        return tuple(self.temporal.parameters()) if isinstance(self.temporal, ScannedRecurrence) else ()
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Video tokens, then the stages: (B, F, P, D), (B, F, L, D) or what ``arrange`` left of F, (B, M, D)."""

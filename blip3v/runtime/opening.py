@@ -48,6 +48,7 @@ _OPEN_S = 0.5
 class OpenEstimate:
     """What opening a bundle and asking an ordinary question takes, roughly."""
 
+    backend: BackendReport  # what would compute it
     memory_bytes: int  # that must be free; mapped files, which the system can drop, are not counted
     free_bytes: int | None  # what is free now; None where the system does not tell
     seconds: float  # of opening
@@ -101,7 +102,7 @@ def open_model(
         decoder=decoder,
         encoder_hash=encoder_hash(bundle),
         backend=BackendReport(
-            stored=bundle.manifest.precision, video_encoder=video_encoder.execution, decoder=decoder.execution
+            stored=bundle.manifest.precision.name, video_encoder=video_encoder.execution, decoder=decoder.execution
         ),
     )
 
@@ -122,7 +123,7 @@ def graph_files(bundle: Bundle) -> dict[GraphName, GraphFile]:
         name: GraphFile(
             path=bundle.graph_path(name),
             io=ios[name],
-            precision=bundle.manifest.precision,
+            precision=bundle.manifest.precision.graphs[name],
             weights_bytes=sum(files[file].size_bytes for file in bundle.graph_files(name)),
         )
         for name in GRAPHS
@@ -143,7 +144,9 @@ def _estimate(
     capacity = round_capacity(bundle.manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
     cache_bytes = capacity * backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
     weights_bytes = sum(backends[name].resident_bytes(graph) for name, graph in graphs.items())
+    executions = {name: backends[name].execution(graph.precision) for name, graph in graphs.items()}
     return OpenEstimate(
+        backend=BackendReport(stored=bundle.manifest.precision.name, **executions),
         memory_bytes=_FIXED_BYTES + weights_bytes + cache_bytes + _activation_bytes(config),
         free_bytes=memory.available_bytes(),
         seconds=_OPEN_S + sum(backends[name].open_s(graph) for name, graph in graphs.items()),

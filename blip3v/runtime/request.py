@@ -133,7 +133,8 @@ class Model:
         prompt = build_prompt(self.tokenizer, self.chat_template, self.generation, [Message("user", question)])
         # Before anything is embedded: a hostile prompt may have a million tokens.
         new_tokens = self._fit(prompt.length(len(video)), len(video), options)
-        embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video.tokens)
+        video_MD = video.tokens.astype(self.decoder.dtype, copy=False)  # the video encoder's precision may differ
+        embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video_MD)
         return Request(video, embeds_tD, 0, new_tokens, options)
 
     def next_request(

@@ -16,7 +16,7 @@ from blip3v.bundle import (
     KVGeometry,
     Limits,
     Manifest,
-    MemoryEstimate,
+    Precision,
     Source,
     WeightCount,
     decoder_io,
@@ -29,6 +29,8 @@ from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
 
 CONFIG: ModelConfig = preset("tiny")
+FP16 = Precision.parse("fp16")
+FP16_TEXT = "stored fp16, computed as the command says"
 # ModelProto{ir_version: 11, graph: {name: "g"}} in protobuf's wire format.
 EMPTY_GRAPH = b"\x08\x0b\x3a\x03\x12\x01g"
 
@@ -43,13 +45,12 @@ def fake_manifest() -> Manifest:
         encoder=CONFIG.temporal.encoder,
         num_frames=CONFIG.num_frames,
         num_video_tokens=CONFIG.temporal.num_video_tokens,
-        precision="fp16",
+        precision=FP16,
         target="onnxruntime",
         opset=24,
-        graphs={name: GraphEntry.of(name, io, "fp16") for name, io in ios.items()},
-        kv=KVGeometry.of(CONFIG, "fp16"),
+        graphs={name: GraphEntry.of(name, io, FP16.graphs[name]) for name, io in ios.items()},
+        kv=KVGeometry.of(CONFIG, FP16.decoder),
         limits=Limits(max_context=CONFIG.text.max_context),
-        memory=MemoryEstimate.of([64], "fp16"),
         weights={"decoder": {"float16": WeightCount(num_tensors=2, num_elements=32, size_bytes=64)}},
         parity={"passed": True, "decoder": {"worst_relative_error": 1.5e-3, "tokens_equal": 32}},
     )
@@ -72,7 +73,7 @@ def write_files(folder: Path) -> None:
     (folder / "onnx" / "decoder.onnx").write_bytes(EMPTY_GRAPH)
     (folder / "onnx" / "decoder.data").write_bytes(bytes(range(64)))
     (folder / "reports" / "parity.json").write_text("{}\n", "utf-8")
-    (folder / "README.md").write_text(render_card(fake_manifest()), "utf-8")
+    (folder / "README.md").write_text(render_card(fake_manifest(), FP16_TEXT), "utf-8")
 
 
 def write_fake_bundle(path: Path, *, force: bool = False, opset: int = 24) -> Path:

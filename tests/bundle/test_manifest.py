@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_bundle import CONFIG, fake_manifest
+from fake_bundle import CONFIG, FP16, fake_manifest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +16,16 @@ from blip3v.bundle import (
     KVGeometry,
     Limits,
     Manifest,
-    MemoryEstimate,
+    Precision,
     Source,
     WeightCount,
     decoder_io,
     video_encoder_io,
 )
+from blip3v.bundle.graph_io import TensorSpec
 from blip3v.bundle.layout import GRAPHS, graph_file
-from blip3v.bundle.manifest import FileEntry, TensorEntry
+from blip3v.bundle.manifest import FileEntry
+from blip3v.bundle.precision import GraphPrecision, Island
 from blip3v.config import preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
 
@@ -39,7 +41,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 PORTS = st.builds(
-    TensorEntry,
+    TensorSpec,
     name=TEXTS,
     dtype=st.sampled_from(["float16", "float32", "int64", "int32"]),
     axes=st.lists(TEXTS | COUNTS, max_size=5).map(tuple),
@@ -51,6 +53,22 @@ GRAPH_ENTRIES = st.fixed_dictionaries(
         for name in GRAPHS
     }
 )
+FLOATS = st.sampled_from(["float16", "float32"])
+ISLANDS = st.builds(Island, name=TEXTS, parameters=st.lists(TEXTS, max_size=2).map(tuple), weights=TEXTS)
+
+
+def specs(cache: st.SearchStrategy[str | None]) -> st.SearchStrategy[GraphPrecision]:
+    return st.builds(
+        GraphPrecision,
+        name=st.sampled_from(["fp32", "fp16"]),
+        weights=TEXTS,
+        activations=TEXTS,
+        io=FLOATS,
+        cache=cache,
+        islands=st.lists(ISLANDS, max_size=2).map(tuple),
+    )
+
+
 FILE_NAMES = st.sampled_from(
     ["config.json", "README.md", "reports/parity.json", "onnx/decoder.data", "onnx/video_encoder.a-b_1.2.data"]
 )
@@ -69,7 +87,7 @@ MANIFESTS = st.builds(
     encoder=st.sampled_from(["gttm", "of-another-package"]),
     num_frames=COUNTS,
     num_video_tokens=COUNTS,
-    precision=st.sampled_from(["fp32", "fp16"]),
+    precision=st.builds(Precision, video_encoder=specs(st.none()), decoder=specs(FLOATS)),
     target=st.just("onnxruntime"),
     opset=COUNTS,
     graphs=GRAPH_ENTRIES,
@@ -78,17 +96,15 @@ MANIFESTS = st.builds(
         num_layers=COUNTS,
         num_kv_heads=COUNTS,
         head_dim=COUNTS,
-        dtype=st.sampled_from(["float16", "float32"]),
         sliding_window=st.none() | COUNTS,
         bytes_per_token=COUNTS,
     ),
     limits=st.builds(Limits, max_context=COUNTS),
-    memory=st.builds(MemoryEstimate, weights_bytes=SIZES, resident_bytes=SIZES),
     weights=st.dictionaries(TEXTS, st.dictionaries(TEXTS, COUNTED, max_size=2), max_size=2),
     parity=st.none() | st.dictionaries(TEXTS, JSON, max_size=3),
     files=st.dictionaries(FILE_NAMES, st.builds(FileEntry, sha256=DIGESTS, size_bytes=SIZES), max_size=3),
     calibration=st.none(),
-    schema_version=st.just(1),
+    schema_version=st.just(2),
 )
 
 
@@ -101,37 +117,53 @@ def test_any_manifest_comes_back_the_same(tmp_path: Path, manifest: Manifest) ->
 
 
 def test_the_entry_of_a_graph_follows_the_table_of_names() -> None:
-    entry = GraphEntry.of("decoder", decoder_io(CONFIG), "fp16")
+    entry = GraphEntry.of("decoder", decoder_io(CONFIG), FP16.decoder)
     by_name = {port.name: port for port in (*entry.inputs, *entry.outputs)}
     assert entry.file == "onnx/decoder.onnx"
     assert by_name["inputs_embeds"].dtype == "float16"
-    assert by_name["logits"] == TensorEntry(name="logits", dtype="float32", axes=("batch", 611))
-    assert by_name["past.3.key"].axes == ("batch", 4, "capacity", 32)
+    assert by_name["logits"] == TensorSpec(name="logits", dtype="float32", axes=("batch", 611))
+    assert by_name["past.3.key"] == TensorSpec(name="past.3.key", dtype="float16", axes=("batch", 4, "capacity", 32))
     assert by_name["total_sequence_length"].axes == ()
-    assert GraphEntry.of("video_encoder", video_encoder_io(CONFIG), "fp32").inputs[0].dtype == "float32"
+    assert (
+        GraphEntry.of("video_encoder", video_encoder_io(CONFIG), Precision.parse("fp32").video_encoder).inputs[0].dtype
+        == "float32"
+    )
 
 
 def test_kv_of_the_released_model() -> None:
     """384 KiB a token in fp16: 2 x 32 layers x 32 heads x 96 x 2 bytes."""
-    kv = KVGeometry.of(preset("xgen-mm-vid"), "fp16")
+    kv = KVGeometry.of(preset("xgen-mm-vid"), FP16.decoder)
     assert (kv.bytes_per_token, kv.sliding_window, kv.head_dim) == (384 * 1024, 2047, 96)
 
 
-def test_memory_tells_that_fp16_is_widened() -> None:
-    assert MemoryEstimate.of([60, 40], "fp16").resident_bytes == 200
-    assert MemoryEstimate.of([60, 40], "fp32").resident_bytes == 100
+def test_weights_are_counted_by_graph() -> None:
+    assert fake_manifest().weights_bytes("decoder") == 64
+    assert fake_manifest().weights_bytes("video_encoder") == 0
 
 
-def test_large_fp32_weights_stay_in_their_file_and_fp16_ones_are_widened() -> None:
-    assert MemoryEstimate.of([2**30 + 1, 5], "fp32") == MemoryEstimate(weights_bytes=2**30 + 6, resident_bytes=5)
-    assert MemoryEstimate.of([2**31], "fp16").resident_bytes == 2**32
+def changed_spec(graph: str, **changes: object) -> dict[str, object]:
+    values = dataclasses.asdict(FP16)
+    return {**values, graph: {**values[graph], **changes}}
+
+
+def symbolic_graphs() -> dict[str, object]:
+    """A manifest that leaves the reader to guess a dtype."""
+    graphs = fake_manifest().to_dict()["graphs"]
+    graphs["decoder"]["inputs"][0]["dtype"] = "compute"
+    return dict(graphs)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"num_token": 3}, "did you mean 'num_video_tokens'"),
-        ({"precision": "int8"}, "allowed: fp32, fp16"),
+        ({"precision": "fp16"}, "an object with the keys of Precision"),
+        ({"precision": changed_spec("decoder", name="int8")}, "decoder is 'int8'; allowed: fp32, fp16"),
+        ({"precision": changed_spec("decoder", io="int8")}, "allowed: float32, float16"),
+        ({"precision": changed_spec("decoder", cache=None)}, "must have a cache dtype"),
+        ({"precision": changed_spec("video_encoder", cache="float16")}, "must have none"),
+        ({"precision": changed_spec("decoder", island=[])}, "did you mean 'islands'"),
+        ({"graphs": symbolic_graphs()}, "inputs_embeds of decoder is 'compute'"),
         ({"encoder": "magic"}, "allowed: tokenlearner"),
         ({"target": "tensorrt"}, "allowed: onnxruntime"),
         ({"opset": "24"}, "int is expected"),
@@ -179,5 +211,5 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, parity: dic
 
 
 def test_no_file_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactMissingError, match="is no bundle"):
+    with pytest.raises(ArtifactMissingError, match="is not a bundle"):
         Manifest.load(tmp_path / "manifest.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from fake_bundle import CONFIG, embedding_table, rewrite
 
-from blip3v.bundle import open_bundle, verify_bundle
+from blip3v.bundle import Precision, open_bundle, verify_bundle, write_embeddings
 from blip3v.errors import (
     ArtifactError,
     ArtifactHashError,
@@ -151,10 +152,18 @@ def test_a_graph_cannot_lie_elsewhere(bundle: Path) -> None:
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True], ids=str)
+@pytest.mark.parametrize("version", [0, 3, "2", None, True], ids=str)
 def test_another_schema_version_is_refused(bundle: Path, version: object) -> None:
     change_manifest(bundle, schema_version=version)
-    with pytest.raises(ArtifactVersionError, match="this blip3v reads 1"):
+    with pytest.raises(ArtifactVersionError, match="this blip3v reads 2; run `blip3v export` again"):
+        open_bundle(bundle)
+
+
+def test_inputs_and_outputs_that_contradict_config_and_precision_are_refused(bundle: Path) -> None:
+    graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
+    graphs["video_encoder"]["inputs"][0]["dtype"] = "float32"
+    change_manifest(bundle, graphs=graphs)
+    with pytest.raises(ArtifactError, match=r"inputs and outputs of video_encoder .* config\.json at fp16"):
         open_bundle(bundle)
 
 
@@ -165,7 +174,7 @@ BROKEN_MANIFESTS = {
     "deep": '{"a":' * 100_000,
     "endless-number": '{"schema_version": ' + "1" * 10_000 + "}",
     "nan": '{"schema_version": NaN}',
-    "unknown-key": '{"schema_version": 1, "file": {}}',
+    "unknown-key": '{"schema_version": 2, "file": {}}',
     "huge": " " * (2**20 + 1),
     "not-utf-8": "\udcff",
 }
@@ -193,10 +202,13 @@ def test_a_manifest_must_list_every_needed_file(bundle: Path) -> None:
         open_bundle(bundle)
 
 
+FP32 = dataclasses.asdict(Precision.parse("fp32"))
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [({"num_video_tokens": 16}, "num_video_tokens"), ({"encoder": "gttm"}, "encoder"), ({"model": "other"}, "model"),
-     ({"limits": {"max_context": 9}}, "max_context"), ({"precision": "fp32"}, "kv")],
+     ({"limits": {"max_context": 9}}, "max_context"), ({"precision": FP32}, "kv")],
     ids=["tokens", "encoder", "model", "limits", "kv"],
 )  # fmt: skip
 def test_a_manifest_that_contradicts_the_config_is_refused(bundle: Path, change: dict[str, object], what: str) -> None:
@@ -223,7 +235,7 @@ def safetensors(header: str, num_data_bytes: int) -> bytes:
 
 SMALL = '{"embed_tokens": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}}'
 BAD_EMBEDDINGS = {
-    "other-shape": (safetensors(SMALL, 12), "has shape"),
+    "other-shape": (safetensors(SMALL, 12), "is float16 (2, 3); the decoder needs float16 (611, 128)"),
     "trailing-bytes": (safetensors(SMALL, 13), "needs 12 bytes, 13 follow"),
     "short": (safetensors(SMALL, 11), "needs 12 bytes, 11 follow"),
     "offset": (safetensors(SMALL.replace("[0, 12]", "[4, 16]"), 16), "offsets"),
@@ -257,6 +269,14 @@ def test_external_data_belongs_to_the_graph_that_its_name_begins_with(pristine_b
     opened = open_bundle(pristine_bundle)
     assert opened.graph_files("decoder") == ["onnx/decoder.onnx", "onnx/decoder.data"]
     assert opened.graph_files("video_encoder") == ["onnx/video_encoder.onnx"]
+
+
+def test_embeddings_of_another_dtype_than_the_decoders_are_refused(bundle: Path) -> None:
+    write_embeddings(bundle / "table", embedding_table().astype(np.float32))
+    rewrite(bundle, "embeddings.safetensors", (bundle / "table").read_bytes())
+    (bundle / "table").unlink()
+    with pytest.raises(ArtifactError, match=r"is float32 \(611, 128\); the decoder needs float16"):
+        open_bundle(bundle).embeddings()
 
 
 def test_a_chat_template_of_endless_size_is_refused(bundle: Path) -> None:

@@ -36,6 +36,7 @@ def test_inspect_shows_what_a_bundle_is(pristine_bundle: Path) -> None:
         "tiny, tokenlearner",
         "8 frames to 32 tokens",
         "stored fp16, computed fp32 on ONNX Runtime CPU",
+        "weights float16 (logits_bias float32)",
         "tiny: trained",
         "inputs_embeds",
         "past.0.key ... past.5.value (12)",
@@ -53,6 +54,7 @@ def test_inspect_gives_one_json_object(pristine_bundle: Path) -> None:
     assert values["manifest"]["weights"]["decoder"]["float16"]["num_elements"] == 32
     assert values["size_bytes"] == sum(entry["size_bytes"] for entry in values["manifest"]["files"].values())
     assert values["stored_and_computed"].startswith("stored fp16")
+    assert values["manifest"]["precision"]["decoder"]["cache"] == "float16"
 
 
 @pytest.mark.parametrize("key", ["random_init", "trained"])

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.config import ModelConfig, TextConfig, preset
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.model import Blip3Video
@@ -68,7 +69,8 @@ def export_video_encoder(base: Path, encoder: str, precision: str) -> Exported:
     """The exported video encoder, once a session; ``base`` is the session's temporary folder."""
     model = random_model(small_config(encoder))
     path = _new_folder(base / f"graph-{encoder}-{precision}") / "video_encoder.onnx"
-    save_graph(video_encoder_to_onnx(model.config, model.state_dict(), precision), path)  # type: ignore[arg-type]
+    spec = PRECISIONS[precision].video_encoder
+    save_graph(video_encoder_to_onnx(model.config, model.state_dict(), spec), path)
     return Exported(path, model)
 
 
@@ -78,7 +80,8 @@ def export_decoder(base: Path, kind: str) -> Exported:
     config = small_config("tokenlearner", **(WINDOWED if kind == "windowed" else {}))
     model = random_model(config)
     path = _new_folder(base / f"graph-decoder-{kind}") / "decoder.onnx"
-    save_graph(decoder_to_onnx(config, model.state_dict(), "fp16" if kind == "fp16" else "fp32"), path)
+    spec = PRECISIONS["fp16" if kind == "fp16" else "fp32"].decoder
+    save_graph(decoder_to_onnx(config, model.state_dict(), spec), path)
     return Exported(path, model)
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from blip3v.runtime.loading import encoder_hash
 from export_models import small_config, write_folder
 
-from blip3v.bundle import open_bundle
+from blip3v import cli
+from blip3v.bundle import Precision, open_bundle
 from blip3v.data.film import make_film
 from blip3v.data.mp4 import write_mp4
 from blip3v.export import export_bundle, folder_source
 from blip3v.model.folder import load_model_folder
 from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.runtime.opening import encoder_hash
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, Message, Tokenizer, build_prompt
 from blip3v.video import PreprocessorConfig, load_pixels
 
@@ -70,7 +72,7 @@ def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_
     result = export_bundle(
         folder_source(model_folder),
         tmp_path / "bundle",
-        precision="fp32",
+        precision=Precision.parse("fp32"),
         progress=lambda stage, done=0, total=0: told.append((stage, done, total)),
     )
     assert told[0] == ("export video encoder", 0, 0)
@@ -85,3 +87,37 @@ def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_
     assert encoder_hash(bundle) == hash_by_references(result.path)
     assert list(answer.token_ids) == reference_ids(model_folder, film)
     assert answer.usage.num_video_tokens == 128
+
+
+def test_graphs_of_different_precisions_answer_together(model_folder: Path, film: Path, tmp_path: Path) -> None:
+    """A half-precision video encoder before an fp32 decoder, whose tokens are converted on the way."""
+    mixed = "video_encoder=fp16,decoder=fp32"
+    path = tmp_path / "mixed"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "-m", str(model_folder), "--precision", mixed, "-o", str(path)])
+    assert not ended.value.code
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    assert manifest.precision == Precision.parse(mixed)
+    assert bundle.embeddings().dtype == "float32"
+    assert manifest.kv.bytes_per_token == 2 * 2 * 4 * 32 * 4
+    frames, embeds = (manifest.graphs[name].inputs[0].dtype for name in ("video_encoder", "decoder"))
+    assert (frames, embeds) == ("float16", "float32")
+    assert "stored video_encoder=fp16,decoder=fp32, computed fp32" in (path / "README.md").read_text()
+    report = json.loads((path / "reports" / "parity.json").read_text())
+    assert report["schema_version"] == 2
+    assert report["precision"] == mixed
+    assert report["passed"]
+    # The decoder is fed by an fp16 encoder. Activations are watched where the dtype can overflow.
+    assert {name: limit["relative_error"] for name, limit in report["tolerances"].items()} == {
+        "video_encoder": 2e-2,
+        "decoder": 2e-2,
+    }
+    assert report["activations"]["layers"]
+    assert all(name.startswith("video_encoder") for name in report["activations"]["layers"])
+    with VideoLM.open(path) as model:
+        assert model.encode(film).tokens.dtype == "float16"
+        options = GenerationOptions(max_new_tokens=NUM_TOKENS, ignore_stop_token=True)
+        answer = model.ask(film, QUESTION, options=options)
+    assert answer.backend.stored == mixed
+    assert list(answer.token_ids) == reference_ids(model_folder, film)

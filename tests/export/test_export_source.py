@@ -8,6 +8,7 @@ import pytest
 import torch
 from export_models import small_config, write_folder
 
+from blip3v.bundle import Precision
 from blip3v.config import preset
 from blip3v.errors import ConfigError
 from blip3v.export.estimate import estimate
@@ -71,5 +72,5 @@ def test_the_estimate_counts_the_released_models_weights() -> None:
     """All weights of the released 128-token checkpoint but the pooling head and the read layer, which nobody runs."""
     released, pooling_head, read_layer, frequencies = 4_418_604_771, 15_238_352, 332_288, 576
     unused_rows = (32064 - 32012) * 3072
-    counts = estimate(preset("xgen-mm-vid"), "fp16").num_weights
+    counts = estimate(preset("xgen-mm-vid"), Precision.parse("fp16")).num_weights
     assert sum(counts.values()) + unused_rows == released - pooling_head - read_layer - frequencies

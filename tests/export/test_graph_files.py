@@ -10,25 +10,31 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-from export_models import Exported
+from export_models import Exported, small_config
 
-from blip3v.bundle.graph_io import GraphIO, TensorSpec, decoder_io, video_encoder_io
+from blip3v.bundle.graph_io import SYMBOLIC_DTYPES, GraphIO, TensorSpec, decoder_io, video_encoder_io
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.errors import ExportError
 from blip3v.export.passes import fit_io, weight_counts
+from blip3v.export.precision import parameter_formats
+from blip3v.export.video_encoder_graph import ScannedRecurrence, VideoEncoderGraph
+from blip3v.model.temporal import encoder_names
+from blip3v.model.weights import random_model
 
 VideoEncoders = Callable[[str, str], Exported]
 Decoders = Callable[[str], Exported]
 
+FP32 = PRECISIONS["fp32"].video_encoder
 TYPES = {"float32": 1, "float16": 10, "int32": 6, "int64": 7}
 
 
-def check_ports(path: Path, io: GraphIO, compute: str) -> None:
+def check_ports(path: Path, io: GraphIO, floats: str) -> None:
     graph = onnx.load(path, load_external_data=False).graph
     for ports, values in ((io.inputs, graph.input), (io.outputs, graph.output)):
         assert [value.name for value in values] == [port.name for port in ports]
         for port, value in zip(ports, values, strict=True):
             tensor = value.type.tensor_type
-            assert tensor.elem_type == TYPES[compute if port.dtype == "compute" else port.dtype], port.name
+            assert tensor.elem_type == TYPES[floats if port.dtype in SYMBOLIC_DTYPES else port.dtype], port.name
             assert tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim) == port.axes, port.name
 
 
@@ -65,6 +71,20 @@ def test_fp16_weights_are_fp16_but_for_the_islands(video_encoder: VideoEncoders,
         assert counts["float16"].size_bytes == 2 * counts["float16"].num_elements, name
 
 
+def test_only_a_recurrence_has_weights_that_the_scan_island_names() -> None:
+    """The island goes by the name ``temporal.encoder.*``, which no other encoder may use."""
+    spec = PRECISIONS["fp16"].video_encoder
+    for encoder in encoder_names():
+        module = VideoEncoderGraph(random_model(small_config(encoder)))
+        formats = parameter_formats(module, spec)
+        kept = {name for name, form in formats.items() if form != "float16"}
+        scanned = isinstance(module.temporal, ScannedRecurrence)
+        assert bool(kept) is scanned, encoder
+        assert {name for name in kept if name.startswith("temporal.")} == {
+            f"temporal.{name}" for name, _ in module.temporal.named_parameters() if scanned
+        }
+
+
 def test_no_path_of_this_machine_is_in_the_files(video_encoder: VideoEncoders, decoder: Decoders) -> None:
     paths = [video_encoder(name, "fp32").path for name in ("tokenlearner", "gttm")] + [decoder("fp32").path]
     machine = {str(Path.home()), os.getcwd(), sysconfig.get_paths()["purelib"], "site-packages", ".py", "/tmp"}
@@ -96,7 +116,7 @@ def test_a_graph_that_breaks_the_contract_is_refused(
     exported = video_encoder("tokenlearner", "fp32")
     outputs = video_encoder_io(exported.model.config).outputs
     with pytest.raises(ExportError, match=message):
-        fit_io(ir.load(exported.path), GraphIO((port,), outputs), "fp32")
+        fit_io(ir.load(exported.path), GraphIO((port,), outputs).resolved(FP32))
 
 
 def test_an_input_axis_that_is_fixed_and_should_be_free_is_refused(video_encoder: VideoEncoders) -> None:
@@ -104,4 +124,4 @@ def test_an_input_axis_that_is_fixed_and_should_be_free_is_refused(video_encoder
     model = ir.load(exported.path)
     model.graph.inputs[0].shape = ir.Shape([1, "num_frames", 3, 32, 32])
     with pytest.raises(ExportError, match="came out with the axes"):
-        fit_io(model, video_encoder_io(exported.model.config), "fp32")
+        fit_io(model, video_encoder_io(exported.model.config).resolved(FP32))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from export_models import Exported, small_config
 
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
 from blip3v.model.temporal import encoder_names, with_encoder
 from blip3v.model.weights import random_model
@@ -56,7 +57,10 @@ def test_equals_pytorch_for_any_batch_and_number_of_frames(video_encoder: VideoE
 def test_equals_pytorch_in_every_form(encoder: str, choices: Mapping[str, object], tmp_path: Path) -> None:
     config = with_encoder(small_config(), encoder, **choices)  # type: ignore[arg-type]
     model = random_model(config)
-    save_graph(video_encoder_to_onnx(config, model.state_dict(), "fp32"), tmp_path / "video_encoder.onnx")
+    save_graph(
+        video_encoder_to_onnx(config, model.state_dict(), PRECISIONS["fp32"].video_encoder),
+        tmp_path / "video_encoder.onnx",
+    )
     _assert_equal_at_other_sizes(Exported(tmp_path / "video_encoder.onnx", model))
 
 

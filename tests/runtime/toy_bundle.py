@@ -10,13 +10,12 @@ from toy_graphs import Weights, write_decoder, write_video_encoder
 from blip3v.bundle import layout
 from blip3v.bundle.embeddings import write_embeddings
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
-from blip3v.bundle.manifest import GraphEntry, KVGeometry, Limits, Manifest, MemoryEstimate, Precision, Source
+from blip3v.bundle.manifest import GraphEntry, KVGeometry, Limits, Manifest, Source, WeightCount
+from blip3v.bundle.precision import Precision
 from blip3v.bundle.writer import BundleWriter
 from blip3v.config import ModelConfig
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
 from blip3v.video import PreprocessorConfig
-
-_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def write_bundle(
@@ -24,12 +23,13 @@ def write_bundle(
     config: ModelConfig,
     weights: Weights,
     *,
-    precision: Precision = "fp32",
+    precision: str = "fp32",
     random_init: bool = False,
     encoder_seed: int = 1,
     max_new_tokens: int = 24,
 ) -> Path:
-    """Writes a bundle of the toy model and gives its folder."""
+    """Writes a bundle of the toy model and gives its folder; ``precision`` is a name, or one for each graph."""
+    specs = Precision.parse(precision)
     with BundleWriter(target) as writer:
         folder = writer.path
         config.save(folder / layout.CONFIG)
@@ -39,21 +39,21 @@ def write_bundle(
         train_tokenizer(texts, vocab_size_base=config.text.num_base_tokens).save(str(folder / layout.TOKENIZER))
         (folder / layout.CHAT_TEMPLATE).write_text(RELEASED_TEMPLATE, "utf-8")
         (folder / layout.CARD).write_text("toy\n", "utf-8")
-        write_embeddings(folder / layout.EMBEDDINGS, toy_table(config, precision))
-        write_decoder(folder / layout.graph_file("decoder"), config, weights, _DTYPES[precision])
-        write_video_encoder(folder / layout.graph_file("video_encoder"), config, _DTYPES[precision], encoder_seed)
-        return writer.publish(_manifest(folder, config, precision, random_init))
+        write_embeddings(folder / layout.EMBEDDINGS, toy_table(config, specs.decoder.io))
+        write_decoder(folder / layout.graph_file("decoder"), config, weights, specs.decoder.io)
+        write_video_encoder(folder / layout.graph_file("video_encoder"), config, specs.video_encoder.io, encoder_seed)
+        return writer.publish(_manifest(folder, config, specs, random_init))
 
 
-def toy_table(config: ModelConfig, precision: Precision = "fp32") -> np.ndarray:
+def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
     """Random embeddings, one row for each token."""
     shape = (config.text.num_logits, config.text.hidden_size)
-    return np.random.default_rng(5).normal(size=shape).astype(_DTYPES[precision])
+    return np.random.default_rng(5).normal(size=shape).astype(dtype)
 
 
 def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_init: bool) -> Manifest:
     ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config)}
-    size = sum((folder / layout.graph_file(name)).stat().st_size for name in ios)
+    sizes = {name: (folder / layout.graph_file(name)).stat().st_size for name in ios}
     return Manifest(
         created_by={"toy": "1"},
         source=Source(name="toy", sha256={}, random_init=random_init, trained=False),
@@ -64,10 +64,12 @@ def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_in
         precision=precision,
         target="onnxruntime",
         opset=23,
-        graphs={name: GraphEntry.of(name, io, precision) for name, io in ios.items()},
-        kv=KVGeometry.of(config, precision),
+        graphs={name: GraphEntry.of(name, io, precision.graphs[name]) for name, io in ios.items()},
+        kv=KVGeometry.of(config, precision.decoder),
         limits=Limits(max_context=config.text.max_context),
-        memory=MemoryEstimate.of([size], precision),
-        weights={},
+        weights={
+            name: {precision.graphs[name].io: WeightCount(num_tensors=1, num_elements=size, size_bytes=size)}
+            for name, size in sizes.items()
+        },
         parity=None,
     )

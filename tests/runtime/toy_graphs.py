@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from blip3v.bundle.graph_io import (
+    SYMBOLIC_DTYPES,
     GraphIO,
     TensorSpec,
     decoder_io,
@@ -221,7 +222,7 @@ class _Builder:
         def infos(ports: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
             return [
                 helper.make_tensor_value_info(
-                    p.name, self.float_type if p.dtype == "compute" else _TYPES[p.dtype], p.axes
+                    p.name, self.float_type if p.dtype in SYMBOLIC_DTYPES else _TYPES[p.dtype], p.axes
                 )
                 for p in ports
             ]

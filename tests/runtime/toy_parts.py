@@ -8,6 +8,7 @@ from pathlib import Path
 from toy_graphs import Weights
 
 from blip3v.bundle.graph_io import GraphIO
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.config import ModelConfig
 from blip3v.runtime.backends import Decoder, GraphFile, backend_names
 
@@ -16,11 +17,12 @@ DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
 
 
 def graph_file(path: Path, io: GraphIO, precision: str = "float32") -> GraphFile:
-    """A toy graph, whose weights are inside it."""
+    """A toy decoder or video encoder, whose weights are inside the graph."""
+    named = PRECISIONS["fp32" if precision == "float32" else "fp16"]
     return GraphFile(
         path=path,
         io=io,
-        precision="fp32" if precision == "float32" else "fp16",
+        precision=named.video_encoder if io.inputs[0].name == "frames" else named.decoder,
         weights_bytes=path.stat().st_size,
     )
 

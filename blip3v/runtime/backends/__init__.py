@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import GraphIO, TensorSpec
-from blip3v.bundle.manifest import Precision
+from blip3v.bundle.precision import GraphPrecision, Precision
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, ProviderError, UsageError
 from blip3v.runtime.cancellation import Deadline
@@ -44,6 +44,7 @@ __all__ = [
     "choose_backend",
     "get_backend",
     "parse_backends",
+    "stored_and_computed",
 ]
 
 FloatArray = NDArray[np.float16] | NDArray[np.float32]
@@ -61,7 +62,7 @@ class Execution:
 
     backend: str  # as ``backend=`` takes it, for example "onnxruntime"
     engine: str  # its name for people, for example "ONNX Runtime"
-    version: str  # of the engine
+    version: str | None  # of the engine; None: not installed
     device: str  # as the engine names it, for example "CPU"
     dtype: str  # of matrix products, for example "fp32"
 
@@ -75,7 +76,7 @@ class GraphFile:
 
     path: Path  # the .onnx file; its weights lie beside it
     io: GraphIO
-    precision: Precision
+    precision: GraphPrecision
     weights_bytes: int  # as they are stored
     extra_outputs: tuple[str, ...] = ()  # that a copy made for the parity check gives beside those of ``io``
 
@@ -202,8 +203,8 @@ class Backend(Protocol):
         """
         ...
 
-    def execution(self, graph: GraphFile) -> Execution:
-        """What ``graph`` would be computed with; the engine is installed."""
+    def execution(self, precision: GraphPrecision) -> Execution:
+        """What a graph of this precision is computed with, or would be if the engine were installed."""
         ...
 
     def resident_bytes(self, graph: GraphFile) -> int:
@@ -326,8 +327,16 @@ def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
     raise ProviderError(f"no inference engine can run the {graph}: {said}")
 
 
-def check_io(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], graph: GraphFile) -> np.dtype[Any]:
-    """Compares an opened graph with what the runtime relies on and returns its compute dtype.
+def stored_and_computed(precision: Precision) -> str:
+    """How a bundle's weights are stored, and what each back end computes them in, installed or not."""
+    computed = dict.fromkeys(
+        str(get_backend(name).execution(spec)) for name in backend_names() for spec in precision.graphs.values()
+    )
+    return f"stored {precision.name}, computed {' or '.join(computed)}"
+
+
+def check_io(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], graph: GraphFile) -> None:
+    """Compares an opened graph with what its bundle says it is.
 
     Args:
         inputs: of the opened graph, in any order.
@@ -337,30 +346,22 @@ def check_io(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], grap
     Raises:
         ArtifactError: they differ.
     """
-    path, computes = graph.path, set()
-    for kind, specs, tensors in (
-        ("input", graph.io.inputs, inputs),
-        ("output", graph.io.outputs, outputs),
-    ):
+    wanted = graph.io.resolved(graph.precision)
+    for kind, specs, tensors in (("input", wanted.inputs, inputs), ("output", wanted.outputs, outputs)):
         by_name = {tensor.name: tensor for tensor in tensors if tensor.name not in graph.extra_outputs}
         if set(by_name) != {spec.name for spec in specs}:
             odd = sorted(set(by_name) ^ {spec.name for spec in specs})
             raise ArtifactError(
-                f"{path} has other {kind}s than this blip3v expects (differing: {', '.join(odd[:6])}); export it again"
+                f"{graph.path} has other {kind}s than this blip3v expects (differing: {', '.join(odd[:6])}); "
+                "export it again"
             )
         for spec in specs:
-            _check_tensor(spec, by_name[spec.name], path)
-            if spec.dtype == "compute":
-                computes.add(by_name[spec.name].dtype)
-    if len(computes) != 1:
-        raise ArtifactError(f"{path} mixes the dtypes {', '.join(sorted(computes))}; export it again")
-    return np.dtype(computes.pop())
+            _check_tensor(spec, by_name[spec.name], graph.path)
 
 
 def _check_tensor(spec: TensorSpec, found: FoundTensor, path: Path) -> None:
-    allowed = ("float32", "float16") if spec.dtype == "compute" else (spec.dtype,)
-    if found.dtype not in allowed:
-        raise ArtifactError(f"{path}: {spec.name} is {found.dtype}; expected {' or '.join(allowed)}; export it again")
+    if found.dtype != spec.dtype:
+        raise ArtifactError(f"{path}: {spec.name} is {found.dtype}; expected {spec.dtype}; export it again")
     fixed = [(want, got) for want, got in zip(spec.axes, found.axes, strict=False) if isinstance(want, int)]
     if len(found.axes) != len(spec.axes) or any(isinstance(got, int) and got != want for want, got in fixed):
         raise ArtifactError(

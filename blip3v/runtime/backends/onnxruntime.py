@@ -19,20 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
-from blip3v.bundle.manifest import stays_mapped
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import BackendError, OutOfMemoryError, ProviderError
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, FloatArray, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.host_cache import CachePool, KVCache, cache_bytes
 
-__all__ = ["BACKEND", "OnnxRuntimeSession", "engine_errors", "load_onnxruntime"]
+__all__ = ["BACKEND", "OnnxRuntimeSession", "engine_errors", "load_onnxruntime", "resident_bytes", "use_mmap"]
 
 # Spare caches that are kept, in units of one whole context.
 _KEPT_CONTEXTS = 2
 # Widening fp16 weights on one core of a server; mapped weights are read later.
 _WIDEN_S_PER_GIB = 5.2
 
+_WIDENED = {"float16": 2}  # format of weights that are widened -> size of the copy, in units of the stored bytes
+_MAPPABLE = frozenset({"float32"})  # formats of weights that can be used as they lie in their file
+_MAPPED_ABOVE_BYTES = 2**30
+
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _PROVIDER = "CPUExecutionProvider"
 _CPU_LINE = 'pip install "blip3v[cpu]"'
 _CUDA_LINE = 'pip install "blip3v[cuda]"'
@@ -56,34 +61,33 @@ class OnnxRuntimeBackend:
         """See ``Backend``."""
         load_onnxruntime()
 
-    def execution(self, graph: GraphFile) -> Execution:
+    def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        version = load_onnxruntime().__version__
+        versions = [version for version in map(_version, _PACKAGES) if version is not None]
+        version = versions[0] if versions else None
         return Execution(backend=self.name, engine="ONNX Runtime", version=version, device="CPU", dtype="fp32")
 
     def resident_bytes(self, graph: GraphFile) -> int:
-        """Widened fp16 weights take twice their size; large fp32 weights stay in their mapped file."""
-        if stays_mapped(graph.weights_bytes, graph.precision):
-            return 0
-        return graph.weights_bytes * (2 if graph.precision == "fp16" else 1)
+        """See ``Backend``."""
+        return resident_bytes(graph.weights_bytes, graph.precision)
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""
-        return _WIDEN_S_PER_GIB * graph.weights_bytes / 2**30 if graph.precision == "fp16" else 0.0
+        return _WIDEN_S_PER_GIB * graph.weights_bytes / 2**30 if graph.precision.weights in _WIDENED else 0.0
 
     def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
         """See ``Backend``."""
-        return cache_bytes(text, np.dtype(np.float16 if graph.precision == "fp16" else np.float32), 1, 1)
+        return cache_bytes(text, _cache_dtype(graph), 1, 1)
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
         """See ``Backend``."""
-        return OnnxRuntimeVideoEncoder(_OpenGraph(graph, threads), self.execution(graph))
+        return OnnxRuntimeVideoEncoder(_OpenGraph(graph, threads), self.execution(graph.precision))
 
     def open_decoder(
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
     ) -> OnnxRuntimeDecoder:
         """See ``Backend``."""
-        return OnnxRuntimeDecoder(_OpenGraph(graph, threads), self.execution(graph), text, chunk)
+        return OnnxRuntimeDecoder(_OpenGraph(graph, threads), self.execution(graph.precision), text, chunk)
 
 
 BACKEND = OnnxRuntimeBackend()
@@ -118,7 +122,8 @@ class OnnxRuntimeDecoder:
         self._graph: _OpenGraph | None = graph
         self._text = text
         self._chunk = chunk
-        self._pool = CachePool(text, graph.dtype, _KEPT_CONTEXTS * cache_bytes(text, graph.dtype, 1, text.max_context))
+        dtype = graph.cache_dtype
+        self._pool = CachePool(text, dtype, _KEPT_CONTEXTS * cache_bytes(text, dtype, 1, text.max_context))
 
     def session(self, num_rows: int, num_tokens: int) -> OnnxRuntimeSession:
         """See ``Decoder``."""
@@ -260,7 +265,7 @@ class _OpenGraph:
 
     def __init__(self, graph: GraphFile, threads: int | None) -> None:
         self.onnxruntime = load_onnxruntime()
-        options = _session_options(self.onnxruntime, threads, mmap=stays_mapped(graph.weights_bytes, graph.precision))
+        options = _session_options(self.onnxruntime, threads, mmap=use_mmap(graph.weights_bytes, graph.precision))
         with engine_errors(f"opening {graph.path}"):
             session = self.onnxruntime.InferenceSession(str(graph.path), options, providers=[_PROVIDER])
         if session.get_providers() != [_PROVIDER]:
@@ -270,7 +275,9 @@ class _OpenGraph:
             )
         self.session: Any = session
         self.outputs = [node.name for node in session.get_outputs()]
-        self.dtype = check_io(_found(session.get_inputs()), _found(session.get_outputs()), graph)  # cache included
+        check_io(_found(session.get_inputs()), _found(session.get_outputs()), graph)
+        self.dtype = np.dtype(graph.precision.io)
+        self.cache_dtype = _cache_dtype(graph)
 
     def value(self, array: NDArray[Any]) -> Any:
         """``array``, which must be contiguous, as an OrtValue that shares its memory and must not outlive it."""
@@ -296,8 +303,7 @@ def load_onnxruntime() -> ModuleType:
     Raises:
         ProviderError: no package of it is installed, or two that own the same folder.
     """
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
-    if len(installed) == 2:
+    if all(_version(name) is not None for name in _PACKAGES):
         raise ProviderError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
             f"`pip uninstall -y onnxruntime onnxruntime-gpu` and then `{_CPU_LINE}` or `{_CUDA_LINE}`"
@@ -311,12 +317,28 @@ def load_onnxruntime() -> ModuleType:
         ) from error
 
 
-def _is_installed(distribution: str) -> bool:
+def use_mmap(weights_bytes: int, precision: GraphPrecision) -> bool:
+    """Whether a graph is opened so that its weights stay in their mapped file, at the price of a slower prefill.
+
+    The system can drop mapped pages from memory when it needs room.
+    """
+    return precision.weights in _MAPPABLE and weights_bytes > _MAPPED_ABOVE_BYTES
+
+
+def resident_bytes(weights_bytes: int, precision: GraphPrecision) -> int:
+    """Memory that the weights of an opened graph take, mapped files not included."""
+    return 0 if use_mmap(weights_bytes, precision) else weights_bytes * _WIDENED.get(precision.weights, 1)
+
+
+def _cache_dtype(graph: GraphFile) -> np.dtype[Any]:
+    return np.dtype(graph.precision.cache or graph.precision.io)
+
+
+def _version(distribution: str) -> str | None:
     try:
-        importlib.metadata.distribution(distribution)
+        return importlib.metadata.distribution(distribution).version
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _session_options(onnxruntime: ModuleType, threads: int | None, *, mmap: bool) -> Any:

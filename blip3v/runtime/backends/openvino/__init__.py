@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from blip3v.bundle.precision import ITEM_BYTES, GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
@@ -25,6 +26,7 @@ __all__ = ["BACKEND"]
 
 _LINE = 'pip install "blip3v[openvino]"'
 _OPEN_S_PER_GIB = 5.0
+_COMPUTED_BYTES = ITEM_BYTES["float32"]
 
 
 class OpenVinoBackend:
@@ -41,14 +43,17 @@ class OpenVinoBackend:
         except ImportError as error:
             raise ProviderError(f"OpenVINO cannot be imported ({error}); install it: `{_LINE}`") from error
 
-    def execution(self, graph: GraphFile) -> Execution:
+    def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        version = importlib.metadata.version("openvino")
+        try:
+            version = importlib.metadata.version("openvino")
+        except importlib.metadata.PackageNotFoundError:
+            version = None
         return Execution(backend=self.name, engine="OpenVINO", version=version, device="CPU", dtype="fp32")
 
     def resident_bytes(self, graph: GraphFile) -> int:
         """Weights are packed into memory in fp32, whatever they are stored in."""
-        return graph.weights_bytes * (2 if graph.precision == "fp16" else 1)
+        return graph.weights_bytes * _COMPUTED_BYTES // ITEM_BYTES[graph.precision.io]
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""
@@ -64,7 +69,7 @@ class OpenVinoBackend:
         # Needs OpenVINO, which may not be installed.
         from blip3v.runtime.backends.openvino.sessions import OpenVinoVideoEncoder
 
-        return OpenVinoVideoEncoder(graph, self.execution(graph), threads)
+        return OpenVinoVideoEncoder(graph, self.execution(graph.precision), threads)
 
     def open_decoder(
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
@@ -73,7 +78,9 @@ class OpenVinoBackend:
         self.check_installed()
         from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder
 
-        return OpenVinoDecoder(graph, self.execution(graph), threads, chunk, self.kv_bytes_per_token(text, graph))
+        return OpenVinoDecoder(
+            graph, self.execution(graph.precision), threads, chunk, self.kv_bytes_per_token(text, graph)
+        )
 
 
 BACKEND = OpenVinoBackend()

@@ -52,12 +52,11 @@ class StatefulDecoder:
     """
 
     model: Any  # openvino.Model
-    dtype: np.dtype[Any]  # of inputs_embeds
     window: int  # a token sees this many tokens, itself included; -1: all
 
 
-def read_model(core: Any, graph: GraphFile) -> tuple[Any, np.dtype[Any]]:
-    """The model of a file as it is, and the dtype of its inputs.
+def read_model(core: Any, graph: GraphFile) -> Any:
+    """The model of a file as it is.
 
     Raises:
         ArtifactError: its inputs or outputs are not those of ``graph.io``.
@@ -65,7 +64,8 @@ def read_model(core: Any, graph: GraphFile) -> tuple[Any, np.dtype[Any]]:
     model = core.read_model(graph.path)
     inputs = _found(model.inputs, {spec.name for spec in graph.io.inputs})
     outputs = _found(model.outputs, {spec.name for spec in graph.io.outputs})
-    return model, check_io(inputs, outputs, graph)
+    check_io(inputs, outputs, graph)
+    return model
 
 
 def read_stateful_decoder(core: Any, graph: GraphFile) -> StatefulDecoder:
@@ -78,11 +78,11 @@ def read_stateful_decoder(core: Any, graph: GraphFile) -> StatefulDecoder:
     core.add_extension(
         ConversionExtension("GroupQueryAttention", "com.microsoft", lambda node: _keep_attention(node, found))
     )
-    model, dtype = read_model(core, graph)
+    model = read_model(core, graph)
     if not found:
         raise ArtifactError(f"{graph.path} has no GroupQueryAttention; export it again")
     _make_stateful(model, found, graph)
-    return StatefulDecoder(model, dtype, found[0].window)
+    return StatefulDecoder(model, found[0].window)
 
 
 def _found(ports: Sequence[Any], wanted: Set[str]) -> list[FoundTensor]:

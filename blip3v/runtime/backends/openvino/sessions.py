@@ -46,9 +46,10 @@ class OpenVinoVideoEncoder:
 
     def __init__(self, graph: GraphFile, execution: Execution, threads: int | None) -> None:
         self.execution = execution
+        self._dtype = np.dtype(graph.precision.io)
         with engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
-            model, self._dtype = read_model(core, graph)
+            model = read_model(core, graph)
             self._outputs = [output.any_name for output in model.outputs]
             self._compiled: Any = core.compile_model(model, "CPU")
         self._spare: list[Any] = []  # requests that nobody runs: each holds the memory of its activations
@@ -82,12 +83,13 @@ class OpenVinoDecoder:
         self, graph: GraphFile, execution: Execution, threads: int | None, chunk: int, token_bytes: int
     ) -> None:
         self.execution = execution
+        self.dtype = np.dtype(graph.precision.io)
         self.chunk = chunk
         self._token_bytes = token_bytes
         with engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
             stateful = read_stateful_decoder(core, graph)
-            self.dtype, self.window = stateful.dtype, stateful.window
+            self.window = stateful.window
             self.compiled: Any = core.compile_model(stateful.model, "CPU")
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:

@@ -1,0 +1,190 @@
+"""Precision as a spec: what each graph of a bundle stores, takes in, gives out and caches; and the table that names it.
+
+``PRECISIONS`` is the only place that knows the names. A new precision is a new entry here and, where it stores weights
+in a new way, a new entry of ``export/weight_formats.WEIGHT_FORMATS``; whatever else differs between precisions is a
+field or a property below. What a graph is computed in is not here: that depends on the back end that runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from blip3v.errors import ConfigError, UsageError
+
+__all__ = [
+    "ITEM_BYTES",
+    "PRECISIONS",
+    "FloatDType",
+    "GraphPrecision",
+    "Island",
+    "NamedPrecision",
+    "Precision",
+    "Tolerance",
+]
+
+FloatDType = Literal["float32", "float16"]
+ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}
+
+# The largest value of a dtype that activations can outgrow. A CPU computes fp16 graphs in fp32 and hides an overflow.
+_LIMITS: dict[FloatDType, float] = {"float16": 65504.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Island:
+    """Weights that are stored in another format than the rest of their graph."""
+
+    name: str
+    parameters: tuple[str, ...]  # patterns of parameter names, with the wildcards * and ?
+    weights: str  # their format
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphPrecision:
+    """The precision of one graph, as far as its file says."""
+
+    name: str  # of the entry of ``PRECISIONS`` that it comes from
+    weights: str  # format of the matrices: float32 or float16
+    activations: str  # format in which matrix products take their inputs: float32 or float16
+    io: FloatDType  # of inputs and outputs that ``graph_io`` marks ``compute``, and of values between the nodes
+    cache: FloatDType | None  # of keys and values; None: the graph has no cache
+    islands: tuple[Island, ...] = ()  # the first that matches a parameter holds
+
+    @property
+    def activation_limit(self) -> float | None:
+        """Absolute value up to which activations must be shown to stay; None: nothing to show."""
+        return _LIMITS.get(self.io)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far a graph of this precision may be from the fp32 PyTorch reference."""
+        return PRECISIONS[self.name].tolerance
+
+    def format_of(self, names: Iterable[str]) -> str:
+        """The format of a weight.
+
+        Args:
+            names: every name of the parameter; a weight that two modules share has two.
+        """
+        known = list(names)
+        for island in self.islands:
+            if any(fnmatchcase(name, pattern) for name in known for pattern in island.parameters):
+                return island.weights
+        return self.weights
+
+    def __str__(self) -> str:
+        islands = "".join(f" ({island.name} {island.weights})" for island in self.islands)
+        cache = "" if self.cache is None else f", cache {self.cache}"
+        return f"weights {self.weights}{islands}, activations {self.activations}, inputs and outputs {self.io}{cache}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The precision of a bundle: a spec for each graph.
+
+    Raises:
+        ConfigError: a name that is not in the table, or a cache where none belongs.
+    """
+
+    video_encoder: GraphPrecision
+    decoder: GraphPrecision
+
+    def __post_init__(self) -> None:
+        for graph, spec in self.graphs.items():
+            if spec.name not in PRECISIONS:
+                raise ConfigError(f"precision of the {graph} is {spec.name!r}; allowed: {', '.join(PRECISIONS)}")
+        if self.video_encoder.cache is not None or self.decoder.cache is None:
+            raise ConfigError("precision: the decoder must have a cache dtype and the video encoder must have none")
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Reads a name of the table (``fp16``), or one for each graph (``video_encoder=fp16,decoder=fp32``).
+
+        Raises:
+            UsageError: neither of the two.
+        """
+        graphs = tuple(field.name for field in dataclasses.fields(cls))
+        pairs = [part.partition("=")[::2] for part in text.split(",")] if "=" in text else [(g, text) for g in graphs]
+        chosen = {graph.strip(): name.strip() for graph, name in pairs}
+        if len(pairs) != len(graphs) or set(chosen) != set(graphs) or not set(chosen.values()) <= set(PRECISIONS):
+            raise UsageError(
+                f"precision {text!r} is unknown; allowed: {', '.join(PRECISIONS)}, or one for each graph, as in "
+                f"{','.join(f'{graph}={name}' for graph, name in zip(graphs, PRECISIONS, strict=False))}"
+            )
+        return cls(**{graph: getattr(PRECISIONS[name], graph) for graph, name in chosen.items()})
+
+    @property
+    def graphs(self) -> dict[str, GraphPrecision]:
+        """The spec of each graph, by the graph's name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def name(self) -> str:
+        """``fp16``; where the graphs differ ``video_encoder=fp16,decoder=fp32``. ``parse`` reads it."""
+        names = {spec.name for spec in self.graphs.values()}
+        return names.pop() if len(names) == 1 else ",".join(f"{graph}={x.name}" for graph, x in self.graphs.items())
+
+    @property
+    def file_name(self) -> str:
+        """``name`` with letters, digits, ``_`` and ``-`` alone."""
+        return self.name.replace("=", "-").replace(",", "-")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a graph may be from the fp32 PyTorch reference."""
+
+    relative_error: float  # largest absolute difference over the largest absolute value of the reference
+    cosine: float  # at least, over all values of a comparison
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedPrecision:
+    """An entry of the table: the spec of each graph, and what every graph of this precision is held to."""
+
+    video_encoder: GraphPrecision
+    decoder: GraphPrecision
+    tolerance: Tolerance
+
+
+# A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again at every frame.
+_SCAN = Island(name="scan", parameters=("temporal.encoder.*",), weights="float32")
+# Half precision is too coarse for the bias of the largest logits.
+_LOGITS_BIAS = Island(name="logits_bias", parameters=("lm_head_bias",), weights="float32")
+
+PRECISIONS: dict[str, NamedPrecision] = {
+    "fp32": NamedPrecision(
+        video_encoder=GraphPrecision(name="fp32", weights="float32", activations="float32", io="float32", cache=None),
+        decoder=GraphPrecision(name="fp32", weights="float32", activations="float32", io="float32", cache="float32"),
+        tolerance=Tolerance(
+            relative_error=1e-3,
+            cosine=0.9999,
+            reason="the same sums in another order: some 1e-6 a layer, which grows over the layers of a deep model",
+        ),
+    ),
+    "fp16": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="fp16", weights="float16", activations="float16", io="float16", cache=None, islands=(_SCAN,)
+        ),
+        decoder=GraphPrecision(
+            name="fp16",
+            weights="float16",
+            activations="float16",
+            io="float16",
+            cache="float16",
+            islands=(_LOGITS_BIAS,),
+        ),
+        tolerance=Tolerance(
+            relative_error=2e-2,
+            cosine=0.999,
+            reason="weights and activations carry 11 bits: 5e-4 at each rounding, which grows over the layers",
+        ),
+    ),
+}

@@ -1,0 +1,81 @@
+"""The table of precisions: names in and out, what each stores where, and islands."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from blip3v.bundle import Precision
+from blip3v.bundle.precision import PRECISIONS, Island
+from blip3v.errors import UsageError
+
+MIXED = "video_encoder=fp16,decoder=fp32"
+
+
+@pytest.mark.parametrize("name", [*PRECISIONS, MIXED])
+def test_a_name_comes_back(name: str) -> None:
+    assert Precision.parse(name).name == str(Precision.parse(name)) == name
+
+
+def test_a_choice_for_each_graph() -> None:
+    mixed = Precision.parse("decoder=fp32, video_encoder=fp16")
+    assert mixed.name == MIXED
+    assert mixed.file_name == "video_encoder-fp16-decoder-fp32"
+    assert mixed.video_encoder == PRECISIONS["fp16"].video_encoder
+    assert mixed.decoder == PRECISIONS["fp32"].decoder
+    assert Precision.parse("video_encoder=fp16,decoder=fp16") == Precision.parse("fp16")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "=", "fp8", "FP16", "fp16,fp32", "decoder=fp16", "decoder=fp16,decoder=fp32"),
+        *("encoder=fp16,decoder=fp16", f"{MIXED},decoder=fp32", "video_encoder=fp16,decoder="),
+    ],
+)
+def test_another_name_is_refused_with_those_that_exist(text: str) -> None:
+    with pytest.raises(UsageError, match="allowed: fp32, fp16, or one for each graph, as in video_encoder="):
+        Precision.parse(text)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_entries_agree_with_their_name_and_with_themselves(name: str) -> None:
+    entry = PRECISIONS[name]
+    for spec in (entry.video_encoder, entry.decoder):
+        assert spec.name == name
+        assert spec.tolerance is entry.tolerance
+    assert Precision.parse(name).graphs == {"video_encoder": entry.video_encoder, "decoder": entry.decoder}
+
+
+def test_fp16_keeps_its_islands() -> None:
+    fp16 = Precision.parse("fp16")
+    assert fp16.decoder.format_of(["layers.0.o_proj.weight"]) == "float16"
+    assert fp16.decoder.format_of(["lm_head"]) == "float16"
+    assert fp16.decoder.format_of(["lm_head_bias"]) == "float32"
+    # A recurrence's weights have two names; an encoder that is not one has other names.
+    names = ["vision_tokenizer.temporal_encoder.initial_memory", "temporal.encoder.initial_memory"]
+    assert fp16.video_encoder.format_of(names) == "float32"
+    assert fp16.video_encoder.format_of(["temporal.final_output.mlp.1.weight"]) == "float16"
+    assert Precision.parse("fp32").decoder.islands == ()
+
+
+def test_the_first_island_that_matches_holds() -> None:
+    islands = (
+        Island(name="head", parameters=("lm_head",), weights="float16"),
+        Island(name="rest", parameters=("lm_*", "layers.?.o_proj.weight"), weights="other"),
+    )
+    spec = dataclasses.replace(PRECISIONS["fp32"].decoder, islands=islands)
+    assert [
+        spec.format_of([name]) for name in ("lm_head", "lm_head_bias", "layers.1.o_proj.weight", "norm.weight")
+    ] == [
+        "float16",
+        "other",
+        "other",
+        "float32",
+    ]
+
+
+def test_only_a_dtype_that_can_overflow_has_a_limit() -> None:
+    assert Precision.parse("fp16").decoder.activation_limit == 65504
+    assert Precision.parse("fp32").decoder.activation_limit is None

@@ -1,0 +1,82 @@
+"""What back ends make of stored weights, by their format; and which one ``auto`` takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from blip3v.bundle import Precision
+from blip3v.errors import ProviderError, UsageError
+from blip3v.runtime.backends import choose_backend, get_backend, parse_backends, stored_and_computed
+from blip3v.runtime.backends.onnxruntime import resident_bytes, use_mmap
+
+FP32, FP16, MIXED = map(Precision.parse, ("fp32", "fp16", "video_encoder=fp16,decoder=fp32"))
+
+
+def test_fp16_weights_are_widened_and_fp32_ones_are_not() -> None:
+    assert resident_bytes(100, FP16.decoder) == 200
+    assert resident_bytes(100, FP32.decoder) == 100
+
+
+def test_large_fp32_weights_stay_in_their_file_and_large_fp16_ones_do_not() -> None:
+    assert not use_mmap(2**30, FP32.decoder)
+    assert use_mmap(2**30 + 1, FP32.decoder)
+    assert resident_bytes(2**30 + 1, FP32.decoder) == 0
+    assert not use_mmap(2**31, FP16.decoder)
+    assert resident_bytes(2**31, FP16.decoder) == 2**32
+
+
+def test_people_are_told_what_is_stored_and_computed() -> None:
+    assert stored_and_computed(FP16) == "stored fp16, computed fp32 on ONNX Runtime CPU or fp32 on OpenVINO CPU"
+    mixed = "stored video_encoder=fp16,decoder=fp32, computed fp32 on ONNX Runtime CPU or fp32 on OpenVINO CPU"
+    assert stored_and_computed(MIXED) == mixed
+
+
+def test_auto_takes_the_highest_rank_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_backend("auto", "video_encoder").name == "openvino"
+    assert choose_backend("auto", "decoder").name == "onnxruntime"
+
+    def missing() -> None:
+        raise ProviderError("not here")
+
+    monkeypatch.setattr(get_backend("openvino"), "check_installed", missing)
+    assert choose_backend("auto", "video_encoder").name == "onnxruntime"
+    monkeypatch.setattr(get_backend("onnxruntime"), "check_installed", missing)
+    with pytest.raises(ProviderError, match="can run the decoder: onnxruntime: not here; openvino: not here"):
+        choose_backend("auto", "decoder")
+
+
+def test_a_back_end_that_was_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ProviderError("not here")
+
+    monkeypatch.setattr(get_backend("openvino"), "check_installed", missing)
+    with pytest.raises(ProviderError, match="not here"):
+        choose_backend("openvino", "video_encoder")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto", {"video_encoder": "auto", "decoder": "auto"}),
+        ("openvino", {"video_encoder": "openvino", "decoder": "openvino"}),
+        ("decoder=openvino", {"video_encoder": "auto", "decoder": "openvino"}),
+        ("video_encoder=openvino, decoder=onnxruntime", {"video_encoder": "openvino", "decoder": "onnxruntime"}),
+    ],
+)
+def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[str, str]) -> None:
+    assert parse_backends(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tensorrt", "'tensorrt' is unknown; allowed: auto, onnxruntime, openvino"),
+        ("", "'' is unknown"),
+        ("vision=openvino", "'vision' is not a graph"),
+        ("decoder=openvino,decoder=auto", "'decoder' is named twice"),
+        ("decoder=", "'' is unknown"),
+    ],
+)
+def test_unknown_back_ends_and_graphs_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_backends(text)

@@ -74,7 +74,7 @@ def export_video_encoder(base: Path, encoder: str, precision: str) -> Exported:
 @functools.cache
 def export_decoder(base: Path, kind: str) -> Exported:
     """The exported decoder of fp32, fp16 or windowed (fp32), once a session; ``base`` as above."""
-    config = small_config(**(WINDOWED if kind == "windowed" else {}))
+    config = small_config(**(WINDOWED if kind == "windowed" else {}))  # type: ignore[arg-type]
     model = random_model(config)
     path = _new_folder(base / f"graph-decoder-{kind}") / "decoder.onnx"
     save_graph(decoder_to_onnx(config, model.state_dict(), "fp16" if kind == "fp16" else "fp32"), path)

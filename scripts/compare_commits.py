@@ -22,6 +22,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -317,6 +318,11 @@ def _verdict(row: Row) -> str:
     return f"{row.differing:,} DIFFER{by}; first: {row.first}"
 
 
+def _summary(rows: Sequence[Row]) -> str:
+    differing = sum(1 for row in rows if row.differing)
+    return f"{differing} of {len(rows)} rows differ" if differing else f"all {len(rows)} rows equal, bit for bit"
+
+
 def report_of(command: str, base: Side, head: Side, rows: Sequence[Row], seconds: float) -> dict[str, Any]:
     """The report as JSON: command, commits, environment, rows."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -356,7 +362,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         rows = _compare_all(sides, options, folder)
     Console().print(table_of(rows))
     if options.output is not None:
-        report = report_of(options.command, *sides, rows, time.perf_counter() - started)
+        report = report_of(options.command, sides[0], sides[1], rows, time.perf_counter() - started)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     return rows
@@ -372,8 +378,10 @@ def _compare_all(sides: Sequence[Side], options: argparse.Namespace, folder: Pat
                 bar.update(task, description=f"{model} {precision}")
                 waiting = [pool.submit(outputs_of, side, model, precision, folder, options.questions) for side in sides]
                 base, head = (future.result() for future in waiting)
-                rows += compare(model, precision, base, head)
+                found = compare(model, precision, base, head)
+                bar.console.print(f"{model} {precision}: {_summary(found)}")
                 bar.advance(task)
+                rows += found
     return rows
 
 
@@ -395,10 +403,10 @@ def main(words: Sequence[str]) -> None:
     except CompareError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    differing = [row for row in rows if row.differing]
-    print(f"{len(differing)} of {len(rows)} rows differ" if differing else f"all {len(rows)} rows equal, bit for bit")
-    sys.exit(1 if differing else 0)
+    print(_summary(rows))
+    sys.exit(1 if any(row.differing for row in rows) else 0)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worktrees are removed
     main(sys.argv[1:])

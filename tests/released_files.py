@@ -1,8 +1,8 @@
-"""The tokenizer files of a released Hugging Face folder in small, for any test that reads such a folder.
+"""The tokenizer files of a released Hugging Face folder at a small size, for any test that reads such a folder.
 
 ``write_released_tokenizer(folder)`` writes tokenizer.model (the committed model of ``NUM_PIECES`` pieces),
-added_tokens.json, special_tokens_map.json and tokenizer_config.json as the release has them, the ids of the added
-tokens following the pieces: with the default, 608 base tokens (the count of the preset `tiny`) and 611 in all. With
+added_tokens.json, special_tokens_map.json and tokenizer_config.json as in the release, with the ids of the added tokens
+after those of the pieces: with the default, 608 base tokens (the count of the preset `tiny`) and 611 in all. With
 ``num_pieces=RELEASED_NUM_PIECES`` the added tokens have the released ids, 32000 to 32014.
 """
 
@@ -32,10 +32,10 @@ _CHAT_TEMPLATE = (
 
 
 def write_released_tokenizer(folder: Path, *, num_pieces: int = NUM_PIECES, model: Path = SMALL_MODEL) -> Path:
-    """Writes the four files into ``folder``, which is made where it is not there, and returns it.
+    """Writes the four files into ``folder``, which is created if missing, and returns it.
 
-    ``num_pieces`` above ``NUM_PIECES`` fills the committed model up with pieces of one private character each. With
-    another ``model``, ``num_pieces`` is what it holds.
+    With ``num_pieces`` above ``NUM_PIECES``, the committed model is padded with pieces of one private-use character each.
+    With another ``model``, ``num_pieces`` must be the number of its pieces.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_filled = num_pieces - NUM_PIECES if model == SMALL_MODEL else 0
@@ -91,7 +91,7 @@ def _write(path: Path, value: dict[str, object]) -> None:
 
 
 def _piece(text: str, score: float) -> bytes:
-    """One more normal piece; protobuf messages can be put one behind the other."""
+    """One more normal piece; protobuf messages can be concatenated."""
     content = text.encode("utf-8")
     message = b"\x0a" + bytes([len(content)]) + content + b"\x15" + struct.pack("<f", score)
     return b"\x0a" + bytes([len(message)]) + message

@@ -1,7 +1,7 @@
 """The command line: help, examples, the frozen list of options, exit codes, and what must not be imported.
 
-``cli_options.txt`` beside this file is the list of all options, so that a new or changed one is a reviewed change.
-After a wanted change, write it anew with `python tests/test_cli.py` and commit it.
+``cli_options.txt`` next to this file lists all options, so that a new or changed one is a reviewed change.
+After an intended change, regenerate it with `python tests/test_cli.py` and commit it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def help_of(verb: str) -> str:
 
 
 def examples_of(verb: str) -> list[str]:
-    """The lines below `Examples:`, as a person sees them."""
+    """The lines below `Examples:`, as displayed."""
     lines = help_of(verb).splitlines()
     assert "  Examples:" in lines, f"blip3v {verb} --help has no line `Examples:` of its own"
     block = lines[lines.index("  Examples:") + 1 :]
@@ -55,7 +55,7 @@ def examples_of(verb: str) -> list[str]:
 
 
 def describe(verb: str) -> str:
-    """The options of a verb, one a line: names, kind, choices, and whether it must be given or may be repeated."""
+    """The options of a verb, one per line: names, kind, choices, and whether it is required or repeatable."""
     lines = [verb]
     for parameter in command_of(verb).params:
         kind = "flag" if getattr(parameter, "is_flag", False) else parameter.type.name
@@ -68,12 +68,12 @@ def describe(verb: str) -> str:
 
 
 def run(*args: str, code: str = "from blip3v.cli import main; main()", **options) -> subprocess.CompletedProcess[str]:
-    """The command line in a fresh process."""
+    """Runs the command line in a fresh process."""
     return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, **options)
 
 
 def add_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """A verb `fail` that raises ``error``."""
+    """Adds a verb `fail` that raises ``error``."""
 
     @click.command()
     def command() -> None:
@@ -87,7 +87,7 @@ def add_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @each_verb
 def test_help_has_two_examples_that_parse(verb: str):
-    """An example that the command would refuse is worse than none."""
+    """An example that the command refuses is worse than none."""
     examples = examples_of(verb)
     assert len(examples) >= 2
     for example in examples:
@@ -106,7 +106,7 @@ def test_help_is_laid_out_as_written(verb: str):
 
 @each_verb
 def test_help_needs_no_optional_package(verb: str):
-    """A base install shows what there is, and no help waits for torch."""
+    """A base install shows all of the help, and help never waits for torch."""
     hidden = sorted({package.module for packages in EXTRAS.values() for package in packages})
     code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); from blip3v.cli import main; main()"
     result = run(verb, "--help", code=code)
@@ -227,7 +227,7 @@ def test_a_refusal_is_one_line_and_its_exit_code(
         cli.main(["fail"])
     assert ended.value.code == exit_code
     captured = capsys.readouterr()
-    assert captured.err.strip() == (line or "")  # click ends the line of a typed ^C first
+    assert captured.err.strip() == (line or "")  # click first ends the line with the typed ^C
     assert captured.out == ""
 
 
@@ -246,7 +246,7 @@ def test_a_refusal_is_one_line_and_its_exit_code(
 def test_a_remedy_names_options(
     remedy: str, typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The library speaks Python; who typed a command reads what to type. What is wrong is never rewritten."""
+    """The library speaks Python; the command line says what to type. The problem itself is never rewritten."""
     error = ParityError("`folder` is odd", remedy=remedy)
     assert str(error) == f"`folder` is odd; {remedy}"
     add_verb(monkeypatch, error)
@@ -255,7 +255,7 @@ def test_a_remedy_names_options(
 
 
 def library_strings() -> list[tuple[str, str]]:
-    """Every string below the command line, docstrings included, with where it stands."""
+    """Every string below the command line, docstrings included, with its location."""
     files = [path.relative_to(ROOT) for path in sorted((ROOT / "blip3v").rglob("*.py"))]
     below = [path for path in files if path.parts[1] not in ("cli.py", "commands")]
     return [
@@ -273,7 +273,7 @@ def test_the_library_names_no_option():
 
 
 def test_every_option_of_a_remedy_exists():
-    """A remedy that names what nobody can type is worse than none."""
+    """A remedy that names an option that does not exist is worse than none."""
     options = set(re.findall(r"--[a-z-]+", SNAPSHOT.read_text("utf-8")))
     named: set[str] = set()
     for path in (ROOT / "blip3v").rglob("*.py"):

@@ -44,7 +44,7 @@ def test_the_authors_state_dicts_have_the_elements_of_the_fact_sheet() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['encoder']} {row['form']} {row['num_video_tokens']}")
 def test_the_counts_are_those_of_the_modules(row: dict) -> None:
-    import torch  # the rest of this file needs none
+    import torch  # the rest of this file does not need it
 
     from blip3v.config import preset
     from blip3v.model.temporal import build_temporal, with_encoder

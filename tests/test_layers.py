@@ -1,4 +1,4 @@
-"""What may import what: the contracts of pyproject.toml, and the torch-free parts in a fresh process."""
+"""Imports: the contracts of pyproject.toml, and the torch-free parts in a fresh process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public names: every package lists its own, and those that services build on are frozen here."""
+"""Public names: every package lists its own, and those that services depend on are frozen here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = [
     ),
 ]
 
-# A name that leaves this list breaks somebody's service; a new one is a promise. Either needs a line in CHANGELOG.md.
+# Removing a name from this list breaks services; adding one is a promise. Either needs a line in CHANGELOG.md.
 FROZEN = {
     "blip3v.bundle": [
         "Bundle",
@@ -93,7 +93,7 @@ FROZEN = {
 
 
 def by_kind(name: str) -> tuple[int, str]:
-    """The order that ruff keeps: constants, classes, the rest, each by the alphabet."""
+    """The order that ruff enforces: constants, classes, the rest, each alphabetical."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 

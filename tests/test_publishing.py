@@ -1,4 +1,4 @@
-"""A file or folder that is written anew stands whole, or as it was."""
+"""A file or folder is replaced completely, or stays as it was."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_stood_there_comes_back_when_the_rename_fails(tmp_path: Path, monke
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002], indirect=True, ids=oct)
 def test_what_is_published_has_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
-    """safetensors makes its files private: a bundle that one user exported could not be read by another."""
+    """safetensors makes its files private, so a bundle exported by one user could not be read by another."""
     with new_folder(tmp_path / "made") as staging:
         (staging / "inner").mkdir()
         save_file({"a": np.zeros(1)}, staging / "inner" / "a.safetensors")

@@ -1,4 +1,4 @@
-"""What the README tells a stranger to type, typed: the export command, the Python example as a script, the links."""
+"""Runs what the README tells a reader to type: the export command, the Python example as a script; and checks its links."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example clips, in which the README's export command was run."""
-    path = tmp_path_factory.mktemp("stranger")
+    """A folder with the example clips, after running the README's export command in it."""
+    path = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "examples", path / "examples")
     command = "blip3v export --encoder tokenlearner --precision fp16"
     assert f"`{command}`" in README
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_python_example_runs_as_a_plain_script_and_says_what_ask_says(folder: Path) -> None:
-    """It has no __main__ guard; the process that decodes the video must not run it again."""
+    """It has no __main__ guard, so the decoder process must not run it again."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (folder / "six_lines.py").write_text(example)
     done = subprocess.run([sys.executable, "six_lines.py"], cwd=folder, capture_output=True, text=True)
@@ -45,7 +45,7 @@ def test_the_python_example_runs_as_a_plain_script_and_says_what_ask_says(folder
 
 
 def test_the_pictured_answer_is_what_the_shipped_model_says(folder: Path) -> None:
-    """Which is the true one, as the committed list of questions has it."""
+    """It is also the correct one, according to the committed list of questions."""
     video, question = "turn.mp4", "Which way does the red circle turn?"
     clips = json.loads((ROOT / "examples/questions.json").read_text("utf-8"))["clips"]
     asked_of_clip = next(clip["questions"] for clip in clips if clip["file"] == video)
@@ -61,7 +61,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 
 def test_the_scores_in_the_readme_are_the_committed_ones() -> None:
-    """Every cell of the table of accuracy, from the reports of the two models."""
+    """Compares every cell of the accuracy table with the reports of the two models."""
     paths = ("blip3v/models/tiny-tokenlearner/evaluation.json", "benchmarks/results/tiny-single-frame-evaluation.json")
     model, one_frame = (json.loads((ROOT / path).read_text("utf-8")) for path in paths)
     want = {

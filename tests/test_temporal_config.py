@@ -1,4 +1,4 @@
-"""The temporal encoder's settings: counts, forms, what has no effect, and config files of schema version 1."""
+"""The temporal encoder's settings: counts, forms, options without effect, and config files of schema version 1."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_attention_is_chosen_where_the_released_mean_does_not_give_the_count(enc
     assert chosen(encoder, num_video_tokens=32).pooling == "attention"
     asked = with_encoder(RELEASED, encoder, num_video_tokens=128, pooling="attention")
     assert temporal_settings(asked).pooling == "attention"
-    assert with_encoder(asked, encoder, num_video_tokens=128) == asked  # a form that fits is kept
+    assert with_encoder(asked, encoder, num_video_tokens=128) == asked  # a form that gives the count is kept
     assert temporal_settings(with_encoder(asked, "mean")).pooling == "mean"
     with pytest.raises(ConfigError, match=r"cannot give 32 tokens for 8 frames; allowed: 128$"):
         with_encoder(RELEASED, encoder, num_video_tokens=32, pooling="mean")
@@ -140,7 +140,7 @@ def test_a_config_file_gives_the_config_back(encoder: str, tmp_path: Path) -> No
 
 
 def test_settings_are_opaque_where_nothing_is_built(tmp_path: Path) -> None:
-    """A bundle opens where the package of its encoder is not installed."""
+    """A bundle opens even if the package of its encoder is not installed."""
     settings = {"depth": 3, "kinds": ["a", "b"], "inner": {"rate": 0.5}, "none": None}
     temporal = TemporalConfig(encoder="of-another-package", num_video_tokens=7, settings=settings)
     config = dataclasses.replace(RELEASED, temporal=temporal)
@@ -199,7 +199,7 @@ def test_name_and_count_are_checked_without_the_encoder(temporal: dict[str, obje
         ModelConfig.load(tmp_path / "config.json")
 
 
-# What ``blip3v`` wrote as version 1: the settings of all encoders for every encoder, and two other names.
+# Version 1 as ``blip3v`` wrote it: the settings of all encoders for every encoder, and two other names.
 V1_TEMPORAL = {
     **{"num_heads": 6, "num_layers": 2, "num_slots": 4, "ff_mult": 2, "time_stamps": True, "pooling": "mean"},
     **{"process_tokens": 64, "memory_tokens": 128, "step_tokens": 16, "memory_output": False},
@@ -232,7 +232,7 @@ def test_a_config_file_of_before_the_settings_of_ttm_loads(tmp_path: Path) -> No
 
 
 def test_what_version_1_left_out_has_the_default_of_version_1(tmp_path: Path) -> None:
-    """ttm has 2 layers today where nothing is said; then it had 4, as every encoder."""
+    """ttm has 2 layers by default today; then it had 4, like every encoder."""
     path = version_1(tmp_path / "config.json", "ttm", 128, num_layers=None, time_stamps=None)
     settings = temporal_settings(ModelConfig.load(path))
     assert (settings.num_layers, settings.time_stamps, settings.num_heads) == (4, False, 6)

@@ -1,4 +1,4 @@
-"""One rounding rule for everything that people read."""
+"""One rounding rule for every number that people read."""
 
 from __future__ import annotations
 

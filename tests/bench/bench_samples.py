@@ -1,4 +1,4 @@
-"""Samples and rows with known seconds, and the rows that are really measured."""
+"""Samples and rows with known seconds, and rows that are really measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACKEND = BackendReport(stored="fp16", video_encoder=_ORT, decoder=_ORT)
 
 
 def sample(scale: float = 1.0) -> Sample:
-    """1 + 2 + 3 + 4 + 31 x 0.5 seconds in the stages and 0.5 between them, all times ``scale``."""
+    """1 + 2 + 3 + 4 + 31 x 0.5 seconds in the stages and 0.5 between them, multiplied by ``scale``."""
     return Sample(
         whole_chain_s=26.0 * scale,
         file_decode_s=1.0 * scale,
@@ -29,7 +29,7 @@ def sample(scale: float = 1.0) -> Sample:
 def row(
     scales: Sequence[float], *, encoder: str = "none", weights: str = "trained", num_video_tokens: int | None = None
 ) -> ReportRow:
-    """A row whose turns took so many times as long as ``sample()``."""
+    """A row whose turns took ``sample()`` times the given scales."""
     own = 1024 if encoder == "none" else 32
     facts = BundleFacts(
         name=f"bundle-{encoder}",

@@ -1,4 +1,4 @@
-"""The bundles that are measured when none is named."""
+"""The bundles that are measured by default."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def film_tokenizer(tokenizer_json: str) -> Tokenizer:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(num_tokens=st.integers(1, 64))
-def test_the_question_has_exactly_so_many_tokens(film_tokenizer: Tokenizer, num_tokens: int) -> None:
+def test_the_question_has_exactly_the_requested_tokens(film_tokenizer: Tokenizer, num_tokens: int) -> None:
     assert len(film_tokenizer.encode(question_of_length(film_tokenizer, num_tokens))) == num_tokens
 
 
@@ -72,7 +72,7 @@ def test_a_tokenizer_of_other_texts_gets_its_question_too(vocab_size: int) -> No
 
 
 class _EvenTokenizer(Tokenizer):
-    """A stub: writes every text with an even number of tokens."""
+    """A stub that encodes every text with an even number of tokens."""
 
     def encode(self, text: str) -> list[int]:
         return [0] * (2 * len(text.replace("?", " ? ").split()))

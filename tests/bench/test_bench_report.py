@@ -36,7 +36,7 @@ def test_samples_per_second_come_from_the_median() -> None:
 
 
 def test_a_machine_that_slows_down_does_not_change_the_ratio() -> None:
-    """The baseline takes twice as long in every turn, while the machine slows down by different factors."""
+    """The baseline takes twice as long in every turn, while the machine slows down by varying factors."""
     drift = [1.0, 1.1, 4.0, 9.0]
     fast, slow = row(drift, encoder="tokenlearner"), row([2 * scale for scale in drift])
     assert fast.ratio(WHOLE_CHAIN, slow) == pytest.approx(2)

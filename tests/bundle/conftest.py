@@ -1,4 +1,4 @@
-"""One fake bundle a session, copied for each test that breaks it."""
+"""One fake bundle per session, copied for each test that breaks it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fake_bundle import write_fake_bundle
 
 @pytest.fixture(scope="session")
 def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For reading only."""
+    """For read-only use."""
     return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "pristine")
 
 

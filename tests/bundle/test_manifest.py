@@ -1,4 +1,4 @@
-"""The manifest: round trip, strictness, and what the builders put into it."""
+"""The manifest: round trip, strict reading, and what the builders put into it."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def changed_spec(graph: str, **changes: object) -> dict[str, object]:
 
 
 def symbolic_graphs() -> dict[str, object]:
-    """A manifest that leaves the reader to guess a dtype."""
+    """A manifest that leaves a dtype open."""
     graphs = fake_manifest().to_dict()["graphs"]
     graphs["decoder"]["inputs"][0]["dtype"] = "compute"
     return dict(graphs)

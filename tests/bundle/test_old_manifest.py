@@ -1,4 +1,4 @@
-"""A bundle of schema 1 is refused with the command that makes it again."""
+"""A bundle of schema 1 is refused with the command that recreates it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blip3v.errors import ArtifactVersionError
 
 
 def refused(bundle: Path, **changes: Any) -> str:
-    """The message for a manifest as schema 1 wrote it: ``precision`` was a word, and memory was in it."""
+    """The message for a manifest of schema 1, in which ``precision`` was a string and memory was recorded."""
     values = json.loads((bundle / "manifest.json").read_text())
     values |= {"schema_version": 1, "precision": "fp16", "memory": {"weights_bytes": 64, "resident_bytes": 128}}
     values["source"] |= changes.pop("source", {})

@@ -1,4 +1,4 @@
-"""The table of precisions: names in and out, what each stores where, and islands."""
+"""The table of precisions: parsing and formatting names, what each stores where, and islands."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_fp16_keeps_its_islands() -> None:
     assert fp16.decoder.format_of(["layers.0.o_proj.weight"]) == "float16"
     assert fp16.decoder.format_of(["lm_head"]) == "float16"
     assert fp16.decoder.format_of(["lm_head_bias"]) == "float32"
-    # A recurrence's weights have two names; an encoder that is not one has other names.
+    # A recurrence's weights have two names; those of other encoders are named differently.
     names = ["vision_tokenizer.temporal_encoder.initial_memory", "temporal.encoder.initial_memory"]
     assert fp16.video_encoder.format_of(names) == "float32"
     assert fp16.video_encoder.format_of(["temporal.final_output.mlp.1.weight"]) == "float16"

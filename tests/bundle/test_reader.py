@@ -1,4 +1,4 @@
-"""Opening: a sound bundle, and every way in which one can be broken or hostile."""
+"""Opening: a valid bundle, and every way in which one can be broken or hostile."""
 
 from __future__ import annotations
 

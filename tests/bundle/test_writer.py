@@ -1,4 +1,4 @@
-"""Publication: whole or not at all, whatever happens while the files are written."""
+"""Publication is atomic, whatever happens while the files are written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def names(folder: Path) -> list[str]:
 
 
 def write_but(target: Path, change: Callable[[Path], object], *, force: bool = False) -> None:
-    """Writes a bundle with something done to its folder before publication."""
+    """Writes a bundle and modifies its folder before publication."""
     with BundleWriter(target, force=force) as writer:
         write_files(writer.path)
         change(writer.path)
@@ -268,7 +268,7 @@ def test_only_abandoned_siblings_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True], ids=["no-force", "force"])
 def test_writers_at_once_never_mix(tmp_path: Path, force: bool) -> None:
-    """Without force one wins and the others get the error; with force the last wins. What is there is one bundle."""
+    """Without force one wins and the others get the error; with force the last wins. The result is always one bundle."""
     target, errors, start = tmp_path / "bundle", [], threading.Barrier(4)
 
     def write(number: int) -> None:

@@ -32,7 +32,7 @@ def _bench(*arguments: str) -> Result:
 
 @pytest.fixture(scope="module")
 def result(bundles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """One real measurement of both bundles, written to a file too."""
+    """One real measurement of both bundles, also written to a file."""
     path = tmp_path_factory.mktemp("results") / "bench.json"
     return _bench(*map(str, bundles), *FEW, "--clip", str(CLIP), "-o", str(path), "--json"), path
 
@@ -72,7 +72,7 @@ def test_every_stage_of_every_sample_took_time(result: tuple[Result, Path]) -> N
             assert len(stages) == 5
             assert all(seconds > 0 for seconds in stages)
             assert sum(stages) < sample["whole_chain_s"]
-            assert sample["num_steps"] == 31  # the first of 32 tokens comes from the prefill
+            assert sample["num_steps"] == 31  # the prefill produces the first of the 32 tokens
 
 
 def test_one_bundle_is_measured_at_several_counts_with_one_decoder(bundles: list[Path]) -> None:

@@ -94,7 +94,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(elsewhere: Path) -> None:
 
 
 def test_with_stubs_a_wrong_answer_is_shown_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step's process is a stub: it gives the true answer to the first question only."""
+    """The step's process is a stub that answers only the first question correctly."""
     clip, record = demo._make_folder()
     texts = iter(["up then right ", "up", "square"])
 
@@ -118,7 +118,7 @@ def test_help_has_two_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_demo(elsewhere: Path) -> None:
-    """All steps for real, with weights made at random: its answers are wrong, and it says so and ends well."""
+    """Runs all steps for real with random weights: the answers are wrong, and it says so and exits with 0."""
     tokenizer = train_tokenizer(film_texts(60), vocab_size_base=preset("tiny").text.num_base_tokens).to_str()
     for encoder in ("none", "gttm", "tokenlearner"):
         save_model_folder(

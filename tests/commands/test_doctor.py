@@ -1,4 +1,4 @@
-"""blip3v doctor: facts against the system's own words, and what follows from them."""
+"""``blip3v doctor``: facts against what the system reports, and the conclusions from them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ WORKING_VIDEO = VideoCodecs(h264_decoder=True, h264_encoder=True)
 
 
 def everything(name: str) -> str:
-    """A version newer than any that is asked for."""
+    """Every package, in a version newer than any required one."""
     return "99.0"
 
 
 def without(*missing: str):
-    """An environment that has all packages but some."""
-    return lambda name: None if name in missing else "99.0+cpu"  # a CPU build is not asked for CUDA
+    """An environment that lacks some packages."""
+    return lambda name: None if name in missing else "99.0+cpu"  # a CPU build is not checked for CUDA
 
 
 def test_the_table_of_extras_is_that_of_pyproject():
     declared = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
-    del declared["dev"]  # what tests and checks need is not for users
+    del declared["dev"]  # users do not need what tests and checks need
     table = {
         extra: [f"{package.name}>={package.at_least}" for package in packages]
         for extra, packages in extras.EXTRAS.items()
@@ -48,7 +48,7 @@ def test_every_module_of_the_table_belongs_to_its_package():
     providers = importlib.metadata.packages_distributions()
     for packages in extras.EXTRAS.values():
         for package in packages:
-            if package.name not in ENGINES:  # two packages own that folder, of which one is installed
+            if package.name not in ENGINES:  # two packages own that folder, one of them installed
                 assert package.name in [name.replace("_", "-") for name in providers[package.module]]
 
 
@@ -178,7 +178,7 @@ def test_json_is_one_object_with_every_fact():
 def test_two_builds_of_onnxruntime_are_refused_with_the_line_that_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Both wheels own the folder `onnxruntime`: whichever came last wins, and removing one breaks the other."""
+    """Both wheels own the folder `onnxruntime`: the last one installed wins, and removing either breaks the other."""
     metadata = tmp_path / "onnxruntime_gpu-1.31.0.dist-info/METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.0\n")
@@ -199,6 +199,6 @@ def test_install_lines_survive_the_table(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_doctor_itself_imports_no_torch():
-    """It takes seconds, and a machine that only answers has none."""
+    """Importing torch takes seconds, and a machine that only answers does not have it."""
     code = "import sys; from blip3v.doctor import examine; examine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

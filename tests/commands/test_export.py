@@ -1,4 +1,4 @@
-"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a miss leaves nothing behind."""
+"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a parity miss leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ready_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    """Lets ``export_bundle`` take the session's fp32 graphs of ``small_config()``; a test may break them first."""
+    """Makes ``export_bundle`` use the session's fp32 graphs of ``small_config()``; a test may break them first."""
     graphs = {
         "video_encoder": ir.load(export_video_encoder(tmp_path_factory.getbasetemp(), "tokenlearner", "fp32").path),
         "decoder": ir.load(export_decoder(tmp_path_factory.getbasetemp(), "fp32").path),

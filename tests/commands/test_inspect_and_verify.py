@@ -19,7 +19,7 @@ from blip3v.errors import ArtifactHashError, ArtifactMissingError
 
 @pytest.fixture(scope="module")
 def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For reading only."""
+    """For read-only use."""
     return write_fake_bundle(tmp_path_factory.mktemp("bundles") / "pristine")
 
 
@@ -70,7 +70,7 @@ def test_inspect_of_an_untrained_bundle_says_so_and_offers_bench(bundle: Path, k
 
 
 def test_inspect_does_not_take_markup_from_a_manifest(bundle: Path) -> None:
-    """Rich would read ``[red]`` in a hostile manifest as an order."""
+    """Rich would interpret ``[red]`` in a hostile manifest as markup."""
     values = json.loads((bundle / "manifest.json").read_text())
     values["created_by"] = {"[/red][bold]": "1"}
     (bundle / "manifest.json").write_text(json.dumps(values))

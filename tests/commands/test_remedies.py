@@ -1,4 +1,4 @@
-"""What the library refuses in Python's words reads as options on the command line."""
+"""What library errors say about parameters, the command line says about options."""
 
 from __future__ import annotations
 

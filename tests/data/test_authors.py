@@ -1,4 +1,4 @@
-"""The authors' JSON list: what it gives, and that each thing wrong with it names the record and the field."""
+"""The authors' JSON list: what it yields, and that every error in it names the record and the field."""
 
 import json
 import re

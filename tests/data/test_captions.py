@@ -1,4 +1,4 @@
-"""Captions say what the film's own records say, and a frame's caption only what is in view."""
+"""Captions match the film's own records, and a frame's caption mentions only what is in view."""
 
 import dataclasses
 import re

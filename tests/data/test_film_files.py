@@ -1,4 +1,4 @@
-"""Film files: what is encoded is what was drawn, whole folders or nothing, and the committed examples."""
+"""Film files: the encoded film is the drawn one, folders are written atomically, and the committed examples."""
 
 import importlib.util
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_file_holds_the_film(height: int, short_film: Film, tmp_path: Path) -> N
                 drawn = render(short_film, np.array([number / short_film.num_frames]), height, FILE_SIZES[height])[0]
                 apart = np.abs(frame.to_ndarray(format="rgb24").astype(float) - drawn)
                 assert apart.mean() < 2.5
-                # Half the colour resolution of yuv420p smears outlines, and nothing else.
+                # yuv420p's half colour resolution blurs outlines, and nothing else.
                 assert (apart.max(axis=-1) > 24).mean() < 0.02
     assert number == short_film.num_frames - 1
 

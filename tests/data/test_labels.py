@@ -1,4 +1,4 @@
-"""Labels of patches, objects and motions: true of what is drawn and of how the objects move."""
+"""Labels of patches, objects and motions agree with what is drawn and how the objects move."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def drawn_colour(film: Film, time: float, x: float, y: float) -> int:
 
 
 def test_a_patch_shows_what_is_drawn_in_its_middle() -> None:
-    """The drawn colour of each covered patch is the colour of its label; the others show the dim ground."""
+    """The drawn colour of each covered patch is the colour of its label; the others show the dim background."""
     for film in FILMS:
         labels = patch_labels(film, 0.5, 8)
         assert (labels.words_NA < (*NUM_WORDS, 8, 8)).all()
@@ -40,7 +40,7 @@ def test_a_patch_shows_what_is_drawn_in_its_middle() -> None:
         for row, place, colour in zip(labels.words_NA, labels.place_N2, middles, strict=True):
             assert np.isnan(place).all() == (row[0] == 0)
             item = next((i for i in film.objects if row[0] == 1 + list(COLOURS).index(i.colour)), None)
-            # The other shapes leave parts of their circle bare.
+            # The other shapes do not fill their circle.
             if item is not None and item.shape == "circle":
                 assert np.abs(list(COLOURS.values())[row[0] - 1] - colour.astype(int)).max() < 30
 
@@ -67,7 +67,7 @@ def test_the_object_of_the_earlier_colour_comes_first_and_one_alone_stands_twice
 
 
 def test_a_motion_is_the_way_since_the_object_came_into_view() -> None:
-    """Directions agree with the drawn ways, between two frames that lie on one leg."""
+    """Directions agree with the drawn movement between two frames of the same leg."""
     units = np.array([(0.0, 0.0), (0.0, 0.0), *DIRECTIONS.values()])
     checked = 0
     for film in FILMS:

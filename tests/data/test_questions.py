@@ -1,4 +1,4 @@
-"""Questions: true, spread evenly, and of no use to a model that does not look at the film."""
+"""Questions: true, evenly spread, and useless to a model that does not look at the film."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -23,7 +23,7 @@ BLIND_READERS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("reader", BLIND_READERS.values(), ids=list(BLIND_READERS))
 def test_a_blind_reader_gains_little(reader: Callable[[str], str], train_films: list[Film]) -> None:
-    """Learns the commonest answer to what it reads of the question, on 2,000 films; asked about 1,000 others."""
+    """It learns the commonest answer to what it reads of the question on 2,000 films, and is tested on 1,000 others."""
     learned: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     common: dict[str, Counter[str]] = defaultdict(Counter)
     for film in train_films[:2000]:
@@ -98,7 +98,7 @@ def test_multiple_choice_has_one_right_option_anywhere(train_films: list[Film]) 
             letters[choice.answer] += 1
             if asked.rival is not None:
                 assert asked.rival in options.values()
-                # No two options share a word, so no word is a hint.
+                # No two options share a word, so no word gives a hint.
                 assert len({word for option in options.values() for word in option.split()}) == 10
     assert all(0.17 < count / sum(letters.values()) < 0.23 for count in letters.values())
 

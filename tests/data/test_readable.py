@@ -1,6 +1,6 @@
-"""Eight frames are enough, by every rule of sampling: a plain reader of positions gives every true answer.
+"""Eight frames are enough under every sampling rule: a plain reader of positions finds every true answer.
 
-The reader sees what a frame shows, where each object is and whether it is there, and never the film's program.
+The reader sees only what a frame shows, where each object is and whether it is visible, never the film's script.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ COUNTS = {0: "never", 1: "once", 2: "twice", 3: "three times"}
 
 
 def samplings(length: int) -> Iterator[Floats]:
-    """Frame times by each rule, with every start that the training rule can draw."""
+    """Frame times under each rule, with every start that the training rule can draw."""
     yield np.linspace(NUM_FRAMES // 2, length - NUM_FRAMES // 2, NUM_FRAMES).astype(int) / length
     yield np.linspace(0, length - 1, NUM_FRAMES).astype(int) / length
     stride = length // NUM_FRAMES
@@ -57,7 +57,7 @@ def read_bounces(at: Floats) -> str:
 
 
 def read_when(there: list[bool]) -> str:
-    """From the number of the first changed frame alone: no clock is needed."""
+    """Uses only the index of the first changed frame: no clock is needed."""
     changed = next(number for number, now in enumerate(there) if now != there[0])
     return {1: "early", 2: "early", 3: "halfway", 4: "halfway", 5: "halfway", 6: "late", 7: "late"}[changed]
 

@@ -1,4 +1,4 @@
-"""Frames against an independent drawing: polygons and circles, tested at 8 x 8 points in every pixel."""
+"""Frames against an independent renderer: polygons and circles, sampled at 8 x 8 points in every pixel."""
 
 import dataclasses
 import itertools
@@ -77,7 +77,7 @@ def test_shape_matches_supersampling(shape: str, size: tuple[int, int]) -> None:
     drawn = render(film, np.array([0.0]), *size)[0].astype(float)
     apart = np.abs(drawn - reference(film, 0.0, *size))
     assert apart.mean() < 0.6
-    # Tips thinner than a pixel are where a distance is not an area.
+    # At tips thinner than a pixel, a distance is not an area.
     assert np.quantile(apart, 0.99) < 45
 
 
@@ -128,7 +128,7 @@ def test_objects_are_drawn_only_while_in_view() -> None:
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SHAPES, 2)), ids=str)
 def test_small_shapes_differ_in_many_pixels_of_a_small_frame(one: str, other: str) -> None:
-    """At 64 x 64 and the smallest radius, even where the other shape is shifted or scaled to look most alike."""
+    """At 64 x 64 and the smallest radius, even if the other shape is shifted or scaled to look as similar as possible."""
     picture = render(film_of(one, 0.11), np.array([0.0]), 64, 64)[0, ..., 0].astype(float)
     closest = min(
         np.abs(picture - render(film_of(other, radius, 0.6 + dx, 0.45 + dy), np.array([0.0]), 64, 64)[0, ..., 0]).sum()

@@ -1,4 +1,4 @@
-"""What training sees: the same for the same numbers, true of the film, and never a held-out film."""
+"""Training samples: determined by their numbers, true to the film, and never from a held-out film."""
 
 from __future__ import annotations
 

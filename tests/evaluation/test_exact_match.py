@@ -1,4 +1,4 @@
-"""The score of answerers whose score is known, and of a model that learned nothing."""
+"""The score of answerers with a known score, and of an untrained model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ test_questions.__test__ = False  # type: ignore[attr-defined]
 
 
 class Knows:
-    """Answers the kinds it knows, with white space around, and says nothing of use to the others."""
+    """Answers the kinds it knows, with surrounding white space, and gives useless answers to the others."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
         self.kinds = kinds

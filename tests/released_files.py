@@ -34,8 +34,8 @@ _CHAT_TEMPLATE = (
 def write_released_tokenizer(folder: Path, *, num_pieces: int = NUM_PIECES, model: Path = SMALL_MODEL) -> Path:
     """Writes the four files into ``folder``, which is created if missing, and returns it.
 
-    With ``num_pieces`` above ``NUM_PIECES``, the committed model is padded with pieces of one private-use character each.
-    With another ``model``, ``num_pieces`` must be the number of its pieces.
+    If ``num_pieces`` exceeds ``NUM_PIECES``, the committed model is padded with pieces of one private-use character.
+    With another ``model``, ``num_pieces`` is the number of its pieces.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_filled = num_pieces - NUM_PIECES if model == SMALL_MODEL else 0

@@ -1,4 +1,4 @@
-"""Runs what the README tells a reader to type: the export command, the Python example as a script; and checks its links."""
+"""Runs the README's export command and Python example, and checks its links and numbers."""
 
 from __future__ import annotations
 

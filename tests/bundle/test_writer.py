@@ -268,7 +268,7 @@ def test_only_abandoned_siblings_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True], ids=["no-force", "force"])
 def test_writers_at_once_never_mix(tmp_path: Path, force: bool) -> None:
-    """Without force one wins and the others get the error; with force the last wins. The result is always one bundle."""
+    """Without force one wins and the others get the error; with force the last wins. The result is one bundle."""
     target, errors, start = tmp_path / "bundle", [], threading.Barrier(4)
 
     def write(number: int) -> None:

@@ -1,4 +1,4 @@
-"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a parity miss leaves nothing behind."""
+"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a failed check leaves nothing."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_objects_are_drawn_only_while_in_view() -> None:
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SHAPES, 2)), ids=str)
 def test_small_shapes_differ_in_many_pixels_of_a_small_frame(one: str, other: str) -> None:
-    """At 64 x 64 and the smallest radius, even if the other shape is shifted or scaled to look as similar as possible."""
+    """At 64 x 64 and the smallest radius, even if the other shape is shifted or scaled to look most similar."""
     picture = render(film_of(one, 0.11), np.array([0.0]), 64, 64)[0, ..., 0].astype(float)
     closest = min(
         np.abs(picture - render(film_of(other, radius, 0.6 + dx, 0.45 + dy), np.array([0.0]), 64, 64)[0, ..., 0]).sum()

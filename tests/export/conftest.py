@@ -1,4 +1,4 @@
-"""Fixtures of the exporter's tests: one export a session, since each costs seconds."""
+"""Fixtures of the exporter's tests: one export per session, since each takes seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from export_models import Exported, export_decoder, export_video_encoder, small_
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small folder of its own for a test that breaks it."""
+    """A small model folder that the test may break."""
     return write_folder(tmp_path / "model", small_config())
 
 
@@ -24,5 +24,5 @@ def video_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, st
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """The exported decoder of fp32, fp16 or windowed (fp32)."""
+    """The exported decoder: fp32, fp16 or windowed (fp32)."""
     return functools.partial(export_decoder, tmp_path_factory.getbasetemp())

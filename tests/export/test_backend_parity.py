@@ -31,7 +31,7 @@ def test_every_stage_of_the_video_encoder_matches(
     check = check_video_encoder(exported.path, config, exported.model.state_dict(), pixels, spec, backend=backend)
     assert [row.stage for row in check.comparisons[:4]] == ["vision", "resampler", "temporal", "video_tokens"]
     assert all(row.passed for row in check.comparisons), check.comparisons
-    # The copy of the graph that gave the stages is gone.
+    # The copy of the graph with the stage outputs was deleted.
     assert [path.name for path in exported.path.parent.glob("*.onnx")] == ["video_encoder.onnx"]
 
 

@@ -1,4 +1,4 @@
-"""The decoder's graph on real ONNX Runtime, held to the transformers library's Phi-3 without a cache."""
+"""The decoder graph on real ONNX Runtime, compared with the transformers library's Phi-3 without a cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blip3v.model.weights import random_model
 
 Decoders = Callable[[str], Exported]
 
-# Sums of a few hundred products in another order.
+# Sums of a few hundred products in a different order.
 FP32_ATOL = 2e-5
 # Two layers of half-precision rounding, on logits of size about 1.
 FP16_ATOL = 1e-2
@@ -48,7 +48,7 @@ def test_cached_equals_uncached_for_every_split(decoder: Decoders, kind: str) ->
         np.testing.assert_allclose(got[0], expected_LV[split - 1], atol=FP32_ATOL, err_msg=f"prefill of {split}")
         chunk = run(embeds_LD[None, split:], [length], [length - split - 1])
         np.testing.assert_allclose(chunk[0], expected_LV[-1], atol=FP32_ATOL, err_msg=f"chunk after {split}")
-        # Again from the split on, one token a call, over what the chunk left in the cache.
+        # Again from the split on, one token per call, overwriting what the chunk left in the cache.
         for position in range(split, length):
             step = run(embeds_LD[None, position : position + 1], [position + 1], [0])
             np.testing.assert_allclose(step[0], expected_LV[position], atol=FP32_ATOL, err_msg=f"step {position}")
@@ -89,7 +89,7 @@ def test_the_cache_is_written_in_place_and_only_where_tokens_are(decoder: Decode
 
 
 def test_the_sliding_window_is_the_libraries_own(decoder: Decoders) -> None:
-    """A window of 8 changes the logits of a prompt beyond it, and as transformers' Phi-3 with sliding_window=8 does."""
+    """A window of 8 changes the logits of a longer prompt exactly as transformers' Phi-3 with sliding_window=8 does."""
     windowed = decoder("windowed").model
     assert windowed.config.text.sliding_window == 8
     embeds_LD = embeddings(windowed.config.text, 17)
@@ -104,7 +104,7 @@ def test_the_sliding_window_is_the_libraries_own(decoder: Decoders) -> None:
 
 @pytest.mark.parametrize("text", [{}, WINDOWED], ids=["full", "windowed"])
 def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
-    """The object that stands for the kernel in PyTorch equals the library's attention, ragged and chunked."""
+    """The object that replaces the kernel in PyTorch equals the library's attention, with ragged rows and in chunks."""
     model = random_model(small_config(**text))
     config = model.config.text
     graph = DecoderGraph(model.lang_model, config, ReferenceAttention(config)).eval()
@@ -128,7 +128,7 @@ def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
 
 
 def test_the_symbolic_attention_cannot_pass_for_a_reference() -> None:
-    """Run in PyTorch it gives zeros, so a parity check that used it by mistake would fail at once."""
+    """In PyTorch it returns zeros, so a parity check that used it by mistake would fail at once."""
     model = random_model(small_config())
     config = model.config.text
     graph = DecoderGraph(model.lang_model, config, OnnxRuntimeAttention(config)).eval()

@@ -1,4 +1,4 @@
-"""The whole chain once: a model folder becomes a bundle, which answers about a real file as PyTorch does."""
+"""The whole chain once: a model folder becomes a bundle, which answers about a real file like PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference_ids(folder: Path, film: Path) -> list[int]:
-    """Greedy decoding of the PyTorch model, every step computed anew from the pixels on."""
+    """Greedy decoding of the PyTorch model, recomputing every step from the pixels."""
     loaded = load_model_folder(folder)
     preprocessor = PreprocessorConfig.load(loaded.preprocessor)
     generation = GenerationConfig.load(loaded.generation)
@@ -55,7 +55,7 @@ def reference_ids(folder: Path, film: Path) -> list[int]:
 
 
 def hash_by_references(bundle: Path) -> str:
-    """The encoder's hash over the files that its graph really reads; stored video tokens are bound to it."""
+    """The encoder's hash over the files that its graph really reads, to which stored video tokens are bound."""
     graph = onnx.load(bundle / "onnx" / "video_encoder.onnx", load_external_data=False).graph
     entries = [entry for tensor in graph.initializer for entry in tensor.external_data]
     names = {entry.value for entry in entries if entry.key == "location"}
@@ -90,7 +90,7 @@ def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_
 
 
 def test_graphs_of_different_precisions_answer_together(model_folder: Path, film: Path, tmp_path: Path) -> None:
-    """A half-precision video encoder before an fp32 decoder, whose tokens are converted on the way."""
+    """An fp16 video encoder feeds an fp32 decoder; its tokens are converted in between."""
     mixed = "video_encoder=fp16,decoder=fp32"
     path = tmp_path / "mixed"
     with pytest.raises(SystemExit) as ended:
@@ -108,7 +108,7 @@ def test_graphs_of_different_precisions_answer_together(model_folder: Path, film
     assert report["schema_version"] == 2
     assert report["precision"] == mixed
     assert report["passed"]
-    # The decoder is fed by an fp16 encoder. Activations are watched where the dtype can overflow.
+    # The decoder is fed by an fp16 encoder. Activations are checked where the dtype can overflow.
     assert {name: limit["relative_error"] for name, limit in report["tolerances"].items()} == {
         "video_encoder": 2e-2,
         "decoder": 2e-2,

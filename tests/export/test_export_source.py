@@ -1,4 +1,4 @@
-"""What is exported: options to source, random weights, a new encoder on a trained base, and the estimate."""
+"""What is exported: from options to source, random weights, a new encoder on a trained base, and the estimate."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_new_encoder_keeps_the_base(folder: Path) -> None:
 
 
 def test_the_estimate_counts_the_released_models_weights() -> None:
-    """All weights of the released 128-token checkpoint but the pooling head and the read layer, which nobody runs."""
+    """All weights of the released 128-token checkpoint except the pooling head and the read layer, which are unused."""
     released, pooling_head, read_layer, frequencies = 4_418_604_771, 15_238_352, 332_288, 576
     unused_rows = (32064 - 32012) * 3072
     counts = estimate(preset("xgen-mm-vid"), Precision.parse("fp16")).num_weights

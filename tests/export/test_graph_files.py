@@ -1,4 +1,4 @@
-"""What lies in the files: inputs and outputs of the contract, real fp16, nothing of the machine they were made on."""
+"""The files: inputs and outputs as in the contract, real fp16, and nothing about the machine they were made on."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_fp16_weights_are_fp16_but_for_the_islands(video_encoder: VideoEncoders,
 
 
 def test_only_a_recurrence_has_weights_that_the_scan_island_names() -> None:
-    """The island goes by the name ``temporal.encoder.*``, which no other encoder may use."""
+    """The island matches the name ``temporal.encoder.*``, which no other encoder may use."""
     spec = PRECISIONS["fp16"].video_encoder
     for encoder in encoder_names():
         module = VideoEncoderGraph(random_model(small_config(encoder)))

@@ -1,4 +1,4 @@
-"""The reference that holds one layer at a time, against the whole model of the transformers library."""
+"""The reference that holds one layer at a time, against the complete model of the transformers library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that come into a graph after it was traced: when they are read, and what is refused."""
+"""Weights that enter a graph after tracing: when they are read, and what is refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_stored_weights_are_the_models_own(tmp_path: Path) -> None:
     stored = ir.load(tmp_path / "decoder.onnx").graph.initializers
     state = random_model(config).state_dict()
     for layer in range(config.text.num_layers):
-        wanted = state[f"lang_model.model.layers.{layer}.self_attn.o_proj.weight"]  # square: its shape tells nothing
+        wanted = state[f"lang_model.model.layers.{layer}.self_attn.o_proj.weight"]  # square, so its shape shows nothing
         value = stored[f"layers.{layer}.o_proj.weight"].const_value
         assert value is not None
         np.testing.assert_array_equal(value.numpy(), wanted.numpy().T)
@@ -90,7 +90,7 @@ def _graph(**initializers: np.ndarray) -> ir.Model:
 
 
 def test_a_constant_that_was_computed_from_a_weight_is_refused() -> None:
-    """Without weights it is not a number; with zeros in their place it would have been a silent zero."""
+    """With NaN placeholders it is NaN; with zero placeholders it would silently be zero."""
     with pytest.raises(ExportError, match="the constant folded from a weight"):
         set_lazy_initializers(_graph(folded=np.array([1.0, np.nan], np.float32)), {}, {})
 
@@ -110,7 +110,7 @@ def test_a_transposed_weight_is_turned_when_it_is_read() -> None:
 
 
 def test_small_placeholders_all_differ() -> None:
-    """Torch merges small constants of equal bits: two norms of one width would become one."""
+    """Torch merges small constants with equal bits, so two norms of one width would become one."""
     with torch.device("meta"):
         module = nn.Sequential(nn.LayerNorm(96), nn.LayerNorm(96), nn.Linear(96, 4096))
     for precision in (FP32, FP16):

@@ -1,4 +1,4 @@
-"""Model folders: the round trip, atomicity, and one clear error for each way in which a folder can be broken."""
+"""Model folders: round trip, atomicity, and one clear error for each way in which a folder can be broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measures of parity against plain formulas, and what counts as a miss."""
+"""The parity measures against plain formulas, and what counts as a miss."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_each_kind_of_miss_fails_the_report(changes: dict[str, object], message:
 
 
 def test_an_overflow_in_fp16_is_found_where_it_happens() -> None:
-    """The CPU engine computes fp16 graphs in fp32; only this run in PyTorch fp16 sees the overflow."""
+    """The CPU engines compute fp16 graphs in fp32; only this run in PyTorch fp16 sees the overflow."""
     model = random_model(small_config())
     config = model.config
     embeds_tD = embeddings(config.text, 6)

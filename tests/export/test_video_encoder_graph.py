@@ -1,4 +1,4 @@
-"""The video encoder's graph on real ONNX Runtime, held to the PyTorch reference with its plain loops."""
+"""The video encoder graph on real ONNX Runtime, compared with the PyTorch reference and its plain loops."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from blip3v.model.weights import random_model
 
 VideoEncoders = Callable[[str, str], Exported]
 
-# Sizes that were not the example's (2 clips of 3 frames); a loop over frames would be fixed at 3.
+# Sizes other than the traced one (2 clips of 3 frames); a loop over frames would be fixed at 3.
 SIZES = [(1, 1), (3, 2), (1, 8), (2, 11)]
 
 
 RECURRENT = ["gttm", "ttm", "mambalike"]
-# Other counts and forms than the usual one of an encoder, at 8 frames.
+# Counts and forms other than an encoder's usual one, at 8 frames.
 FORMS: list[tuple[str, Mapping[str, object]]] = [
     *(("tokenlearner", {"num_video_tokens": m, "time_stamps": False}) for m in (16, 128, 256)),
     *(
@@ -85,11 +85,11 @@ def test_a_recurrence_is_one_scan_for_any_number_of_frames(video_encoder: VideoE
 
 @pytest.mark.parametrize("encoder", RECURRENT)
 def test_the_order_of_frames_matters_to_a_recurrence(video_encoder: VideoEncoders, encoder: str) -> None:
-    """A scan that dropped its carry would pass a test of one frame and fail this one."""
+    """A scan that dropped its carry would pass a test with one frame and fail this one."""
     session = video_encoder(encoder, "fp32").session()
     frames = _frames(1, 4)
     forwards, backwards = (session.run(None, {"frames": part})[0] for part in (frames, frames[:, ::-1].copy()))
-    # ttm puts out each frame's tokens; the last frame's know of all the others.
+    # ttm outputs each frame's tokens; those of the last frame depend on all others.
     last = slice(-16, None) if encoder == "ttm" else slice(None)
     same_frame_last = session.run(None, {"frames": frames[:, [1, 0, 2, 3]].copy()})[0]
     assert np.abs(forwards - backwards).max() > 1e-3
@@ -104,7 +104,7 @@ def _assert_equal_at_other_sizes(exported: Exported) -> None:
     session = exported.session()
     for batch, num_frames in SIZES:
         got, expected = _both(exported, session, batch, num_frames, "float32")
-        # Sums of a few hundred products in another order, on tokens of size about 1.
+        # Sums of a few hundred products in a different order, on tokens of magnitude about 1.
         np.testing.assert_allclose(got, expected, atol=2e-5, rtol=0, err_msg=f"{batch} x {num_frames}")
 
 

@@ -1,4 +1,4 @@
-"""A format that stores several tensors for a weight comes in through the tables alone: int8 values and scales."""
+"""A format that stores several tensors per weight is added through the tables alone: int8 values and scales."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGEST = 127
 
 
 class Int8Columns:
-    """Symmetric int8 with a scale for each column."""
+    """Symmetric int8 with one scale per column."""
 
     def __init__(self) -> None:
         self._made: list[weakref.ref[NDArray[Any]]] = []
@@ -59,7 +59,7 @@ class Int8Columns:
 
 
 def dequantised(weight: Tensor) -> Tensor:
-    """What the graph computes with, for a weight as PyTorch has it: (N, K)."""
+    """The weight that the graph computes with, in PyTorch's layout (N, K)."""
     scales = weight.abs().amax(1, keepdim=True) / LARGEST
     return (weight / scales).round() * scales
 
@@ -79,7 +79,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Int8Columns:
 
 
 class Counted(Mapping[str, Tensor]):
-    """Random weights that note what is read."""
+    """Random weights that record which ones are read."""
 
     def __init__(self) -> None:
         self._weights = RandomWeights(small_config())
@@ -109,7 +109,7 @@ def test_one_weight_becomes_several_tensors_lazily_and_computes_the_same(toy: In
     assert (stored["layers.1.down_proj.weight.values"].dtype, shape) == (ir.DataType.INT8, ir.Shape([384, 128]))
     assert stored["layers.1.down_proj.weight.scales"].shape == ir.Shape([128])
     assert "layers.1.down_proj.weight" not in stored
-    for kept in ("lm_head", "norm.weight"):  # an island; not a matrix of a product
+    for kept in ("lm_head", "norm.weight"):  # an island; not the weight of a matrix product
         assert stored[kept].dtype == ir.DataType.FLOAT
 
     reference = random_model(config)
@@ -117,7 +117,7 @@ def test_one_weight_becomes_several_tensors_lazily_and_computes_the_same(toy: In
         if "_proj." in name:
             parameter.copy_(dequantised(parameter))
     embeds_LD = embeddings(config.text, 9)
-    # ONNX Runtime makes MatMulNBits of the pair, and by default rounds its other input to int8 too; 1 is fp32.
+    # ONNX Runtime fuses the pair into MatMulNBits, which by default also rounds its other input to int8; 1 means fp32.
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

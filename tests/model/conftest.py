@@ -1,4 +1,4 @@
-"""The small checkpoint in the released form, for tests that want weights in it."""
+"""The small checkpoint in the released form, for tests that need its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blip3v import config
 
 @pytest.fixture
 def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preset of the released model at the size of ``small_checkpoint.py``."""
+    """Shrinks the preset of the released model to the size of ``small_checkpoint.py``."""
     monkeypatch.setitem(config.PRESETS, "xgen-mm-vid", make_small_preset())
 
 

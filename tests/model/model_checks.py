@@ -1,4 +1,4 @@
-"""What the tests of the reference share: small configs, weights that show a mistake, and the comparison."""
+"""Shared by the tests of the reference: small configs, weights that reveal mistakes, and the comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = {"num_layers": 2, "num_heads": 3, "ff_mult": 2}  # of the encoders that 
 
 
 def small_config(encoder: str, **choices: object) -> ModelConfig:
-    """A model so small that plain loops over every number of it take a moment: 32 tokens a frame, 24 wide."""
+    """A model small enough for plain loops over all its numbers: 32 tokens a frame, width 24."""
     tiny = with_encoder(preset("tiny"), "none")
     small = dataclasses.replace(
         tiny,
@@ -35,7 +35,7 @@ def weights(module: nn.Module) -> dict[str, Array]:
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Gives norms weights that are not 1 and 0, so that a swapped or missing norm shows."""
+    """Gives norms weights other than 1 and 0, so that a swapped or missing norm shows."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in module.parameters():

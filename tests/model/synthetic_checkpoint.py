@@ -1,8 +1,8 @@
-"""Folders that look like the released ones: their names, shapes, dtype, shards, index and small files, made-up weights.
+"""Folders that look like the released ones: same names, shapes, dtype, shards, index and small files, random weights.
 
-Names and shapes come from ``checkpoint_tensors.json`` and, for the encoders that no release is known to have, from the
-tables below; nothing here is taken from ``blip3v.model``. ``scripts/synthetic_checkpoint.py`` writes whole folders.
-The tokenizer is not the real one: a small SentencePiece model with made-up pieces up to the released 32,000.
+Names and shapes come from ``checkpoint_tensors.json`` and, for encoders without a known release, from the tables
+below; nothing here is taken from ``blip3v.model``. ``scripts/synthetic_checkpoint.py`` writes whole folders.
+The tokenizer is not the real one: a small SentencePiece model padded with artificial pieces to the released 32,000.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ GENERATION = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 320
 
 
 def released_shapes() -> Shapes:
-    """The 768 tensors of the 128-token checkpoint, without ``vlm.``, in the order in which its modules are made."""
+    """The 768 tensors of the 128-token checkpoint, without ``vlm.``, in the order in which its modules are created."""
     table = json.loads(Path(__file__).with_name("checkpoint_tensors.json").read_text("utf-8"))
     shapes = {name.removeprefix(PREFIX): tuple(shape) for name, shape in table.items()}
     return dict(sorted(shapes.items(), key=_module))
@@ -125,7 +125,7 @@ def mambalike(width: int) -> Shapes:
     return shapes
 
 
-# Temporal encoders as the authors' code names their tensors, and the forms that the 32-token release may have.
+# Temporal encoders with the tensor names of the authors' code, and the forms that the 32-token release may have.
 FORMS: dict[str, Callable[[int], Shapes]] = {
     "gttm": gttm,
     "gttm-attention": lambda width: {**gttm(width), **token_learner("some_head", 32, width)},
@@ -151,16 +151,16 @@ def write_checkpoint(
     config: Mapping[str, object] = CONFIG,
     preprocessor: Mapping[str, object] = PREPROCESSOR,
 ) -> Path:
-    """Shards, index and configs, without tokenizer files.
+    """Writes shards, index and configs, without tokenizer files.
 
     Args:
-        folder: is made where it is not there.
-        shapes: of the tensors, without ``vlm.``.
-        make: the tensor of a name and shape, one at a time; None: holes, which read as zeros and take no disk.
-        dtype: of all tensors.
-        shard_bytes: of a shard at most.
-        config: what config.json holds.
-        preprocessor: what preprocessor_config.json holds.
+        folder: created if missing.
+        shapes: shapes of the tensors by name, without ``vlm.``.
+        make: returns the tensor for a name and shape, one at a time; None: holes, which read as zeros and take no disk.
+        dtype: the dtype of all tensors.
+        shard_bytes: the largest size of a shard.
+        config: the content of config.json.
+        preprocessor: the content of preprocessor_config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(shapes, DTYPES[dtype].itemsize, shard_bytes)
@@ -181,7 +181,7 @@ def write_checkpoint(
 
 
 def _shards(shapes: Mapping[str, Shape], item_bytes: int, limit: int) -> list[list[str]]:
-    """Names by shard: each is filled in order until the next tensor would not fit."""
+    """Names by shard: shards are filled in order until the next tensor would not fit."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():

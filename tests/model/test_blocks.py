@@ -69,7 +69,7 @@ def test_cross_attention_puts_media_before_latents() -> None:
     ("encoder", "num_frames"), [("mean", 2), ("single-frame", 4), ("perceiver", 1), ("perceiver", 3)]
 )
 def test_resampler_projects_after_the_temporal_encoder(encoder: str, num_frames: int) -> None:
-    """The frames one by one, the middle one alone, or all patches at once and then the first latents."""
+    """It runs on each frame, on the middle frame alone, or on all patches at once, keeping the first latents."""
     config = small_config(encoder)
     resampler = config.resampler
     model = randomise(PerceiverResampler(config))

@@ -1,4 +1,4 @@
-"""What is no checkpoint: an index that does not agree with its shards, configs of other models, other folders."""
+"""Invalid checkpoints: an index that disagrees with its shards, configs of other models, other folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RELEASED = released_shapes()
 
 
 def few_shapes() -> Shapes:
-    """Enough to make an index of: the errors below come before any shape is looked at."""
+    """Enough for an index: the errors below come before any shape is checked."""
     return {name: RELEASED[name] for name in list(RELEASED)[:12]}
 
 

@@ -1,6 +1,6 @@
 """Which tensors a checkpoint may hold: all 768 released names, every temporal encoder, and what is refused by name.
 
-The folders have holes in place of weights: names, shapes and sizes are the released ones, and the disk holds headers.
+The folders have holes in place of weights: names, shapes and sizes are the released ones, but only headers take disk.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def checkpoint(sparse: Path) -> Checkpoint:
 
 @pytest.fixture(autouse=True)
 def shapes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names of the 4B model are asked for a thousand times here."""
+    """Caches the shapes, since these tests use the names of the 4B model a thousand times."""
     monkeypatch.setattr(released_names, "state_shapes", _cached_shapes)
 
 
@@ -88,7 +88,7 @@ def num_left_out(result: Fit | Checkpoint) -> int:
 
 
 def test_the_folder_is_the_released_one_to_the_byte(sparse: Path) -> None:
-    """Sizes as the page of the released files lists them: 4.95, 4.98, 4.98 and 2.76 GB, index 76 kB."""
+    """Sizes as listed on the page of the released files: 4.95, 4.98, 4.98 and 2.76 GB, index 76 kB."""
     shards = sorted(sparse.glob("*.safetensors"))
     assert [round(shard.stat().st_size / 1e9, 2) for shard in shards] == [4.95, 4.98, 4.98, 2.76]
     assert (sparse / INDEX).stat().st_size == 75_973
@@ -152,7 +152,7 @@ def test_dead_rows_are_not_read(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("change", ["renamed", "missing", "transposed", "cut"])
 def test_every_single_tensor_is_missed(change: str) -> None:
-    """All 768, one at a time: the error names the tensor, and the new name where there is one."""
+    """Removes all 768, one at a time: the error names the tensor, and its new name if it has one."""
     for name, shape in RELEASED.items():
         wrong = {
             "renamed": renamed(RELEASED, name, f"{name}_new"),
@@ -161,7 +161,7 @@ def test_every_single_tensor_is_missed(change: str) -> None:
             "cut": RELEASED | {name: (shape[0] - 1, *shape[1:])},
         }[change]
         if wrong == RELEASED:
-            continue  # a vector or a square is its own transposed
+            continue  # the shape of a vector or a square matrix is its own transpose
         with pytest.raises(ArtifactError) as caught:
             fitted(wrong)
         message = str(caught.value)
@@ -242,7 +242,7 @@ def test_every_tensor_of_every_temporal_encoder_is_missed(form: str) -> None:
         for wrong in (renamed(shapes, name, f"{name}_new"), without):
             with pytest.raises(Blip3vError) as caught:
                 fitted(wrong)
-            # Without its first tensors a head of unknown name is no head any more: what is left of it is unknown.
+            # Without its first tensors a head of unknown name is not recognised: its remaining tensors are unknown.
             head = form == "gttm-attention" and "some_head" in name
             assert short in str(caught.value) or (head and "some_head" in str(caught.value)), f"{name}: {caught.value}"
 

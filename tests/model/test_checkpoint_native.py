@@ -1,4 +1,4 @@
-"""The authors' ``.pt`` file: it reads as the released folder with the same weights, and runs no code."""
+"""The authors' ``.pt`` file: it reads like the released folder with the same weights, and runs no code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_native_file_is_the_released_folder(released: Path, tmp_path: Path, 
 
 
 def test_a_native_tensor_may_share_its_storage(released: Path, tmp_path: Path) -> None:
-    """Slices and transposed views are saved with the whole storage behind them."""
+    """Slices and transposed views are saved with their whole storage."""
     values, path = state(), tmp_path / "checkpoint.pt"
     query = f"{TEMPORAL}ttm_unit.process_layers.0.0.to_q.weight"
     key = query.replace("to_q", "to_k")
@@ -65,7 +65,7 @@ def test_a_native_file_that_runs_code_is_refused(released: Path, tmp_path: Path)
     with pytest.raises(ArtifactError, match="cannot be read as weights alone: it holds more than tensors") as caught:
         open_checkpoint(path, tokenizer=released)
     assert not touched.exists()
-    assert "weights_only" not in str(caught.value)  # PyTorch advises to switch that off
+    assert "weights_only" not in str(caught.value)  # PyTorch advises switching that off
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -111,7 +111,7 @@ def test_tensors_without_values_of_their_own_are_refused(released: Path, tmp_pat
 
 
 def test_a_compressed_native_file_is_refused(released: Path, tmp_path: Path) -> None:
-    """torch.load(mmap=True) takes the compressed bytes for the weights."""
+    """torch.load(mmap=True) would read the compressed bytes as weights."""
     path, packed = tmp_path / "checkpoint.pt", tmp_path / "packed.pt"
     torch.save(state(), path)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
@@ -122,7 +122,7 @@ def test_a_compressed_native_file_is_refused(released: Path, tmp_path: Path) -> 
 
 
 def test_a_native_file_that_cannot_be_mapped(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel refuses a map that is larger than memory and swap together."""
+    """The kernel refuses a mapping larger than memory and swap together."""
 
     def refuse(*_: object) -> None:
         raise RuntimeError("unable to mmap 9 bytes from file <checkpoint.pt>: Cannot allocate memory (12)\nC++ trace")

@@ -54,7 +54,7 @@ def test_a_converted_folder_equals_the_source(tmp_path: Path, dtype: str) -> Non
 
 
 def test_a_converted_folder_is_a_model_folder(released: Path, tmp_path: Path) -> None:
-    """It loads strictly, its forward pass is finite, and opening it gives what opening the source gave."""
+    """It loads strictly, its forward pass is finite, and opening it gives the same as opening the source."""
     source = open_checkpoint(released)
     folder = convert(source, tmp_path / "converted").path
     model = load_model_folder(folder).model

@@ -1,4 +1,4 @@
-"""The language model against the transformers library, the splice against plain lists, the names as released."""
+"""The language model against the transformers library, the splice against plain lists, and the released names."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_loss_counts_only_answers(model: Blip3Video) -> None:
     position = torch.tensor([1, 1])
     loss, count = model.loss(ids, labels, position, video)
     logits = model(ids, position, video).log_softmax(-1)
-    # <image> became 4 positions: text position p >= 2 stands at p + 3, and is foretold one place before.
+    # <image> became 4 positions: text position p >= 2 is at p + 3, and is predicted one position earlier.
     want = -(logits[0, 5, 30] + logits[0, 6, 31] + logits[1, 5, 40])
     assert count == 3
     torch.testing.assert_close(loss, want)
@@ -107,7 +107,7 @@ def _released(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def test_names_and_shapes_are_the_released_ones() -> None:
-    """Spot checks from the published shapes; the whole list is checked where checkpoints are read."""
+    """Spot checks of the published shapes; the tests of checkpoint reading check the whole list."""
     state = _released(preset("xgen-mm-vid"))
     assert state["vision_encoder.embeddings.patch_embedding.weight"] == (1152, 3, 14, 14)
     assert state["vision_encoder.encoder.layers.26.mlp.fc1.weight"] == (4304, 1152)
@@ -128,7 +128,7 @@ def test_names_and_shapes_are_the_released_ones() -> None:
 
 
 def test_the_released_size_has_the_published_number_of_parameters() -> None:
-    """768 tensors, 4,418,604,771 elements, less the pool head and the dead read layer, which are not built here."""
+    """768 tensors, 4,418,604,771 elements, minus the pooling head and the unused read layer, not built here."""
     state = _released(preset("xgen-mm-vid"))
     pool_head, read_layer = (11, 15_238_352), (6, 332_288)
     assert len(state) == 768 - pool_head[0] - read_layer[0]

@@ -1,4 +1,4 @@
-"""Several questions in one row give the loss and the gradients of one row each."""
+"""Several questions in one row give the same loss and gradients as one row each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of two commits: what counts as equal, what is refused, and that an altered checkout is found out."""
+"""The comparison of two commits: what counts as equal, what is refused, and that a changed checkout is detected."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def git(folder: Path, *words: str) -> str:
 
 
 def copy_package(folder: Path) -> Path:
-    """A folder with this checkout's package and nothing else."""
+    """Creates a folder with this checkout's package and nothing else."""
     shutil.copytree(ROOT / "blip3v", folder / "blip3v", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one commit, which stands in for this one."""
+    """A repository with one commit, in place of this one."""
     folder = tmp_path / "repository"
     (folder / "blip3v").mkdir(parents=True)
     for name in ("__init__.py", "__main__.py"):
@@ -55,7 +55,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def verdicts(output: str) -> dict[str, str]:
-    """What each line of the table says of its rows."""
+    """The verdict in each line of the table."""
     lines = (re.split(r"\s{2,}", line.strip()) for line in output.splitlines() if MODEL in line)
     return {what: verdict for _, _, what, _, verdict in lines}
 

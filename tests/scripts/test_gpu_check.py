@@ -1,4 +1,4 @@
-"""The GPU check in its smallest form: whole, without packages that a GPU machine may lack; failures and refusals."""
+"""The GPU check in its smallest form: a full run without packages that a GPU machine may lack, failures, refusals."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from scripts.gpu.training import Form, Trainee, summary
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PLAN = Plan(device=CPU, smallest=True, seconds=60)
-# What a machine that is lent for its GPU may not have.
+# Packages that a borrowed GPU machine may lack.
 ABSENT = ("av", "PIL", "jinja2", "accelerate", "psutil", "matplotlib", "onnxscript")
 
 
 def script(*options: str, absent: tuple[str, ...] = ABSENT) -> subprocess.CompletedProcess[str]:
-    """Runs the script in a process for which ``absent`` is not installed."""
+    """Runs the script in a process in which ``absent`` is not installed."""
     path = str(ROOT / "scripts/gpu_check.py")
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({absent!r})); sys.path[0] = {str(ROOT / 'scripts')!r}; "
@@ -77,7 +77,7 @@ def test_every_stage_writes_what_it_measured(whole: tuple[Path, str]) -> None:
 
 
 def test_half_precision_is_really_used(whole: tuple[Path, str]) -> None:
-    """An error of nothing would mean that the reference was compared with itself."""
+    """An error of zero would mean that the reference was compared with itself."""
     content = json.loads(whole[0].read_text("utf-8"))
     for row in content["parity"]["rows"].values():
         for found in row["comparisons"]:
@@ -211,7 +211,7 @@ def test_a_step_trains_all_but_the_vision_encoder() -> None:
     model = trainee.shared.use(ROWS[1])
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for group in (group for optimizer in trainee._optimizers(ROWS[1]) for group in optimizer.param_groups):
-        group["lr"] = 1e-2  # bfloat16 does not see a smaller step
+        group["lr"] = 1e-2  # a smaller step vanishes in bfloat16
     losses = [trainee.step(ROWS[1], inputs) for _ in range(3)]
     assert losses[2] < losses[0]
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
@@ -231,7 +231,7 @@ def test_checkpointing_changes_memory_and_not_the_loss() -> None:
     trainee.set_checkpointing(True)
     once, calls[:] = len(calls), []
     assert trainee.step(ROWS[1], inputs) == pytest.approx(plain, rel=1e-2)
-    assert (once, len(calls)) == (1, 2)  # the second time in the backward pass
+    assert (once, len(calls)) == (1, 2)  # called again in the backward pass
 
 
 def test_too_little_memory_is_recorded_and_less_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_other_errors_of_an_eager_step_are_not_swallowed(monkeypatch: pytest.Mon
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
 def test_both_forms_of_generation_say_what_the_reference_says() -> None:
-    """In fp32, where a rounding does not decide; against ``greedy``, which the rest of the package is held to."""
+    """In fp32, where rounding does not decide; against ``greedy``, the reference of the rest of the package."""
     shared = SharedModel(PLAN.config, ROWS[1:3], device=CPU, dtype=torch.float32)
     shared.model.eval()
     inputs = make_inputs(PLAN.config, 2, device=CPU, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer as `tiny` has it, and a SentencePiece one as the released model has it."""
+"""A byte-level tokenizer like that of `tiny`, and a SentencePiece one like that of the released model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def film_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def piece_tokenizer() -> Tokenizer:
-    """Llama's form in small: pieces with a leading mark, byte fallback, the first space dropped on decoding."""
+    """Llama's form at a small size: pieces with a leading mark, byte fallback, the first space dropped on decoding."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "r", "e", "d", "re", "red"]
     vocab = {piece: i for i, piece in enumerate([*pieces, "\u2581red"])}
     merges = [("r", "e"), ("re", "d"), ("\u2581", "red")]

@@ -1,7 +1,7 @@
-"""Texts for the tokenizer's tests: what a small SentencePiece model learns from, and odd strings to compare ids on.
+"""Texts for the tokenizer's tests: training texts of a small SentencePiece model, and odd strings to compare ids on.
 
-Used by the tests and by scripts/make_tokenizer_goldens.py, which runs where blip3v is not installed: standard library
-and sentencepiece only.
+Used by the tests and by scripts/make_tokenizer_goldens.py, which runs without blip3v: only the standard library
+and sentencepiece.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ REPEATED = [
 
 
 def training_texts() -> list[str]:
-    """Lines of several scripts with white space of all kinds; runs and repeated parts, so that pieces overlap."""
+    """Lines of several scripts with all kinds of white space; runs and repeated parts make pieces overlap."""
     rng = random.Random(20240901)
     lines = []
     for _ in range(3000):
@@ -88,14 +88,14 @@ def training_texts() -> list[str]:
 
 
 def repetitive_texts() -> list[str]:
-    """Lines of two letters and spaces, for a model in which nearly every piece overlaps with itself."""
+    """Lines of two letters and spaces, for a model in which nearly every piece overlaps itself."""
     rng = random.Random(7)
     return ["".join(rng.choices("ab ", weights=[5, 4, 3], k=rng.randint(1, 60))) for _ in range(2000)]
 
 
 def train_sentencepiece(path: Path, texts: list[str], num_pieces: int) -> None:
     """Trains a model with Llama's settings and writes it to ``path``."""
-    import sentencepiece  # only the tests' machine and the goldens' environment have it
+    import sentencepiece  # installed only for the tests and in the goldens' environment
 
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
@@ -115,7 +115,7 @@ def train_sentencepiece(path: Path, texts: list[str], num_pieces: int) -> None:
 
 
 def odd_strings(count: int, seed: int) -> list[str]:
-    """``count`` strings: first every part alone and every special token beside some text, then random mixtures."""
+    """``count`` strings: first every part alone and every special token next to some text, then random mixtures."""
     parts = [SPECIAL, NEARLY_SPECIAL, WORDS, WHITE_SPACE, ODD, REPEATED]
     beside = ["", " ", "\n", "\x1c", "\u2581", "a", " a", "\na", "<|end|>", "<image>", "<|user|>"]
     strings = ["", *(part for group in parts for part in group)]
@@ -131,6 +131,6 @@ def odd_strings(count: int, seed: int) -> list[str]:
 
 
 def _random_text(rng: random.Random) -> str:
-    """Any characters but surrogates, half of them of the first few hundred."""
+    """Any characters except surrogates, half of them from the first few hundred."""
     codes = [rng.randrange(0x300) if rng.random() < 0.5 else rng.randrange(0x110000) for _ in range(rng.randint(1, 8))]
     return "".join(chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF)

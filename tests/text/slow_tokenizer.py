@@ -1,8 +1,8 @@
-"""The slow ``LlamaTokenizer(legacy=False)``, restated in plain words over the sentencepiece package.
+"""The slow ``LlamaTokenizer(legacy=False)``, restated plainly over the sentencepiece package.
 
-Its four steps: U+2581 becomes a space and one is put before the text; added tokens are cut out, and those with rstrip
-take the white space after them; the rest is SentencePiece without a dummy prefix; a mark that stands alone before a
-named token goes away again.
+Its four steps: U+2581 becomes a space and a space is put before the text; added tokens are cut out, those with rstrip
+together with the white space after them; the rest goes through SentencePiece without a dummy prefix; a lone mark before
+a named token is removed again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import sentencepiece
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined] # made at import time
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined] # generated at import time
 
 MARK = "\u2581"
 NAMED = {"<s>", "<|end|>", "<unk>", "<pad>", "<image>", "<image placeholder>", "<|endofchunk|>"}

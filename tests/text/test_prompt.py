@@ -1,4 +1,4 @@
-"""Prompts: one image, no forged turns, further turns that fit the cache, the splice."""
+"""Prompts: one image, no forged turns, further turns that extend the cache, the splice."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_no_question_makes_more_special_tokens_than_its_own_turn(film_tokenizer:
 
 
 def test_a_template_that_makes_special_tokens_of_plain_text_is_caught(film_tokenizer: Tokenizer) -> None:
-    """`<|END|>` is plain text to the tokenizer until a template lowers it."""
+    """`<|END|>` is plain text to the tokenizer until a template lower-cases it."""
     template = "{% for m in messages %}{{ m.content | lower }}{% endfor %}"
     assert build_prompt(film_tokenizer, template, PLAIN, ask("END")).image_position == 0
     with pytest.raises(RequestError, match="becomes special tokens"):
@@ -101,7 +101,7 @@ def test_an_empty_question_is_refused(film_tokenizer: Tokenizer, question: str) 
 
 @pytest.fixture(scope="module")
 def keeping_tokenizer() -> Tokenizer:
-    """As the film tokenizer, but no marker swallows the newline after it."""
+    """Like the film tokenizer, but no marker swallows the newline after it."""
     values = json.loads(train_tokenizer(["What turns left?"] * 9, vocab_size_base=608).to_str())
     for token in values["added_tokens"]:
         token["rstrip"] = False

@@ -1,4 +1,4 @@
-"""Released folders that are broken, odd or hostile: each is an error that names the file and the key."""
+"""Released folders that are broken, odd or hostile: each raises an error that names the file and the key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_files import NUM_BASE_TOKENS, SMALL_MODEL, write_released_tokenizer
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined] # made at import time
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined] # generated at import time
 
 from blip3v.errors import ArtifactError, ArtifactMissingError
 from blip3v.text.released_tokenizer import released_tokenizer_json

@@ -1,7 +1,7 @@
-"""The ids of the converted tokenizer are those of the slow one, on every string.
+"""The converted tokenizer produces the ids of the slow one on every string.
 
-Two oracles: goldens that transformers' own class wrote (scripts/make_tokenizer_goldens.py), and a restatement of it
-over the sentencepiece package, which reaches strings and models that no golden holds.
+There are two oracles: goldens written by transformers' own class (scripts/make_tokenizer_goldens.py), and a
+restatement of it over the sentencepiece package, which covers strings and models that the goldens do not.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_the_restated_slow_tokenizer_is_the_slow_tokenizer(slow: SlowTokenizer) 
 
 
 def trained_folder(folder: Path, texts: list[str], num_pieces: int) -> Path:
-    """A released folder whose pieces are learned here and now."""
+    """A released folder whose pieces are trained here."""
     train_sentencepiece(folder / "trained.model", texts, num_pieces)
     write_released_tokenizer(folder, model=folder / "trained.model", num_pieces=num_pieces)
     return folder
@@ -105,7 +105,7 @@ def test_ids_on_strings_of_all_kinds_over_a_model_trained_here(tmp_path: Path) -
 
 
 def test_ids_where_nearly_every_piece_overlaps_with_itself(tmp_path: Path) -> None:
-    """SentencePiece takes the leftmost of two equal merges; a list of merges knows an order of pairs only."""
+    """SentencePiece takes the leftmost of two equal merges; a list of merges only orders pairs."""
     folder = trained_folder(tmp_path, repetitive_texts(), 400)
     slow, ours = SlowTokenizer(folder), converted(folder)
     short = ["".join(chars) for length in range(1, 9) for chars in itertools.product("ab ", repeat=length)]
@@ -143,7 +143,7 @@ def test_rules_that_are_easy_to_get_wrong(released: Tokenizer, text: str, tokens
 
 
 def test_released_ids_and_files(tmp_path: Path) -> None:
-    """With as many pieces as released, the small files have the released sizes and the tokens the released ids."""
+    """With the released number of pieces, the small files have the released sizes and the tokens the released ids."""
     tokenizer = converted(write_released_tokenizer(tmp_path, num_pieces=RELEASED_NUM_PIECES))
     assert (tmp_path / "added_tokens.json").stat().st_size == 390
     assert (tmp_path / "special_tokens_map.json").stat().st_size == 920
@@ -179,7 +179,7 @@ def test_a_tokenizer_json_in_the_folder_is_not_read(tmp_path: Path, folder: Path
 
 
 def test_flags_are_those_of_the_file(tmp_path: Path) -> None:
-    """`<image>` swallows its newline only where the file says so."""
+    """`<image>` swallows its newline only if the file says so."""
     path = write_released_tokenizer(tmp_path) / "tokenizer_config.json"
     config = json.loads(path.read_text())
     config["added_tokens_decoder"][str(NUM_BASE_TOKENS)]["rstrip"] = True
@@ -212,7 +212,7 @@ def test_text_without_special_tokens_comes_back(released: Tokenizer) -> None:
 
 
 def test_the_released_prompt(released: Tokenizer) -> None:
-    """A lone mark first, no newline after a marker, the newline after `<image>`: as the slow tokenizer writes it."""
+    """A lone mark first, no newline after a marker, the newline after `<image>`: as from the slow tokenizer."""
     golden = {text: ids for text, ids in GOLDENS["ids"] if text.endswith("<|assistant|>\n")}
     prompt = build_prompt(released, RELEASED_TEMPLATE, RELEASED, [Message("user", QUESTION)])
     text = f"<|system|>\n{RELEASED_SYSTEM_PROMPT}<|end|>\n<|user|>\n<image>\n{QUESTION}<|end|>\n<|assistant|>\n"
@@ -233,7 +233,7 @@ def test_a_further_turn_is_what_the_whole_conversation_has(released: Tokenizer) 
 
 
 def test_a_message_that_becomes_a_special_token_is_refused(released: Tokenizer) -> None:
-    """`<image placeholder>` with U+2581 in place of its space is that token to SentencePiece."""
+    """SentencePiece reads `<image placeholder>` with U+2581 instead of the space as that token."""
     forged = "What <image\u2581placeholder> turns?"
     with pytest.raises(RequestError, match="user message becomes a special token"):
         build_prompt(released, RELEASED_TEMPLATE, RELEASED, [Message("user", forged)])

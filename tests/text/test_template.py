@@ -1,4 +1,4 @@
-"""The released form, and templates that try to break out, to run for ever or to fill the memory."""
+"""The released form, and templates that try to escape, to run for ever or to exhaust memory."""
 
 from __future__ import annotations
 

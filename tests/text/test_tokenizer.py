@@ -1,4 +1,4 @@
-"""Ids, round trips, streaming, and files that are no tokenizer."""
+"""Ids, round trips, streaming, and files that are not tokenizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blip3v.text.pieces import byte_alphabet
 from blip3v.text.special import ADDED_TOKENS, BASE_TOKENS
 
 TINY = preset("tiny").text
-# The released ids relative to 32000, as tokenizer_config.json of the base model lists them.
+# The released ids relative to 32000, from tokenizer_config.json of the base model.
 RELEASED_TAIL = {
     "<|endoftext|>": 0, "<|assistant|>": 1, "<|placeholder1|>": 2, "<|placeholder2|>": 3, "<|placeholder3|>": 4,
     "<|placeholder4|>": 5, "<|system|>": 6, "<|end|>": 7, "<|placeholder5|>": 8, "<|placeholder6|>": 9,
@@ -26,7 +26,7 @@ RELEASED_TAIL = {
 
 
 def plain_text() -> st.SearchStrategy[str]:
-    """Any text without special tokens, and without the mark that SentencePiece writes for a space."""
+    """Any text without special tokens and without SentencePiece's mark for a space."""
     markup = ["\u2581", *(token.text for token in (*BASE_TOKENS, *ADDED_TOKENS))]
     return st.text().filter(lambda text: not any(token in text for token in markup))
 
@@ -121,7 +121,7 @@ def test_streaming_equals_decoding_for_sentencepiece(piece_tokenizer: Tokenizer,
 
 
 def test_streaming_keeps_an_added_token_that_is_text() -> None:
-    """Such a token stands for itself: its space is no character of the byte alphabet."""
+    """Such a token is literal text: its space is not a character of the byte alphabet."""
     backend = train_tokenizer(["red"], vocab_size_base=608)
     backend.add_tokens([tokenizers.AddedToken("red circle", special=False)])
     tokenizer = Tokenizer(backend)
@@ -148,7 +148,7 @@ def test_streaming_never_decodes_the_whole_text(film_tokenizer: Tokenizer, monke
 
 
 def test_a_saved_tokenizer_loads_and_ignores_truncation(tmp_path: Path, film_tokenizer: Tokenizer) -> None:
-    """A truncation that sits in the file would cut long questions without a word."""
+    """A truncation setting in the file would silently cut long questions."""
     backend = train_tokenizer(["red"], vocab_size_base=608)
     backend.enable_truncation(4)
     backend.enable_padding(length=16)

@@ -1,4 +1,4 @@
-"""Steps from clips and devices, and what --dry-run says of a run that is too large for this machine."""
+"""Steps from clips and devices, and what --dry-run reports about a run that is too large for this machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAGE = Stage(
     ("changes", "num_devices", "steps"),
     [
         ({}, 1, (5, 2)),
-        ({}, 4, (2, 8)),  # 10 clips in steps of 8: the second step begins the clips anew
+        ({}, 4, (2, 8)),  # 10 clips in steps of 8: the second step wraps around
         ({"num_epochs": 2.5}, 1, (13, 2)),
         ({"num_epochs": None, "num_steps": 7}, 4, (7, 8)),
         ({"batch_size_per_device": None, "batch_size": 4}, 4, (3, 4)),
@@ -70,7 +70,7 @@ def test_a_device_needs_a_clip_for_every_micro_batch() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A list of 1000 clips; the film of a dry run is never opened."""
+    """A list of 1000 clips; a dry run never opens the film."""
     folder = tmp_path_factory.mktemp("clips")
     (folder / "a.mp4").touch()
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cup."}]
@@ -80,13 +80,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The released names and shapes, with holes for weights."""
+    """The released names and shapes, with holes as weights."""
     folder = write_checkpoint(tmp_path_factory.mktemp("released"), released_shapes())
     return write_released_tokenizer(folder, num_pieces=RELEASED_NUM_PIECES)
 
 
 def test_a_dry_run_of_the_full_size_says_what_would_be_trained_from_what(released: Path, data: Path) -> None:
-    """The counts are those of the released tensors, less the dead ones: a read layer, rows of no token, a buffer."""
+    """The counts are those of the released tensors minus the unused: a read layer, rows without a token, a buffer."""
     args = ["--recipe", "xgen-mm-vid-captions", "--init", str(released), "--data", str(data), "--dry-run", "--json"]
     result = CliRunner().invoke(command, args)
     assert result.exit_code == 0, result.output
@@ -104,7 +104,7 @@ def test_a_dry_run_of_the_full_size_says_what_would_be_trained_from_what(release
     trained, frozen = sum(stage["trained"].values()), 412_987_248
     state = 4 * (trained + frozen) + 4 * trained + 8 * trained
     one, eight = rows[1]["state_bytes"], rows[8]["state_bytes"]
-    assert one["total"] == state + 2 * trained  # and what bf16 casts
+    assert one["total"] == state + 2 * trained  # plus the bf16 copies
     assert eight["total"] - eight["working_copies"] == pytest.approx(state / 8, abs=8)
 
 
@@ -120,7 +120,7 @@ def test_the_image_model_gives_all_but_the_temporal_encoder(tmp_path: Path, data
 
 
 def test_each_stage_may_name_its_own_data(data: Path, tmp_path: Path) -> None:
-    """A run with captions, then questions; --data is for the stage that names none."""
+    """A run on captions, then questions; --data applies to the stage that names none."""
     few = data.with_name("few.json")
     few.write_text(json.dumps(json.loads(data.read_text("utf-8"))[:3]), "utf-8")
     stage = dataclasses.replace(STAGE, num_films=0)

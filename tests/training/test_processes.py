@@ -1,4 +1,4 @@
-"""Training in two processes, as on two devices: started by torchrun, joined by gloo."""
+"""Training in two processes, as on two devices: started by torchrun, connected by gloo."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STAGES = (
 
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
-# Ends a run after a logged step, in every process, as a kill would.
+# Ends a run after a logged step, in every process, like a kill.
 STOPPED = """
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ train(load_recipe(sys.argv[1]), TrainOptions(output=Path(sys.argv[2]), device="c
 
 
 def start(*command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command with one thread a process."""
+    """Runs a command with one thread per process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -77,7 +77,7 @@ def logged(output: Path) -> list[float]:
 
 
 def test_two_processes_train_as_one_does_and_one_of_them_speaks(tmp_path: Path) -> None:
-    """Batches are split, gradients joined, features computed by one and read by both."""
+    """Batches are split, gradients are reduced, features are computed by one process and read by both."""
     recipe = tmp_path / "r.toml"
     recipe.write_text(
         f'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\ngradient_checkpointing = true\n{STAGES}'
@@ -104,7 +104,7 @@ def run_here(recipe: Path, output: Path) -> list[float]:
 
 
 def split_recipe(path: Path, *, precision: str, parallel: str) -> Path:
-    """Two stages that train everything but the vision encoder: answers of pixels, then of cached features."""
+    """Two stages that train all but the vision encoder: answers from pixels, then from cached features."""
     head = 'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\nsave_every = 2\nstart = "spread"\n'
     head += f'precision = "{precision}"\nparallel = "{parallel}"\ngradient_checkpointing = true\n'
     captions = STAGE.format(task="video-captions", freeze='["vision_encoder"]', cached="false")
@@ -114,7 +114,7 @@ def split_recipe(path: Path, *, precision: str, parallel: str) -> Path:
 
 
 def test_a_split_model_trains_as_a_whole_one_and_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    """FSDP on two processes, ended after step 3 of stage 2, of which step 2 was the last one saved."""
+    """FSDP on two processes, killed after step 3 of stage 2, when step 2 was the last one saved."""
     plain = split_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")
     recipe = split_recipe(tmp_path / "split.toml", precision="fp32", parallel="fsdp")
     alone = run_here(plain, tmp_path / "one")
@@ -135,7 +135,7 @@ def test_a_split_model_trains_as_a_whole_one_and_goes_on_where_it_was_killed(tmp
 
 @pytest.mark.slow
 def test_a_split_model_in_bf16_keeps_fp32_weights(tmp_path: Path) -> None:
-    """Layers compute in bf16; weights and moments are fp32, so that small steps are not lost."""
+    """Layers compute in bf16; weights and moments are fp32, so small updates are not lost."""
     alone = run_here(split_recipe(tmp_path / "a.toml", precision="bf16", parallel="ddp"), tmp_path / "one")
     recipe = split_recipe(tmp_path / "b.toml", precision="bf16", parallel="fsdp")
     together, _ = run(recipe, tmp_path / "two", *TWO)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same loss and gradients, and less kept for the backward pass, for every encoder."""
+"""Gradient checkpointing keeps less for the backward pass, with the same loss and gradients, for every encoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batch() -> Batch:
 
 
 def kept_and_gradients(encoder: str, *, recompute: bool) -> tuple[int, float, dict[str, Tensor]]:
-    """Bytes that the forward pass keeps beside the weights, the loss, and the gradients."""
+    """Returns the bytes that the forward pass keeps besides the weights, the loss, and the gradients."""
     model = random_model(with_encoder(preset("tiny"), encoder)).requires_grad_(True)
     if recompute:
         recompute_activations(model)

@@ -1,4 +1,4 @@
-"""What a run starts from: towers as the transformers library saves them, checkpoints of every kind, and refusals."""
+"""What a run starts from: towers saved by the transformers library, checkpoints of every kind, and refusals."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def phi3_config(**changes: Any) -> Phi3Config:
 
 
 def unlike(model: torch.nn.Module) -> None:
-    """Other values in every vector than the ones and zeros of a new model, so that a swap shows."""
+    """Replaces the ones and zeros in the vectors of a new model, so that a swap shows."""
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
 
@@ -99,7 +99,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiglipVisionModel,
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phi3ForCausalLM, Path]:
-    """In several files, and with a tokenizer."""
+    """A language model folder with several shards and a tokenizer."""
     torch.manual_seed(2)
     model, folder = Phi3ForCausalLM(phi3_config()).eval(), tmp_path_factory.mktemp("phi3")
     unlike(model)
@@ -177,7 +177,7 @@ def test_a_siglip_with_its_text_tower_and_pooling_head_gives_the_same_weights(
 
 
 def edited(source: Path, folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    """A copy of a folder of one file with other tensors."""
+    """A copy of a single-file folder with different tensors."""
     tensors = load_file(source / "model.safetensors")
     edit(tensors)
     folder.mkdir()
@@ -214,7 +214,7 @@ def test_a_tower_with_other_tensors_is_refused_by_name(
 
 
 def rewritten(source: Path, folder: Path, **values: object) -> Path:
-    """A copy of a folder whose config.json says something else."""
+    """A copy of a folder with a different config.json."""
     folder.mkdir()
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -241,7 +241,7 @@ def test_a_tower_that_computes_otherwise_is_refused(
     values: dict[str, object],
     message: str,
 ) -> None:
-    """Shapes do not show these."""
+    """Shapes do not show these differences."""
     folders = {"vision": vision[1], "language": language[1]}
     folders[tower] = rewritten(folders[tower], tmp_path / "other", **values)
     with pytest.raises(ArtifactError, match=message):
@@ -274,7 +274,7 @@ def test_a_language_folder_without_a_tokenizer_that_fits_says_so(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with 608 embedding rows, as `blip3v convert` leaves them, where the preset has 640."""
+    """A model folder with 608 embedding rows, as written by `blip3v convert`; the preset has 640."""
     config = with_encoder(dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab_size=608)), "gttm")
     model = empty_model(config)
     fill(model, RandomWeights(config))
@@ -305,7 +305,7 @@ def test_a_checkpoint_is_copied_whole_and_its_rows_are_kept(folder: Path) -> Non
     ids=["tokenlearner", "gttm-2-slots", "ttm"],
 )
 def test_another_temporal_encoder_starts_as_the_authors_start_it(folder: Path, changes: dict[str, object]) -> None:
-    """All else is the checkpoint's; the encoder is a new module of torch's own, without the gain of small models."""
+    """All else is the checkpoint's; the encoder starts with torch's defaults, without the gain of small models."""
     recipe = dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
     torch.manual_seed(7)
     start = find_start(recipe, folder)
@@ -316,7 +316,7 @@ def test_another_temporal_encoder_starts_as_the_authors_start_it(folder: Path, c
     linear = [x for name, x in model.named_parameters() if name.startswith(inside) and ".mlp.3.weight" in name]
     assert linear
     for weight in linear:
-        assert weight.abs().max() <= weight.shape[1] ** -0.5 + 1e-6  # torch's uniform start of a Linear
+        assert weight.abs().max() <= weight.shape[1] ** -0.5 + 1e-6  # torch's uniform initialisation of a Linear
 
 
 def test_the_same_encoder_for_more_frames_is_copied(folder: Path) -> None:
@@ -373,7 +373,7 @@ def test_a_recipe_whose_starts_exclude_each_other_is_refused(changes: dict[str, 
 
 
 class Counted(Mapping[str, torch.Tensor]):
-    """Weights that know how many of them are in memory."""
+    """Weights that count how many of them are in memory."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.random, self.alive, self.most = RandomWeights(config), 0, 0
@@ -396,7 +396,7 @@ class Counted(Mapping[str, torch.Tensor]):
 
 
 def test_a_model_takes_its_weights_one_at_a_time_and_shares_none() -> None:
-    """4B weights are 18 GB: there is no room for them twice. A file that changes later must not change the run."""
+    """The 4B model's weights are 18 GB and do not fit twice. A file that changes later must not change the run."""
     weights, model = Counted(TINY), empty_model(TINY)
     put_weights(model, weights, torch.device("cpu"))
     assert weights.most == 1
@@ -415,7 +415,7 @@ class Silent:
 def test_a_native_checkpoint_is_fine_tuned_and_is_a_model_folder_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The authors' .pt in small: the vision encoder stays as it was, the rest has moved by one step of AdamW."""
+    """A small version of the authors' .pt: one step of AdamW changes everything except the vision encoder."""
     temporal = TemporalConfig(encoder="tokenlearner", num_video_tokens=32)
     small = dataclasses.replace(TINY, name="xgen-mm-vid", temporal=temporal)
     monkeypatch.setitem(PRESETS, "xgen-mm-vid", small)

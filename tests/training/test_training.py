@@ -1,4 +1,4 @@
-"""The trainer: resume bit for bit, schedule, freezing, feature cache, refusals. Real runs of a few steps."""
+"""The trainer: bit-for-bit resume, schedule, freezing, feature cache, refusals. Real runs of a few steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OBJECTS = dataclasses.replace(CAPTIONS, task="objects", num_steps=3, pairs_per_c
 
 
 class Silent:
-    """Watches a run and may end it, as a kill would, after a given step of a given stage."""
+    """Watches a run and can end it, like a kill, after a given step of a given stage."""
 
     def __init__(self, kill_at: tuple[int, int] | None = None) -> None:
         self.kill_at, self.index, self.losses = kill_at, -1, list[float]()
@@ -62,13 +62,13 @@ def recipe(*stages: Stage, encoder: str = "tokenlearner") -> Recipe:
 
 
 def logged(run: Path) -> list[tuple[int, int, float]]:
-    """(stage, step, loss) of every line of the run's log."""
+    """(stage, step, loss) from every line of the run's log."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     return [(line["stage"], line["step"], line["loss"]) for line in lines]
 
 
 def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not_bit_for_bit(tmp_path: Path) -> None:
-    """Killed in the first stage, then in the second after step 5, of which step 4 was the last one saved."""
+    """Killed in the first stage, then in the second after step 5, when step 4 was the last one saved."""
     plan = recipe(PATCHES, CAPTIONS)
     whole = train(plan, TrainOptions(output=tmp_path / "whole", device="cpu"), Silent())
     for at, kill in enumerate([(0, 3), (1, 5), None]):
@@ -109,7 +109,7 @@ def test_training_learns_and_leaves_what_is_frozen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoder", ["tokenlearner", "gttm", "single-frame"])
 def test_the_stage_of_objects_trains_encoder_and_language_model(tmp_path: Path, encoder: str) -> None:
-    """On two films the loss falls by a third; the vision encoder stays as it was."""
+    """On two films the loss falls by a third; the vision encoder does not change."""
     seen = Silent()
     stage = dataclasses.replace(OBJECTS, num_films=2, num_steps=30, learning_rate=3e-3)
     short = dataclasses.replace(stage, num_steps=1, learning_rate=1e-9)
@@ -133,7 +133,7 @@ def test_a_stage_of_objects_says_what_it_needs(change: dict[str, object], messag
 
 
 def test_cached_features_give_the_losses_of_computed_ones(tmp_path: Path) -> None:
-    """Up to the rounding of fp16, in which the cache is kept; a second run reads the same file."""
+    """Up to the rounding of fp16, the dtype of the cache; a second run reads the same file."""
     plain, cached, again = Silent(), Silent(), Silent()
     with_cache = recipe(dataclasses.replace(CAPTIONS, cache_features=True))
     cache = tmp_path / "cache"
@@ -148,7 +148,7 @@ def test_cached_features_give_the_losses_of_computed_ones(tmp_path: Path) -> Non
 
 
 def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path) -> None:
-    """Three clips in two parts, with answers of different lengths: the mean is over the tokens of all three."""
+    """Three clips in two parts, with answers of different lengths: the mean is over the tokens of all three clips."""
     losses = []
     for parts in (1, 2):
         seen, stage = Silent(), dataclasses.replace(CAPTIONS, batch_size=3, num_steps=3, micro_batches=parts)

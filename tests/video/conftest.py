@@ -1,4 +1,4 @@
-"""Real video files, made once a session."""
+"""Real video files, written once per session."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from film_files import Film, write_film
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
-    """``film(name, num_frames, **options)`` gives the path of a film, which is written once."""
+    """``film(name, num_frames, **options)`` returns the path of a film, which is written once."""
     folder = tmp_path_factory.mktemp("films")
 
     def make(name: str, num_frames: int, **options: object) -> Path:
@@ -22,7 +22,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
 @pytest.fixture(scope="session")
 def plain(film: Film) -> Path:
-    """60 frames at 25 a second, H.264 with B frames, a keyframe every 12, index at the front."""
+    """60 frames at 25 fps, H.264 with B frames, a keyframe every 12 frames, index at the front."""
     return film("plain.mp4", 60, container_options={"movflags": "faststart"})
 
 

@@ -1,4 +1,4 @@
-"""Writes real video files with PyAV. Every picture shows its own number, so that a test can read it back."""
+"""Writes real video files with PyAV. Every picture shows its own number, which a test can read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken, cut and hostile files: the right error, or the sampled frames and a count of the broken ones."""
+"""Broken, truncated and hostile files: the right error, or the sampled frames and a count of the broken ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def damaged(path: Path, target: Path, change: Callable[[bytearray], None]) -> Pa
 
 
 def zeroed(path: Path, target: Path, place: int, *, first: float = 0.0, last: float = 1.0) -> Path:
-    """A copy with a part of the packet at ``place`` in decode order set to zero."""
+    """A copy with part of the packet at ``place`` in decode order zeroed."""
     _, start, size, _ = packets(path)[place]
     low, high = start + int(first * size), start + int(last * size)
 
@@ -67,7 +67,7 @@ def test_a_broken_frame_that_is_sampled_is_an_error(no_b_frames: Path, tmp_path:
 
 
 def test_a_patched_up_picture_is_no_answer(no_b_frames: Path, tmp_path: Path) -> None:
-    """Few bad bytes inside a packet: the decoder hides them with pixels of other frames and reports no error."""
+    """A few bad bytes inside a packet: the decoder conceals them with pixels of other frames and reports no error."""
     for tenth in range(2, 10):
         broken = zeroed(no_b_frames, tmp_path / "broken.mp4", 30, first=tenth / 10, last=tenth / 10 + 0.05)
         with av.open(str(broken)) as container:
@@ -103,10 +103,10 @@ def test_broken_frames_that_are_not_sampled_are_counted(no_b_frames: Path, tmp_p
 
 
 def test_a_break_is_noticed_after_the_frame_that_leans_on_it_was_shown(film: Film, tmp_path: Path) -> None:
-    """A B frame is shown before the frame behind it that it was predicted from, which is the broken one here."""
+    """A B frame is shown before the later frame that it was predicted from, which is the broken one here."""
     path = film("b-frames.mp4", 60, gop=60, options={"x264-params": "bframes=3:b-adapt=0:scenecut=0"})
     order = [index for index, *_ in packets(path)]
-    # In decode order a P frame comes before the B frames that are shown before it.
+    # In decode order a P frame precedes the B frames that are displayed before it.
     place = next(i for i in range(20, 40) if order[i] > order[i + 1])
     broken = zeroed(path, tmp_path / "broken.mp4", place)
     leaning = order[place + 1]
@@ -142,7 +142,7 @@ def test_other_containers_that_are_cut(film: Film, tmp_path: Path, name: str, op
         load_clip(short, num_frames=8)
     clip = load_clip(short, num_frames=4, end_s=1.2)
     assert [read_number(frame) for frame in clip.frames] == [sampled.index for sampled in clip.sampled]
-    # Near the cut B frames may be missing in between: those that are there count as broken too.
+    # Near the cut some B frames may be missing: those that are there count as broken too.
     assert 20 <= clip.num_broken <= 22
 
 
@@ -187,7 +187,7 @@ def test_what_is_not_a_video(tmp_path: Path, name: str, content: bytes, message:
 
 
 def test_a_playlist_of_a_real_segment_is_refused_too(film: Film, tmp_path: Path) -> None:
-    """ffmpeg itself would play this one: the refusal is ours."""
+    """ffmpeg itself would play this one; blip3v refuses it."""
     segment = film("plain.ts", 60)
     playlist = tmp_path / "list.m3u8"
     playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:2.4,\n{segment}\n#EXT-X-ENDLIST\n")
@@ -218,7 +218,7 @@ def test_paths_that_are_no_local_file(name: str, message: str) -> None:
 
 
 def test_an_mp4_that_names_another_file_for_its_data_is_not_followed(plain: Path, tmp_path: Path) -> None:
-    """The data reference says "not in this file" and names nothing: no frame may come from anywhere else."""
+    """The data reference says "not in this file" but names no file: no frame may come from elsewhere."""
 
     def change(data: bytearray) -> None:
         at = data.index(b"url \0\0\0\1")
@@ -253,7 +253,7 @@ def test_limits_let_through_what_is_at_them(plain: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_damage_gives_a_clip_or_an_error_of_ours(no_b_frames: Path, tmp_path: Path, seed: int) -> None:
-    """Bytes changed at random, in every third file also in its index."""
+    """Random bytes are changed, in every third file also in its index."""
     rng = np.random.default_rng(seed)
     low = 0 if seed % 3 == 0 else packets(no_b_frames)[0][1]
 
@@ -268,5 +268,5 @@ def test_random_damage_gives_a_clip_or_an_error_of_ours(no_b_frames: Path, tmp_p
         return
     assert [frame.shape for frame in clip.frames] == [(clip.height, clip.width, 3)] * 4
     if low:
-        # The index is whole, so the frames must be the sampled ones, whatever became of others.
+        # The index is intact, so the frames must be the sampled ones, whatever happened to others.
         assert [sampled.index for sampled in clip.sampled] == [2, 20, 39, 58]

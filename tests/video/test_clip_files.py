@@ -1,4 +1,4 @@
-"""What comes out of whole files: the right frames, at the right times, as players show them."""
+"""Decoding of intact files: the right frames, at the right times, as players show them."""
 
 import io
 import struct
@@ -97,7 +97,7 @@ def test_pictures_are_turned_as_players_do(plain: Path, tmp_path: Path, matrix: 
 
 
 def test_a_track_matrix_turns_the_ramp_the_right_way(plain: Path, tmp_path: Path) -> None:
-    """Independent of how matrices are read: red is on the left, so a quarter to the right brings it to the top."""
+    """Independent of how matrices are read: red is on the left, so a quarter turn clockwise brings it to the top."""
     frame = load_clip(turned(plain, (0, 1, -1, 0), tmp_path / "right.mp4"), num_frames=1).frames[0]
     right_half = frame[:, frame.shape[1] * 3 // 4]
     assert right_half[2, 0] > 200
@@ -161,7 +161,7 @@ def test_bytes_and_file_objects(plain: Path, form: str) -> None:
         with open(plain, "rb") as file:
             file.seek(0 if form == "file" else 8)
             if form == "file-at-its-middle":
-                # It is read from where it stands: without its first bytes this is no mp4.
+                # It is read from its current position: without its first bytes this is not an mp4.
                 with pytest.raises(Exception, match="video"):
                     load_clip(file, num_frames=8)
                 return
@@ -174,7 +174,7 @@ def test_bytes_and_file_objects(plain: Path, form: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:bframes=3"}], ids=["closed-gop", "open-gop"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 def test_jumps_in_a_long_file_give_the_same_frames(film: Film, suffix: str, options: dict) -> None:
-    """Frames far apart are reached by a jump to a keyframe: 4 wanted ones of 900, next to and on keyframes."""
+    """Frames far apart are reached by seeking to a keyframe: 4 of 900 are wanted, on keyframes and next to them."""
     path = film(f"long-{len(options)}.{suffix}", 900, gop=30, options=options)
     reference = reference_frames(path)
     keys = sorted(index for index, *_, is_key in packets(path) if is_key)
@@ -208,12 +208,12 @@ def test_only_what_is_needed_is_decoded_in_a_long_file(film: Film, monkeypatch: 
         picked = [index for index, _ in pick_module.pick(opener, found, [10, 400, 410, 899])]
     assert picked == [10, 400, 410, 899]
     assert found.broken == set()
-    # Three stretches, each from a keyframe to a little behind the wanted frame.
+    # Three stretches, each from a keyframe to just after the wanted frame.
     assert num_decoded < 3 * (30 + 30)
 
 
 def test_frames_that_an_edit_list_hides_are_not_counted(film: Film, tmp_path: Path) -> None:
-    """A copy that starts 5 frames into its material, as cutting tools write without encoding again."""
+    """A copy that starts 5 frames into its material, as written by tools that cut without re-encoding."""
     path = tmp_path / "edited.mp4"
     with av.open(str(film("plain.mp4", 60))) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -229,7 +229,7 @@ def test_frames_that_an_edit_list_hides_are_not_counted(film: Film, tmp_path: Pa
 
 
 def test_frames_before_the_first_keyframe_are_not_counted(film: Film, tmp_path: Path) -> None:
-    """A recording that begins in the middle of a broadcast: no player can show what comes before a keyframe."""
+    """A recording that begins in the middle of a broadcast: no player can show frames before the first keyframe."""
     source = film("plain.ts", 60)
     second_key = [place for place, packet in enumerate(packets(source)) if packet[3]][1]
     path = tmp_path / "joined-late.ts"

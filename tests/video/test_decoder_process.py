@@ -1,4 +1,4 @@
-"""The decoder process: bounded, never left behind, and unable to take its caller down."""
+"""The decoder process: bounded, never left running, and unable to crash its caller."""
 
 import os
 import signal
@@ -114,7 +114,7 @@ def test_loads_leave_no_process_no_file_and_no_descriptor(
 
 
 def test_an_interrupted_load_leaves_nothing(plain: Path, tmp_path: Path) -> None:
-    """Ctrl-C while the decoder hangs: the caller sees KeyboardInterrupt, and the decoder is gone."""
+    """Ctrl-C while the decoder hangs: the caller sees KeyboardInterrupt, and the decoder has ended."""
     script = tmp_path / "interrupted.py"
     started = tmp_path / "started"
     hang = f"import sys, time; sys.stdin.readline(); open({str(started)!r}, 'w').close(); time.sleep(60)"
@@ -151,7 +151,7 @@ def test_an_interrupted_load_leaves_nothing(plain: Path, tmp_path: Path) -> None
 
 
 def test_a_plain_script_without_a_main_guard(plain: Path, tmp_path: Path) -> None:
-    """Also from a folder with a hostile av.py, which must not be imported in place of the real one."""
+    """Also from a folder with a hostile av.py, which must not be imported instead of the real one."""
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "av.py").write_text("raise SystemExit('the wrong av')\n")
     script = tmp_path / "script.py"

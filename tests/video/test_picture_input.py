@@ -90,7 +90,7 @@ def test_grey_palette_and_alpha_become_rgb(tmp_path: Path) -> None:
 def test_a_photo_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
     picture = Image.fromarray(numbered_picture(9))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: a viewer turns it a quarter to the right
+    exif[0x0112] = 6  # the camera was held upright: a viewer turns it a quarter clockwise
     picture.save(tmp_path / "photo.png", exif=exif)
     clip = load_clip([tmp_path / "photo.png"], num_frames=1)
     np.testing.assert_array_equal(clip.frames[0], np.rot90(numbered_picture(9), -1))

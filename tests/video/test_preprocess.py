@@ -19,7 +19,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def bicubic_1d(values: np.ndarray, size: int) -> np.ndarray:
-    """Antialiased bicubic (a = -0.5) along axis 0, in float64: the textbook form of what PIL does in fixed point."""
+    """Antialiased bicubic (a = -0.5) along axis 0 in float64: the textbook form of PIL's fixed-point resize."""
     scale = len(values) / size
     support = 2.0 * max(scale, 1.0)
     out = []
@@ -49,7 +49,7 @@ def test_squash_is_the_textbook_bicubic(height: int, width: int) -> None:
     across = bicubic_1d(frame.transpose(1, 0, 2).astype(np.float64), 32).transpose(1, 0, 2)
     expected = bicubic_1d(across, 32) / 127.5 - 1
     pixels = preprocess([frame], PreprocessorConfig(image_size=32))[0].transpose(1, 2, 0)
-    # PIL's weights are fixed point: one grey level apart at the most.
+    # PIL's weights are fixed point: at most one grey level apart.
     assert np.abs(pixels - expected).max() <= 1.01 / 127.5
 
 
@@ -102,7 +102,7 @@ def test_a_frame_that_repeats_gives_the_same_pixels() -> None:
 
 
 def test_frames_of_one_array_do_not_mix() -> None:
-    """Views of one array may take the same address one after another; each must keep its own pixels."""
+    """Successive views of one array may have the same address; each must keep its own pixels."""
     frames = np.stack([np.full((6, 6, 3), value, np.uint8) for value in range(0, 250, 5)])
     pixels = preprocess(list(frames), PreprocessorConfig(image_size=4))
     np.testing.assert_allclose(pixels[:, 0, 0, 0], np.arange(0, 250, 5) / 127.5 - 1, atol=1e-6)

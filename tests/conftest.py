@@ -1,1 +1,1 @@
-"""Puts this folder on the path: ``released_files.py`` is for tests of several parts."""
+"""Puts this folder on the import path: tests of several parts use ``released_files.py``."""

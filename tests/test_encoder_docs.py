@@ -18,7 +18,7 @@ REPORT = ROOT / "benchmarks/results/encoders.json"
 PAGE = ROOT / "docs/encoders.md"
 ROWS = json.loads(REPORT.read_text("utf-8"))["rows"]
 
-# Elements of the authors' state dicts, from the fact sheet of their checkpoints and not from our modules.
+# Elements in the authors' state dicts, from the fact sheet of their checkpoints and not from our modules.
 AUTHORS_TOTALS = {
     ("gttm", 128): 59_347_552,
     ("tts", 128): 58_411_008,
@@ -44,7 +44,7 @@ def test_the_authors_state_dicts_have_the_elements_of_the_fact_sheet() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['encoder']} {row['form']} {row['num_video_tokens']}")
 def test_the_counts_are_those_of_the_modules(row: dict) -> None:
-    import torch  # the rest of this file needs none
+    import torch  # the rest of this file does not need it
 
     from blip3v.config import preset
     from blip3v.model.temporal import build_temporal, with_encoder
@@ -88,6 +88,6 @@ def test_the_page_holds_the_table_of_the_report(tmp_path: Path) -> None:
     assert page.read_text("utf-8") == PAGE.read_text("utf-8"), f"run: python {script} table {REPORT} {PAGE}"
 
 
-def test_the_page_tells_of_every_encoder() -> None:
-    told = re.findall(r"^\| `([a-z-]+)` \| [A-Z]", PAGE.read_text("utf-8"), re.MULTILINE)
-    assert tuple(told) == BUILT_IN
+def test_the_page_documents_every_encoder() -> None:
+    documented = re.findall(r"^\| `([a-z-]+)` \| [A-Z]", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert tuple(documented) == BUILT_IN

@@ -152,7 +152,7 @@ def test_what_is_wrong_is_named(wrong: object, message: str, folder: Path) -> No
         ("", "cannot be read as JSON"),
         ("[{]", "cannot be read as JSON"),
         ("{}", "holds an object; a list of records"),
-        ('[{"path": "a", "path": "b"}]', "'path' stands twice"),
+        ('[{"path": "a", "path": "b"}]', "'path' appears twice"),
         ('[{"path": "cat.mp4", "start_time": NaN}]', "list.json"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],

@@ -158,7 +158,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_the_work(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(ArtifactError, match=r"needs about \d\S* MiB of disk and 1\.00 MiB are free"):
+    with pytest.raises(ArtifactError, match=r"needs about \d\S* MiB of disk space, and 1\.00 MiB is free"):
         convert(open_checkpoint(released), tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 

@@ -1,4 +1,4 @@
-"""A bundle of a few kilobytes: real configs, tokenizer and embeddings, graphs of no nodes."""
+"""A bundle of a few kilobytes: real configs, tokenizer and embeddings, but graphs without nodes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def embedding_table() -> npt.NDArray[np.float16]:
 
 
 def write_files(folder: Path) -> None:
-    """All files of the bundle but the manifest."""
+    """Writes all files of the bundle but the manifest."""
     CONFIG.save(folder / "config.json")
     GenerationConfig(system_prompt=None, max_new_tokens=16).save(folder / "generation.json")
     PreprocessorConfig(image_size=CONFIG.vision.image_size).save(folder / "preprocessor.json")
@@ -77,14 +77,14 @@ def write_files(folder: Path) -> None:
 
 
 def write_fake_bundle(path: Path, *, force: bool = False, opset: int = 24) -> Path:
-    """Makes the bundle; ``opset`` tells two of them apart."""
+    """Writes the bundle; ``opset`` tells two of them apart."""
     with BundleWriter(path, force=force) as writer:
         write_files(writer.path)
         return writer.publish(dataclasses.replace(fake_manifest(), opset=opset))
 
 
 def rewrite(bundle: Path, name: str, content: bytes) -> None:
-    """Puts another file into the bundle and its hash into the manifest, as somebody with bad intentions would."""
+    """Replaces a file of the bundle and its hash in the manifest, as an attacker would."""
     (bundle / name).write_bytes(content)
     values = json.loads((bundle / "manifest.json").read_text("utf-8"))
     values["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}

@@ -1,4 +1,4 @@
-"""``blip3v eval`` on a model that learned nothing."""
+"""``blip3v eval`` on an untrained model."""
 
 from __future__ import annotations
 

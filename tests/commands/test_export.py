@@ -1,4 +1,4 @@
-"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a miss leaves nothing behind."""
+"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a mismatch leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ready_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    """Lets ``export_bundle`` take the session's fp32 graphs of ``small_config()``; a test may break them first."""
+    """Makes ``export_bundle`` use the session's fp32 graphs of ``small_config()``; a test may break them first."""
     graphs = {
         "video_encoder": ir.load(export_video_encoder(tmp_path_factory.getbasetemp(), "tokenlearner", "fp32").path),
         "decoder": ir.load(export_decoder(tmp_path_factory.getbasetemp(), "fp32").path),
@@ -83,7 +83,7 @@ def test_without_a_check_the_manifest_says_so(ready_graphs: Graphs, folder: Path
         ("video_encoder", "temporal.final_output.mlp.1.weight", "temporal"),
     ],
 )
-def test_a_wrong_weight_is_a_miss_and_leaves_nothing(
+def test_a_wrong_weight_is_a_mismatch_and_leaves_nothing(
     ready_graphs: Graphs,
     folder: Path,
     tmp_path: Path,
@@ -128,7 +128,7 @@ def test_a_dry_run_writes_nothing(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_option_that_cannot_hold_is_refused(
+def test_an_option_that_cannot_apply_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     output = tmp_path / "bundle"
@@ -137,7 +137,7 @@ def test_an_option_that_cannot_hold_is_refused(
     assert not output.exists()
 
 
-def test_a_folder_with_broken_weights_is_one_line_and_leaves_nothing(
+def test_a_folder_with_broken_weights_gives_one_line_and_leaves_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = folder / "model.safetensors"
@@ -157,7 +157,7 @@ def test_a_clip_that_does_not_fit_the_context_is_refused_before_the_work(
     assert "2048 video tokens with a question" in capsys.readouterr().err
 
 
-def test_a_preset_without_weights_names_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preset_without_weights_suggests_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--preset", "xgen-mm-vid", "-o", tmp_path / "bundle") == 2
     assert "--init random" in capsys.readouterr().err
 

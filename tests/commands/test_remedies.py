@@ -1,4 +1,4 @@
-"""What the library refuses in Python's words reads as options on the command line."""
+"""Remedies that the library phrases as Python arguments are shown as options on the command line."""
 
 from __future__ import annotations
 

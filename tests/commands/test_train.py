@@ -25,7 +25,7 @@ def test_a_dry_run_reads_well(tmp_path: Path) -> None:
     assert any(line.startswith("  4 devices: 3 steps of 8 clips") for line in lines)
 
 
-def test_the_command_trains_and_says_what_is_next(tmp_path: Path) -> None:
+def test_the_command_trains_and_prints_what_is_next(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(
         'preset = "tiny"\nencoder = "mean"\nseed = 1\n[[stages]]\ntask = "video-captions"\nnum_films = 2\n'

@@ -8,6 +8,7 @@ frames become pixels (``video/preprocess.py``), and what the settings of a tempo
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,11 @@ def _check(config: ModelConfig) -> None:
     vision, text = config.vision, config.text
     if config.num_frames < 1:
         raise ConfigError(f"num_frames is {config.num_frames}; at least 1 is needed")
+    # The name is part of file names and of pages, and may come from another package.
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", config.temporal.encoder):
+        raise ConfigError(
+            f"temporal.encoder is {config.temporal.encoder!r}; small letters, digits and hyphens are allowed"
+        )
     if config.num_video_tokens < 1:
         raise ConfigError(f"num_video_tokens is {config.num_video_tokens}; at least 1 is needed")
     if vision.patch_size > vision.image_size:

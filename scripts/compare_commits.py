@@ -300,7 +300,7 @@ def table_of(rows: Sequence[Row]) -> Table:
     """The rows; parts of one scenario that are all equal share a line."""
     table = Table(box=box.SIMPLE)
     for name in ("model", "precision", "what", "values", ""):
-        table.add_column(name, justify="right" if name == "values" else "left")
+        table.add_column(name, justify="right" if name == "values" else "left", no_wrap=bool(name))
     for (model, precision, what), members in groupby(rows, lambda r: (r.model, r.precision, r.what.partition(":")[0])):
         group = list(members)
         if not any(row.differing for row in group):
@@ -360,7 +360,7 @@ def run(options: argparse.Namespace) -> list[Row]:
             for side in sides:
                 check_reportable(side)
         rows = _compare_all(sides, options, folder)
-    Console().print(table_of(rows))
+    Console(width=None if sys.stdout.isatty() else 160).print(table_of(rows))
     if options.output is not None:
         report = report_of(options.command, sides[0], sides[1], rows, time.perf_counter() - started)
         options.output.parent.mkdir(parents=True, exist_ok=True)

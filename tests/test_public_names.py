@@ -45,9 +45,11 @@ FROZEN = {
     "blip3v.runtime": [
         "Answer",
         "AnswerStream",
+        "BackendReport",
         "CancelToken",
         "Chat",
         "Delta",
+        "Execution",
         "FinishReason",
         "Frame",
         "GenerationOptions",

@@ -190,6 +190,8 @@ def test_a_setting_that_a_config_file_lacks_is_the_default(tmp_path: Path) -> No
         ({"encoder": "gttm", "num_video_tokens": 0}, "num_video_tokens is 0; at least 1"),
         ({"encoder": "gttm", "num_video_tokens": "7"}, "num_video_tokens is '7'; int is expected"),
         ({"encoder": 5, "num_video_tokens": 7}, "encoder is 5; str is expected"),
+        ({"encoder": "../gttm", "num_video_tokens": 7}, "temporal.encoder is '../gttm'; small letters, digits"),
+        ({"encoder": "gttm\n", "num_video_tokens": 7}, "small letters, digits and hyphens are allowed"),
         ({"encoder": "gttm", "num_video_tokens": 7, "settings": [1]}, "settings is .*; dict is expected"),
         ({"encoder": "gttm", "num_video_tokens": 7, "num_slots": 4}, "unknown key 'num_slots'; allowed: encoder, "),
         ({"encoder": "gttm"}, "temporal lacks the key 'num_video_tokens'"),

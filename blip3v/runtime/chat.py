@@ -19,7 +19,7 @@ __all__ = ["Chat"]
 class Chat:
     """Questions that know the earlier questions and answers. Each turn costs its own tokens only.
 
-    A turn that fails, is cancelled, or whose stream is closed before its end is taken back whole: the conversation is
+    A turn that fails, is cancelled, or whose stream is closed before its end is undone: the conversation is
     then as it was before. One turn runs at a time. Made by ``VideoLM.chat``.
     """
 

@@ -29,7 +29,7 @@ _Scores = NDArray[np.float32] | NDArray[np.float64]
 class AnswerStream:
     """Yields the pieces of an answer; nothing is computed between two calls of ``next``.
 
-    Closing it, or leaving its ``with`` block, ends the answer at once and gives its memory back.
+    Closing it, or leaving its ``with`` block, ends the answer at once and frees its memory.
     """
 
     def __init__(self, pieces: Generator[Delta, None, Answer]) -> None:
@@ -59,7 +59,7 @@ class AnswerStream:
         return self._answer
 
     def read(self) -> Answer:
-        """Reads what is left and gives the complete answer."""
+        """Reads the rest and returns the complete answer."""
         for _ in self:
             pass
         return self.answer
@@ -146,7 +146,7 @@ class AnswerWriter:
     """Chooses tokens, turns them into text and knows when the answer is complete.
 
     Args:
-        tokenizer: gives the text of tokens and the stop token.
+        tokenizer: decodes tokens and knows the stop token.
         request: what is answered.
     """
 
@@ -220,7 +220,7 @@ class AnswerWriter:
 
 
 class _HeldText:
-    """Gives text out as soon as it cannot become part of a stop text or white space at an end of the answer."""
+    """Holds text back while it may still become part of a stop text, or white space at either end of the answer."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
@@ -229,7 +229,7 @@ class _HeldText:
         self.stopped = False
 
     def add(self, text: str) -> str:
-        """Takes new text and gives what is certain by now; nothing more follows a stop text."""
+        """Adds text and returns what is certain by now; nothing follows a stop text."""
         self._held += text
         found = [self._held.find(stop) for stop in self._stops if stop in self._held]
         if found:

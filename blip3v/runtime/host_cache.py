@@ -70,7 +70,7 @@ class KVCache:
         return self._block_L2BHSK.nbytes
 
     def layer(self, layer: int, first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Keys and values (B,H,S,K) of rows ``first`` to ``last`` (not included): views of the memory itself."""
+        """Keys and values (B,H,S,K) of rows ``first`` to ``last`` (exclusive): views of the memory itself."""
         return self._block_L2BHSK[layer, 0, first:last], self._block_L2BHSK[layer, 1, first:last]
 
     def reset(self, rows: int) -> None:
@@ -79,7 +79,7 @@ class KVCache:
         self.lengths = [0] * rows
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for ``tokens`` in each row and keeps what is there; does nothing where there is room."""
+        """Makes room for ``tokens`` in each row and keeps what is there; does nothing if there is room."""
         if tokens <= self.capacity:
             return
         old, self._block_L2BHSK = (

@@ -1,4 +1,4 @@
-"""What memory this process took and may still take, and refusals with numbers before it is taken.
+"""Memory that this process took and may still take, and refusals with numbers before it takes more.
 
 What it may take is known on Linux only (``/proc/meminfo`` and control groups); elsewhere nothing is refused here.
 """
@@ -15,7 +15,7 @@ __all__ = ["available_bytes", "peak_rss_bytes", "require"]
 
 
 def require(num_bytes: int, what: str, advice: str) -> None:
-    """Lets go on where ``num_bytes`` are free.
+    """Raises unless ``num_bytes`` of memory are free.
 
     Raises:
         OutOfMemoryError: they are not. The message says ``what`` needs how much, how much there is, and ``advice``.
@@ -104,4 +104,4 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except OSError:
-        return ""  # not there on this kind of system: the caller then knows of no limit
+        return ""  # absent on this kind of system: the caller then knows no limit

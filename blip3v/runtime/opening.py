@@ -32,13 +32,13 @@ from blip3v.video.limits import VideoLimits
 
 __all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "graph_files", "open_model"]
 
-# What the engines and the tokenizer take beside weights and cache.
+# Memory of the engines and the tokenizer, without weights and cache.
 _FIXED_BYTES = 192 * 2**20
 # Activations at their widest, in values: a prefill chunk's gate and up, or attention scores and MLP of a clip's frames.
 _WIDENED_BYTES = 4
 # Question and answer of an ordinary request, tokens.
 _USUAL_TOKENS = 256
-# From here on, opening takes long enough to say so first.
+# A model of this size takes long enough to open to say so first.
 _LARGE_BYTES = 2**30
 # Of opening, whatever the size.
 _OPEN_S = 0.5
@@ -46,11 +46,11 @@ _OPEN_S = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class OpenEstimate:
-    """What opening a bundle and asking an ordinary question takes, roughly."""
+    """Rough cost of opening a bundle and asking an ordinary question."""
 
     backend: BackendReport  # what would compute it
     memory_bytes: int  # that must be free; mapped files, which the system can drop, are not counted
-    free_bytes: int | None  # what is free now; None where the system does not tell
+    free_bytes: int | None  # what is free now; None if the system does not say
     seconds: float  # of opening
 
     @property

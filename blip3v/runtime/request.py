@@ -46,8 +46,8 @@ class GenerationOptions:
     repetition_penalty: float = 1.0  # above 0: divides the positive logits of tokens already in this answer; 1: none
     stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
     ignore_stop_token: bool = False  # run to max_new_tokens (for measurements)
-    seed: int = 0  # at least 0: of the random choice; the same seed gives the same answer
-    logprobs: int | None = None  # 0 to 20: log-probability of each token and of so many most likely ones
+    seed: int = 0  # at least 0: of the random choice; the same seed draws the same answer
+    logprobs: int | None = None  # 0 to 20: log-probabilities of each token and of this many of the most likely ones
     timeout_s: float | None = None  # above 0: from the call to the last token
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes in and comes out of the runtime: encoded videos, pieces of text, answers."""
+"""The runtime's inputs and outputs: encoded videos, pieces of text, answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """Seconds of each stage; 0 where it was not run, for example the video's stages for ready video tokens.
+    """Seconds of each stage; 0 if it did not run, as the video's stages for ready video tokens.
 
     In a batch, ``prefill_s`` is that of the whole batch, and a step counts for each row that took part in it.
     """
@@ -74,7 +74,7 @@ class Timings:
 
     @property
     def per_token_s(self) -> float:
-        """Mean of a decoding step; 0 where there was none."""
+        """Mean of a decoding step; 0 if there was none."""
         return self.steps_s / self.num_steps if self.num_steps else 0.0
 
 
@@ -97,7 +97,7 @@ class BackendReport:
 
     @property
     def computed(self) -> str:
-        """Dtype, engine and device, once where both graphs share them."""
+        """Dtype, engine and device, once if both graphs share them."""
         if str(self.video_encoder) == str(self.decoder):
             return str(self.decoder)
         return f"{self.video_encoder} (video encoder) and {self.decoder} (decoder)"
@@ -108,7 +108,7 @@ class BackendReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer and how it came about."""
+    """An answer, and what it was made from."""
 
     text: str  # without white space around it, cut before a stop text
     token_ids: tuple[int, ...]  # new tokens in order; the stop token that ended the answer is left out
@@ -117,7 +117,7 @@ class Answer:
     usage: Usage
     timings: Timings
     backend: BackendReport  # what computed it
-    logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, where asked for
+    logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, if requested
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +144,11 @@ class VideoTokens:
         return len(self.tokens)
 
     def without_timings(self) -> VideoTokens:
-        """The same tokens for a further request, which did not pay for making them."""
+        """The same tokens for another request, which did not spend the time to encode them."""
         return dataclasses.replace(self, file_decode_s=0.0, preprocess_s=0.0, encode_s=0.0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, whole or not at all.
+        """Writes a safetensors file atomically.
 
         Raises:
             ArtifactError: the file cannot be written.

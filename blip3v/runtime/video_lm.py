@@ -55,7 +55,8 @@ class VideoLM:
                 rule for each graph (``docs/backends.md``); ``backend`` of an answer says what was taken.
             device: "auto" or "cpu": both are the CPU.
             threads: threads inside an operator; None: one for each physical core.
-            max_context: tokens of a prompt with its answer at most, which bounds the caches; None: the model's own.
+            max_context: at most this many tokens in a prompt and its answer, which bounds the caches; None: the
+                model's own context.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
             on_estimate: told what opening takes, before anything is loaded.
@@ -107,11 +108,11 @@ class VideoLM:
             start: seconds from the first frame from which the clip is taken; None: from the first frame.
             end: seconds up to which it is taken; None: to the last frame.
             timeout_s: seconds that this may take; None: no limit of its own.
-            cancel: takes the call back.
+            cancel: cancels the call from another thread.
 
         Raises:
             VideoError: the video cannot be used.
-            CancelledError, RequestTimeoutError: it was taken back, or took too long.
+            CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """
         return encode_video(self._open_model(), video, start, end, Deadline(timeout_s, cancel))
 
@@ -133,12 +134,12 @@ class VideoLM:
             options: how to answer; None: greedy, to the bundle's own limit of tokens.
             start: as for ``encode``; not with ready video tokens.
             end: as for ``encode``; not with ready video tokens.
-            cancel: takes the request back from another thread.
+            cancel: cancels the request from another thread.
 
         Raises:
             VideoError: the video cannot be used.
             RequestError: a question that cannot be asked or is too long for the context, or video tokens of another
-                encoder; CancelledError and RequestTimeoutError where it was taken back or took too long.
+                encoder; CancelledError or RequestTimeoutError if it was cancelled or took too long.
             BackendError: the inference engine failed.
         """
         with self.stream(video, question, options=options, start=start, end=end, cancel=cancel) as stream:
@@ -176,7 +177,7 @@ class VideoLM:
         Args:
             requests: (video, question) pairs; a video that stands several times is encoded once.
             options: of every answer. The time limit is for all together.
-            cancel: takes all of them back.
+            cancel: cancels all of them.
 
         Raises:
             RequestError: one of them cannot be answered; none is then. Further errors as for ``ask``.
@@ -209,7 +210,7 @@ class VideoLM:
         return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)))
 
     def close(self) -> None:
-        """Lets the model go. Answers that are being written end as usual; further calls are refused."""
+        """Frees the model. Answers in progress run to their end; further calls are refused."""
         with self._lock:
             model, self._model = self._model, None
         if model is not None:

@@ -1,7 +1,7 @@
 """The seam to inference engines: what a back end offers, which ones there are, and which one ``auto`` takes.
 
 A back end is a module of this package with an object ``BACKEND``; every module here is one. It opens the two graphs of
-a bundle. The opened video encoder takes frames. The opened decoder gives sessions: a session holds the rows of one
+a bundle. The opened video encoder takes frames. The opened decoder makes sessions: a session holds the rows of one
 request and owns their KV cache, wherever that memory is. Everything above (requests, generation, chat, batches) knows
 these protocols alone.
 
@@ -78,7 +78,9 @@ class GraphFile:
     io: GraphIO
     precision: GraphPrecision
     weights_bytes: int  # as they are stored
-    extra_outputs: tuple[str, ...] = ()  # that a copy made for the parity check gives beside those of ``io``
+    extra_outputs: tuple[
+        str, ...
+    ] = ()  # in addition to those of ``io``: the stages, in the copy that the parity check makes
 
 
 class FoundTensor(NamedTuple):
@@ -108,14 +110,14 @@ class VideoEncoder(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets the weights go as soon as no call is running. Nothing may be called after it."""
+        """Lets the weights go as soon as no call is running. Nothing may be called afterwards."""
         ...
 
 
 class DecoderSession(Protocol):
     """The token rows of one request with their KV cache. One thread at a time.
 
-    A prefill that raises may have appended a part of its prompt: ``truncate`` takes a single row back.
+    A prefill that raises may have appended a part of its prompt: ``truncate`` undoes that for a single row.
     """
 
     @property
@@ -127,7 +129,7 @@ class DecoderSession(Protocol):
         """Makes room for ``num_tokens`` in each row, tokens that are there included.
 
         Raises:
-            OutOfMemoryError: there is no such room.
+            OutOfMemoryError: it does not fit into memory.
         """
         ...
 
@@ -165,7 +167,7 @@ class DecoderSession(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives the cache back. May be called more than once; nothing else may be called after it."""
+        """Releases the cache. May be called more than once; nothing else may be called afterwards."""
         ...
 
 
@@ -184,7 +186,7 @@ class Decoder(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees spare caches, and the weights with the last open session. Nothing may be called after it."""
+        """Frees spare caches, and the weights with the last open session. Nothing may be called afterwards."""
         ...
 
 

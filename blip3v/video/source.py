@@ -75,8 +75,8 @@ def open_source(video: VideoInput, limits: VideoLimits) -> Iterator[BinaryIO | P
             yield file
     else:
         raise UsageError(
-            f"an object of type {type(video).__name__} is not a video; give a path, bytes, a binary file object, a uint8 "
-            "(T, H, W, 3) array, or a sequence of image paths or arrays"
+            f"an object of type {type(video).__name__} is not a video; give a path, bytes, a binary file object, a "
+            "uint8 (T, H, W, 3) array, or a sequence of image paths or arrays"
         )
 
 

@@ -97,10 +97,8 @@ def _refusal(file: BinaryIO, error: Exception) -> UnsupportedVideoError | Corrup
     if any(start in head for start in _PLAYLISTS):
         return UnsupportedVideoError("the file is a playlist, which names other files; give the video file itself")
     if any(head[offset:].startswith(starts) for offset, starts in _KNOWN_STARTS.items()):
-        early = " and ends too early" if is_truncated(file) else ""
-        return CorruptVideoError(
-            f"the file starts like a video{early}, but its index cannot be read ({_reason(error)})"
-        )
+        cut = " and ends too early" if is_truncated(file) else ""
+        return CorruptVideoError(f"the file starts like a video{cut}, but its index cannot be read ({_reason(error)})")
     return UnsupportedVideoError(
         f"the file is not a video in a supported format, such as mp4, mov, mkv, webm, avi or mpeg ({_reason(error)})"
     )

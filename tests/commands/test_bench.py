@@ -53,7 +53,11 @@ def test_json_says_what_was_measured_on_what(result: tuple[Result, Path], bundle
     for entry, path in zip(found["rows"], bundles, strict=True):
         assert entry["name"] == path.name
         assert entry["manifest_sha256"] == hash_file(path / "manifest.json")
-        assert (entry["precision"], entry["computed_in"]) == ("fp32", "fp32 on ONNX Runtime CPU")
+        assert entry["precision"] == "fp32"
+        assert entry["computed_in"] == "fp32 on OpenVINO CPU (video encoder) and fp32 on ONNX Runtime CPU (decoder)"
+        assert (
+            entry["backend"]["decoder"].items() >= {"backend": "onnxruntime", "device": "CPU", "dtype": "fp32"}.items()
+        )
         assert entry["parity_checked"]
         assert entry["peak_rss_bytes"] > 2**25
         tokenizer = open_bundle(path).tokenizer
@@ -165,5 +169,5 @@ def test_a_clip_that_is_not_a_video_gets_the_error_of_the_runtime(bundles: list[
 
 def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 3
+    assert text.count("blip3v bench ") == 4
     assert "default: 30" in text

@@ -19,7 +19,7 @@ def test_a_dry_run_reads_well(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "tiny, gttm, 128 tokens for 8 frames; fp32, fsdp, without gradient checkpointing"
-    assert "lang_model: drawn" in lines
+    assert "lang_model: random" in lines
     assert "stage 1: objects, 10 clips" in lines
     assert any(line.startswith("  trained: ") and "object_head" in line for line in lines)
     assert any(line.startswith("  4 devices: 3 steps of 8 clips") for line in lines)

@@ -1,4 +1,4 @@
-"""Eight frames are enough, by every rule of sampling: a plain reader of positions gives every true answer.
+"""Eight frames are enough under every sampling rule: a plain reader of positions finds every true answer.
 
 The reader sees what a frame shows, where each object is and whether it is there, and never the film's program.
 """
@@ -93,9 +93,9 @@ def read(film: Film, question: Question, times: Floats) -> str:
 
 @pytest.mark.parametrize("kind", TIME_KINDS)
 def test_every_answer_can_be_read_from_eight_frames(kind: str, train_films: list[Film]) -> None:
-    asked = [(film, q) for film in train_films[:1500] for q in questions(film) if q.kind == kind][:250]
-    assert len(asked) >= 200
-    for film, question in asked:
+    cases = [(film, q) for film in train_films[:1500] for q in questions(film) if q.kind == kind][:250]
+    assert len(cases) >= 200
+    for film, question in cases:
         for times in samplings(film.num_frames):
             assert read(film, question, times) == question.answer, (film.seed, question.text, times)
 

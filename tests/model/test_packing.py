@@ -53,7 +53,7 @@ def test_packed_questions_equal_rows_of_their_own(window: int | None) -> None:
     for clip, rows in enumerate(ROWS):
         for row in rows:
             ids = torch.tensor([row.ids])
-            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt, IGNORE_INDEX, ids)
+            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt_tokens, IGNORE_INDEX, ids)
             one, num = model.loss(ids, labels, torch.tensor([row.image_position]), video[clip : clip + 1])
             apart, counted = apart + one, counted + int(num)
     apart.backward()

@@ -1,4 +1,4 @@
-"""Real video files, made once a session."""
+"""Real video files, written once a session."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from film_files import Film, write_film
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
-    """``film(name, num_frames, **options)`` gives the path of a film, which is written once."""
+    """``film(name, num_frames, **options)`` returns the path of a film, which is written once."""
     folder = tmp_path_factory.mktemp("films")
 
     def make(name: str, num_frames: int, **options: object) -> Path:

@@ -1,4 +1,4 @@
-"""The three sampling rules: numbers of the released script, and properties over all sizes."""
+"""The three sampling rules: the released script's numbers, and properties over all sizes."""
 
 import numpy as np
 import pytest

@@ -154,13 +154,8 @@ def test_an_error_names_the_record_and_the_field(wrong: object, message: str, fo
     [
         ("", "cannot be read as JSON"),
         ("[{]", "cannot be read as JSON"),
-<<<<<<< HEAD
-        ("{}", "holds an object; a list of records"),
-        ('[{"path": "a", "path": "b"}]', "'path' appears twice"),
-=======
         ("{}", "is an object; a list of records"),
-        ('[{"path": "a", "path": "b"}]', "'path' stands twice"),
->>>>>>> w-train
+        ('[{"path": "a", "path": "b"}]', "'path' appears twice"),
         ('[{"path": "cat.mp4", "start_time": NaN}]', "list.json"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],

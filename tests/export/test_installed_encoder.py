@@ -139,7 +139,7 @@ def test_its_settings_are_read_by_its_own_file(running_mean: Path, tmp_path: Pat
         ({"kep": 0.5}, "kep has no effect on running-mean; did you mean 'keep'"),
         ({"keep": 1.5}, "running-mean: keep is 1.5; a number from 0 to below 1"),
         ({"keep": "much"}, "running-mean: settings: keep is 'much'; float is expected"),
-        ({"num_video_tokens": 32}, "running-mean cannot give 32 tokens for 8 frames; allowed: 128"),
+        ({"num_video_tokens": 32}, "running-mean cannot produce 32 tokens from 8 frames; allowed: 128"),
     ]:
         with pytest.raises(ConfigError, match=says):
             with_encoder(config, "running-mean", **options)  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def test_a_name_that_two_give_is_refused_with_both(running_mean: Path) -> None:
         running_mean, "other-encoders", {"running-mean": "other_encoders:ENCODER", "gttm": "other_encoders:ENCODER"}
     )
     assert encoder_names() == (*registry.BUILT_IN, "running-mean")
-    with pytest.raises(ConfigError, match=r"'gttm' is given by blip3v and by other-encoders 1\.2 \(other_encoders:"):
+    with pytest.raises(ConfigError, match=r"'gttm' is provided by blip3v and by other-encoders 1\.2 \(other_encoders:"):
         find_encoder("gttm")
     with pytest.raises(ConfigError) as caught:
         find_encoder("running-mean")

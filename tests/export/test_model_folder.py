@@ -79,7 +79,7 @@ def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
 def test_truncated_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+    with pytest.raises(ArtifactError, match="not a complete safetensors file"):
         load_model_folder(folder)
 
 

@@ -73,10 +73,10 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     second = shards[1].read_bytes()
     write_checkpoint(tmp_path / "again", {FIRST.removeprefix(PREFIX): RELEASED[FIRST.removeprefix(PREFIX)]})
     shards[1].write_bytes((tmp_path / "again" / "model-00001-of-00001.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match=f"{FIRST} is in model-00002-of-.* too, not only in model-00001"):
+    with pytest.raises(ArtifactError, match=f"{FIRST} is also in model-00002-of-.*, not only in model-00001"):
         open_checkpoint(tmp_path)
     shards[1].write_bytes(second[:-1])
-    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a whole safetensors file"):
+    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a complete safetensors file"):
         open_checkpoint(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path, text: dict[str, ob
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     kinds = "a released Hugging Face folder"
-    with pytest.raises(ArtifactMissingError, match=f"is not there; allowed.*{kinds}"):
+    with pytest.raises(ArtifactMissingError, match=f"does not exist; allowed.*{kinds}"):
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(ArtifactMissingError, match="found: nothing"):
         open_checkpoint(tmp_path)

@@ -129,7 +129,7 @@ def test_what_is_left_out_is_named(checkpoint: Checkpoint) -> None:
     assert parts == {
         "the pooling head: all patch tokens are used, not their pool": 15_238_352,
         "the read layer of grouped memories is built and never called": 332_288,
-        "rows 32012 to 32063 stand for no token": 52 * (3072 + 3072 + 1),
+        "rows 32012 to 32063 belong to no token": 52 * (3072 + 3072 + 1),
     }
 
 
@@ -305,7 +305,7 @@ def test_what_the_tensors_are_goes_before_what_somebody_says() -> None:
 
 
 def test_tensors_of_no_known_encoder_are_listed() -> None:
-    with pytest.raises(ArtifactError, match=r"no known one: mixer\.weight \(7, 7\)"):
+    with pytest.raises(ArtifactError, match=r"match no known encoder: mixer\.weight \(7, 7\)"):
         fitted(with_form(RELEASED, "weightless") | {f"{TEMPORAL}mixer.weight": (7, 7)})
 
 

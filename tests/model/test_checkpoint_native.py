@@ -62,7 +62,7 @@ def test_a_native_file_that_runs_code_is_refused(released: Path, tmp_path: Path)
             return Path.touch, (touched,)
 
     torch.save({"weight": torch.zeros(1), "attack": Attack()}, path)
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone: it holds more than tensors") as caught:
+    with pytest.raises(ArtifactError, match="cannot be loaded as weights only: it holds more than tensors") as caught:
         open_checkpoint(path, tokenizer=released)
     assert not touched.exists()
     assert "weights_only" not in str(caught.value)  # PyTorch advises to switch that off
@@ -76,19 +76,19 @@ def test_native_files_that_are_something_else_are_refused(released: Path, tmp_pa
         open_checkpoint(path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
+    with pytest.raises(ArtifactError, match="cannot be loaded as weights only"):
         open_checkpoint(path, tokenizer=released)
     torch.save(state(), path, _use_new_zipfile_serialization=False)
     with pytest.raises(ArtifactError, match=r"save it again with torch\.save"):
         open_checkpoint(path, tokenizer=released)
     torch.save({"epoch": 3, "optimizer": {}}, path)
-    with pytest.raises(ArtifactError, match="no tensors by name but keys 'epoch'; 'optimizer'"):
+    with pytest.raises(ArtifactError, match="is not a state dict: it holds keys 'epoch'; 'optimizer'"):
         open_checkpoint(path, tokenizer=released)
     torch.save({0: torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="no tensors by name but keys 0"):
+    with pytest.raises(ArtifactError, match="is not a state dict: it holds keys 0"):
         open_checkpoint(path, tokenizer=released)
     torch.save(state() | {"vlm." + EMBEDDING: torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="stands twice"):
+    with pytest.raises(ArtifactError, match="appears twice"):
         open_checkpoint(path, tokenizer=released)
     torch.save(state() | {EMBEDDING: torch.zeros(NUM_ROWS, 64, dtype=torch.int64)}, path)
     with pytest.raises(ArtifactError, match=re.escape(f"{EMBEDDING} is torch.int64")):

@@ -93,7 +93,7 @@ def test_arguments_without_effect_are_refused(released: Path, tmp_path: Path) ->
         open_checkpoint(released, tokenizer=released)
     folder = convert(open_checkpoint(released), tmp_path / "converted").path
     for options in ({"encoder": "gttm"}, {"num_frames": 16}):
-        with pytest.raises(UsageError, match="says encoder and frames"):
+        with pytest.raises(UsageError, match="sets the encoder and frames"):
             open_checkpoint(folder, **options)
 
 
@@ -105,7 +105,7 @@ def test_a_tokenizer_of_another_size_is_refused(released: Path) -> None:
 
 def test_a_folder_without_processor_is_refused(released: Path) -> None:
     (released / "preprocessor_config.json").unlink()
-    with pytest.raises(ArtifactMissingError, match=r"preprocessor_config\.json is not there"):
+    with pytest.raises(ArtifactMissingError, match=r"preprocessor_config\.json does not exist"):
         open_checkpoint(released)
 
 
@@ -140,7 +140,8 @@ def test_weights_that_fp16_cannot_hold_are_named(tmp_path: Path) -> None:
         return made_up(name, shape) * (1e6 if name == norm else 1.0)
 
     checkpoint = open_checkpoint(write_small(tmp_path / "released", make=large))
-    with pytest.raises(ArtifactError, match=rf"{re.escape(norm)} holds .*e\+06, which F16 cannot; choose bf16"):
+    message = rf"{re.escape(norm)} holds .*e\+06, which F16 cannot represent; choose bf16"
+    with pytest.raises(ArtifactError, match=message):
         convert(checkpoint, tmp_path / "converted", dtype=torch.float16)
     assert [path.name for path in tmp_path.iterdir()] == ["released"], "half a folder was left"
     convert(checkpoint, tmp_path / "converted", dtype=torch.bfloat16)
@@ -176,7 +177,7 @@ def test_the_command_says_what_it_found_and_left_out(released: Path, tmp_path: P
     assert f"released folder, xgen-mm-vid with gttm ({settings}), 16 frames to 128 tokens" in done.stderr
     assert f"{kept:,} elements in" in done.stderr
     assert "vision_encoder.head.probe" in done.stderr
-    assert "stand for no token" in " ".join(done.stderr.split())
+    assert "belong to no token" in " ".join(done.stderr.split())
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert done.stdout.startswith(f"{folder}: {format_bytes(size)}, ")
     assert f"next: blip3v export -m {folder} --precision fp16" in done.stdout

@@ -1,4 +1,4 @@
-"""What is no checkpoint: an index that does not agree with its shards, configs of other models, other folders."""
+"""What is not a checkpoint: an index that disagrees with its shards, configs of other models, other folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RELEASED = released_shapes()
 
 
 def few_shapes() -> Shapes:
-    """Enough to make an index of: the errors below come before any shape is looked at."""
+    """Enough for an index: the errors below come before any shape is checked."""
     return {name: RELEASED[name] for name in list(RELEASED)[:12]}
 
 
@@ -113,7 +113,7 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path, text: dict[str, ob
         open_checkpoint(folder)
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     kinds = "a released Hugging Face folder"
     with pytest.raises(ArtifactMissingError, match=f"does not exist; allowed.*{kinds}"):
         open_checkpoint(tmp_path / "nothing")

@@ -48,7 +48,7 @@ def test_the_counts_of_an_encoder(encoder: str) -> None:
 @pytest.mark.parametrize("count", [0, 31, 2048])
 def test_a_count_that_an_encoder_cannot_give_is_an_error_that_lists_the_ones_it_can(encoder: str, count: int) -> None:
     listed = ", ".join(map(str, sorted(COUNTS[encoder])))
-    with pytest.raises(ConfigError, match=f"{encoder} cannot give {count} tokens for 8 frames; allowed: {listed}$"):
+    with pytest.raises(ConfigError, match=f"{encoder} cannot produce {count} tokens from 8 frames; allowed: {listed}$"):
         with_encoder(RELEASED, encoder, num_video_tokens=count)
 
 
@@ -76,7 +76,7 @@ def test_attention_is_chosen_if_the_released_mean_does_not_give_the_count(encode
     assert temporal_settings(config).pooling == "attention"
     assert with_encoder(config, encoder, num_video_tokens=128) == config  # a form that fits is kept
     assert temporal_settings(with_encoder(config, "mean")).pooling == "mean"
-    with pytest.raises(ConfigError, match=r"cannot give 32 tokens for 8 frames; allowed: 128$"):
+    with pytest.raises(ConfigError, match=r"cannot produce 32 tokens from 8 frames; allowed: 128$"):
         with_encoder(RELEASED, encoder, num_video_tokens=32, pooling="mean")
 
 
@@ -89,7 +89,7 @@ def test_the_memory_of_ttm_is_the_output_if_its_steps_do_not_give_the_count() ->
     assert with_encoder(RELEASED, "ttm", memory_output=True).num_video_tokens == 128
     with pytest.raises(ConfigError, match="make the two equal"):
         with_encoder(RELEASED, "ttm", num_video_tokens=32, memory_output=True, memory_tokens=64)
-    with pytest.raises(ConfigError, match=r"ttm cannot give 64 tokens for 8 frames; allowed: 32$"):
+    with pytest.raises(ConfigError, match=r"ttm cannot produce 64 tokens from 8 frames; allowed: 32$"):
         with_encoder(RELEASED, "ttm", num_video_tokens=64, step_tokens=4)
 
 
@@ -111,8 +111,8 @@ def test_a_preset_states_its_encoder_as_the_encoders_own_file_does(name: str) ->
 @pytest.mark.parametrize(
     ("encoder", "options", "says"),
     [
-        ("tokenlearner", {"num_slots": 2}, "num_slots has no effect on tokenlearner; it reads time_stamps"),
-        ("max", {"pooling": "sum"}, "pooling has no effect on max; it reads no setting"),
+        ("tokenlearner", {"num_slots": 2}, "num_slots has no effect on tokenlearner; its settings are time_stamps"),
+        ("max", {"pooling": "sum"}, "pooling has no effect on max; it has no settings"),
         ("gttm", {"time_stamps": True}, "time_stamps has no effect on gttm"),
         ("ttm", {"memory_output": True, "step_tokens": 8}, "step_tokens has no effect on ttm with memory_output"),
         ("gttm", {"pooling": "sum"}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
@@ -163,7 +163,7 @@ def test_settings_are_opaque_until_the_encoder_is_built(tmp_path: Path) -> None:
         ),
         ({"settings": {"pooling": "sum"}}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
         ({"settings": {"num_layers": 0}}, "gttm: num_layers is 0; at least 1 is needed"),
-        ({"num_video_tokens": 32}, "gttm cannot give 32 tokens for 8 frames; allowed: 128$"),
+        ({"num_video_tokens": 32}, "gttm cannot produce 32 tokens from 8 frames; allowed: 128$"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_when_the_encoder_is_built(

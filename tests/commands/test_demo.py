@@ -88,7 +88,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(elsewhere: Path) -> None:
         env=child_environment(),
     )
     assert done.returncode == 3, done.stderr
-    assert "nowhere/tiny-tokenlearner is not there" in done.stderr
+    assert "nowhere/tiny-tokenlearner does not exist" in done.stderr
     assert "the demo ends here: blip3v export failed" in done.stderr
     assert "done in" not in done.stdout
 

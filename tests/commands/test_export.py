@@ -123,7 +123,7 @@ def test_a_dry_run_writes_nothing(
         (["--preset", "tiny"], 2, "--preset has no effect with --model"),
         (["--init", "random"], 2, "--init has no effect with --model"),
         (["--encoder", "gttm"], 2, "holds the encoder tokenlearner, not gttm"),
-        (["--tokens", "16"], 2, "give 32 tokens for 8 frames, not 16"),
+        (["--tokens", "16"], 2, "produce 32 tokens from 8 frames, not 16"),
         (["--target", "tensorrt"], 2, "is not 'onnxruntime'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -146,7 +146,7 @@ def test_a_folder_with_broken_weights_gives_one_line_and_leaves_nothing(
     assert run("-m", folder, "-o", output) == 3
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "not a whole safetensors file" in errors[0]
+    assert "not a complete safetensors file" in errors[0]
     assert not output.parent.exists()
 
 

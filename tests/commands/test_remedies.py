@@ -54,4 +54,4 @@ def test_nothing_to_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_an_encoder_that_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refusal(capsys, "export", "--encoder", "mean", "-o", tmp_path / "bundle")
-    assert "name a model folder as --model, or take random weights with --init random" in error
+    assert "pass a model folder as --model, or use random weights with --init random" in error

@@ -1,4 +1,4 @@
-"""What the tests of the reference share: small configs, weights that show a mistake, and the comparison."""
+"""Shared by the tests of the reference: small configs, weights that reveal mistakes, and the comparison."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SIZES = {"num_layers": 2, "num_heads": 3, "ff_mult": 2}  # of the encoders that 
 
 
 def small_config(encoder: str, **choices: object) -> ModelConfig:
-    """A model so small that plain loops over every number of it take a moment: 32 tokens a frame, 24 wide."""
+    """A model small enough for plain loops over every number: 32 tokens per frame, 24 wide."""
     tiny = with_encoder(preset("tiny"), "none")
     small = dataclasses.replace(
         tiny,
         vision=dataclasses.replace(tiny.vision, hidden_size=24, num_heads=2),
         resampler=dataclasses.replace(tiny.resampler, num_latents=32),
-        name="small",  # of no preset, so that every encoder is the released form
+        name="small",  # not a preset's name, so that every encoder is the released form
     )
     read = find_encoder(encoder).setting_names
     sizes = {name: value for name, value in SIZES.items() if name in read}
@@ -35,7 +35,7 @@ def weights(module: nn.Module) -> dict[str, Array]:
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Gives norms weights that are not 1 and 0, so that a swapped or missing norm shows."""
+    """Gives norms weights other than 1 and 0, so that a swapped or missing norm shows."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in module.parameters():

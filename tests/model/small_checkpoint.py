@@ -1,6 +1,6 @@
-"""The released form at a small size: every file is as the release has it, so that weights take no space and no time.
+"""The released form at a small size: the same files as in the release, with weights that take little space and time.
 
-A test that uses it takes the fixture ``small_preset`` (``conftest.py``), which makes the preset as small.
+Tests that use it take the fixture ``small_preset`` (``conftest.py``), which shrinks the preset to match.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def small_preset() -> ModelConfig:
 
 
 def small_shapes(form: str = "gttm") -> Shapes:
-    """The released names at the small size, dead ones too."""
+    """The released names at the small size, including the dead ones."""
     head = {
         "probe": (1, 1, WIDTH),
         "attention.in_proj_weight": (3 * WIDTH, WIDTH),

@@ -1,7 +1,7 @@
-"""Folders that look like the released ones: their names, shapes, dtype, shards, index and small files, made-up weights.
+"""Folders that look like the released ones: same names, shapes, dtype, shards, index and small files, made-up weights.
 
-Names and shapes come from ``checkpoint_tensors.json`` and, for the encoders that no release is known to have, from the
-tables below; nothing here is taken from ``blip3v.model``. ``scripts/synthetic_checkpoint.py`` writes whole folders.
+Names and shapes come from ``checkpoint_tensors.json`` and, for encoders that no known release has, from the tables
+below; nothing here is taken from ``blip3v.model``. ``scripts/synthetic_checkpoint.py`` writes whole folders.
 The tokenizer is not the real one: a small SentencePiece model with made-up pieces up to the released 32,000.
 """
 
@@ -59,7 +59,7 @@ GENERATION = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 320
 
 
 def released_shapes() -> Shapes:
-    """The 768 tensors of the 128-token checkpoint, without ``vlm.``, in the order in which its modules are made."""
+    """The 768 tensors of the 128-token checkpoint, without ``vlm.``, in the order in which its modules are created."""
     table = json.loads(Path(__file__).with_name("checkpoint_tensors.json").read_text("utf-8"))
     shapes = {name.removeprefix(PREFIX): tuple(shape) for name, shape in table.items()}
     return dict(sorted(shapes.items(), key=_module))
@@ -154,13 +154,13 @@ def write_checkpoint(
     """Shards, index and configs, without tokenizer files.
 
     Args:
-        folder: is made where it is not there.
+        folder: created if missing.
         shapes: of the tensors, without ``vlm.``.
-        make: the tensor of a name and shape, one at a time; None: holes, which read as zeros and take no disk.
+        make: makes the tensor of a name and shape, one at a time; None: sparse files that read as zeros.
         dtype: of all tensors.
-        shard_bytes: of a shard at most.
-        config: what config.json holds.
-        preprocessor: what preprocessor_config.json holds.
+        shard_bytes: the most bytes of a shard.
+        config: the content of config.json.
+        preprocessor: the content of preprocessor_config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(shapes, DTYPES[dtype].itemsize, shard_bytes)

@@ -1,4 +1,4 @@
-"""What is no checkpoint: an index that does not agree with its shards, configs of other models, other folders."""
+"""What is not a checkpoint: an index that disagrees with its shards, configs of other models, other folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RELEASED = released_shapes()
 
 
 def few_shapes() -> Shapes:
-    """Enough to make an index of: the errors below come before any shape is looked at."""
+    """Enough for an index: the errors below come before any shape is checked."""
     return {name: RELEASED[name] for name in list(RELEASED)[:12]}
 
 
@@ -73,10 +73,10 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     second = shards[1].read_bytes()
     write_checkpoint(tmp_path / "again", {FIRST.removeprefix(PREFIX): RELEASED[FIRST.removeprefix(PREFIX)]})
     shards[1].write_bytes((tmp_path / "again" / "model-00001-of-00001.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match=f"{FIRST} is in model-00002-of-.* too, not only in model-00001"):
+    with pytest.raises(ArtifactError, match=f"{FIRST} is also in model-00002-of-.*, not only in model-00001"):
         open_checkpoint(tmp_path)
     shards[1].write_bytes(second[:-1])
-    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a whole safetensors file"):
+    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a complete safetensors file"):
         open_checkpoint(tmp_path)
 
 
@@ -113,9 +113,9 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path, text: dict[str, ob
         open_checkpoint(folder)
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     kinds = "a released Hugging Face folder"
-    with pytest.raises(ArtifactMissingError, match=f"is not there; allowed.*{kinds}"):
+    with pytest.raises(ArtifactMissingError, match=f"does not exist; allowed.*{kinds}"):
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(ArtifactMissingError, match="found: nothing"):
         open_checkpoint(tmp_path)

@@ -1,9 +1,9 @@
-# Short targets that people and CI both run. Everything happens in .venv, which the first target makes.
+# Short targets that both people and CI run. Everything happens in .venv, which the first target creates.
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS := cpu,openvino,export,train,eval,bench
-# Never `.`: the links at the repository's root would show the same files again under another name.
+# Never `.`: the links at the repository's root would list the same files again under other names.
 SOURCES := blip3v tests scripts
 
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
@@ -20,20 +20,20 @@ demo: $(VENV)/.installed ## Export, check, ask and measure on a real clip
 test: $(VENV)/.installed-dev ## Run the test suite
 	$(VENV)/bin/python -m pytest
 
-check: $(VENV)/.installed-dev ## Lint, format, types and layers; changes no file
+check: $(VENV)/.installed-dev ## Check lint, format, types and layers; changes no file
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/mypy --strict $(SOURCES)
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/.installed ## Samples per second against the 1024-token baseline
+bench: $(VENV)/.installed ## Measure samples per second against the 1024-token baseline
 	$(VENV)/bin/blip3v bench
 
-clean: ## Remove .venv and every cache; trained models and bundles stay
+clean: ## Remove .venv and all caches, but no trained model or bundle
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
-# Stamps: an installation is done once, and again when what it depends on changes.
+# Stamps: an installation runs once, and again when its dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[$(EXTRAS)]"

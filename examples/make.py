@@ -1,4 +1,4 @@
-"""Makes the example clips and questions.json again: python examples/make.py NEW_FOLDER"""
+"""Regenerates the example clips and questions.json: python examples/make.py NEW_FOLDER"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from blip3v.data.film import make_film
 from blip3v.data.film_files import write_films
 
-# Seeds of the split "test", picked so that each clip shows one thing plainly.
+# Seeds from the split "test", chosen so that each clip shows one thing clearly.
 FILMS = {"turn.mp4": 5471, "bounces.mp4": 98, "order.mp4": 234, "appear.mp4": 82, "speed.mp4": 146}
 HEIGHT = 480
 

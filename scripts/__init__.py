@@ -1,1 +1,1 @@
-"""What people run by hand around the package; nothing in it imports this."""
+"""Scripts to run by hand; nothing in the package imports them."""

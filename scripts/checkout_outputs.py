@@ -1,8 +1,8 @@
-"""Writes what one checkout's runtime answers about the example clips; ``compare_commits.py`` starts it for each bundle.
+"""Writes the answers of one checkout's runtime about the example clips; ``compare_commits.py`` runs it on each bundle.
 
     cd CHECKOUT && PYTHONPATH=$PWD python -P scripts/checkout_outputs.py BUNDLE EXAMPLES OUTPUT.npz
 
-Only the runtime's public API is used, because every commit that is compared must have it. An array is named
+It uses only the runtime's public API, because every compared commit must have it. Arrays are named
 ``what|case``, for example ``questions: token ids|turn.mp4, question 1``.
 """
 
@@ -27,20 +27,20 @@ GREEDY = GenerationOptions(logprobs=20)
 SHORT = GenerationOptions(logprobs=20, max_new_tokens=3)
 SAMPLED = GenerationOptions(logprobs=20, temperature=0.8, top_p=0.95, repetition_penalty=1.1, seed=5)
 LONG = GenerationOptions(logprobs=20, max_new_tokens=48, ignore_stop_token=True)
-LONG_PROMPT_TOKENS = 300  # more than the 256 that go through the decoder at once
+LONG_PROMPT_TOKENS = 300  # more than the 256 that the decoder takes at once
 
 Outputs = Iterator[tuple[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An example clip, encoded, with its committed questions."""
+    """An example clip, its video tokens, and its committed questions."""
 
     name: str
     path: Path
     tokens: VideoTokens
     questions: tuple[str, ...]
-    choices: tuple[str, ...]  # the same questions as multiple choice: longer
+    choices: tuple[str, ...]  # the same questions as multiple choice, which is longer
     long_question: str
 
 
@@ -52,7 +52,7 @@ def all_outputs(model: VideoLM, clips: list[Clip]) -> Outputs:
         yield from _chat(model, clip)
     ragged = [(clip.tokens, (clip.questions, clip.choices)[i % 2][0]) for i, clip in enumerate(clips)]
     yield from _batch(model, "batch", ragged)
-    # A prompt longer than one chunk sends each row through prefill by itself.
+    # If a prompt is longer than one chunk, each row is prefilled separately.
     yield from _batch(model, "batch with a long prompt", [*ragged[:2], (clips[0].tokens, clips[0].long_question)])
 
 
@@ -74,7 +74,7 @@ def _single_answers(model: VideoLM, clip: Clip) -> Outputs:
 
 
 def _chat(model: VideoLM, clip: Clip) -> Outputs:
-    # The second answer is cut off, so its last token reaches the cache only with the third question.
+    # The second answer is truncated, so its last token enters the cache only with the third question.
     with model.chat(clip.tokens) as chat:
         for turn, options in enumerate((GREEDY, SHORT, GREEDY)):
             answer = chat.ask(clip.questions[turn % len(clip.questions)], options=options)
@@ -98,7 +98,7 @@ def _answer(what: str, case: str, answer: Answer) -> Outputs:
 
 
 def read_clips(model: VideoLM, bundle: Path, examples: Path, num_questions: int | None) -> list[Clip]:
-    """Encodes the clips that ``questions.json`` lists; ``num_questions`` of each, or all."""
+    """Encodes the clips listed in ``questions.json``, with ``num_questions`` questions each (None: all)."""
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     clips = []
     for entry in json.loads((examples / "questions.json").read_text("utf-8"))["clips"]:
@@ -114,7 +114,7 @@ def read_clips(model: VideoLM, bundle: Path, examples: Path, num_questions: int 
 
 
 def _long_question(tokenizer: Tokenizer, choices: tuple[str, ...]) -> str:
-    """As many of ``choices`` as it takes to fill more than one chunk of prefill."""
+    """``choices``, repeated until they fill more than one chunk of prefill."""
     text = ""
     while len(tokenizer.encode(text).ids) <= LONG_PROMPT_TOKENS:
         text += " ".join(choices) + " "
@@ -122,17 +122,17 @@ def _long_question(tokenizer: Tokenizer, choices: tuple[str, ...]) -> str:
 
 
 def open_model(bundle: Path) -> VideoLM:
-    """Opens the bundle on ONNX Runtime, whichever engine the checkout would choose by itself."""
+    """Opens the bundle on ONNX Runtime, whichever engine the checkout would choose."""
     has_backends = "backend" in inspect.signature(VideoLM.open).parameters
     chosen: dict[str, Any] = {"backend": "onnxruntime"} if has_backends else {}
     return VideoLM.open(bundle, threads=1, **chosen)
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("examples", type=Path, help="the folder of questions.json and the clips")
+    parser.add_argument("examples", type=Path, help="folder with questions.json and the clips")
     parser.add_argument("output", type=Path, help="the .npz")
     parser.add_argument("--questions", type=int, help="questions of each clip (default: all)")
     options = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Compares what two commits export and answer, bit for bit: graphs, logits, video tokens, token ids, log-probabilities.
+"""Compares exports and answers of two commits bit for bit: graphs, logits, video tokens, token ids, log-probabilities.
 
     python scripts/compare_commits.py 43cee2d main -o benchmarks/results/compare-commits.json
     python scripts/compare_commits.py HEAD . --models tiny-gttm --precisions fp16 --questions 2
 
 BASE and HEAD are commits, or folders that hold a checkout (``.``, ``../other``), which are used as they are. Each side
-exports the shipped models with its own code and answers with its own runtime, in processes of its own, about the clips
-and questions in this checkout's examples/. The logits come from the decoder graphs, which this script drives itself.
+exports the shipped models with its own code and answers with its own runtime, in separate processes, about the clips
+and questions in this checkout's examples/. The logits come from the decoder graphs, which this script runs itself.
 
-Exit codes: 0 all equal, 1 something differs, 2 no comparison (unknown commit, failed command).
+Exit codes: 0 all equal, 1 something differs, 2 nothing was compared (unknown commit, failed command).
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ MODELS = ("tiny-tokenlearner", "tiny-gttm", "tiny-none")
 PRECISIONS = ("fp16", "fp32")
 PROMPT_LENGTHS = (40, 23)  # two rows, the second padded
 NUM_STEPS = 8
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "safetensors")  # what the exports depend on
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "safetensors")  # the exports depend on them
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 class CompareError(Exception):
-    """There is nothing to compare: an unknown commit, or a command that failed."""
+    """Nothing can be compared: an unknown commit, or a failed command."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Side:
     """One of the two checkouts."""
 
     name: str  # "base" or "head"
-    asked: str  # as typed
+    given: str  # as typed
     checkout: Path
     commit: str | None  # None: a folder without git
     changes: tuple[str, ...]  # files below blip3v/ that differ from the commit
@@ -72,14 +72,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of output of one bundle on both sides."""
+    """One kind of output of one bundle, compared."""
 
     model: str
     precision: str
     what: str
     values: int
     differing: int
-    largest_difference: float | None  # None: equal, or not comparable as numbers
+    largest_difference: float | None  # None: equal, or not comparable numerically
     first: str | None  # the first case that differs
 
 
@@ -87,57 +87,57 @@ class Row:
 
 
 @contextlib.contextmanager
-def open_side(name: str, asked: str, folder: Path) -> Iterator[Side]:
-    """A folder as it is, or a commit in a temporary worktree below ``folder``.
+def open_side(name: str, given: str, folder: Path) -> Iterator[Side]:
+    """Yields a folder as it is, or a commit in a temporary worktree below ``folder``.
 
     Raises:
-        CompareError: neither a checkout nor a commit.
+        CompareError: ``given`` is neither a checkout nor a commit.
     """
-    if asked.startswith(".") or Path(asked).is_absolute():
-        yield _folder_side(name, asked)
+    if given.startswith(".") or Path(given).is_absolute():
+        yield _folder_side(name, given)
         return
     try:
-        commit = _git(ROOT, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}")
+        commit = _git(ROOT, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{given}^{{commit}}")
     except CompareError as error:
         raise CompareError(
-            f"{asked!r} is not a commit of this repository; give a commit, branch or tag, or a folder that starts "
+            f"{given!r} is not a commit of this repository; give a commit, branch or tag, or a folder that starts "
             "with . or /"
         ) from error
     checkout = folder / name
     _git(ROOT, "worktree", "add", "--quiet", "--detach", str(checkout), commit)
     try:
-        yield Side(name, asked, checkout, commit, ())
+        yield Side(name, given, checkout, commit, ())
     finally:
         _git(ROOT, "worktree", "remove", "--force", str(checkout))
 
 
-def _folder_side(name: str, asked: str) -> Side:
-    checkout = Path(asked).resolve()
+def _folder_side(name: str, given: str) -> Side:
+    checkout = Path(given).resolve()
     if not (checkout / "blip3v" / "__init__.py").is_file():
-        raise CompareError(f"{asked!r} is not a checkout: it has no blip3v/__init__.py; give its root folder")
+        raise CompareError(f"{given!r} is not a checkout: it has no blip3v/__init__.py; give its root folder")
     if not (checkout / ".git").exists():
-        return Side(name, asked, checkout, None, ())
+        return Side(name, given, checkout, None, ())
     changed = _git(checkout, "status", "--porcelain", "--", "blip3v").splitlines()
-    return Side(name, asked, checkout, _git(checkout, "rev-parse", "HEAD"), tuple(line.split()[-1] for line in changed))
+    return Side(name, given, checkout, _git(checkout, "rev-parse", "HEAD"), tuple(line.split()[-1] for line in changed))
 
 
 def check_reportable(side: Side) -> None:
-    """A committed report must name what ran.
+    """Checks that a report can name the code that ran.
 
     Raises:
         CompareError: the checkout is not exactly a commit.
     """
     if side.commit is None:
-        raise CompareError(f"{side.asked!r} is not a git checkout, so a report cannot name its commit; leave out -o")
+        raise CompareError(f"{side.given!r} is not a git checkout, so a report cannot name its commit; leave out -o")
     if side.changes:
         raise CompareError(
-            f"{side.asked!r} has uncommitted changes ({', '.join(side.changes[:4])}), so a report would name a commit "
+            f"{side.given!r} has uncommitted changes ({', '.join(side.changes[:4])}), so a report would name a commit "
             "that did not run; commit them or leave out -o"
         )
 
 
 def check_models(sides: Sequence[Side], models: Sequence[str]) -> None:
-    """Both sides must ship every model.
+    """Checks that both sides ship every model.
 
     Raises:
         CompareError: one does not.
@@ -145,7 +145,7 @@ def check_models(sides: Sequence[Side], models: Sequence[str]) -> None:
     for side in sides:
         for model in models:
             if not (side.checkout / "blip3v" / "models" / model / "model.safetensors").is_file():
-                raise CompareError(f"{side.asked} ships no model {model!r} in blip3v/models")
+                raise CompareError(f"{side.given} ships no model {model!r} in blip3v/models")
 
 
 def _git(folder: Path, *words: str) -> str:
@@ -155,15 +155,15 @@ def _git(folder: Path, *words: str) -> str:
     return ran.stdout.rstrip()
 
 
-# --- what a side gives
+# --- the outputs of a side
 
 
 def outputs_of(side: Side, model: str, precision: str, folder: Path, num_questions: int | None) -> dict[str, Any]:
-    """Exports one bundle and runs it; arrays by name (``what|case``)."""
+    """Exports one bundle and runs it; returns arrays by name (``what|case``)."""
     bundle = folder / f"{side.name}-{model}-{precision}"
     archive = bundle.with_suffix(".npz")
     source = side.checkout / "blip3v" / "models" / model
-    # The export's own parity check reads the same files again; it changes none of them.
+    # The export's own parity check would only read the same files; it changes none of them.
     _run(side, "-m", "blip3v", "export", "-m", source, "--precision", precision, "--no-check", "-o", bundle)
     limit = () if num_questions is None else ("--questions", num_questions)
     _run(side, "-P", ROOT / "scripts" / "checkout_outputs.py", bundle, ROOT / "examples", archive, *limit)
@@ -174,17 +174,17 @@ def outputs_of(side: Side, model: str, precision: str, folder: Path, num_questio
 
 
 def _run(side: Side, *words: object) -> None:
-    """Runs Python with the side's blip3v; one thread, since the other side has the other core."""
+    """Runs Python with the side's blip3v, on one thread because both sides run at once."""
     command = [sys.executable, *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(side.checkout), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=side.checkout, env=environment, capture_output=True, text=True)
     if ran.returncode:
-        said = "\n".join(ran.stderr.strip().splitlines()[-15:])
-        raise CompareError(f"{side.asked}: {shlex.join(command)} ended with code {ran.returncode}:\n{said}")
+        stderr = "\n".join(ran.stderr.strip().splitlines()[-15:])
+        raise CompareError(f"{side.given}: {shlex.join(command)} ended with code {ran.returncode}:\n{stderr}")
 
 
 def file_hashes(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """sha256 of graphs, their weights, and embeddings."""
+    """Yields the sha256 of the graphs, their weights and the embeddings."""
     for what, paths in (
         ("graphs", sorted(bundle.glob("onnx/*.onnx"))),
         ("stored weights", [*sorted(bundle.glob("onnx/*.data")), bundle / "embeddings.safetensors"]),
@@ -195,17 +195,19 @@ def file_hashes(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def decoder_logits(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Logits of a prefill of two rows and of the steps after it, past and present in the same memory."""
+    """Yields the logits of a prefill of two rows and of the steps after it; past and present share their memory."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     path = bundle / "onnx" / "decoder.onnx"
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    ports = {port.name: port for port in session.get_inputs()}
-    dtype = np.dtype(np.float16 if ports["inputs_embeds"].type == "tensor(float16)" else np.float32)
+    inputs = {tensor.name: tensor for tensor in session.get_inputs()}
+    dtype = np.dtype(np.float16 if inputs["inputs_embeds"].type == "tensor(float16)" else np.float32)
     rows, capacity = len(PROMPT_LENGTHS), max(PROMPT_LENGTHS) + NUM_STEPS
     caches = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((rows, port.shape[1], capacity, port.shape[3]), dtype))
-        for name, port in ports.items()
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(
+            np.zeros((rows, tensor.shape[1], capacity, tensor.shape[3]), dtype)
+        )
+        for name, tensor in inputs.items()
         if name.startswith("past.")
     }
     (table_VD,) = load_file(bundle / "embeddings.safetensors").values()
@@ -227,7 +229,7 @@ def _logits(
     logits_index: NDArray[Any],
     lengths: NDArray[Any],
 ) -> NDArray[Any]:
-    """Runs the decoder once; ``lengths`` count the valid tokens of each row, the new ones included."""
+    """Runs the decoder once; ``lengths`` count the valid tokens of each row, including the new ones."""
     binding = session.io_binding()
     inputs = {
         "inputs_embeds": np.ascontiguousarray(embeds_BtD),
@@ -250,7 +252,7 @@ def _logits(
 
 
 def compare(model: str, precision: str, base: Arrays, head: Arrays) -> list[Row]:
-    """One row for each ``what``; an array that only one side has differs as a whole."""
+    """Returns one row for each ``what``; an array that only one side has differs in every value."""
     names = sorted(base.keys() | head.keys(), key=[*base, *head].index)
     whats = dict.fromkeys(name.partition("|")[0] for name in names)
     return [
@@ -273,14 +275,14 @@ def _row(model: str, precision: str, what: str, names: Sequence[str], base: Arra
 
 
 def _difference(base: NDArray[Any] | None, head: NDArray[Any] | None) -> tuple[int, int, float | None]:
-    """Values, values that differ in any bit, and the largest distance where that is a finite number."""
+    """The number of values, how many differ in any bit, and the largest distance if it is finite."""
     if base is None or head is None:
         size = sum(side.size for side in (base, head) if side is not None)
         return size, max(size, 1), None
     values = max(base.size, head.size)
     if base.shape != head.shape or base.dtype.kind != head.dtype.kind:
         return values, max(values, 1), None
-    if base.dtype.kind == "U":  # the width of a text array is that of its text
+    if base.dtype.kind == "U":  # the width of a text array follows from its text
         return values, int((base != head).sum()), None
     if base.dtype != head.dtype:
         return values, max(values, 1), None
@@ -297,7 +299,7 @@ def _difference(base: NDArray[Any] | None, head: NDArray[Any] | None) -> tuple[i
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """The rows; parts of one scenario that are all equal share a line."""
+    """A table of the rows; equal parts of a scenario share a line."""
     table = Table(box=box.SIMPLE)
     for name in ("model", "precision", "what", "values", ""):
         table.add_column(name, justify="right" if name == "values" else "left", no_wrap=bool(name))
@@ -330,8 +332,8 @@ def report_of(command: str, base: Side, head: Side, rows: Sequence[Row], seconds
     return {
         "schema_version": 1,
         "command": command,
-        "base": {"asked": base.asked, "commit": base.commit},
-        "head": {"asked": head.asked, "commit": head.commit},
+        "base": {"asked": base.given, "commit": base.commit},
+        "head": {"asked": head.given, "commit": head.commit},
         "equal": not any(row.differing for row in rows),
         "seconds": round(seconds, 1),
         "environment": environment | {"packages": environment["packages"] | packages, "load_average": load_average()},
@@ -343,17 +345,17 @@ def report_of(command: str, base: Side, head: Side, rows: Sequence[Row], seconds
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    """Compares, prints the table, and writes the report where one was asked for.
+    """Compares, prints the table, and writes the report if one was requested.
 
     Raises:
-        CompareError: there is nothing to compare.
+        CompareError: nothing can be compared.
     """
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blip3v-compare-")))
         sides = [
-            stack.enter_context(open_side(name, asked, folder))
-            for name, asked in (("base", options.base), ("head", options.head))
+            stack.enter_context(open_side(name, given, folder))
+            for name, given in (("base", options.base), ("head", options.head))
         ]
         check_models(sides, options.models)
         if options.output is not None:
@@ -371,7 +373,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 def _compare_all(sides: Sequence[Side], options: argparse.Namespace, folder: Path) -> list[Row]:
     rows: list[Row] = []
     bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-    with bar, ThreadPoolExecutor(len(sides)) as pool:  # an export keeps one core busy: the sides run side by side
+    with bar, ThreadPoolExecutor(len(sides)) as pool:  # an export uses one core, so both sides run at once
         task = bar.add_task("", total=len(options.models) * len(options.precisions))
         for model in options.models:
             for precision in options.precisions:
@@ -386,11 +388,11 @@ def _compare_all(sides: Sequence[Side], options: argparse.Namespace, folder: Pat
 
 
 def main(words: Sequence[str]) -> None:
-    """Reads the command line and exits."""
+    """Runs the command line and exits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="commit, or a checkout's folder")
     parser.add_argument("head", help="commit, or a checkout's folder")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON (default: only the table)")
+    parser.add_argument("-o", "--output", type=Path, help="JSON report (default: only the table)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: all shipped models")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="default: both")
     parser.add_argument("--questions", type=int, metavar="N", help="questions of each clip (default: all)")
@@ -408,5 +410,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worktrees are removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktrees are removed
     main(sys.argv[1:])

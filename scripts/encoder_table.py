@@ -1,10 +1,10 @@
-"""Counts the parameters of every temporal encoder at full width, and runs its graph on ONNX Runtime beside PyTorch.
+"""Counts the parameters of every temporal encoder at full width, and compares its graph on ONNX Runtime with PyTorch.
 
 python scripts/encoder_table.py measure benchmarks/results/encoders.json    # 80 exports: 15 minutes, 3 GiB
 python scripts/encoder_table.py table benchmarks/results/encoders.json docs/encoders.md
 
-The width is the released model's; its vision encoder and resampler are cut to one layer on small pictures, since their
-parity is not the question here. Weights are random. ``table`` writes anew what stands between the page's two marks.
+The width is that of the released model; vision encoder and resampler are cut to one layer on small pictures, since
+their parity is not tested here. Weights are random. ``table`` replaces what is between the page's two markers.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Case:
 
     encoder: str
     num_video_tokens: int
-    form: str = ""  # in words; empty: there is one alone
+    form: str = ""  # in words; empty: there is only one
     options: Mapping[str, Any] = field(default_factory=dict)
-    authors: str | None = None  # the authors' name, where their code has this very form
-    unused: Mapping[str, int] = field(default_factory=dict)  # elements of their state dict that nothing reads
+    authors: str | None = None  # the authors' name for it, if their code has exactly this form
+    unused: Mapping[str, int] = field(default_factory=dict)  # unused elements of their state dict
 
     @property
     def config(self) -> ModelConfig:
@@ -63,7 +63,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every encoder at every count of the paper that it admits, and at its own; one that is not listed at its usual."""
+    """Every encoder at each of the paper's counts that it supports, and at its own; unlisted ones at their usual."""
     read, output = ({name: _learner(m)} for name, m in (("ttm_unit.read_layer", 128), ("ttm_unit.output_layer", 32)))
     mean, attention, stamps = {"pooling": "mean"}, {"pooling": "attention"}, {"time_stamps": True}
     steps, memory = {"memory_output": False}, {"memory_output": True}
@@ -92,7 +92,7 @@ def cases() -> list[Case]:
 
 
 def count(case: Case) -> dict[str, Any]:
-    """Elements of the encoder at full width: ours, and what the authors' state dict holds beside."""
+    """Elements of the encoder at full width: ours, and those that only the authors' state dict holds."""
     with torch.device("meta"):
         module: nn.Module = build_temporal(case.config)
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -132,7 +132,7 @@ def measure(output: Path) -> None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The rows as Markdown, below the command that made them."""
+    """The rows as a Markdown table."""
     head = (
         "encoder | form | tokens of 8 frames | parameters | authors' state dict | fp32 error | fp16 error",
         "---|---|---:|---:|---:|---:|---:",
@@ -141,7 +141,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def put_table(page: str, report: Mapping[str, Any]) -> str:
-    """``page`` with the table between its marks."""
+    """``page`` with the table between its markers."""
     start, end = page.index(START) + len(START), page.index(END)
     return f"{page[:start]}\n{table(report)}\n{page[end:]}"
 
@@ -152,7 +152,7 @@ def _named(case: Case) -> dict[str, Any]:
 
 
 def _runs(case: Case) -> Iterator[dict[str, Any]]:
-    """The graphs beside PyTorch fp32, at two sizes that were not the example's."""
+    """Compares the graphs with PyTorch fp32, at two sizes other than those they were traced with."""
     config = dataclasses.replace(
         case.config,
         vision=dataclasses.replace(RELEASED.vision, num_layers=1, image_size=_IMAGE_SIZE),
@@ -201,11 +201,11 @@ def _learner(num_video_tokens: int) -> int:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("measure", help="export, run and count").add_argument("output", type=Path)
-    write = verbs.add_parser("table", help="write the page's table anew")
+    write = verbs.add_parser("table", help="replace the page's table")
     write.add_argument("report", type=Path)
     write.add_argument("page", type=Path)
     chosen = parser.parse_args()

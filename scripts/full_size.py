@@ -1,10 +1,10 @@
-"""Exports and runs the 4B model on this machine, and writes what each command took: seconds, peak memory, disk, parity.
+"""Exports and runs the 4B model on this machine, and records seconds, peak memory, disk and parity of each command.
 
     python scripts/full_size.py /tmp/full-size benchmarks/results/full-size-cpu.json
 
-Needs 24 GiB of memory, 54 GB of disk in the first folder and about an hour on two free cores. Each command runs as a
-user types it, in a process of its own; a command that fails ends the script with what it said. What it makes stays,
-but for the synthetic checkpoint, and a step whose entry is in the JSON is not run again.
+Needs 24 GiB of memory, 54 GB of disk in the first folder and about an hour on two idle cores. Each command runs as a
+user would type it, in its own process; a command that fails ends the script. All outputs are kept except the synthetic
+checkpoint, and a step that is already in the JSON is not run again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Step = tuple[str, list[str], Callable[[dict[str, Any]], dict[str, Any]]]
 
 
 def main() -> None:
-    """Runs the steps in order and writes the JSON after each."""
+    """Runs the steps in order and writes the JSON after each one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where checkpoint, model folder and bundles go")
     parser.add_argument("output", type=Path, help="the JSON")
-    parser.add_argument("-r", "--repetitions", type=int, default=3, help="turns of the benchmark (default: 3)")
+    parser.add_argument("-r", "--repetitions", type=int, default=3, help="of the benchmark (default: 3)")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     report = json.loads(options.output.read_text("utf-8")) if options.output.is_file() else {"steps": []}
@@ -49,7 +49,7 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         write_file(options.output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         if name == "convert":
-            shutil.rmtree(options.folder / "released")  # the disk is needed for the bundle
+            shutil.rmtree(options.folder / "released")  # frees disk space for the bundle
     print(options.output)
 
 
@@ -98,7 +98,7 @@ def _run(
 
 
 def _environment() -> dict[str, str]:
-    """The commands of the environment that runs this script come first."""
+    """Puts the commands of the environment that runs this script first."""
     return os.environ | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
 
 

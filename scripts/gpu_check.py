@@ -1,11 +1,11 @@
-"""All that wants a CUDA device, in one command: parity, training speed and generation speed.
+"""Runs everything that needs a CUDA device: parity, training speed and generation speed.
 
     python scripts/gpu_check.py --output benchmarks/results/gpu.json
     python scripts/gpu_check.py --only training --seconds 480 --output benchmarks/results/gpu.json
     python scripts/gpu_check.py --device cpu --smallest --output /tmp/gpu.json
 
-The weights are random. Every measurement is written as soon as it is there; the same command again goes on from what
-the file holds. blip3v need not be installed: the checkout that this file lies in is what is measured.
+The weights are random. Every measurement is written as soon as it is made; running the same command again continues
+from what the file holds. blip3v need not be installed: the checkout that contains this file is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NEEDED = {"torch": "2.11", "transformers": "5.17", "safetensors": "0.5", "click
 
 
 def main() -> None:
-    """Checks that the packages are there and starts the command."""
+    """Checks that the required packages are installed and starts the command."""
     missing = [f'"{name}>={version}"' for name, version in _NEEDED.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"this Python lacks packages that the GPU check needs; run: pip install {' '.join(missing)}")

@@ -1,12 +1,12 @@
-"""Goldens of the released slow tokenizer, for tests/text: a small model, and the ids of odd strings by transformers.
+"""Makes the goldens of the released slow tokenizer for tests/text: a small model, and ids of odd strings.
 
-The slow ``LlamaTokenizer`` left transformers with version 5, so this runs in an environment of its own:
+The ids are those of transformers' slow ``LlamaTokenizer``, which version 5 removed, so this needs its own environment:
 
 python -m venv /tmp/goldens && /tmp/goldens/bin/pip install transformers==4.57.6 sentencepiece==0.2.3 protobuf
 /tmp/goldens/bin/python scripts/make_tokenizer_goldens.py
 
-It writes tests/text/goldens/released-small.model (trained on texts made in tests/text/odd_strings.py) and
-released-small.json: versions, and text and ids of each string. Both are the same at every run.
+It writes tests/text/goldens/released-small.model (trained on the texts of tests/text/odd_strings.py) and
+released-small.json: versions, and the text and ids of each string. Every run writes the same two files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SYSTEM = (
 
 
 def prompts() -> list[str]:
-    """Whole conversations as the released template writes them."""
+    """Whole conversations as the released template renders them."""
     first = (
         f"<|system|>\n{SYSTEM}<|end|>\n<|user|>\n<image>\nWhich way does the red circle turn?<|end|>\n<|assistant|>\n"
     )

@@ -1,4 +1,4 @@
-"""Draws exact match per kind of question from reports of `blip3v eval`, beside the blind score.
+"""Draws exact match by kind of question from reports of `blip3v eval`, next to the blind score.
 
 python scripts/plot_accuracy.py blip3v/models/tiny-tokenlearner/evaluation.json \\
     benchmarks/results/tiny-single-frame-evaluation.json docs/accuracy.png
@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # draws into files, also where there is no display
+matplotlib.use("Agg")  # draws into files, even without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +24,7 @@ _BLIND_COLOUR = "#ced4da"
 
 
 def main(reports: list[Path], output: Path) -> None:
-    """Reads the reports of the same questions and writes the picture ``output``."""
+    """Reads reports on the same questions and writes the picture to ``output``."""
     found = [json.loads(path.read_text("utf-8")) for path in reports]
     kinds = [kind["kind"] for kind in found[0]["kinds"]]
     figure, axis = plt.subplots(figsize=(9, 3.2), dpi=160)

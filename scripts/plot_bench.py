@@ -1,6 +1,6 @@
 """Draws samples per second: python scripts/plot_bench.py RESULT.json OUT.png
 
-The result is that of `blip3v bench`, or of scripts/full_size.py, which holds one.
+RESULT.json comes from `blip3v bench`, or from scripts/full_size.py, whose result contains one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # draws into files, also where there is no display
+matplotlib.use("Agg")  # draws into files, even without a display
 
 import matplotlib.pyplot as plt
 
@@ -21,7 +21,7 @@ _COLOUR, _BASELINE_COLOUR, _GREY = "#2a6f97", "#adb5bd", "#495057"
 
 
 def main(result: Path, output: Path) -> None:
-    """Reads ``result`` and writes the picture ``output``."""
+    """Reads ``result`` and writes the picture to ``output``."""
     report = json.loads(result.read_text("utf-8"))
     report = next((step["bench"] for step in report.get("steps", []) if "bench" in step), report)
     if report.get("schema_version") != 1:
@@ -39,7 +39,9 @@ def main(result: Path, output: Path) -> None:
 def _panel(axis: Any, rows: list[dict[str, Any]], quantity: str, title: str, baseline: str | None) -> None:
     speeds = [row[quantity]["samples_per_s"] for row in rows]
     mixed = len({row["precision"] for row in rows}) > 1
-    is_baseline = [row["name"] == baseline and row[quantity]["ratio"] == 1.0 for row in rows]  # one bundle may give all
+    is_baseline = [
+        row["name"] == baseline and row[quantity]["ratio"] == 1.0 for row in rows
+    ]  # all rows may be of one bundle
     colours = [_BASELINE_COLOUR if it_is else _COLOUR for it_is in is_baseline]
     bars = axis.bar(range(len(rows)), speeds, color=colours, width=0.62)
     axis.set_xticks(range(len(rows)), [_label(row, mixed) for row in rows])

@@ -1,4 +1,4 @@
-"""The README's first picture: the frames that the model sees of an example clip, with question and answer.
+"""Draws the README's first picture: the frames of an example clip that the model sees, with question and answer.
 
 blip3v ask examples/turn.mp4 "QUESTION" --json > answer.json
 python scripts/plot_clip.py examples/turn.mp4 "QUESTION" answer.json docs/clip.png
@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 
 
 def main(video: Path, question: str, answer: Path, output: Path) -> None:
-    """Draws the sampled frames of ``video`` in a row, the question above and the answer below."""
+    """Draws the sampled frames of ``video`` in a row, with the question above and the answer below."""
     record = json.loads(answer.read_text("utf-8"))
     clip = load_clip(video, num_frames=len(record["frames"]))
     figure, axes = plt.subplots(1, len(clip.frames), figsize=(12, 1.75))

@@ -1,4 +1,4 @@
-"""Draws training samples per second of a result of `scripts/gpu_check.py` beside the paper's.
+"""Draws training samples per second from a result of `scripts/gpu_check.py` next to the paper's.
 
 python scripts/plot_gpu.py benchmarks/results/gpu.json docs/gpu.png
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # draws into files, also where there is no display
+matplotlib.use("Agg")  # draws into files, even without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +22,7 @@ _PAPER_COLOUR, _GREY = "#adb5bd", "#495057"
 
 
 def main(result: Path, output: Path) -> None:
-    """Reads ``result`` and writes the picture ``output``."""
+    """Reads ``result`` and writes the picture to ``output``."""
     report = _read(result)
     groups = [group for group in report["training"]["rows"].values() if group.get("rows")]
     rows = groups[0]["rows"]

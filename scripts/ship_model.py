@@ -1,6 +1,6 @@
-"""Puts a finished run into the package: its model folder and its log, under blip3v/models.
+"""Copies a finished run into the package: its model folder and its log, to blip3v/models.
 
-Run from the root of the checkout:
+Run it from the root of the checkout:
 python scripts/ship_model.py runs/tiny-tokenlearner
 blip3v eval -m blip3v/models/tiny-tokenlearner -o blip3v/models/tiny-tokenlearner/evaluation.json
 """
@@ -18,7 +18,7 @@ MAX_WEIGHT_BYTES = 8 * 10**6
 
 
 def main(run: Path) -> None:
-    """Copies the run's model folder and its log."""
+    """Copies the model folder and the log of ``run``."""
     model = open_model_folder(run / "model")
     size = model.weights.stat().st_size
     if size > MAX_WEIGHT_BYTES:

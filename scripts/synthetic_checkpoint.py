@@ -1,11 +1,11 @@
-"""Writes a folder that looks like the released checkpoint, with made-up weights, to try the whole chain at full size.
+"""Writes a folder that looks like the released checkpoint, with random weights, to test the whole chain at full size.
 
     python scripts/synthetic_checkpoint.py /tmp/synthetic --sparse
     python scripts/synthetic_checkpoint.py /tmp/synthetic --form tokenlearner
 
-Names, shapes, dtype, shards, index and configs are the released ones; the weights are random, other ones for every
-name. The tokenizer is not the real one: it is a small SentencePiece model, filled up to the released 32,000 pieces, so
-that ids and counts are right and texts become more tokens than with the real one. Answers mean nothing.
+Names, shapes, dtype, shards, index and configs are the released ones; the weights are random and differ for every
+name. The tokenizer is not the real one: it is a small SentencePiece model padded to the released 32,000 pieces, so
+ids and counts are right, but texts become more tokens than with the real one. Answers mean nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from synthetic_checkpoint import DTYPES, FORMS, released_shapes, with_form, writ
 
 
 def main() -> None:
-    """Writes the folder and says what it holds."""
+    """Writes the folder and prints what it holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the new folder")
-    parser.add_argument("--sparse", action="store_true", help="files with holes: right headers, zeros, 1 MB of disk")
+    parser.add_argument("--sparse", action="store_true", help="sparse files: correct headers, zeros, 1 MB of disk")
     parser.add_argument("--form", choices=FORMS, default="gttm", help="temporal encoder (default: gttm, as released)")
     parser.add_argument("--dtype", choices=DTYPES, default="F32", help="of all tensors (default: F32, as released)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
@@ -60,7 +60,7 @@ def _check(folder: Path, num_bytes: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if num_bytes > free:
-        raise SystemExit(f"{folder} takes {num_bytes:,} bytes and {free:,} are free; choose another disk, or --sparse")
+        raise SystemExit(f"{folder} needs {num_bytes:,} bytes and {free:,} are free; use another disk, or --sparse")
 
 
 if __name__ == "__main__":

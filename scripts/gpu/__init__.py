@@ -1,1 +1,1 @@
-"""The stages of ``scripts/gpu_check.py``. Needs torch and transformers; neither a video decoder nor the network."""
+"""The stages of ``scripts/gpu_check.py``. They need torch and transformers, but no video decoder and no network."""

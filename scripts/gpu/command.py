@@ -26,8 +26,8 @@ _STAGES: dict[str, Callable[[Plan, Report], None]] = {
     "training": training,
     "generation": generation,
 }
-# Layers share their code, and every length and batch size is a shape of its own; past the limit dynamo gives up.
-_MOST_SHAPES = 64
+# Layers share their code, and every length and batch size is another shape; beyond this limit dynamo gives up.
+_MAX_SHAPES = 64
 
 
 @click.command()
@@ -37,32 +37,32 @@ _MOST_SHAPES = 64
     type=click.Path(path_type=Path),
     default=Path("benchmarks/results/gpu.json"),
     show_default=True,
-    help="JSON to write, or to go on with.",
+    help="JSON to write or to continue.",
 )
 @click.option(
-    "--only", default=",".join(STAGES), show_default=True, metavar="STAGES", help="Stages to run, with commas between."
+    "--only", default=",".join(STAGES), show_default=True, metavar="STAGES", help="Stages to run, separated by commas."
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
     default=180.0,
     show_default=True,
-    help="Time after which a stage begins nothing new.",
+    help="Time after which a stage starts nothing new.",
 )
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Where to run.")
 @click.option(
     "--smallest",
     is_flag=True,
-    help="The smallest form of every stage: the tiny preset, few turns. The only one for a CPU.",
+    help="Smallest form of every stage: the tiny preset, few turns. Required on a CPU.",
 )
 @click.option(
     "--perturb",
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="Relative noise on the weights that parity tests, to see it fail.",
+    help="Relative noise on the weights under test, to see parity fail.",
 )
-@click.option("--commit", help="What is measured, where the checkout has no .git.  [default: git describe]")
+@click.option("--commit", help="Commit that is measured, for a checkout without .git.  [default: git describe]")
 def gpu_check(
     output: Path, only: str, seconds: float, device: str, smallest: bool, perturb: float, commit: str | None
 ) -> None:
@@ -81,11 +81,11 @@ def gpu_check(
         report = Report(output, environment=describe_environment(plan), run=run)
         for stage in stages:
             talk.print(f"{stage} ...")
-            with torch._dynamo.config.patch(recompile_limit=_MOST_SHAPES):
+            with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):
                 _STAGES[stage](plan, report)
         print_report(report.content, Console())
         talk.print(f"written: {output}")
-        _pass(report)
+        _check_misses(report)
     except Blip3vError as error:
         talk.print(f"error: {error}", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
@@ -95,21 +95,21 @@ def _checked(plan: Plan, only: str) -> tuple[str, ...]:
     stages = tuple(name.strip() for name in only.split(","))
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
-        raise UsageError(f"--only {only}: {', '.join(unknown)} is no stage; allowed: {', '.join(STAGES)}")
+        raise UsageError(f"--only {only}: {', '.join(unknown)} is not a stage; allowed: {', '.join(STAGES)}")
     if plan.device.type == "cpu" and not plan.smallest:
         raise UsageError("--device cpu would take hours with the 4B model; add --smallest")
     if plan.device.type == "cuda" and not torch.cuda.is_available():
         raise ProviderError(
-            f"torch {torch.__version__} sees no CUDA device; run where one is, or --device cpu --smallest"
+            f"torch {torch.__version__} sees no CUDA device; run on a machine with one, or with --device cpu --smallest"
         )
     return stages
 
 
-def _pass(report: Report) -> None:
+def _check_misses(report: Report) -> None:
     misses = report.misses()
     if misses:
         shown = "; ".join(misses[:4]) + (f"; and {len(misses) - 4} more" if len(misses) > 4 else "")
         raise ParityError(
             f"{len(misses)} rows of parity missed their tolerance: {shown}; the JSON holds every error; "
-            "a miss in float32 tells a wrong computation, one in half precision alone an overflow or a tolerance"
+            "a miss in float32 means a wrong computation, a miss in half precision alone means an overflow or too tight a tolerance"
         )

@@ -1,4 +1,4 @@
-"""What the numbers depend on, and the facts of one run."""
+"""The environment that the numbers depend on, and facts about one run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _QUERY = (
 
 
 def describe_environment(plan: Plan) -> dict[str, Any]:
-    """What has to be the same for all numbers of a file."""
+    """Everything that must be equal for all numbers of a file."""
     cuda = plan.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(plan.device) if cuda else platform.processor() or platform.machine(),
@@ -48,16 +48,16 @@ def describe_environment(plan: Plan) -> dict[str, Any]:
 
 
 def describe_run(plan: Plan, stages: tuple[str, ...], *, commit: str | None) -> dict[str, Any]:
-    """When, of which commit, and how the device stood as the run began.
+    """The date, the commit, and the state of the device as the run begins.
 
     Args:
-        plan: of the run.
-        stages: that it measures.
-        commit: for a checkout without ``.git``; None: ask git.
+        plan: the plan of the run.
+        stages: the stages that it measures.
+        commit: the commit of a checkout without ``.git``; None: ask git.
     """
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit or _ask("git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
+        "commit": commit or _output_of("git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
         "stages": list(stages),
         "seconds_a_stage": plan.seconds,
         "nvidia_smi": _nvidia_smi() if plan.device.type == "cuda" else None,
@@ -65,14 +65,14 @@ def describe_run(plan: Plan, stages: tuple[str, ...], *, commit: str | None) -> 
 
 
 def _nvidia_smi() -> dict[str, str] | None:
-    answer = _ask("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader")
+    answer = _output_of("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader")
     if answer is None:
         return None
     return dict(zip(_QUERY, (value.strip() for value in answer.splitlines()[0].split(",")), strict=False))
 
 
-def _ask(*command: str) -> str | None:
-    """What a program prints; None: it is not here, or has no answer."""
+def _output_of(*command: str) -> str | None:
+    """What a program prints; None: it is not installed, fails or prints nothing."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)

@@ -1,7 +1,7 @@
-"""Stage ``generation``: how fast the reference encodes a clip, reads a prompt and answers, greedily.
+"""Stage ``generation``: how fast the reference encodes a clip, prefills a prompt and answers greedily.
 
-Two forms. eager: the library's growing KV cache. compiled: a static cache, with the decoding step compiled; the prompt
-is read without compiling, as the library does it.
+There are two forms. eager: the library's growing KV cache. compiled: a static cache and a compiled decoding step; the
+prefill is not compiled, as in the library.
 """
 
 # Shapes: B clips, L text tokens, M video tokens, S = L + M - 1 spliced tokens, D width, V logits.
@@ -22,20 +22,20 @@ from scripts.gpu.models import Inputs, SharedModel, make_inputs, peak_gib, reset
 from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Budget, Plan, Row, Stopwatch, first_line
 from scripts.gpu.report import Report
 
-__all__ = ["Sample", "Speaker", "generation", "speed"]
+__all__ = ["Answerer", "Sample", "generation", "speed"]
 
 _BATCH_SIZES, _SMALLEST_BATCH_SIZES = (1, 4), (1,)
-_MODES = ("reduce-overhead", "default")  # of torch.compile; the second where the first fails
+_MODES = ("reduce-overhead", "default")  # of torch.compile; the second is used if the first fails
 _DTYPE = torch.bfloat16
 
 _WHAT = {
     "dtype": "bfloat16",
-    "text": f"{QUESTION_TOKENS} tokens asked, {ANSWER_TOKENS} answered, no stop token",
+    "text": f"{QUESTION_TOKENS} question tokens, {ANSWER_TOKENS} answer tokens, no stop token",
     "samples_per_s": "clips encoded and answered",
-    "language_model_samples_per_s": "prompt read and answered, the clip encoded before",
-    "eager": "the library's KV cache, which grows",
-    "compiled": "static KV cache of the row's length; the decoding step compiled whole, the prompt read in eager form",
-    "turns": "an answer of each row in turn",
+    "language_model_samples_per_s": "prompt prefilled and answered, with the clip already encoded",
+    "eager": "the library's growing KV cache",
+    "compiled": "static KV cache of the row's length; the whole decoding step compiled, the prefill eager",
+    "turns": "one answer of each row in turn",
 }
 
 Step = Callable[[Tensor, Cache], Tensor]
@@ -45,8 +45,8 @@ class Sample(NamedTuple):
     """Seconds of one batch."""
 
     encode_s: float
-    prefill_s: float  # gives the first new token
-    steps_s: float  # gives the others
+    prefill_s: float  # produces the first new token
+    steps_s: float  # produces the others
 
     @property
     def language_model_s(self) -> float:
@@ -59,14 +59,14 @@ class Sample(NamedTuple):
         return self.encode_s + self.language_model_s
 
 
-class Speaker:
+class Answerer:
     """Answers one batch with one row's encoder in one form.
 
     Args:
         shared: the model of all rows.
-        row: whose encoder.
+        row: the row whose encoder is used.
         inputs: clips and prompts.
-        watch: of the model's device.
+        watch: a stopwatch of the model's device.
         compile_with: backend and mode for ``torch.compile``; None: the eager form.
     """
 
@@ -79,7 +79,7 @@ class Speaker:
 
     @torch.no_grad()
     def answer(self) -> tuple[Sample, Tensor]:
-        """Seconds, and ids (B, ANSWER_TOKENS)."""
+        """Returns the seconds, and the ids (B, ANSWER_TOKENS)."""
         model, inputs = self._shared.use(self._row), self._inputs
         if self._cache is not None:
             self._cache.reset()
@@ -90,7 +90,7 @@ class Speaker:
 
 
 def generation(plan: Plan, report: Report) -> None:
-    """Measures every batch size and form that the report does not hold yet, each with all rows."""
+    """Measures every batch size and form that is not in the report yet, each with all rows."""
     report.describe("generation", "what", _WHAT)
     sizes = _SMALLEST_BATCH_SIZES if plan.smallest else _BATCH_SIZES
     wanted = {f"batch {size}, {form}": (size, form) for form in ("eager", "compiled") for size in sizes}
@@ -108,7 +108,7 @@ def generation(plan: Plan, report: Report) -> None:
 
 
 def speed(row: Row, samples: list[Sample], batch_size: int) -> dict[str, Any]:
-    """A row's medians, and the seconds behind them."""
+    """Medians of a row, and the seconds they come from."""
     encode_s, prefill_s, steps_s = (statistics.median(seconds) for seconds in zip(*samples, strict=True))
     num_steps = ANSWER_TOKENS - 1
     return {
@@ -125,10 +125,10 @@ def speed(row: Row, samples: list[Sample], batch_size: int) -> dict[str, Any]:
 
 
 def _measure(shared: SharedModel, size: int, form: str, plan: Plan, budget: Budget) -> dict[str, Any]:
-    """All rows in turns. A row that failed to compile or came too late is left out and says why."""
+    """Measures all rows in turns. A row that failed to compile or ran out of time is left out, with the reason."""
     inputs = make_inputs(plan.config, size, device=plan.device, dtype=_DTYPE)
     watch = Stopwatch(plan.device)
-    speakers: dict[Row, Speaker] = {}
+    answerers: dict[Row, Answerer] = {}
     facts: dict[Row, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     unfinished = False
@@ -136,51 +136,51 @@ def _measure(shared: SharedModel, size: int, form: str, plan: Plan, budget: Budg
         if budget.spent:
             left_out[str(row)], unfinished = f"the {plan.seconds:g} s of this stage were spent", True
             continue
-        eager = Speaker(shared, row, inputs, watch, None)
-        speaker, facts[row] = (eager, {}) if form == "eager" else _compiled_speaker(shared, row, inputs, watch, plan)
-        if speaker is None:
+        eager = Answerer(shared, row, inputs, watch, None)
+        answerer, facts[row] = (eager, {}) if form == "eager" else _compiled_answerer(shared, row, inputs, watch, plan)
+        if answerer is None:
             left_out[str(row)] = facts[row]["failures"][-1]
             continue
-        speakers[row] = speaker
-        facts[row] |= {"ids_as_eager": _share_equal(speaker.answer()[1], eager.answer()[1])}
-    samples, peaks = _take_turns(speakers, plan, budget)
-    rows = [{**speed(row, samples[row], size), **facts[row], "peak_gib": peaks[row]} for row in speakers]
+        answerers[row] = answerer
+        facts[row] |= {"ids_as_eager": _share_equal(answerer.answer()[1], eager.answer()[1])}
+    samples, peaks = _take_turns(answerers, plan, budget)
+    rows = [{**speed(row, samples[row], size), **facts[row], "peak_gib": peaks[row]} for row in answerers]
     facts_of_all = {"batch_size": size, "compiled": form == "compiled", "unfinished": unfinished}
     return {**facts_of_all, "rows": rows, "left_out": left_out}
 
 
 def _take_turns(
-    speakers: dict[Row, Speaker], plan: Plan, budget: Budget
+    answerers: dict[Row, Answerer], plan: Plan, budget: Budget
 ) -> tuple[dict[Row, list[Sample]], dict[Row, float | None]]:
-    samples: dict[Row, list[Sample]] = {row: [] for row in speakers}
+    samples: dict[Row, list[Sample]] = {row: [] for row in answerers}
     peaks: dict[Row, float | None] = {}
-    thrown_away, counted = plan.turns
-    for turn in range(thrown_away + counted):
-        for row, speaker in speakers.items():
+    warmup, counted = plan.turns
+    for turn in range(warmup + counted):
+        for row, answerer in answerers.items():
             reset_peak(plan.device)
-            sample, _ = speaker.answer()
+            sample, _ = answerer.answer()
             peaks[row] = peak_gib(plan.device)
-            if turn >= thrown_away:
+            if turn >= warmup:
                 samples[row].append(sample)
-        if turn >= thrown_away and budget.spent:
+        if turn >= warmup and budget.spent:
             break
     return samples, peaks
 
 
-def _compiled_speaker(
+def _compiled_answerer(
     shared: SharedModel, row: Row, inputs: Inputs, watch: Stopwatch, plan: Plan
-) -> tuple[Speaker | None, dict[str, Any]]:
-    """A speaker that has answered once, in the first mode that works; None: none does."""
+) -> tuple[Answerer | None, dict[str, Any]]:
+    """Returns one that has answered once, in the first mode that works; None: no mode works."""
     failures: list[str] = []
     for mode in _MODES:
         options: dict[str, Any] = {"backend": plan.compile_backend, **({} if plan.smallest else {"mode": mode})}
         try:
-            speaker = Speaker(shared, row, inputs, watch, options)
-            compile_s, _ = watch.time(speaker.answer)
-        except RuntimeError as error:  # what dynamo, inductor and the CUDA graphs raise
+            answerer = Answerer(shared, row, inputs, watch, options)
+            compile_s, _ = watch.time(answerer.answer)
+        except RuntimeError as error:  # raised by dynamo, inductor and CUDA graphs
             failures.append(f"{options}: {first_line(error)}")
             continue
-        return speaker, {"torch_compile": options, "first_answer_s": compile_s, "failures": failures}
+        return answerer, {"torch_compile": options, "first_answer_s": compile_s, "failures": failures}
     return None, {"failures": failures}
 
 
@@ -214,7 +214,7 @@ def _prefill(model: Blip3Video, inputs: Inputs, video_BMD: Tensor, cache: Cache 
 
 
 def _continue(step: Step, id_B: Tensor, cache: Cache) -> Tensor:
-    """All new ids (B, ANSWER_TOKENS), the first one given."""
+    """All new ids (B, ANSWER_TOKENS), starting with the given ones."""
     ids = [id_B]
     while len(ids) < ANSWER_TOKENS:
         ids.append(step(ids[-1], cache))
@@ -222,7 +222,7 @@ def _continue(step: Step, id_B: Tensor, cache: Cache) -> Tensor:
 
 
 def _static_cache(model: Blip3Video, row: Row) -> StaticCache:
-    """A cache that holds prompt and answer. Both fit the sliding window, so that no layer needs one that slides."""
+    """A cache for prompt and answer. Both fit the sliding window, so no layer needs a sliding cache."""
     config = copy.deepcopy(model.lang_model.model.config)
     length = QUESTION_TOKENS + row.num_video_tokens + ANSWER_TOKENS
     assert config.sliding_window is None or length <= config.sliding_window

@@ -1,7 +1,7 @@
 """Random models on a device, and inputs for them.
 
-Weights are made where they are used, which takes seconds for the 4B model. They differ from layer to layer and keep the
-size of sums, so that half precision holds every activation.
+Weights are made on the device that uses them, which takes seconds for the 4B model. They differ from layer to layer and
+preserve the scale of sums, so that half precision holds every activation.
 """
 
 # Shapes: B clips, T frames, L text tokens.
@@ -27,7 +27,7 @@ __all__ = ["Inputs", "SharedModel", "make", "make_inputs", "peak_gib", "reset_pe
 
 M = TypeVar("M", bound=nn.Module)
 
-# Vectors that enter a sum as they are.
+# Vectors that are added without a product: their values have unit variance.
 _UNIT_NAMES = (
     "latents",
     "initial_memory",
@@ -42,7 +42,7 @@ class Inputs:
     """A batch of clips with one conversation each."""
 
     frames_BTCHW: Tensor
-    ids_BL: Tensor  # the video, a question; then an answer
+    ids_BL: Tensor  # the video, a question, then an answer
     position_B: Tensor  # of ``<image>``
 
     def prompt(self) -> Tensor:
@@ -51,7 +51,7 @@ class Inputs:
 
 
 class SharedModel:
-    """One model for several rows: only the temporal encoder changes, so that turns are cheap and memory holds one."""
+    """One model for several rows: only the temporal encoder changes, so turns are cheap and memory holds one model."""
 
     def __init__(self, config: ModelConfig, rows: Iterable[Row], *, device: torch.device, dtype: torch.dtype) -> None:
         configs = {row: row_config(config, row) for row in rows}
@@ -68,12 +68,12 @@ class SharedModel:
 
 
 def row_config(config: ModelConfig, row: Row) -> ModelConfig:
-    """``config`` with the encoder and the count of ``row``."""
+    """``config`` with the encoder and token count of ``row``."""
     return with_encoder(config, row.encoder, num_video_tokens=row.num_video_tokens)
 
 
 def make(build: Callable[[], M], *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> M:
-    """What ``build`` gives, made on ``device``, with weights of ``dtype``; tables of frequencies stay fp32."""
+    """Builds a module on ``device`` with random weights of ``dtype``; frequency tables stay fp32."""
     with _default_dtype(dtype), device:
         module = build()
     _randomise(module, seed)
@@ -81,7 +81,7 @@ def make(build: Callable[[], M], *, device: torch.device, dtype: torch.dtype, se
 
 
 def make_inputs(config: ModelConfig, batch: int, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Inputs:
-    """Noise for pixels and text; the video comes first."""
+    """Random pixels and text; the video comes first."""
     generator = torch.Generator(device).manual_seed(seed)
     side = config.vision.image_size
     shape = (batch, config.num_frames, 3, side, side)
@@ -94,12 +94,12 @@ def make_inputs(config: ModelConfig, batch: int, *, device: torch.device, dtype:
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """Largest memory of all tensors at once since ``reset_peak``; None: not a CUDA device."""
+    """Peak memory of all tensors since ``reset_peak``; None: not a CUDA device."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
 
 
 def reset_peak(device: torch.device) -> None:
-    """Lets ``peak_gib`` begin anew."""
+    """Starts the peak of ``peak_gib`` again."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -1,7 +1,7 @@
 """Stage ``parity``: every encoder on the device in fp32, fp16 and bf16, against fp32.
 
-Two shapes: the whole of ``tiny``, whose fp32 is compared with the CPU's; and the resampler with its temporal encoder at
-full width, which is compared with the device's fp32.
+Two shapes: all of ``tiny``, whose fp32 is compared with the CPU's; and the resampler with its temporal encoder at full
+width, compared with the device's fp32.
 """
 
 # Shapes: B clips, T frames, P patches, D width.
@@ -29,7 +29,7 @@ from scripts.gpu.report import Report
 
 __all__ = ["TOLERANCES", "Tolerance", "compare", "parity", "parity_rows"]
 
-_COUNTS = (16, 32, 128, 256)  # those of the paper
+_COUNTS = (16, 32, 128, 256)  # the paper's
 _BATCH = 2
 _CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ TOLERANCES = {
         relative_error=1e-3, cosine=0.9999, reason="the same sums in another order; products of 24 bits, no TF32"
     ),
     torch.float16: Tolerance(
-        relative_error=2e-2, cosine=0.999, reason="11 bits: 5e-4 at each rounding, which grows over the layers"
+        relative_error=2e-2, cosine=0.999, reason="11 bits: 5e-4 at each rounding, growing over the layers"
     ),
     torch.bfloat16: Tolerance(
         relative_error=1e-1, cosine=0.995, reason="8 bits: 4e-3 at each rounding, eight times that of fp16"
@@ -59,7 +59,7 @@ TOLERANCES = {
 
 
 def parity(plan: Plan, report: Report) -> None:
-    """Compares every row that the report does not hold yet."""
+    """Compares every row that is not in the report yet."""
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32 in the patch convolution too
     budget = Budget(plan.seconds)
     report.describe("parity", "tolerances", {_name(dtype): asdict(limit) for dtype, limit in TOLERANCES.items()})
@@ -78,7 +78,7 @@ def parity(plan: Plan, report: Report) -> None:
 
 
 def parity_rows(config: ModelConfig, *, usual_only: bool = False) -> list[Row]:
-    """Every encoder at its usual count, and at those of the paper's counts that it admits."""
+    """Every encoder at its usual count, and at each of the paper's counts that it supports."""
     rows = []
     for encoder in encoder_names():
         usual = with_encoder(config, encoder).num_video_tokens
@@ -88,7 +88,7 @@ def parity_rows(config: ModelConfig, *, usual_only: bool = False) -> list[Row]:
 
 
 def compare(got: Tensor, want: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """Measures ``got`` against ``want`` in float64; values that are not finite never pass."""
+    """Measures ``got`` against ``want`` in float64; non-finite values never pass."""
     ours, theirs = got.double().flatten().cpu(), want.double().flatten().cpu()
     error = float((ours - theirs).abs().max() / theirs.abs().max())
     cosine = float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))
@@ -112,7 +112,7 @@ def _whole_tiny(row: Row, plan: Plan) -> list[dict[str, Any]]:
         against = "fp32 on the CPU" if dtype is torch.float32 else f"fp32 on {plan.device.type}"
         found += _compare_all(got, want, dtype, against)
         if dtype is torch.float32:
-            want = got  # compared with the CPU just now
+            want = got  # just compared with the CPU
     return found
 
 
@@ -154,7 +154,7 @@ def _resampler_outputs(resampler: PerceiverResampler, patches_BTPD: Tensor) -> O
 
 @contextmanager
 def _recorded(modules: dict[str, nn.Module]) -> Iterator[Outputs]:
-    """What each module gives while this is open."""
+    """Records the output of each module inside the block."""
     outputs: Outputs = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -170,13 +170,13 @@ def _recorded(modules: dict[str, nn.Module]) -> Iterator[Outputs]:
 
 @torch.no_grad()
 def _variant(module: nn.Module, plan: Plan, dtype: torch.dtype) -> Any:
-    """A copy on the device in ``dtype``, with the noise that the plan asks for."""
+    """A copy on the device in ``dtype``, with the noise set in the plan."""
     copied = copy.deepcopy(module).to(plan.device)
     for weight in copied.parameters() if plan.perturb else ():
         weight.mul_(1.0 + plan.perturb * torch.randn_like(weight))
     buffers = {name: buffer for name, buffer in copied.named_buffers() if buffer.is_floating_point()}
     copied.to(dtype)
-    for name, buffer in buffers.items():  # tables of frequencies lose their meaning in half precision
+    for name, buffer in buffers.items():  # frequency tables are useless in half precision
         owner, _, last = name.rpartition(".")
         setattr(copied.get_submodule(owner), last, buffer)
     return copied

@@ -1,4 +1,4 @@
-"""What is measured, how long it may take, and how a piece of work is timed."""
+"""What is measured, how long it may take, and how work is timed."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Row(NamedTuple):
 
 BASELINE = Row("none", 1024)
 ROWS = (BASELINE, Row("gttm", 128), Row("tokenlearner", 32), Row("tokenlearner", 16))
-# Training samples per second on one H100, as the paper gives them; it does not say at which batch size.
+# Training samples per second on one H100, from the paper, which does not state the batch size.
 PAPER_SAMPLES_PER_S = {1024: 3.3, 128: 7.5, 32: 8.2, 16: 8.5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The choices of the command line that all stages share."""
+    """The options of the command line that all stages share."""
 
     device: torch.device
     smallest: bool  # the smallest form of each stage, for a machine without a GPU
-    seconds: float  # that a stage may take; what is under way is brought to its end
+    seconds: float  # that a stage may take; work under way is finished
     perturb: float = 0.0  # parity: relative noise on the weights under test
 
     @property
@@ -60,41 +60,41 @@ class Plan:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """What training and generation compare, the baseline first."""
+        """The rows that training and generation compare, the baseline first."""
         return ROWS[:2] if self.smallest else ROWS
 
     @property
     def turns(self) -> tuple[int, int]:
-        """Turns thrown away, turns that count."""
+        """Number of warm-up turns, number of measured turns."""
         return (1, 1) if self.smallest else (2, 10)
 
     @property
     def compile_backend(self) -> str:
-        """Of ``torch.compile``. The smallest form traces as the real one does and leaves out making kernels."""
+        """Backend of ``torch.compile``. The smallest form traces like the real one but generates no kernels."""
         return "aot_eager" if self.smallest else "inductor"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Time that a stage has, from when it is made."""
+    """The time of a stage, counted from construction."""
 
     seconds: float
     started: float = field(default_factory=time.perf_counter)
 
     @property
     def spent(self) -> bool:
-        """Whether nothing new should begin."""
+        """Whether nothing new should start."""
         return time.perf_counter() - self.started >= self.seconds
 
 
 class Stopwatch:
-    """Seconds of work on a device, from an idle device to an idle device."""
+    """Times work on a device, from idle to idle."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def time(self, work: Callable[[], T]) -> tuple[float, T]:
-        """Seconds of ``work`` and what it gave."""
+        """Returns the seconds that ``work`` took, and its result."""
         self._wait()
         began = time.perf_counter()
         result = work()
@@ -107,5 +107,5 @@ class Stopwatch:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a report."""
+    """The type and message of an error, short enough for a report."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -1,12 +1,12 @@
-"""The JSON of the GPU check: written whole after each measurement, and read again to go on.
+"""The JSON of the GPU check: rewritten after each measurement, and read by a later run to continue.
 
     {"schema_version": 1, "device": ..., "environment": {...}, "runs": [...],
      "parity":     {"tolerances": ..., "rows": {...}},
      "training":   {"what": ..., "rows": {...}},
      "generation": {"what": ..., "rows": {...}}}
 
-A row that was not measured says so under ``skipped``, one that was cut short has ``unfinished``: the next run measures
-both.
+A row that was not measured has the reason under ``skipped``, one that was cut short has ``unfinished``: the next run
+measures both.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Report:
     """Measurements of one environment, by stage and row.
 
     Args:
-        path: the file; what it holds already is kept.
-        environment: what the numbers depend on; a file of another one is refused.
-        run: facts of this run.
+        path: the file; existing measurements are kept.
+        environment: what the numbers depend on; a file with another environment is refused.
+        run: facts about this run.
 
     Raises:
-        ArtifactError: the file is not such a report, or was measured elsewhere.
+        ArtifactError: the file is not such a report, or was measured in another environment.
     """
 
     def __init__(self, path: Path, *, environment: dict[str, Any], run: dict[str, Any]) -> None:
@@ -46,32 +46,32 @@ class Report:
         self._write()
 
     def rows(self, stage: str) -> dict[str, Any]:
-        """What was measured of a stage, by row."""
+        """The measurements of a stage, by row."""
         rows: dict[str, Any] = self.content.setdefault(stage, {}).setdefault("rows", {})
         return rows
 
     def holds(self, stage: str, key: str) -> bool:
-        """Whether a row was measured whole."""
+        """Whether a row was measured completely."""
         row = self.rows(stage).get(key, {"skipped": ""})
         return "skipped" not in row and not row.get("unfinished", False)
 
     def describe(self, stage: str, key: str, value: Any) -> None:
-        """Says something about a whole stage."""
+        """Records a fact about a whole stage."""
         self.content.setdefault(stage, {})[key] = value
         self._write()
 
     def put(self, stage: str, key: str, row: dict[str, Any]) -> None:
-        """Keeps a measured row, with the number of the run that measured it."""
+        """Records a measured row, with the number of the run that measured it."""
         self.rows(stage)[key] = {"run": len(self.content["runs"]) - 1, **row}
         self._write()
 
     def skip(self, stage: str, key: str, why: str) -> None:
-        """Says that a row was not measured, and why."""
+        """Records that a row was not measured, and why."""
         self.rows(stage)[key] = {"skipped": why}
         self._write()
 
     def misses(self) -> list[str]:
-        """Rows of parity that did not pass."""
+        """Parity rows that did not pass."""
         return [key for key, row in self.rows("parity").items() if row.get("passed") is False]
 
     def _write(self) -> None:
@@ -97,6 +97,6 @@ def _check_same(path: Path, content: dict[str, Any], environment: dict[str, Any]
     if changed:
         values = "; ".join(f"{key} was {before.get(key)!r} and is {environment[key]!r}" for key in changed)
         raise ArtifactError(
-            f"{path} was measured in another environment: {values}; numbers of two are not mixed in one file, "
-            "choose another --output"
+            f"{path} was measured in another environment: {values}; one file cannot hold "
+            "numbers of both, choose another --output"
         )

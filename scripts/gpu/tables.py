@@ -1,4 +1,4 @@
-"""The tables that the GPU check prints at its end."""
+"""The tables that the GPU check prints at the end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["print_report"]
 
 
 def print_report(content: dict[str, Any], console: Console) -> None:
-    """Prints one table for each stage that the report holds.
+    """Prints one table for each stage in the report.
 
     Args:
-        content: of the report's file.
+        content: the content of the report.
         console: where to print.
     """
     environment = content["environment"]

@@ -1,7 +1,7 @@
 """Stage ``training``: samples per second of a training step at 1024, 128, 32 and 16 video tokens.
 
 A step is what one device does in the paper's stages 2 and 3: the frozen vision encoder without gradients, then forward
-and backward of resampler, temporal encoder and language model, clipped gradients, AdamW. Data loading is left out.
+and backward of resampler, temporal encoder and language model, gradient clipping, AdamW. Data loading is not included.
 """
 
 # Shapes: B clips, L text tokens.
@@ -40,13 +40,13 @@ _SMALLEST_BATCH_SIZES = (2,)
 _DTYPE = torch.bfloat16
 
 _WHAT = {
-    "weights": "bfloat16; no fp32 copy is kept",
+    "weights": "bfloat16, without an fp32 copy",
     "gradients": "bfloat16, clipped to a norm of 1",
     "optimizer": "AdamW, fused on CUDA, moments in bfloat16",
     "frozen": "vision_encoder, run under no_grad",
     "trained": "vision_tokenizer with its temporal encoder, lang_model",
-    "text": "32 tokens asked, 32 answered; the loss is on the answer",
-    "turns": "a step of each row in turn; the rows share all weights and moments but the temporal encoder's",
+    "text": "32 question tokens, 32 answer tokens; the loss is on the answer",
+    "turns": "one step of each row in turn; rows share all weights and moments except the temporal encoder's",
     "compiled": "layers of vision encoder and language model, attentions of the resampler; fullgraph, static shapes",
     "left_out": "data loading, communication between devices",
     "paper_samples_per_s": {str(count): speed for count, speed in PAPER_SAMPLES_PER_S.items()},
@@ -55,10 +55,10 @@ _WHAT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How a step is done."""
+    """How a step is run."""
 
     batch_size: int
-    checkpointing: bool = False  # compute the activations of language layers again in the backward pass
+    checkpointing: bool = False  # recompute the activations of language layers in the backward pass
     compiled: bool = False
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Trainee:
         self._own_optimizers = {row: self._adamw(own) for row, own in self._own.items() if own}
 
     def step(self, row: Row, inputs: Inputs) -> float:
-        """One step; gives the loss before it, mean over the answer's tokens."""
+        """Runs one step; returns the loss before it, the mean over the answer's tokens."""
         loss = _loss(self.shared.use(row), inputs)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([*self.common, *self._own[row]], 1.0)
@@ -91,23 +91,23 @@ class Trainee:
         return float(loss.detach())
 
     def set_checkpointing(self, on: bool) -> None:
-        """Whether the language model keeps its layers' activations for the backward pass, or only their inputs."""
+        """Sets whether the language model keeps only its layers' inputs for the backward pass, or all activations."""
         language: Any = self.shared.model.lang_model.model
         kind = (
             "activation" if hasattr(language, "activation_checkpointing_enable") else "gradient"
-        )  # 5.17 says gradient
+        )  # it is gradient in 5.17
         if on:
             getattr(language, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         else:
             getattr(language, f"{kind}_checkpointing_disable")()
 
     def compile(self, backend: str) -> None:
-        """Compiles each layer by itself: layers are alike, so that a kernel is made once for all of them."""
+        """Compiles each layer separately: layers are alike, so each kernel is generated once for all of them."""
         for layer in _layers(self.shared.model):
             layer.compile(fullgraph=True, dynamic=False, backend=backend)
 
     def free(self) -> None:
-        """Lets go of what a step that ran out of memory left behind."""
+        """Frees what a step that ran out of memory left behind."""
         self.shared.model.zero_grad()
         for encoder in self.shared.encoders.values():
             encoder.zero_grad()
@@ -125,7 +125,7 @@ class Trainee:
 
 
 def training(plan: Plan, report: Report) -> None:
-    """Measures every form that the report does not hold yet; a form is one entry with all rows."""
+    """Measures every form that is not in the report yet; a form is one entry with all rows."""
     report.describe("training", "what", _WHAT)
     wanted = [form for form in forms(plan) if not report.holds("training", _key(form))]
     if not wanted:
@@ -139,13 +139,13 @@ def training(plan: Plan, report: Report) -> None:
 
 
 def forms(plan: Plan) -> list[Form]:
-    """In the order in which they are measured; a model that was compiled cannot go back."""
+    """All forms in the order of measurement, the compiled ones last: compilation cannot be undone."""
     sizes = _SMALLEST_BATCH_SIZES if plan.smallest else _BATCH_SIZES
     return [Form(batch_size=size, compiled=compiled) for compiled in (False, True) for size in sizes]
 
 
 def smaller_forms(form: Form) -> Iterator[Form]:
-    """``form``, then what to try where memory is too small for it."""
+    """``form``, then what to try if it runs out of memory."""
     yield form
     size = form.batch_size
     while size:
@@ -154,7 +154,7 @@ def smaller_forms(form: Form) -> Iterator[Form]:
 
 
 def summary(times: dict[Row, list[float]], batch_size: int) -> list[dict[str, Any]]:
-    """Speeds and ratios of all rows from the seconds of their steps."""
+    """Speeds and ratios of all rows, from the seconds of their steps."""
     medians = {row: statistics.median(seconds) for row, seconds in times.items()}
     return [
         {
@@ -172,19 +172,19 @@ def summary(times: dict[Row, list[float]], batch_size: int) -> list[dict[str, An
 
 
 def _measure_form(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> dict[str, Any]:
-    """All rows in the first form that fits; what did not fit stands beside them."""
+    """Measures all rows in the first form that fits; the result also lists the forms that did not."""
     failures: list[dict[str, str]] = []
     for attempt in smaller_forms(form):
         try:
             measured = _take_turns(trainee, attempt, plan, budget)
-        except RuntimeError as error:  # out of memory is one, and so is what dynamo and inductor raise
+        except RuntimeError as error:  # also out of memory, and the errors of dynamo and inductor
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
             if not out_of_memory and not form.compiled:
                 raise
             failures.append({"form": str(attempt), "why": first_line(error)})
         else:
             return {"form": str(attempt), **asdict(attempt), "failures": failures, "rows": measured}
-        trainee.free()  # only here: until the error is gone it holds the tensors of the step
+        trainee.free()  # only here: until the error is released, it holds the tensors of the step
         if not out_of_memory:
             break
     return {"form": None, "failures": failures, "rows": []}
@@ -196,19 +196,19 @@ def _take_turns(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> lis
         trainee.compile(plan.compile_backend)
     inputs = make_inputs(plan.config, form.batch_size, device=plan.device, dtype=_DTYPE)
     watch = Stopwatch(plan.device)
-    thrown_away, counted = plan.turns
+    warmup, counted = plan.turns
     times: dict[Row, list[float]] = {row: [] for row in plan.rows}
     first_s, losses, peaks = {}, {}, {}
-    for turn in range(thrown_away + counted):
+    for turn in range(warmup + counted):
         for row in plan.rows:
             reset_peak(plan.device)
             seconds, loss = watch.time(partial(trainee.step, row, inputs))
             peaks[row] = peak_gib(plan.device)
             if turn == 0:
                 first_s[row], losses[row] = seconds, loss
-            if turn >= thrown_away:
+            if turn >= warmup:
                 times[row].append(seconds)
-        if turn >= thrown_away and budget.spent:
+        if turn >= warmup and budget.spent:
             break
     extra = [{"first_step_s": first_s[row], "first_loss": losses[row], "peak_gib": peaks[row]} for row in plan.rows]
     return [{**row, **more} for row, more in zip(summary(times, form.batch_size), extra, strict=True)]
@@ -224,7 +224,7 @@ def _loss(model: Blip3Video, inputs: Inputs) -> Tensor:
 
 
 def _layers(model: Blip3Video) -> Iterator[nn.Module]:
-    """What is compiled. Feed-forwards of the resampler are plain sequences, which dynamo leaves to the caller."""
+    """The compiled layers. The resampler's feed-forwards are plain sequences, which dynamo leaves to the caller."""
     yield from model.vision_encoder.get_submodule("encoder.layers").children()
     for attention, _ in pairs(model.vision_tokenizer.layers):
         yield attention

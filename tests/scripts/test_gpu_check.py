@@ -19,7 +19,7 @@ from blip3v.model.temporal import encoder_names
 from scripts.gpu import parity as parity_stage
 from scripts.gpu import training as training_stage
 from scripts.gpu.command import gpu_check
-from scripts.gpu.generation import Sample, Speaker, speed
+from scripts.gpu.generation import Answerer, Sample, speed
 from scripts.gpu.models import SharedModel, make_inputs
 from scripts.gpu.parity import TOLERANCES, Tolerance, compare, parity_rows
 from scripts.gpu.plan import BASELINE, ROWS, Budget, Plan, Row, Stopwatch
@@ -134,7 +134,7 @@ def test_a_stage_whose_time_is_spent_says_what_it_left_out(tmp_path: Path, monke
     ("options", "says"),
     [
         pytest.param(("--device", "cpu"), "add --smallest", id="4B on a CPU"),
-        pytest.param(("--device", "cpu", "--smallest", "--only", "speed"), "no stage; allowed: parity", id="stage"),
+        pytest.param(("--device", "cpu", "--smallest", "--only", "speed"), "not a stage; allowed: parity", id="stage"),
     ],
 )
 def test_what_cannot_be_is_refused(options: tuple[str, ...], says: str, tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_both_forms_of_generation_say_what_the_reference_says() -> None:
             video = model.encode_video(inputs.frames_BTCHW)
         want = greedy(model, inputs.prompt(), inputs.position_B, video, max_new_tokens=32, stop_id=None)
         for compile_with in (None, {"backend": "eager"}):
-            speaker = Speaker(shared, row, inputs, Stopwatch(CPU), compile_with)
+            answerer = Answerer(shared, row, inputs, Stopwatch(CPU), compile_with)
             for _ in range(2):  # the second time the cache is used again
-                assert speaker.answer()[1].tolist() == want
+                assert answerer.answer()[1].tolist() == want
 
 
 def test_the_picture_refuses_what_no_gpu_measured(whole: tuple[Path, str], tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class ResamplerConfig:
 class TextConfig:
     """Phi-3 with the released split of embedding and head."""
 
-    vocab_size: int  # rows of the base embedding, dead rows included
+    vocab_size: int  # rows of the base embedding, unused rows included
     num_base_tokens: int  # ids below this come from the base rows (released: ``initial_tokenizer_len``)
     num_added_tokens: int  # ids from ``num_base_tokens`` on, from the added rows
     hidden_size: int

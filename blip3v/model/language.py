@@ -1,7 +1,7 @@
 """The language model: Phi-3 of the transformers library with the released split of embedding and head.
 
 Ids below ``num_base_tokens`` use the base rows, the few added tokens rows of their own; the head is split the same way
-and carries a bias. Rows of the base matrices from ``num_base_tokens`` on are dead, as in the release.
+and carries a bias. Rows of the base matrices from ``num_base_tokens`` on are unused, as in the release.
 """
 
 # Shapes: B batch, T tokens, D width, V logits.

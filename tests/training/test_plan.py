@@ -86,7 +86,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_dry_run_of_the_full_size_says_what_would_be_trained_from_what(released: Path, data: Path) -> None:
-    """The counts are those of the released tensors, less the dead ones: a read layer, rows of no token, a buffer."""
+    """The counts are those of the released tensors, less the unused ones: a read layer, rows of no token, a buffer."""
     args = ["--recipe", "xgen-mm-vid-captions", "--init", str(released), "--data", str(data), "--dry-run", "--json"]
     result = CliRunner().invoke(command, args)
     assert result.exit_code == 0, result.output

@@ -1,7 +1,7 @@
 """The language model: the transformers library's Phi-3 with the released split of embedding and head.
 
 Ids below ``num_base_tokens`` use the base rows; the few added tokens have rows of their own. The head is split the same
-way and has a bias. Rows of the base matrices from ``num_base_tokens`` on are dead, as in the release.
+way and has a bias. Rows of the base matrices from ``num_base_tokens`` on are unused, as in the release.
 """
 
 # Shapes: B batch, T tokens, D width, V logits.

@@ -13,7 +13,8 @@ from export_models import Exported, small_config
 
 from blip3v.bundle.precision import PRECISIONS
 from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
-from blip3v.model.temporal import encoder_names, with_encoder
+from blip3v.model.temporal import encoder_names, find_encoder, with_encoder
+from blip3v.model.temporal.recurrence import Recurrence
 from blip3v.model.weights import random_model
 
 VideoEncoders = Callable[[str, str], Exported]
@@ -22,7 +23,12 @@ VideoEncoders = Callable[[str, str], Exported]
 SIZES = [(1, 1), (3, 2), (1, 8), (2, 11)]
 
 
-RECURRENT = ["gttm", "ttm", "mambalike"]
+def _is_recurrent(encoder: str) -> bool:
+    module = find_encoder(encoder).module
+    return isinstance(module, type) and issubclass(module, Recurrence)
+
+
+RECURRENT = [name for name in encoder_names() if _is_recurrent(name)]
 # Counts and forms other than an encoder's usual one, for 8 frames.
 FORMS: list[tuple[str, Mapping[str, object]]] = [
     *(("tokenlearner", {"num_video_tokens": m, "time_stamps": False}) for m in (16, 128, 256)),

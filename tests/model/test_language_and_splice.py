@@ -128,7 +128,7 @@ def test_names_and_shapes_are_the_released_ones() -> None:
 
 
 def test_the_released_size_has_the_published_number_of_parameters() -> None:
-    """768 tensors, 4,418,604,771 elements, minus the pooling head and the unused read layer, which are not built here."""
+    """768 tensors, 4,418,604,771 elements, minus the pooling head and the unused read layer, which we do not build."""
     state = _released(preset("xgen-mm-vid"))
     pool_head, read_layer = (11, 15_238_352), (6, 332_288)
     assert len(state) == 768 - pool_head[0] - read_layer[0]

@@ -28,14 +28,10 @@ from blip3v.model.temporal import build_temporal, encoder_names, temporal_settin
 # Of ``small_config``.
 NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, SIZES["num_layers"], SIZES["num_heads"]
 
-<<<<<<< HEAD
-# Each encoder with its options; ``expected`` has the formulas.
-=======
 # Encoders whose output does not depend on the order of the frames.
 ORDER_FREE = ("tokenlearner", "perceiver", "mean", "max", "space-time-pool")
 
-# What an encoder is asked for. The formula of each stands in ``expected``.
->>>>>>> encoders
+# Each encoder with its options; ``expected`` has the formulas.
 CASES: list[tuple[str, dict[str, object]]] = [
     ("tokenlearner", {"num_video_tokens": 16}),
     ("tokenlearner", {"num_video_tokens": 32, "time_stamps": True}),
@@ -174,11 +170,7 @@ def test_the_transformer_sees_all_frames_and_no_positions() -> None:
 
 @pytest.mark.parametrize(("encoder", "choices"), CASES)
 def test_gradients_reach_every_weight(encoder: str, choices: dict[str, object]) -> None:
-<<<<<<< HEAD
-    """A weight that nothing reads is dead and must not be built."""
-=======
     """A weight that nothing reads is not to be built."""
->>>>>>> encoders
     model = _build(encoder, **choices)
     model(tokens(2, 3, NUM_LATENTS, DIM).requires_grad_()).square().sum().backward()
     assert [name for name, x in model.named_parameters() if x.grad is None or not x.grad.any()] == []

@@ -165,5 +165,5 @@ def test_a_clip_that_is_not_a_video_gets_the_error_of_the_runtime(bundles: list[
 
 def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 3
+    assert text.count("blip3v bench ") == 4
     assert "default: 30" in text

@@ -181,10 +181,10 @@ def _check(config: ModelConfig) -> None:
     vision, text = config.vision, config.text
     if config.num_frames < 1:
         raise ConfigError(f"num_frames is {config.num_frames}; at least 1 is needed")
-    # The name is part of file names and of pages, and may come from another package.
+    # The name appears in file names and on pages, and may come from another package.
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", config.temporal.encoder):
         raise ConfigError(
-            f"temporal.encoder is {config.temporal.encoder!r}; small letters, digits and hyphens are allowed"
+            f"temporal.encoder is {config.temporal.encoder!r}; only lower-case letters, digits and hyphens are allowed"
         )
     if config.num_video_tokens < 1:
         raise ConfigError(f"num_video_tokens is {config.num_video_tokens}; at least 1 is needed")

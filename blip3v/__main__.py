@@ -1,4 +1,4 @@
-"""``python -m blip3v`` is the command line."""
+"""``python -m blip3v`` runs the command line."""
 
 from __future__ import annotations
 

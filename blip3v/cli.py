@@ -1,4 +1,4 @@
-"""The command line. Each verb is a file of ``blip3v/commands``, imported when it is called."""
+"""The command line. Each verb is a file in ``blip3v/commands``, imported only when it is called."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["main"]
 
 # verb -> one line for --help; `command` in blip3v/commands/VERB.py is its click command
 _VERBS = {
-    "demo": "The whole chain on a real clip: export, check, ask, measure.",
+    "demo": "Run the whole chain on a real clip: export, check, ask, measure.",
     "ask": "Answer a question about a video.",
-    "export": "Make a bundle: two ONNX graphs, checked against PyTorch.",
-    "convert": "Make a model folder from a released checkpoint.",
-    "inspect": "Show what a bundle is.",
-    "verify": "Hash every file of a bundle again.",
+    "export": "Export a bundle: two ONNX graphs, checked against PyTorch.",
+    "convert": "Convert a released checkpoint to a model folder.",
+    "inspect": "Show what a bundle contains.",
+    "verify": "Check the hash of every file in a bundle.",
     "train": "Train a model from a recipe.",
-    "eval": "Exact match per kind of question on the film set.",
-    "data": "Make synthetic film files with questions.",
-    "bench": "Samples per second against the 1024-token baseline.",
-    "doctor": "What this machine can run, and what is missing.",
+    "eval": "Measure exact match per kind of question on the film set.",
+    "data": "Generate synthetic film files with questions.",
+    "bench": "Measure samples per second against the 1024-token baseline.",
+    "doctor": "Show what this machine can run and what is missing.",
 }
 
-# Parameters of the library that the command line calls otherwise.
+# Library parameters whose options have other names.
 _OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
 
 _SYSTEM_ERROR = 1
@@ -42,8 +42,8 @@ _INTERRUPTED = 130
 _EPILOG = """\b
 Exit codes:
   0    done
-  1    the system refused: disk, permission, a pipe that was closed
-  2    usage, config, or a package that is not installed
+  1    system error: disk, permissions, a closed pipe
+  2    usage, config, or a missing package
   3    model folder or bundle
   4    export
   5    parity: the graphs do not match PyTorch
@@ -92,38 +92,38 @@ def group() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Entry point: whatever a user can cause becomes one line on stderr and an exit code.
+    """Entry point: anything that a user can cause becomes one line on stderr and an exit code.
 
     Args:
-        args: what follows the program's name; None: the arguments of this process.
+        args: the arguments after the program name; None: those of this process.
     """
     sys.exit(_run(sys.argv[1:] if args is None else list(args)))
 
 
 def _run(args: list[str]) -> int:
-    """Runs a command and gives the exit code. An exception that leaves here is a bug, and keeps its traceback."""
+    """Runs a command and returns its exit code. An exception that escapes is a bug and keeps its traceback."""
     try:
         result = group.main(args, prog_name="blip3v", standalone_mode=False)
-        sys.stdout.flush()  # here, where a closed pipe is still caught
+        sys.stdout.flush()  # here, while a closed pipe is still caught
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except Blip3vError as error:
-        return _refuse(_as_typed(error), error.exit_code)
+        return _fail(_as_typed(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        return _refuse("interrupted", _INTERRUPTED)
+        return _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         _silence_stdout()
         return _SYSTEM_ERROR
     except OSError as error:
-        return _refuse(str(error), _SYSTEM_ERROR)
+        return _fail(str(error), _SYSTEM_ERROR)
     except ModuleNotFoundError as error:
         extra = extras.extra_of(error.name or "", prefer=args[0] if args else "")
         if extra is None:
             raise
         line = extras.pip_line(extra)
-        return _refuse(f"the package {error.name!r} is not installed; run: {line}", _USAGE_ERROR)
+        return _fail(f"the package {error.name!r} is not installed; run: {line}", _USAGE_ERROR)
 
 
 def _as_typed(error: Blip3vError) -> str:
@@ -141,22 +141,22 @@ def _option(parameter: re.Match[str]) -> str:
     return option if value in (None, "True") else f"{option} {value.strip(chr(39))}"
 
 
-def _refuse(message: str, exit_code: int) -> int:
+def _fail(message: str, exit_code: int) -> int:
     click.echo(f"error: {message}", err=True)
     return exit_code
 
 
 def _silence_stdout() -> None:
-    # What is left in the buffer would raise again when the interpreter flushes it on its way out.
+    # Whatever is left in the buffer would raise again when the interpreter flushes it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unknown_verb(verb: str) -> str:
-    import difflib  # only for a mistake: --help need not wait for it
+    import difflib  # only needed for a typo; --help does not wait for it
 
     near = difflib.get_close_matches(verb, _VERBS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(_VERBS)}"
-    return f"there is no command {verb!r}; {hint}"
+    return f"unknown command {verb!r}; {hint}"
 
 
 if __name__ == "__main__":

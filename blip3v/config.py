@@ -1,13 +1,14 @@
 """The model's shape: frozen dataclasses, the presets, and strict JSON in and out.
 
-Names follow the paper and the released checkpoint. What is not here: how a model is trained (``training/recipe.py``),
-how frames become pixels (``video/preprocess.py``), and what a temporal encoder's settings mean, which its own file
-knows (``model/temporal/``).
+Names follow the paper and the released checkpoint. Not here: how a model is trained (``training/recipe.py``), how
+frames become pixels (``video/preprocess.py``), and what the settings of a temporal encoder mean (its own file in
+``model/temporal/``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 
-# Version 1 had the settings of all temporal encoders side by side, for every encoder: their defaults, and which encoder
-# read which.
+# Version 1 stored the settings of all temporal encoders with every encoder. These are their defaults, and the ones that
+# each encoder reads.
 _V1_SETTINGS: dict[str, Any] = {
     "num_heads": 8,
     "num_layers": 4,
@@ -50,12 +51,12 @@ _V1_READ = {
     "mean": ("pooling",),
     "mambalike": ("num_slots", "pooling"),
 }
-_V1_REFUSED = ("pooling", "memory_output")  # where they are not read; the others just stood there
+_V1_REFUSED = ("pooling", "memory_output")  # unless read or at their default; other unread settings are dropped
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """SigLIP vision transformer, applied to each frame by itself."""
+    """SigLIP vision transformer, applied to each frame on its own."""
 
     image_size: int  # side of the square input, pixels
     patch_size: int  # side of a patch, pixels
@@ -67,7 +68,7 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """Tokens of one frame."""
+        """Tokens per frame."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -75,7 +76,7 @@ class VisionConfig:
 class ResamplerConfig:
     """Perceiver resampler: the patches of a frame become ``num_latents`` tokens."""
 
-    num_latents: int  # tokens of a frame
+    num_latents: int  # tokens per frame
     depth: int  # blocks of cross-attention and feed-forward
     num_heads: int
     head_dim: int
@@ -86,16 +87,16 @@ class ResamplerConfig:
 class TextConfig:
     """Phi-3 with the released split of embedding and head."""
 
-    vocab_size: int  # rows of the base embedding, dead rows included
+    vocab_size: int  # rows of the base embedding, unused rows included
     num_base_tokens: int  # ids below this come from the base rows (released: ``initial_tokenizer_len``)
-    num_added_tokens: int  # ids from ``num_base_tokens`` on, from the added rows
+    num_added_tokens: int  # ids from ``num_base_tokens`` on come from the added rows
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    max_context: int  # context, tokens
-    sliding_window: int | None  # a token sees this many tokens, itself included; None: all
+    max_context: int  # context length, tokens
+    sliding_window: int | None  # a token attends to this many tokens, itself included; None: all
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
 
@@ -112,11 +113,11 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalConfig:
-    """The temporal encoder: the tokens of all frames become ``num_video_tokens``."""
+    """The temporal encoder, which turns the tokens of all frames into ``num_video_tokens``."""
 
-    encoder: str  # its name; which there are, ``blip3v.model.temporal`` knows
-    num_video_tokens: int  # tokens out for ``ModelConfig.num_frames`` frames
-    # As they stand in config.json; the encoder's own file checks them where it is built. One that is missing has the
+    encoder: str  # its name in the registry of ``blip3v.model.temporal``
+    num_video_tokens: int  # output tokens for ``ModelConfig.num_frames`` frames
+    # As in config.json; the encoder's own file checks them when the encoder is built. A missing setting takes the
     # encoder's default.
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -125,8 +126,8 @@ class TemporalConfig:
 class ModelConfig:
     """One BLIP-3-Video model."""
 
-    name: str  # the preset that it comes from
-    num_frames: int  # frames of a clip
+    name: str  # the preset it is based on
+    num_frames: int  # frames per clip
     vision: VisionConfig
     resampler: ResamplerConfig
     temporal: TemporalConfig
@@ -138,11 +139,11 @@ class ModelConfig:
 
     @property
     def num_video_tokens(self) -> int:
-        """Tokens that take the place of ``<image>`` for a clip of ``num_frames``."""
+        """Tokens that replace ``<image>`` for a clip of ``num_frames``."""
         return self.temporal.num_video_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds."""
+        """The contents of ``config.json``."""
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
@@ -153,10 +154,10 @@ class ModelConfig:
     def load(cls, path: Path) -> ModelConfig:
         """Reads ``config.json`` of this schema version or of version 1.
 
-        The settings of the temporal encoder are taken as they are.
+        The settings of the temporal encoder are not checked here.
 
         Raises:
-            ConfigError: not JSON, an unknown or missing key, or values that do not fit together.
+            ConfigError: not JSON, an unknown or missing key, or inconsistent values.
         """
         values = strict_json.read_json(path)
         version = values.get("schema_version")
@@ -169,7 +170,7 @@ def preset(name: str) -> ModelConfig:
     """The preset ``name``.
 
     Raises:
-        ConfigError: no such preset.
+        ConfigError: there is no such preset.
     """
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is unknown; allowed: {', '.join(PRESETS)}")
@@ -180,26 +181,31 @@ def _check(config: ModelConfig) -> None:
     vision, text = config.vision, config.text
     if config.num_frames < 1:
         raise ConfigError(f"num_frames is {config.num_frames}; at least 1 is needed")
+    # The name appears in file names and on pages, and may come from another package.
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", config.temporal.encoder):
+        raise ConfigError(
+            f"temporal.encoder is {config.temporal.encoder!r}; only lower-case letters, digits and hyphens are allowed"
+        )
     if config.num_video_tokens < 1:
         raise ConfigError(f"num_video_tokens is {config.num_video_tokens}; at least 1 is needed")
     if vision.patch_size > vision.image_size:
         raise ConfigError(f"patch_size {vision.patch_size} is larger than image_size {vision.image_size}")
-    _divides("vision.hidden_size", vision.hidden_size, "vision.num_heads", vision.num_heads)
-    _divides("text.hidden_size", text.hidden_size, "text.num_heads", text.num_heads)
-    _divides("text.num_heads", text.num_heads, "text.num_kv_heads", text.num_kv_heads)
+    _check_divisible("vision.hidden_size", vision.hidden_size, "vision.num_heads", vision.num_heads)
+    _check_divisible("text.hidden_size", text.hidden_size, "text.num_heads", text.num_heads)
+    _check_divisible("text.num_heads", text.num_heads, "text.num_kv_heads", text.num_kv_heads)
     if text.head_dim % 16:
         raise ConfigError(f"a text head is {text.head_dim} wide; the attention kernels need a multiple of 16")
     if text.num_base_tokens > text.vocab_size:
         raise ConfigError(f"num_base_tokens {text.num_base_tokens} is larger than vocab_size {text.vocab_size}")
 
 
-def _divides(name: str, value: int, by_name: str, by: int) -> None:
+def _check_divisible(name: str, value: int, by_name: str, by: int) -> None:
     if by < 1 or value % by:
-        raise ConfigError(f"{name} is {value}, which {by_name} {by} does not divide")
+        raise ConfigError(f"{name} is {value}; it must be divisible by {by_name}, which is {by}")
 
 
 def _from_version_1(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What version 1 says, in the form of version 2; what is wrong in it stays as wrong."""
+    """Rewrites the values of version 1 as version 2. Mistakes are kept, for the strict reader to report."""
     text, temporal = values.get("text"), values.get("temporal")
     changed = values | {"schema_version": SCHEMA_VERSION}
     if isinstance(text, dict):

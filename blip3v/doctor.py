@@ -1,7 +1,7 @@
-"""What this machine can run, and what is missing: facts first, then what follows from them for each verb.
+"""What this machine can run and what is missing: first the facts, then what they mean for each verb.
 
-Nothing here installs or changes anything. Versions come from the metadata of installed packages, so that a heavy
-package is not imported to learn its version; facts about the machine from the standard library and ``/proc``.
+Nothing here installs or changes anything. Versions come from the metadata of installed packages, so that no heavy
+package is imported just for its version; facts about the machine come from the standard library and ``/proc``.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ __all__ = [
 
 ENGINES = ("onnxruntime", "onnxruntime-gpu")  # two builds that own the same folder
 
-# What ONNX Runtime's kernels ask the processor for, under the kernel's names for it.
+# The processor features that ONNX Runtime's kernels look for, by the names that Linux gives them.
 _WANTED_FLAGS = {
     "x86_64": ("avx2", "f16c", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_fp16"),
     "aarch64": ("asimd", "asimddp", "i8mm", "fphp", "asimdhp"),
 }
-_SAME = {"AMD64": "x86_64", "arm64": "aarch64"}
+_ARCHITECTURE_ALIASES = {"AMD64": "x86_64", "arm64": "aarch64"}
 
 _CUDA_PROBE = """
 import json, torch
@@ -63,7 +63,7 @@ _PROBE_TIMEOUT_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Facts about the machine; None where the system does not tell."""
+    """Facts about the machine; None if the system does not provide one."""
 
     python: str  # version
     executable: str
@@ -71,20 +71,20 @@ class Machine:
     system: str  # name and version
     architecture: str
     cpu: str | None
-    num_cpus: int  # that this process may use
-    cpu_flags: dict[str, bool] | None  # flag -> there
+    num_cpus: int  # usable by this process
+    cpu_flags: dict[str, bool] | None  # flag -> whether the processor has it
     memory_total_bytes: int | None
     memory_available_bytes: int | None  # for this process: a control group may allow less than the machine has
-    disk_free_bytes: int  # where the current folder is
+    disk_free_bytes: int  # on the disk of the current folder
 
 
 def examine_machine(root: Path = Path("/")) -> Machine:
-    """Looks at this machine.
+    """Examines this machine.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: folder that contains ``proc`` and ``sys``.
     """
-    architecture = _SAME.get(platform.machine(), platform.machine())
+    architecture = _ARCHITECTURE_ALIASES.get(platform.machine(), platform.machine())
     cpu, flags = _processor(root / "proc/cpuinfo", _WANTED_FLAGS.get(architecture, ()))
     return Machine(
         python=platform.python_version(),
@@ -121,15 +121,15 @@ def _total_memory() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return None  # the system has no such names
+        return None  # not available on this system
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackageState:
-    """One optional package as it is here."""
+    """One optional package as installed here."""
 
-    name: str  # as pip knows it
-    extras: tuple[str, ...]  # those that bring it
+    name: str  # its name in pip
+    extras: tuple[str, ...]  # those that install it
     version: str | None  # None: not installed
     at_least: str  # oldest version that works
 
@@ -140,12 +140,12 @@ class PackageState:
 
     @property
     def install(self) -> str | None:
-        """The line that installs or renews it; None where it works."""
+        """The command that installs or upgrades it; None if it works."""
         return None if self.works else pip_line(self.extras[0])
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed distribution, without importing it; None where it is not installed."""
+    """Version of an installed distribution, without importing it; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -153,13 +153,13 @@ def installed_version(name: str) -> str | None:
 
 
 def examine_packages(version_of: Callable[[str], str | None] = installed_version) -> dict[str, PackageState]:
-    """Looks for every package that an extra brings.
+    """Looks for every package that an extra installs.
 
     Args:
-        version_of: tells the installed version of a distribution.
+        version_of: returns the installed version of a distribution; None if there is none.
 
     Returns:
-        Name of a package -> its state, in the order of the extras.
+        Package name -> its state, in the order of the extras.
     """
     states: dict[str, PackageState] = {}
     for package in dict.fromkeys(package for packages in EXTRAS.values() for package in packages):
@@ -173,7 +173,7 @@ def _state(package: Package, version: str | None) -> PackageState:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers at the front of a version: 2.13.0+cpu gives (2, 13, 0)."""
+    """The leading numbers of a version: (2, 13, 0) for 2.13.0+cpu."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
@@ -183,7 +183,7 @@ class Engine:
     """ONNX Runtime, which runs bundles."""
 
     providers: tuple[str, ...]
-    problem: str | None  # why no bundle can be opened, and what mends it
+    problem: str | None  # why no bundle can be opened, and how to fix it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ class Cuda:
     """CUDA as PyTorch sees it, for training and for the reference."""
 
     devices: tuple[tuple[str, int], ...]  # name, bytes of memory
-    note: str  # why there is none, or empty
+    note: str  # why there is no device; empty if there is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +207,12 @@ class Verdict:
     """Whether a verb can run here."""
 
     can_run: bool
-    missing: tuple[str, ...]  # what is missing, each with the line that mends it
+    missing: tuple[str, ...]  # what is missing, each with the command that fixes it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that ``blip3v doctor`` knows."""
+    """Everything that ``blip3v doctor`` reports."""
 
     version: str  # of blip3v
     machine: Machine
@@ -220,12 +220,12 @@ class Report:
     engine: Engine
     video: VideoCodecs
     cuda: Cuda
-    models: tuple[str, ...]  # trained models that this installation ships
+    models: tuple[str, ...]  # trained models shipped with this installation
     verbs: Mapping[str, Verdict]
 
 
 def examine() -> Report:
-    """Looks at this machine and this environment."""
+    """Examines this machine and this environment."""
     packages = examine_packages()
     engine = _engine(packages)
     video = VideoCodecs(h264_decoder=_has_codec("h264", "r"), h264_encoder=_has_codec("libx264", "w"))
@@ -242,12 +242,12 @@ def examine() -> Report:
 
 
 def verdicts(packages: Mapping[str, PackageState], engine: Engine, video: VideoCodecs) -> dict[str, Verdict]:
-    """What can run, from the facts.
+    """Concludes from the facts what can run.
 
     Args:
-        packages: name -> state, as ``examine_packages`` gives it.
+        packages: name -> state, as ``examine_packages`` returns it.
         engine: ONNX Runtime.
-        video: the codecs.
+        video: the H.264 codecs.
 
     Returns:
         Verdicts for ``ask``, ``export`` and ``train``.
@@ -260,16 +260,16 @@ def verdicts(packages: Mapping[str, PackageState], engine: Engine, video: VideoC
         "export": [*_missing(packages, "export"), *no_engine, *no_decoder],
         "train": _missing(packages, "train"),
     }
-    return {verb: Verdict(can_run=not lacks, missing=tuple(lacks)) for verb, lacks in missing.items()}
+    return {verb: Verdict(can_run=not items, missing=tuple(items)) for verb, items in missing.items()}
 
 
 def _missing(packages: Mapping[str, PackageState], extra: str) -> list[str]:
-    broken = [packages[package.name] for package in EXTRAS[extra]]
-    names = [_complaint(state) for state in broken if not state.works]
-    return [f"{', '.join(names)}; run `{pip_line(extra)}`"] if names else []
+    states = [packages[package.name] for package in EXTRAS[extra]]
+    problems = [_problem(state) for state in states if not state.works]
+    return [f"{', '.join(problems)}; run `{pip_line(extra)}`"] if problems else []
 
 
-def _complaint(state: PackageState) -> str:
+def _problem(state: PackageState) -> str:
     if state.version is None:
         return f"{state.name} is not installed"
     return f"{state.name} {state.version} is older than {state.at_least}"
@@ -282,7 +282,7 @@ def _engine(packages: Mapping[str, PackageState]) -> Engine:
         return Engine(providers=(), problem=str(error))
     installed = [packages[name] for name in ENGINES if packages[name].version is not None]
     old = next((state for state in installed if not state.works), None)
-    problem = f"{_complaint(old)}; run `{old.install}`" if old is not None else None
+    problem = f"{_problem(old)}; run `{old.install}`" if old is not None else None
     return Engine(providers=providers, problem=problem)
 
 
@@ -299,7 +299,7 @@ def _cuda(torch: PackageState) -> Cuda:
         return Cuda(devices=(), note="torch is not installed")
     if torch.version.endswith("+cpu"):
         return Cuda(devices=(), note=f"torch {torch.version} is a CPU build")
-    # In a process of its own: importing a build that does not fit the machine can end the process that tries.
+    # In a separate process: importing a build that does not suit the machine can crash the process that tries.
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-W", "ignore", "-c", _CUDA_PROBE],
@@ -309,7 +309,7 @@ def _cuda(torch: PackageState) -> Cuda:
             check=True,
         )
     except subprocess.SubprocessError as error:
-        return Cuda(devices=(), note=f"torch {torch.version} cannot tell: {error}")
+        return Cuda(devices=(), note=f"torch {torch.version} could not be queried: {error}")
     devices = tuple((str(name), int(memory)) for name, memory in json.loads(done.stdout.splitlines()[-1]))
     return Cuda(devices=devices, note="" if devices else f"torch {torch.version} finds no CUDA device")
 

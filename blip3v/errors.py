@@ -4,28 +4,28 @@
     |- UsageError                    2   an option or argument that cannot be used
     |- ConfigError                   2   a config, recipe or preset that is not valid
     |- ArtifactError                 3   a model folder or bundle
-    |  |- ArtifactMissingError       3     a file is not there
-    |  |- ArtifactHashError          3     a file is not the one that was written
-    |  `- ArtifactVersionError       3     written by a schema that this version does not read
-    |- ExportError                   4   a graph could not be made
-    |- ParityError                   5   a graph was made and does not match PyTorch
-    |- CalibrationError              4   activation ranges could not be had
+    |  |- ArtifactMissingError       3     a file is missing
+    |  |- ArtifactHashError          3     a file has changed since it was written
+    |  `- ArtifactVersionError       3     written with a schema that this version does not read
+    |- ExportError                   4   a graph could not be exported
+    |- ParityError                   5   an exported graph does not match PyTorch
+    |- CalibrationError              4   activation ranges could not be obtained
     |- BackendError                  6   the inference engine
-    |  |- ProviderError              6     the provider or package that was asked for is not there
+    |  |- ProviderError              6     the requested provider or package is not available
     |  |- OutOfMemoryError           6     the model does not fit
     |  `- EngineMismatchError        6     the engine was built for something else
     |- VideoError                    7   the video
-    |  |- UnsupportedVideoError      7     not a video, or no picture stream
+    |  |- UnsupportedVideoError      7     not a video, or no video stream
     |  |- VideoTooLargeError         7     over a limit
-    |  |- CorruptVideoError          7     a wanted frame cannot be had
+    |  |- CorruptVideoError          7     a requested frame is missing or cannot be decoded
     |  `- VideoTimeoutError          7     decoding took longer than allowed
     |- RequestError                  8   a request that the model cannot serve (prompt too long, bad options)
-    |  |- CancelledError             8     the caller took it back
+    |  |- CancelledError             8     the caller cancelled it
     |  `- RequestTimeoutError        8     it took longer than the caller allowed
     `- ServerError                   9   the HTTP server
 
-A message has three parts: what was wrong with the actual value, what is allowed, and what to run or do next. Where the
-last part names parameters, it is the ``remedy``, in Python's words: the command line writes them as options.
+A message has three parts: what is wrong with the actual value, what is allowed, and what to run or do next. If the
+last part names parameters, it is the ``remedy``, written as Python arguments; the command line shows them as options.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Blip3vError(Exception):
     """Root of the tree. ``exit_code`` is what the command line ends with.
 
     Args:
-        message: what was wrong and what is allowed; it may say what to do.
-        remedy: what to do where that names parameters, each in backquotes, with its value where one is meant:
-            "choose another `folder`, or replace it with `force=True`". ``str`` gives both parts.
+        message: what is wrong and what is allowed; it may also say what to do.
+        remedy: what to do, if that names parameters: each in backquotes, with a value if it needs one:
+            "choose another `folder`, or replace it with `force=True`". ``str`` returns both parts.
     """
 
     exit_code: ClassVar[int] = 1
@@ -98,31 +98,31 @@ class ArtifactError(Blip3vError):
 
 
 class ArtifactMissingError(ArtifactError):
-    """A file of a model folder or bundle is not there."""
+    """A file of a model folder or bundle is missing."""
 
 
 class ArtifactHashError(ArtifactError):
-    """A file of a bundle is not the one that was written."""
+    """A file of a bundle has changed since it was written."""
 
 
 class ArtifactVersionError(ArtifactError):
-    """A model folder or bundle of a schema that this version does not read."""
+    """A model folder or bundle with a schema that this version does not read."""
 
 
 class ExportError(Blip3vError):
-    """A graph could not be made."""
+    """A graph could not be exported."""
 
     exit_code = 4
 
 
 class CalibrationError(Blip3vError):
-    """Activation ranges could not be had."""
+    """Activation ranges could not be obtained."""
 
     exit_code = 4
 
 
 class ParityError(Blip3vError):
-    """A graph was made and its numbers do not match the PyTorch reference."""
+    """The numbers of an exported graph do not match the PyTorch reference."""
 
     exit_code = 5
 
@@ -134,15 +134,15 @@ class BackendError(Blip3vError):
 
 
 class ProviderError(BackendError):
-    """The provider or package that was asked for is not there."""
+    """The requested provider or package is not available."""
 
 
 class OutOfMemoryError(BackendError):
-    """The model or the request does not fit into memory."""
+    """The model or the request does not fit in memory."""
 
 
 class EngineMismatchError(BackendError):
-    """An engine that was built for another version, device or graph."""
+    """The engine was built for another version, device or graph."""
 
 
 class VideoError(Blip3vError):
@@ -152,15 +152,15 @@ class VideoError(Blip3vError):
 
 
 class UnsupportedVideoError(VideoError):
-    """Not a video, or a file without a picture stream."""
+    """Not a video, or a file without a video stream."""
 
 
 class VideoTooLargeError(VideoError):
-    """A video over a limit of bytes, pixels, frames or duration."""
+    """The video exceeds a limit on bytes, pixels, frames or duration."""
 
 
 class CorruptVideoError(VideoError):
-    """A frame that was asked for is not there or cannot be decoded."""
+    """A requested frame is missing or cannot be decoded."""
 
 
 class VideoTimeoutError(VideoError):
@@ -174,7 +174,7 @@ class RequestError(Blip3vError):
 
 
 class CancelledError(RequestError):
-    """The caller took the request back."""
+    """The caller cancelled the request."""
 
 
 class RequestTimeoutError(RequestError):
@@ -182,6 +182,6 @@ class RequestTimeoutError(RequestError):
 
 
 class ServerError(Blip3vError):
-    """The HTTP server could not start or go on."""
+    """The HTTP server could not start or keep running."""
 
     exit_code = 9

@@ -1,7 +1,7 @@
-"""The optional packages: which extra of ``pyproject.toml`` brings which, and the line that installs it.
+"""The optional packages: which extra of ``pyproject.toml`` installs which, and the command to install it.
 
-A test compares the table with ``pyproject.toml``. It is written out here since help may not pay for reading the
-metadata of installed packages, and an editable install keeps the metadata of the day it was made.
+A test compares the table with ``pyproject.toml``. It is written out here because help must not pay for reading the
+metadata of installed packages, and because an editable install keeps the metadata of the day it was made.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["EXTRAS", "Package", "extra_of", "pip_line"]
 class Package:
     """One optional package."""
 
-    name: str  # as pip knows it
+    name: str  # its name in pip
     at_least: str  # oldest version that works
-    module: str  # as ``import`` knows it
+    module: str  # its name in ``import``
 
 
 _TORCH = (Package("torch", "2.11", "torch"), Package("transformers", "5.17", "transformers"))
 
-# In the order in which a missing module is looked up: the first extra that holds it is the one to name.
+# In the order in which a missing module is looked up: the first extra that installs it is the one to suggest.
 EXTRAS: dict[str, tuple[Package, ...]] = {
     "cpu": (Package("onnxruntime", "1.31", "onnxruntime"),),
     "cuda": (Package("onnxruntime-gpu", "1.31", "onnxruntime"),),
@@ -42,14 +42,14 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
 
 
 def extra_of(module: str, *, prefer: str = "") -> str | None:
-    """The extra that brings a module.
+    """Returns the extra that installs a module.
 
     Args:
         module: what could not be imported, for example ``torch.nn``.
-        prefer: the extra to name where several bring it.
+        prefer: the extra to choose if several install it.
 
     Returns:
-        The extra's name; None where no extra brings it.
+        The extra's name; None if no extra installs it.
     """
     top = module.partition(".")[0]
     holders = [extra for extra, packages in EXTRAS.items() if any(package.module == top for package in packages)]

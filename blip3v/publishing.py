@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and whether what goes into them fits the disk.
+"""Atomic publishing of files and folders, and the check that there is enough disk space for them.
 
-Both are written under another name beside their place, brought to the disk and renamed. What is published has the
-permissions of the umask, whatever wrote it: the safetensors library makes its files private.
+Both are written under a temporary name in the same folder, synced to disk and renamed. Published files have the
+permissions that the umask allows, whatever wrote them: the safetensors library makes its files private.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ __all__ = ["new_folder", "replace_file", "replace_folder", "require_disk", "sync
 
 
 def require_disk(path: Path, num_bytes: int, what: str) -> None:
-    """Raises unless ``num_bytes`` are free on the disk that ``path`` is, or will be, on.
+    """Raises unless ``num_bytes`` are free on the disk that holds, or will hold, ``path``.
 
     Raises:
-        ArtifactError: fewer are free. The message says how much ``what`` needs and how much there is.
+        ArtifactError: less is free. The message says how much ``what`` needs and how much is free.
     """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if num_bytes > free:
         raise ArtifactError(
-            f"{what} needs about {format_bytes(num_bytes)} of disk and {format_bytes(free)} are free at {there}; "
-            "make room, or write to another disk"
+            f"{what} needs about {format_bytes(num_bytes)} of disk space, and {format_bytes(free)} is free at "
+            f"{existing}; free some space, or write to another disk"
         )
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all; text as UTF-8. What stands at ``path`` is replaced.
+    """Writes a file atomically, replacing what is at ``path``; text is written as UTF-8.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system reports an error.
     """
     partial = _sibling(path)
     try:
@@ -50,10 +50,10 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def replace_file(partial: Path, path: Path) -> None:
-    """Brings ``partial`` to the disk and renames it to ``path``, in place of what stands there.
+    """Syncs ``partial`` to disk and renames it to ``path``, replacing what is there.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system reports an error.
     """
     _sync(partial)
     partial.replace(path)
@@ -62,16 +62,16 @@ def replace_file(partial: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` to write into, renamed to ``path`` at the end of the block.
+    """Yields a temporary folder next to ``path`` to write into, and renames it to ``path`` when the block ends.
 
-    What stands at ``path`` gives way then, and comes back if the rename fails. A block that raises leaves ``path`` as
-    it was. Bundles have a writer of their own, which also locks out other writers.
+    Only then is an existing ``path`` replaced; it is restored if the rename fails. If the block raises, ``path`` stays
+    as it was. Bundles have a writer of their own, which also locks out other writers.
 
     Args:
-        path: the folder to make; its parent is there.
+        path: the folder to create; its parent must exist.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system reports an error.
     """
     sibling = _sibling(path)
     sibling.mkdir()
@@ -86,13 +86,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Gives the files of ``folder`` the permissions of the umask, and brings all of it to the disk.
+    """Gives the files in ``folder`` the permissions that the umask allows, and syncs everything to disk.
 
     Args:
-        folder: made by this process, and so with the permissions of the umask itself.
+        folder: created by this process, so that its own permissions follow the umask.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system reports an error.
     """
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
@@ -105,15 +105,15 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(staging: Path, path: Path, *, aside: Path) -> None:
-    """Renames ``staging`` to ``path``; a kill at any moment leaves a whole folder at ``path`` or at ``aside``.
+    """Renames ``staging`` to ``path``; a kill at any moment leaves a complete folder at ``path`` or at ``aside``.
 
     Args:
-        staging: a folder that ``sync_tree`` brought to the disk.
-        path: its place. A folder that stands there is deleted at the end, and comes back if the rename fails.
-        aside: where that folder waits; nothing is there.
+        staging: a folder that ``sync_tree`` has synced to disk.
+        path: the destination. A folder already there is deleted at the end, or restored if the rename fails.
+        aside: where that folder is kept until then; must not exist.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file system reports an error.
     """
     if path.exists():
         path.rename(aside)
@@ -138,7 +138,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":  # has no descriptors of folders
+    if sys.platform == "win32":  # has no file descriptors for folders
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,4 +1,4 @@
-"""Strict JSON for frozen dataclasses: an unknown or missing key is an error that names the nearest allowed one."""
+"""Strict JSON for frozen dataclasses: unknown and missing keys are errors, and a misspelt one gets a suggestion."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads one JSON object.
 
     Raises:
-        ConfigError: the file is not JSON, holds a key twice, NaN or infinity, or is not an object.
+        ConfigError: the file is not JSON, has a duplicate key, NaN or infinity, or is not an object.
     """
     value = read_json_value(path)
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}; a JSON object is expected")
+        raise ConfigError(f"{path} contains a {type(value).__name__}; a JSON object is expected")
     return value
 
 
@@ -32,18 +32,18 @@ def read_json_value(path: Path) -> Any:
     """Reads one JSON value of any kind.
 
     Raises:
-        ConfigError: the file is not JSON, or holds a key twice, NaN or infinity.
+        ConfigError: the file is not JSON, or has a duplicate key, NaN or infinity.
     """
     try:
         return json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, an endless number
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or too long a number
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
 def dumps(value: object) -> str:
-    """The one JSON form that blip3v writes: indented, keys in the order given, a newline at the end."""
+    """JSON in the one format that blip3v writes: indented, keys in the given order, a newline at the end."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -52,8 +52,8 @@ def from_dict(cls: type[T], values: object, where: str) -> T:
 
     Args:
         cls: a dataclass whose fields are scalars, tuples, enums of str, optional values or dataclasses.
-        values: what JSON gave.
-        where: what the error names, for example ``config.json``.
+        values: the parsed JSON.
+        where: what to call it in errors, for example ``config.json``.
 
     Raises:
         ConfigError: an unknown key, a missing key, or a value of the wrong type.
@@ -80,13 +80,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ConfigError(f"the key {key!r} stands twice")
+            raise ConfigError(f"the key {key!r} appears twice")
         result[key] = value
     return result
 
 
 def _no_constant(name: str) -> Any:
-    raise ConfigError(f"{name} is no JSON number")
+    raise ConfigError(f"{name} is not a JSON number")
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

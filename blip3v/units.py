@@ -1,7 +1,7 @@
-"""Quantities as people read them: sizes, durations, rates and ratios. One rule: three digits, and never an exponent.
+"""Human-readable sizes, durations, rates and ratios. One rule: three digits, and never an exponent.
 
-A number below a thousand shows three significant digits, a larger one all of those before the point, so that nothing
-but zero is written as zero. Files and JSON hold the numbers themselves.
+A number below a thousand is shown with three significant digits, a larger one with all the digits before the point, so
+that only zero is written as zero. Files and JSON hold the exact numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 def format_number(value: float) -> str:
-    """A rate, or any number whose unit stands beside it: 0.0145, 4.14, 51.6, 1234."""
+    """A rate, or any number whose unit is given next to it: 0.0145, 4.14, 51.6, 1234."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     rounded = float(f"{value:.2e}")  # 9.996 has as many digits before the point as 10
@@ -37,10 +37,10 @@ def format_duration(seconds: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """A moment of a clip, to the hundredth: 1.28 s."""
+    """A time within a clip, to the hundredth of a second: 1.28 s."""
     return f"{seconds:.2f} s"
 
 
 def format_ratio(value: float) -> str:
-    """How many times as fast as something else, to the hundredth: 1.21x."""
+    """A speed relative to another, to two decimals: 1.21x."""
     return f"{value:.2f}x"

@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from rich import box
@@ -53,6 +55,9 @@ NUM_STEPS = 8
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "safetensors")  # the exports depend on them
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+_AXIS_NAME = re.compile(r'dim_param: "[^"]*"')
 
 
 class CompareError(Exception):
@@ -184,14 +189,22 @@ def _run(side: Side, *words: object) -> None:
 
 
 def file_hashes(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yields the sha256 of the graphs, their weights and the embeddings."""
+    """Yields the sha256 of the graphs, of their text without names of free axes, of the weights and the embeddings."""
     for what, paths in (
         ("graphs", sorted(bundle.glob("onnx/*.onnx"))),
         ("stored weights", [*sorted(bundle.glob("onnx/*.data")), bundle / "embeddings.safetensors"]),
     ):
         for path in paths:
             name = path.relative_to(bundle).as_posix()
-            yield f"{what} (sha256)|{name}", np.array([hashlib.sha256(path.read_bytes()).hexdigest()])
+            yield f"{what} (sha256)|{name}", _sha256(path.read_bytes())
+    for path in sorted(bundle.glob("onnx/*.onnx")):
+        graph = str(onnx.load(path, load_external_data=False))
+        # Renaming an axis changes the file and nothing that is computed.
+        yield f"graphs but for axis names (sha256)|{path.name}", _sha256(_AXIS_NAME.sub("", graph).encode())
+
+
+def _sha256(content: bytes) -> NDArray[Any]:
+    return np.array([hashlib.sha256(content).hexdigest()])
 
 
 def decoder_logits(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -302,7 +315,7 @@ def table_of(rows: Sequence[Row]) -> Table:
     """A table of the rows; equal parts of a scenario share a line."""
     table = Table(box=box.SIMPLE)
     for name in ("model", "precision", "what", "values", ""):
-        table.add_column(name, justify="right" if name == "values" else "left")
+        table.add_column(name, justify="right" if name == "values" else "left", no_wrap=bool(name))
     for (model, precision, what), members in groupby(rows, lambda r: (r.model, r.precision, r.what.partition(":")[0])):
         group = list(members)
         if not any(row.differing for row in group):
@@ -362,7 +375,7 @@ def run(options: argparse.Namespace) -> list[Row]:
             for side in sides:
                 check_reportable(side)
         rows = _compare_all(sides, options, folder)
-    Console().print(table_of(rows))
+    Console(width=None if sys.stdout.isatty() else 160).print(table_of(rows))
     if options.output is not None:
         report = report_of(options.command, sides[0], sides[1], rows, time.perf_counter() - started)
         options.output.parent.mkdir(parents=True, exist_ok=True)

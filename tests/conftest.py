@@ -1,1 +1,1 @@
-"""Puts this folder on the path: tests of several parts use ``released_files.py``."""
+"""Puts this folder on the import path: tests of several parts use ``released_files.py``."""

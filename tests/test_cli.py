@@ -1,6 +1,6 @@
 """The command line: help, examples, the frozen list of options, exit codes, and what must not be imported.
 
-``cli_options.txt`` next to this file lists all options, so that a new or changed one is a reviewed change.
+``cli_options.txt`` beside this file is the list of all options, so that a new or changed one is a reviewed change.
 After an intended change, regenerate it with `python tests/test_cli.py` and commit it.
 """
 
@@ -87,7 +87,7 @@ def add_verb(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @each_verb
 def test_help_has_two_examples_that_parse(verb: str):
-    """An example that the command refuses is worse than none."""
+    """An example that the command would reject is worse than none."""
     examples = examples_of(verb)
     assert len(examples) >= 2
     for example in examples:
@@ -100,13 +100,13 @@ def test_help_has_two_examples_that_parse(verb: str):
 
 @each_verb
 def test_help_is_laid_out_as_written(verb: str):
-    """A raw docstring shows click's paragraph mark as the two characters backslash and b."""
+    """A raw docstring would show click's paragraph mark as the two characters backslash and b."""
     assert "\\b" not in help_of(verb)
 
 
 @each_verb
-def test_help_needs_no_optional_package(verb: str):
-    """A base install shows all of the help, and help never waits for torch."""
+def test_help_does_not_need_an_optional_package(verb: str):
+    """A base install shows all help, and none waits for torch."""
     hidden = sorted({package.module for packages in EXTRAS.values() for package in packages})
     code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); from blip3v.cli import main; main()"
     result = run(verb, "--help", code=code)
@@ -128,12 +128,12 @@ def test_json_is_offered_everywhere(verb: str):
 
 
 @each_verb
-def test_list_of_options_is_the_committed_one(verb: str):
+def test_the_list_of_options_is_the_committed_one(verb: str):
     committed = {block.split("\n", 1)[0]: block.strip() for block in SNAPSHOT.read_text("utf-8").split("\n\n")}
-    assert describe(verb).strip() == committed.get(verb), f"if this is wanted: python tests/{Path(__file__).name}"
+    assert describe(verb).strip() == committed.get(verb), f"if this is intended: python tests/{Path(__file__).name}"
 
 
-def test_committed_list_names_no_other_verb():
+def test_the_committed_list_names_no_other_verb():
     assert {block.split("\n", 1)[0] for block in SNAPSHOT.read_text("utf-8").split("\n\n")} == set(VERBS)
 
 
@@ -180,8 +180,8 @@ def test_python_m_blip3v_is_the_same_program():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        pytest.param(["exprt"], "there is no command 'exprt'; did you mean 'export'?", id="typing mistake"),
-        pytest.param(["zzz"], "there is no command 'zzz'; allowed: demo, ask", id="nothing near"),
+        pytest.param(["exprt"], "unknown command 'exprt'; did you mean 'export'?", id="typing mistake"),
+        pytest.param(["zzz"], "unknown command 'zzz'; allowed: demo, ask", id="nothing near"),
         pytest.param(["--nope"], "No such option", id="unknown option"),
         pytest.param(["data", "--count", "0"], "Invalid value for '--count'", id="value out of range"),
         pytest.param(["ask"], "Missing argument", id="missing argument"),
@@ -227,7 +227,7 @@ def test_a_refusal_is_one_line_and_its_exit_code(
         cli.main(["fail"])
     assert ended.value.code == exit_code
     captured = capsys.readouterr()
-    assert captured.err.strip() == (line or "")  # click first ends the line with the typed ^C
+    assert captured.err.strip() == (line or "")  # click first ends the line of a typed ^C
     assert captured.out == ""
 
 
@@ -246,7 +246,7 @@ def test_a_refusal_is_one_line_and_its_exit_code(
 def test_a_remedy_names_options(
     remedy: str, typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The library speaks Python; the command line says what to type. The problem itself is never rewritten."""
+    """The library names Python arguments; the command line shows what to type. The rest of a message is unchanged."""
     error = ParityError("`folder` is odd", remedy=remedy)
     assert str(error) == f"`folder` is odd; {remedy}"
     add_verb(monkeypatch, error)
@@ -255,7 +255,7 @@ def test_a_remedy_names_options(
 
 
 def library_strings() -> list[tuple[str, str]]:
-    """Every string below the command line, docstrings included, with its location."""
+    """Every string below the command line, docstrings included, with its file and line."""
     files = [path.relative_to(ROOT) for path in sorted((ROOT / "blip3v").rglob("*.py"))]
     below = [path for path in files if path.parts[1] not in ("cli.py", "commands")]
     return [
@@ -330,7 +330,7 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
-def test_a_reader_that_goes_away_is_no_traceback():
+def test_a_reader_that_goes_away_causes_no_traceback():
     read_end, write_end = os.pipe()
     os.close(read_end)
     args = [sys.executable, "-m", "blip3v", "--help"]

@@ -18,7 +18,7 @@ REPORT = ROOT / "benchmarks/results/encoders.json"
 PAGE = ROOT / "docs/encoders.md"
 ROWS = json.loads(REPORT.read_text("utf-8"))["rows"]
 
-# Elements of the authors' state dicts, from the fact sheet of their checkpoints and not from our modules.
+# Elements in the authors' state dicts, from the fact sheet of their checkpoints and not from our modules.
 AUTHORS_TOTALS = {
     ("gttm", 128): 59_347_552,
     ("tts", 128): 58_411_008,
@@ -88,6 +88,6 @@ def test_the_page_holds_the_table_of_the_report(tmp_path: Path) -> None:
     assert page.read_text("utf-8") == PAGE.read_text("utf-8"), f"run: python {script} table {REPORT} {PAGE}"
 
 
-def test_the_page_tells_of_every_encoder() -> None:
-    told = re.findall(r"^\| `([a-z-]+)` \| [A-Z]", PAGE.read_text("utf-8"), re.MULTILINE)
-    assert tuple(told) == BUILT_IN
+def test_the_page_documents_every_encoder() -> None:
+    documented = re.findall(r"^\| `([a-z-]+)` \| [A-Z]", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert tuple(documented) == BUILT_IN

@@ -35,6 +35,6 @@ def test_a_torch_free_part_works_where_nothing_heavy_is_installed(part: str):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_heavy_part_would_be_noticed():
+def test_a_heavy_part_would_be_caught():
     """The check above can fail: the reference needs torch."""
     assert fresh(f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import blip3v.model.blocks").returncode != 0

@@ -1,4 +1,4 @@
-"""Public names: every package lists its own, and those that services depend on are frozen here."""
+"""Public names: every package lists its own, and the ones that services build on are frozen here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = [
     ),
 ]
 
-# Removing a name from this list breaks services; adding one is a promise. Either needs a line in CHANGELOG.md.
+# Removing a name breaks somebody's service; a new one is a promise. Either needs a line in CHANGELOG.md.
 FROZEN = {
     "blip3v.bundle": [
         "Bundle",
@@ -93,7 +93,7 @@ FROZEN = {
 
 
 def by_kind(name: str) -> tuple[int, str]:
-    """The order that ruff enforces: constants, classes, the rest, each alphabetical."""
+    """The order that ruff enforces: constants, classes, the rest, each alphabetically."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
@@ -103,7 +103,7 @@ def test_a_package_lists_its_public_names(package: str):
     names = module.__all__
     assert names == sorted(set(names), key=by_kind)
     for name in names:
-        assert hasattr(module, name), f"{package} lists {name} and has no such name"
+        assert hasattr(module, name), f"{package} lists {name} but does not define it"
 
 
 @pytest.mark.parametrize("package", FROZEN)

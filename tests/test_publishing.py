@@ -1,4 +1,4 @@
-"""A file or folder is replaced completely, or stays as it was."""
+"""A file or folder is replaced completely or stays as it was."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def test_it_appears_at_the_end_of_the_block_and_replaces_what_stood_there(tmp_path: Path, umask: int) -> None:
+def test_it_appears_at_the_end_of_the_block_and_replaces_what_was_there(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "made"
     for text in ("first", "second"):
         with new_folder(path) as staging:
@@ -43,7 +43,7 @@ def test_a_block_that_raises_changes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_stood_there_comes_back_when_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_there_is_restored_if_the_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "made"
     path.mkdir()
     (path / "old").touch()
@@ -63,7 +63,7 @@ def test_what_stood_there_comes_back_when_the_rename_fails(tmp_path: Path, monke
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002], indirect=True, ids=oct)
 def test_what_is_published_has_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
-    """safetensors makes its files private, so a bundle exported by one user could not be read by another."""
+    """safetensors makes its files private: one user could not read a bundle that another exported."""
     with new_folder(tmp_path / "made") as staging:
         (staging / "inner").mkdir()
         save_file({"a": np.zeros(1)}, staging / "inner" / "a.safetensors")
@@ -74,7 +74,7 @@ def test_what_is_published_has_the_permissions_of_the_umask(tmp_path: Path, umas
 
 
 @pytest.mark.parametrize("content", ["\u00e4\n", b"\xe4\r\n"], ids=["text", "bytes"])
-def test_a_file_is_replaced_at_once(tmp_path: Path, content: str | bytes) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     write_file(path, content)
@@ -82,7 +82,7 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, content: str | bytes) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_stays_as_it_was_when_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_stays_as_it_was_if_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 

@@ -1,4 +1,4 @@
-"""Runs the README's export command and Python example, and checks its links and numbers."""
+"""Does what the README tells a newcomer to do: runs the export command and the Python example, follows the links."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example clips, after running the README's export command in it."""
-    path = tmp_path_factory.mktemp("reader")
+    """A folder with the example clips, in which the README's export command was run."""
+    path = tmp_path_factory.mktemp("newcomer")
     shutil.copytree(ROOT / "examples", path / "examples")
     command = "blip3v export --encoder tokenlearner --precision fp16"
     assert f"`{command}`" in README
@@ -28,28 +28,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_python_example_runs_as_a_plain_script_and_says_what_ask_says(folder: Path) -> None:
-    """It has no __main__ guard, so the decoder process must not run it again."""
+def test_the_python_example_runs_as_a_plain_script_and_prints_what_ask_prints(folder: Path) -> None:
+    """It has no ``__main__`` guard, and the process that decodes the video must not run it again."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (folder / "six_lines.py").write_text(example)
     done = subprocess.run([sys.executable, "six_lines.py"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     video = re.findall(r'encode\("(.*?)"\)', example)[0]
     questions = re.findall(r'video, "(.*?)"\)', example)
-    said = []
+    answers = []
     for question in questions:
         command = [sys.executable, "-m", "blip3v", "ask", video, question, "--json"]
         asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        said.append(json.loads(asked.stdout)["text"])
-    assert done.stdout.splitlines() == said
+        answers.append(json.loads(asked.stdout)["text"])
+    assert done.stdout.splitlines() == answers
 
 
 def test_the_pictured_answer_is_what_the_shipped_model_says(folder: Path) -> None:
-    """It is also the correct one, according to the committed list of questions."""
+    """It is the true answer, too, according to the committed list of questions."""
     video, question = "turn.mp4", "Which way does the red circle turn?"
     clips = json.loads((ROOT / "examples/questions.json").read_text("utf-8"))["clips"]
-    asked_of_clip = next(clip["questions"] for clip in clips if clip["file"] == video)
-    true = next(asked["answer"] for asked in asked_of_clip if asked["question"] == question)
+    questions_of_clip = next(clip["questions"] for clip in clips if clip["file"] == video)
+    true = next(item["answer"] for item in questions_of_clip if item["question"] == question)
     command = [sys.executable, "-m", "blip3v", "ask", f"examples/{video}", question]
     asked = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == true == "up then right"
@@ -61,7 +61,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 
 def test_the_scores_in_the_readme_are_the_committed_ones() -> None:
-    """Compares every cell of the accuracy table with the reports of the two models."""
+    """Every cell of the accuracy table, from the reports of the two models."""
     paths = ("blip3v/models/tiny-tokenlearner/evaluation.json", "benchmarks/results/tiny-single-frame-evaluation.json")
     model, one_frame = (json.loads((ROOT / path).read_text("utf-8")) for path in paths)
     want = {
@@ -99,7 +99,7 @@ def _full_size() -> dict[str, Any]:
     return {step["name"]: step for step in report["steps"]}
 
 
-def test_what_the_4b_model_takes_is_what_was_measured() -> None:
+def test_the_costs_of_the_4b_model_are_the_measured_ones() -> None:
     steps = _full_size()
     for name, step in steps.items():
         peak = f"{step['peak_rss_bytes'] / 2**30:.1f} GiB" if "peak_rss_bytes" in step else "[^|]*"

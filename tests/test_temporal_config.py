@@ -1,4 +1,4 @@
-"""The temporal encoder's settings: counts, forms, options without effect, and config files of schema version 1."""
+"""The temporal encoder's settings: counts, forms, settings without effect, and config files of schema version 1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blip3v.errors import ConfigError
 from blip3v.model.temporal import build_temporal, encoder_names, temporal_settings, with_encoder, with_frames
 
 RELEASED = preset("xgen-mm-vid")
-# Counts for 8 frames of 128 tokens, the usual one first.
+# Token counts for 8 frames of 128 tokens, the default first.
 COUNTS = {
     "tokenlearner": (32, 16, 64, 128, 256),
     "gttm": (128, 16, 32, 64, 256),
@@ -46,9 +46,9 @@ def test_the_counts_of_an_encoder(encoder: str) -> None:
 
 @pytest.mark.parametrize("encoder", encoder_names())
 @pytest.mark.parametrize("count", [0, 31, 2048])
-def test_a_count_that_an_encoder_cannot_give_is_an_error_that_lists_those_it_can(encoder: str, count: int) -> None:
+def test_a_count_that_an_encoder_cannot_give_is_an_error_that_lists_the_ones_it_can(encoder: str, count: int) -> None:
     listed = ", ".join(map(str, sorted(COUNTS[encoder])))
-    with pytest.raises(ConfigError, match=f"{encoder} cannot give {count} tokens for 8 frames; allowed: {listed}$"):
+    with pytest.raises(ConfigError, match=f"{encoder} cannot produce {count} tokens from 8 frames; allowed: {listed}$"):
         with_encoder(RELEASED, encoder, num_video_tokens=count)
 
 
@@ -68,19 +68,19 @@ def test_other_counts_do_not_depend_on_the_frames(encoder: str) -> None:
 
 
 @pytest.mark.parametrize("encoder", ["gttm", "mambalike"])
-def test_attention_is_chosen_where_the_released_mean_does_not_give_the_count(encoder: str) -> None:
+def test_attention_is_chosen_if_the_released_mean_does_not_give_the_count(encoder: str) -> None:
     assert chosen(encoder).pooling == "mean"
     assert chosen(encoder, num_video_tokens=128).pooling == "mean"
     assert chosen(encoder, num_video_tokens=32).pooling == "attention"
-    asked = with_encoder(RELEASED, encoder, num_video_tokens=128, pooling="attention")
-    assert temporal_settings(asked).pooling == "attention"
-    assert with_encoder(asked, encoder, num_video_tokens=128) == asked  # a form that gives the count is kept
-    assert temporal_settings(with_encoder(asked, "mean")).pooling == "mean"
-    with pytest.raises(ConfigError, match=r"cannot give 32 tokens for 8 frames; allowed: 128$"):
+    config = with_encoder(RELEASED, encoder, num_video_tokens=128, pooling="attention")
+    assert temporal_settings(config).pooling == "attention"
+    assert with_encoder(config, encoder, num_video_tokens=128) == config  # a form that fits is kept
+    assert temporal_settings(with_encoder(config, "mean")).pooling == "mean"
+    with pytest.raises(ConfigError, match=r"cannot produce 32 tokens from 8 frames; allowed: 128$"):
         with_encoder(RELEASED, encoder, num_video_tokens=32, pooling="mean")
 
 
-def test_the_memory_of_ttm_is_the_output_where_its_steps_do_not_give_the_count() -> None:
+def test_the_memory_of_ttm_is_the_output_if_its_steps_do_not_give_the_count() -> None:
     assert not chosen("ttm").memory_output
     by_memory = chosen("ttm", num_video_tokens=32)
     assert (by_memory.memory_output, by_memory.memory_tokens) == (True, 32)
@@ -89,11 +89,11 @@ def test_the_memory_of_ttm_is_the_output_where_its_steps_do_not_give_the_count()
     assert with_encoder(RELEASED, "ttm", memory_output=True).num_video_tokens == 128
     with pytest.raises(ConfigError, match="make the two equal"):
         with_encoder(RELEASED, "ttm", num_video_tokens=32, memory_output=True, memory_tokens=64)
-    with pytest.raises(ConfigError, match=r"ttm cannot give 64 tokens for 8 frames; allowed: 32$"):
+    with pytest.raises(ConfigError, match=r"ttm cannot produce 64 tokens from 8 frames; allowed: 32$"):
         with_encoder(RELEASED, "ttm", num_video_tokens=64, step_tokens=4)
 
 
-def test_another_encoder_comes_at_the_size_of_the_preset() -> None:
+def test_another_encoder_gets_the_size_of_the_preset() -> None:
     assert [chosen(name).num_layers for name in ("gttm", "transformer", "ttm")] == [4, 4, 2]
     tiny = preset("tiny")
     assert temporal_settings(with_encoder(tiny, "ttm")).num_layers == 1
@@ -111,8 +111,8 @@ def test_a_preset_states_its_encoder_as_the_encoders_own_file_does(name: str) ->
 @pytest.mark.parametrize(
     ("encoder", "options", "says"),
     [
-        ("tokenlearner", {"num_slots": 2}, "num_slots has no effect on tokenlearner; it reads time_stamps"),
-        ("max", {"pooling": "sum"}, "pooling has no effect on max; it reads no setting"),
+        ("tokenlearner", {"num_slots": 2}, "num_slots has no effect on tokenlearner; its settings are time_stamps"),
+        ("max", {"pooling": "sum"}, "pooling has no effect on max; it has no settings"),
         ("gttm", {"time_stamps": True}, "time_stamps has no effect on gttm"),
         ("ttm", {"memory_output": True, "step_tokens": 8}, "step_tokens has no effect on ttm with memory_output"),
         ("gttm", {"pooling": "sum"}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
@@ -127,19 +127,21 @@ def test_a_preset_states_its_encoder_as_the_encoders_own_file_does(name: str) ->
         ("gtm", {}, "encoder 'gtm' is unknown; allowed: tokenlearner, gttm"),
     ],
 )
-def test_what_cannot_be_or_has_no_effect_is_refused(encoder: str, options: dict[str, object], says: str) -> None:
+def test_a_setting_that_is_invalid_or_has_no_effect_is_refused(
+    encoder: str, options: dict[str, object], says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         with_encoder(RELEASED, encoder, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("encoder", encoder_names())
-def test_a_config_file_gives_the_config_back(encoder: str, tmp_path: Path) -> None:
+def test_a_config_survives_the_round_trip(encoder: str, tmp_path: Path) -> None:
     config = with_encoder(RELEASED, encoder, num_video_tokens=COUNTS[encoder][-1])
     config.save(tmp_path / "config.json")
     assert ModelConfig.load(tmp_path / "config.json") == config
 
 
-def test_settings_are_opaque_where_nothing_is_built(tmp_path: Path) -> None:
+def test_settings_are_opaque_until_the_encoder_is_built(tmp_path: Path) -> None:
     """A bundle opens even if the package of its encoder is not installed."""
     settings = {"depth": 3, "kinds": ["a", "b"], "inner": {"rate": 0.5}, "none": None}
     temporal = TemporalConfig(encoder="of-another-package", num_video_tokens=7, settings=settings)
@@ -161,10 +163,10 @@ def test_settings_are_opaque_where_nothing_is_built(tmp_path: Path) -> None:
         ),
         ({"settings": {"pooling": "sum"}}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
         ({"settings": {"num_layers": 0}}, "gttm: num_layers is 0; at least 1 is needed"),
-        ({"num_video_tokens": 32}, "gttm cannot give 32 tokens for 8 frames; allowed: 128$"),
+        ({"num_video_tokens": 32}, "gttm cannot produce 32 tokens from 8 frames; allowed: 128$"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_where_the_encoder_is_built(
+def test_settings_that_do_not_fit_are_refused_when_the_encoder_is_built(
     temporal: dict[str, object], says: str, tmp_path: Path
 ) -> None:
     values = RELEASED.to_dict()
@@ -188,6 +190,8 @@ def test_a_setting_that_a_config_file_lacks_is_the_default(tmp_path: Path) -> No
         ({"encoder": "gttm", "num_video_tokens": 0}, "num_video_tokens is 0; at least 1"),
         ({"encoder": "gttm", "num_video_tokens": "7"}, "num_video_tokens is '7'; int is expected"),
         ({"encoder": 5, "num_video_tokens": 7}, "encoder is 5; str is expected"),
+        ({"encoder": "../gttm", "num_video_tokens": 7}, "temporal.encoder is '../gttm'; only lower-case letters"),
+        ({"encoder": "gttm\n", "num_video_tokens": 7}, "only lower-case letters, digits and hyphens are allowed"),
         ({"encoder": "gttm", "num_video_tokens": 7, "settings": [1]}, "settings is .*; dict is expected"),
         ({"encoder": "gttm", "num_video_tokens": 7, "num_slots": 4}, "unknown key 'num_slots'; allowed: encoder, "),
         ({"encoder": "gttm"}, "temporal lacks the key 'num_video_tokens'"),
@@ -199,7 +203,7 @@ def test_name_and_count_are_checked_without_the_encoder(temporal: dict[str, obje
         ModelConfig.load(tmp_path / "config.json")
 
 
-# Version 1 as ``blip3v`` wrote it: the settings of all encoders for every encoder, and two other names.
+# Version 1: the settings of all encoders with every encoder, and two other names.
 V1_TEMPORAL = {
     **{"num_heads": 6, "num_layers": 2, "num_slots": 4, "ff_mult": 2, "time_stamps": True, "pooling": "mean"},
     **{"process_tokens": 64, "memory_tokens": 128, "step_tokens": 16, "memory_output": False},
@@ -225,14 +229,14 @@ def test_a_config_file_of_version_1_is_read(encoder: str, tmp_path: Path) -> Non
     assert json.loads(path.read_text())["schema_version"] == 2
 
 
-def test_a_config_file_of_before_the_settings_of_ttm_loads(tmp_path: Path) -> None:
+def test_a_config_file_from_before_the_settings_of_ttm_loads(tmp_path: Path) -> None:
     later = dict.fromkeys(("pooling", "process_tokens", "memory_tokens", "step_tokens", "memory_output"))
     path = version_1(tmp_path / "config.json", "gttm", 128, **later)
     assert ModelConfig.load(path) == with_encoder(preset("tiny"), "gttm")
 
 
 def test_what_version_1_left_out_has_the_default_of_version_1(tmp_path: Path) -> None:
-    """ttm has 2 layers by default today; then it had 4, like every encoder."""
+    """By default ttm has 2 layers now; in version 1 it had 4, like every encoder."""
     path = version_1(tmp_path / "config.json", "ttm", 128, num_layers=None, time_stamps=None)
     settings = temporal_settings(ModelConfig.load(path))
     assert (settings.num_layers, settings.time_stamps, settings.num_heads) == (4, False, 6)
@@ -263,7 +267,7 @@ def test_another_version_is_refused(version: object, tmp_path: Path) -> None:
         ModelConfig.load(tmp_path / "config.json")
 
 
-def test_the_shipped_models_are_of_the_present_version_and_say_every_setting() -> None:
+def test_the_shipped_models_are_of_the_current_version_and_state_every_setting() -> None:
     for path in Path(blip3v.__file__).parent.glob("models/*/config.json"):
         config = ModelConfig.load(path)
         assert json.loads(path.read_text()) == config.to_dict()

@@ -72,5 +72,5 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_a_moment_and_a_ratio_have_two_decimals() -> None:
+def test_a_time_and_a_ratio_have_two_decimals() -> None:
     assert (format_time(0.16), format_ratio(1.2051)) == ("0.16 s", "1.21x")

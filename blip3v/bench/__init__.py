@@ -1,7 +1,7 @@
-"""Samples per second of bundles, measured in turns so that drift of the machine meets all of them alike.
+"""Samples per second of bundles, measured in turns so that drift of the machine affects all of them alike.
 
-Each bundle runs in a process of its own that holds nothing else: its peak memory is its own, and PyTorch, which may
-have made the bundles a moment before, is not in it.
+Each bundle runs in its own process, which holds nothing else: its peak memory is its own and does not include PyTorch,
+which may have exported the bundles a moment before.
 """
 
 from blip3v.bench.defaults import DEFAULT_CLIP, ROWS, BundleRow, default_bundles, default_film, write_default_clip

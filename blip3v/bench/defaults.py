@@ -1,4 +1,4 @@
-"""What is measured when nothing is named: bundles of the shipped models, kept for the next time, and a film."""
+"""What is measured by default: bundles of the shipped models, kept for the next run, and a film."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _KEY_LENGTH = 12
 class BundleRow:
     """One row of the benchmark."""
 
-    encoder: str  # of the shipped model, whose other parts are all taken
+    encoder: str  # of the shipped model, which also provides all other parts
     num_video_tokens: int
-    new_encoder: bool = False  # a temporal encoder of random weights in place of the trained one: speed only
+    new_encoder: bool = False  # a temporal encoder with random weights instead of the trained one: speed only
 
 
 ROWS = (
@@ -53,30 +53,30 @@ def default_bundles(
     rows: Sequence[BundleRow] = ROWS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Makes the bundles of ``rows`` in ``folder``, or takes those that lie there and are whole.
+    """Exports the bundles of ``rows`` to ``folder``, or reuses the intact ones that are already there.
 
-    A bundle's name ends with a hash of the weights, the settings and blip3v's version, so another model never meets an
-    old bundle.
+    A bundle's name ends with a hash of the weights, the settings and blip3v's version, so that an old bundle is never
+    used for another model.
 
     Args:
-        folder: where bundles are kept; made where it is missing.
+        folder: where bundles are kept; created if it does not exist.
         models: folder with the model folders ``tiny-ENCODER``; None: those in the package.
         precision: of each graph.
-        rows: which ones.
+        rows: which bundles.
         progress: called with a line about each bundle.
 
     Returns:
         The bundles' folders in the order of ``rows``.
 
     Raises:
-        ArtifactError: a model folder is not there or cannot be used.
+        ArtifactError: a model folder is missing or cannot be used.
         ExportError, ParityError: as ``blip3v export``.
     """
     return [_bundle(_source(row, models), folder, precision, progress) for row in rows]
 
 
 def _source(row: BundleRow, models: Path | None) -> ExportSource:
-    # PyTorch comes with these: only whoever makes bundles needs it.
+    # These import PyTorch, which only exporting needs.
     from blip3v.export import folder_source, new_encoder_source
     from blip3v.model.folder import shipped_model
 
@@ -94,11 +94,11 @@ def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: 
         try:
             open_bundle(path)
         except ArtifactError as error:
-            progress(f"{path} is broken and made again: {error}")
+            progress(f"{path} is damaged and exported again: {error}")
         else:
-            progress(f"{path} is there")
+            progress(f"using {path}")
             return path
-    progress(f"{path} is being made")
+    progress(f"exporting {path}")
     folder.mkdir(parents=True, exist_ok=True)
     return export_bundle(source, path, precision=precision, force=path.exists()).path
 
@@ -115,12 +115,12 @@ def _key(source: ExportSource, precision: Precision) -> str:
 
 
 def default_film() -> ClipRecord:
-    """What is true of the clip that ``write_default_clip`` writes."""
+    """The record of the clip that ``write_default_clip`` writes, with its questions and true answers."""
     return describe({DEFAULT_CLIP: make_film(_FILM_SEED, "test")}, height=_FILM_HEIGHT).clips[0]
 
 
 def write_default_clip(folder: Path) -> Path:
-    """Writes the clip that is measured when none is named, the film of ``examples/turn.mp4``, to ``folder``.
+    """Writes the clip that is measured by default, the film of ``examples/turn.mp4``, to ``folder``.
 
     Raises:
         VideoError: the installed PyAV cannot encode H.264.

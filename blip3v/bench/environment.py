@@ -1,7 +1,7 @@
 """The machine and the packages behind a measurement, from ``/proc`` and package metadata.
 
-A value is None where the system does not tell. psutil, of the extra ``bench``, fills in what ``/proc`` would: its
-absence is no error.
+A value is None if the system does not provide it. psutil, from the extra ``bench``, fills in for ``/proc``; it is not
+an error if it is missing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "tokenizers")
 
 
 def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
-    """What the numbers depend on, ready for JSON.
+    """Returns what the numbers depend on, ready for JSON.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: folder that contains ``proc`` and ``sys``.
     """
     processors = _processors(root / "proc/cpuinfo")
     return {
@@ -43,7 +43,7 @@ def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def load_average() -> list[float] | None:
-    """Processes that wanted to run, averaged over 1, 5 and 15 minutes."""
+    """Number of processes ready to run, averaged over 1, 5 and 15 minutes; None if not known."""
     try:
         return [round(value, 2) for value in os.getloadavg()]
     except (AttributeError, OSError):
@@ -69,7 +69,7 @@ def _physical_cores(processors: list[dict[str, str]]) -> int | None:
 
 
 def _cpu_quota(path: Path) -> float | None:
-    """CPUs' worth of time that the control group allows; None: no limit, or not known."""
+    """CPU time that the control group allows, in CPUs; None: no limit, or not known."""
     try:
         quota, period = path.read_text("utf-8").split()
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def _versions() -> dict[str, str]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # of the two ONNX Runtime packages, one is there
+            continue  # only one of the two ONNX Runtime packages is installed
     return versions
 
 

@@ -1,6 +1,6 @@
-"""What a sample is and asks, how one is timed, and in which order several bundles are.
+"""What a sample is, how it is timed, and in which order several bundles are measured.
 
-Not here: the process around a bundle (``worker.py``), and what is made of the seconds (``report.py``).
+Not here: the process around a bundle (``worker.py``), and the figures computed from the seconds (``report.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "questio
 
 QUESTION_TOKENS = 32
 NEW_TOKENS = 32
-_QUESTIONS_SEED = 0  # of the film whose questions give the words
+_QUESTIONS_SEED = 0  # of the film whose questions provide the words
 _PAD = "?"
 _OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True)  # greedy
 
@@ -32,11 +32,11 @@ _OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True) 
 class Sample:
     """Seconds of one sample: a file decoded, a question answered with ``NEW_TOKENS`` tokens."""
 
-    whole_chain_s: float  # wall clock around the call; more than the stages together, by what stands in other_s
+    whole_chain_s: float  # wall-clock time of the call; exceeds the sum of the stages by other_s
     file_decode_s: float
     preprocess_s: float
     video_encoder_s: float
-    prefill_s: float  # gives the first new token
+    prefill_s: float  # yields the first new token
     steps_s: float  # all decoding steps
     num_steps: int
     prompt_tokens: int  # positions before the answer: video tokens, question, chat template
@@ -53,20 +53,20 @@ class Sample:
 
     @property
     def other_s(self) -> float:
-        """What no stage holds: tokenizer, cache, the choice of tokens, text."""
+        """Time outside the stages: tokenizer, cache, the choice of tokens, text."""
         stages_s = self.file_decode_s + self.preprocess_s + self.video_encoder_s + self.language_model_s
         return self.whole_chain_s - stages_s
 
 
 def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int | None = None) -> Sample:
-    """Answers once, from the file to the last token, and says how long that took.
+    """Answers once, from the file to the last token, and returns how long that took.
 
     Args:
         lm: the opened bundle.
         clip: the video file.
-        question: what is asked.
-        num_video_tokens: video tokens that the language model sees: the encoder's own, repeated or cut; None: all
-            its own.
+        question: the question about it.
+        num_video_tokens: video tokens that the language model sees, with the encoder's own repeated or cut; None:
+            exactly its own.
 
     Raises:
         VideoError: the clip cannot be used.
@@ -94,14 +94,14 @@ def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int
 
 
 def question_of_length(tokenizer: Tokenizer, num_tokens: int) -> str:
-    """A text that the tokenizer writes with exactly ``num_tokens`` tokens.
+    """Returns a text that the tokenizer encodes as exactly ``num_tokens`` tokens.
 
-    The words of the questions about a film follow each other, again from the first one where they end. A word with
-    more tokens than are left is passed over; where no word fits any more, question marks fill up.
+    It strings together the words of the questions about a film, starting over when they run out. A word with more
+    tokens than are left is skipped; once no word fits, question marks fill the rest.
 
     Args:
-        tokenizer: of the bundle that is asked.
-        num_tokens: at least 1. The chat template's own tokens come on top.
+        tokenizer: the bundle's.
+        num_tokens: at least 1. The tokens of the chat template come on top.
 
     Raises:
         RequestError: no such text has this length.
@@ -112,7 +112,7 @@ def question_of_length(tokenizer: Tokenizer, num_tokens: int) -> str:
         return len(tokenizer.encode(text))
 
     text, length = "", 0
-    for word in words * num_tokens:  # more rounds than an ordinary tokenizer needs; it always ends
+    for word in words * num_tokens:  # more rounds than an ordinary tokenizer needs, but finite
         if length == num_tokens:
             return text
         longer = f"{text} {word}".lstrip()
@@ -122,8 +122,8 @@ def question_of_length(tokenizer: Tokenizer, num_tokens: int) -> str:
         text = text + _PAD if count(text + _PAD) <= num_tokens else text
     if count(text) != num_tokens:
         raise RequestError(
-            f"no text of film questions has exactly {num_tokens} tokens for this tokenizer; the nearest has "
-            f"{count(text)}: measure a bundle with an ordinary tokenizer"
+            f"no text made of film questions has exactly {num_tokens} tokens with this tokenizer; the nearest has "
+            f"{count(text)}; measure a bundle with an ordinary tokenizer"
         )
     return text
 
@@ -135,16 +135,16 @@ def take_turns(
     repetitions: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[Sample, ...]]:
-    """Measures A B C, A B C, ..., so that a machine that grows slower or faster does so for all subjects.
+    """Measures A B C, A B C, ..., so that a machine that slows down or speeds up does so for all subjects.
 
     Args:
         subjects: each takes one sample when called.
-        warmup: turns whose samples are thrown away, at least 0.
+        warmup: turns whose samples are discarded, at least 0.
         repetitions: turns that count, at least 1.
-        progress: called after each sample with the number of samples taken, warm-up included, and of all.
+        progress: called after each sample with the number of samples taken so far and in total, warm-up included.
 
     Returns:
-        For each subject its samples, one a turn: entries with the same index are of the same turn.
+        The samples of each subject, one per turn: entries with the same index are from the same turn.
     """
     kept: list[list[Sample]] = [[] for _ in subjects]
     total = (warmup + repetitions) * len(subjects)

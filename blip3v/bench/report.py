@@ -1,6 +1,6 @@
 """From seconds to figures: statistics of each stage, samples per second, ratios to the baseline, and their JSON.
 
-Not here: how they are shown (``tables.py``).
+Not here: how they are shown (``commands/bench.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-# Attributes of Sample. The first five are the stages; other_s is what lies between them.
+# Attributes of Sample. The first five are the stages; other_s is the time between them.
 STAGES = ("file_decode_s", "preprocess_s", "video_encoder_s", "prefill_s", "per_token_s", "other_s")
 WHOLE_CHAIN = "whole_chain_s"
 LANGUAGE_MODEL = "language_model_s"
@@ -50,7 +50,7 @@ class Statistics:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistics:
-        """The figures of at least one value; percentiles are linear between neighbours."""
+        """The figures of at least one value; percentiles interpolate linearly between neighbours."""
         p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
         return cls(
             mean=float(np.mean(values)),
@@ -64,14 +64,14 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleFacts:
-    """Which bundle a row is about."""
+    """The bundle that a row is about."""
 
     name: str  # its folder's name
     manifest_sha256: str
     model: str
     encoder: str
     num_video_tokens: int  # video tokens that the language model sees
-    own_num_video_tokens: int  # of the bundle's encoder; where they differ, its tokens are repeated or cut
+    own_num_video_tokens: int  # of the bundle's encoder; if they differ, its tokens are repeated or cut
     all_num_video_tokens: int  # of a clip without a temporal encoder: the baseline
     num_frames: int
     precision: str  # of the stored weights
@@ -80,7 +80,7 @@ class BundleFacts:
 
     @classmethod
     def of(cls, bundle: Bundle, num_video_tokens: int | None = None) -> BundleFacts:
-        """The facts of an opened bundle, measured with so many video tokens; None: its own."""
+        """The facts of an opened bundle, measured with ``num_video_tokens``; None: its own number."""
         manifest, config = bundle.manifest, bundle.config
         source = manifest.source
         return cls(
@@ -100,22 +100,22 @@ class BundleFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """A bundle on one back end at one number of video tokens, and its samples, one a turn."""
+    """A bundle on one back end at one number of video tokens, and its samples, one per turn."""
 
     bundle: BundleFacts
     backend: BackendReport
     question: str
-    open_s: float  # opening the bundle, with the start of its process
-    peak_rss_bytes: int | None  # of a process that holds this bundle only, without the one that decodes the file
+    open_s: float  # to open the bundle, including the start of its process
+    peak_rss_bytes: int | None  # of the process that holds only this bundle, without the one that decodes the file
     samples: tuple[Sample, ...]
 
     @property
     def tokens_per_s(self) -> float:
-        """New tokens a second at the median decoding step."""
+        """New tokens per second at the median decoding step."""
         return self.per_second("per_token_s")
 
     def seconds(self, quantity: str) -> list[float]:
-        """A quantity of ``Sample`` by its name, turn by turn."""
+        """The values of a quantity of ``Sample``, by its name, turn by turn."""
         return [getattr(sample, quantity) for sample in self.samples]
 
     def statistics(self, quantity: str) -> Statistics:
@@ -123,11 +123,11 @@ class ReportRow:
         return Statistics.of(self.seconds(quantity))
 
     def per_second(self, quantity: str) -> float:
-        """Samples a second at the median time."""
+        """Samples per second at the median time."""
         return 1 / self.statistics(quantity).p50
 
     def ratio(self, quantity: str, baseline: ReportRow) -> float:
-        """How many times as fast as the baseline: the median over the turns of the quotient within a turn."""
+        """How many times as fast as the baseline: the median over the turns of the quotient within each turn."""
         pairs = zip(baseline.seconds(quantity), self.seconds(quantity), strict=True)
         return float(np.median([theirs / ours for theirs, ours in pairs]))
 
@@ -138,9 +138,9 @@ class Setup:
 
     clip: str  # file name
     clip_sha256: str
-    warmup: int  # turns before those that count
-    repetitions: int  # turns that count
-    threads: int | None  # inside an operator; None: ONNX Runtime's choice
+    warmup: int  # discarded turns before the measured ones
+    repetitions: int  # measured turns
+    threads: int | None  # per operator; None: ONNX Runtime's choice
     question_tokens: int = QUESTION_TOKENS
     new_tokens: int = NEW_TOKENS
     batch_size: int = 1
@@ -149,7 +149,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """A whole measurement. Entries of two rows' samples with the same index were taken in the same turn."""
+    """A complete measurement. Samples with the same index in two rows were taken in the same turn."""
 
     setup: Setup
     rows: tuple[ReportRow, ...]
@@ -157,11 +157,11 @@ class BenchReport:
 
     @property
     def baseline(self) -> ReportRow | None:
-        """The first row with all tokens, as without a temporal encoder (1024 for 8 frames); None: there is no such."""
+        """The first row with all tokens, as without a temporal encoder (1024 for 8 frames); None: there is none."""
         return next((row for row in self.rows if row.bundle.num_video_tokens == row.bundle.all_num_video_tokens), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The measurement as JSON takes it, every sample's seconds included."""
+        """The measurement, ready for JSON, including the seconds of every sample."""
         baseline = self.baseline
         return {
             "schema_version": SCHEMA_VERSION,

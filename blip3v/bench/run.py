@@ -1,4 +1,4 @@
-"""The measurement as a whole: bundles and a clip in, a report out."""
+"""The whole measurement: bundles and a clip in, a report out."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ def run_bench(
     on_estimate: Callable[[Path, OpenEstimate], None] = lambda path, needed: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BenchReport:
-    """Measures bundles in turns, each on each back end in a process of its own.
+    """Measures bundles in turns, each on each back end in its own process.
 
     Args:
-        bundles: their folders, at least one.
+        bundles: the bundles' folders, at least one.
         clip: the video file that each sample decodes.
-        warmup: turns before those that count, at least 0.
-        repetitions: turns that count, at least 1.
+        warmup: discarded turns before the measured ones, at least 0.
+        repetitions: measured turns, at least 1.
         tokens: numbers of video tokens to measure each bundle at; empty: its encoder's own. A bundle is opened once for
-            all of them, and its tokens are repeated or cut: the language model's time depends on their number alone.
-        backends: to measure each bundle on, as ``VideoLM.open`` takes them; at least one.
-        threads: inside an operator; None: one for each physical core.
-        on_estimate: told what opening each bundle takes, before any is loaded.
-        progress: called after each sample with the samples taken and those in all.
+            all of them, and its tokens are repeated or cut: the language model's time depends only on their number.
+        backends: to measure each bundle on, as ``VideoLM.open`` accepts them; at least one.
+        threads: per operator; None: one per physical core.
+        on_estimate: called with what opening each bundle needs, before any is loaded.
+        progress: called after each sample with the number of samples taken so far and in total.
 
     Raises:
-        ArtifactError: one of them is not a bundle, or is not as it was written.
-        UsageError: an unknown back end.
-        ProviderError: a back end that is not installed.
+        ArtifactError: one of them is not a bundle, or has changed since it was written.
+        UsageError: a back end is unknown.
+        ProviderError: a back end is not installed.
         VideoError: the clip cannot be used.
         RequestError: a sample does not fit a bundle's context.
-        BackendError: the inference engine failed, or the memory does not hold all bundles.
+        BackendError: the inference engine failed, or the bundles do not all fit in memory.
     """
     if not clip.is_file():
-        raise UnsupportedVideoError(f"{clip} is not a file; name a video file, which each sample decodes")
+        raise UnsupportedVideoError(f"{clip} is not a file; name a video file for each sample to decode")
     opened = [open_bundle(path) for path in bundles]
     for path, bundle in zip(bundles, opened, strict=True):
         for backend in backends:
             on_estimate(path, estimate_open(bundle, backend=backend))
     questions = [question_of_length(bundle.tokenizer, QUESTION_TOKENS) for bundle in opened]
-    held = [(index, backend) for index in range(len(bundles)) for backend in backends]
+    pairs = [(index, backend) for index in range(len(bundles)) for backend in backends]
     jobs = [
         Job(bundle=str(bundles[index]), clip=str(clip), question=questions[index], threads=threads, backend=backend)
-        for index, backend in held
+        for index, backend in pairs
     ]
     load_before = load_average()
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def run_bench(
         )
     rows = [
         ReportRow(
-            bundle=BundleFacts.of(opened[held[index][0]], count),
+            bundle=BundleFacts.of(opened[pairs[index][0]], count),
             backend=workers[index].backend,
             question=jobs[index].question,
             open_s=workers[index].open_s,

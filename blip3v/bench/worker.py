@@ -1,4 +1,4 @@
-"""A process that holds one bundle and measures it: the caller's side (``Worker``) and its own (``main``)."""
+"""A process that holds one bundle and measures it: the parent's side (``Worker``) and the child's (``main``)."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Job:
     bundle: str  # folder
     clip: str  # file
     question: str
-    threads: int | None  # inside an operator; None: one for each physical core
-    backend: str  # as ``VideoLM.open`` takes it
+    threads: int | None  # per operator; None: one per physical core
+    backend: str  # as ``VideoLM.open`` accepts it
 
 
 class Worker:
-    """Holds one bundle open in another process and takes a sample of it when told; a context manager.
+    """Holds one bundle open in another process and takes samples of it on request; a context manager.
 
     Attributes:
-        backend: what the bundle is computed with.
-        open_s: seconds that opening the bundle took, with the start of the process.
-        peak_rss_bytes: largest resident memory of the process after the last sample; None where it is not known.
+        backend: the engines that compute the bundle.
+        open_s: seconds that opening the bundle took, including the start of the process.
+        peak_rss_bytes: peak resident memory of the process after the last sample; None if it is not known.
     """
 
     def __init__(self, job: Job) -> None:
         """Starts the process and opens the bundle.
 
         Raises:
-            Blip3vError: whatever opening the bundle raised there.
+            Blip3vError: whatever opening the bundle raised in the child.
         """
         self._bundle = job.bundle
         self.peak_rss_bytes: int | None = None
@@ -61,7 +61,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=child_environment(),
-            start_new_session=True,  # Ctrl-C is for the caller, which then ends this process
+            start_new_session=True,  # Ctrl-C is for the parent, which then ends this process
         )
         try:
             self.backend = _backend(self._exchange(json.dumps(dataclasses.asdict(job)))["backend"])
@@ -79,10 +79,10 @@ class Worker:
         self._end()
 
     def sample(self, num_video_tokens: int | None = None) -> Sample:
-        """Takes one sample with so many video tokens; None: the bundle's own.
+        """Takes one sample with ``num_video_tokens``; None: the bundle's own number.
 
         Raises:
-            Blip3vError: whatever answering raised there.
+            Blip3vError: whatever answering raised in the child.
         """
         answer = self._exchange(json.dumps(num_video_tokens))
         self.peak_rss_bytes = answer["peak_rss_bytes"]
@@ -91,18 +91,18 @@ class Worker:
     def _exchange(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # why it ended may still stand in its output
+        with contextlib.suppress(BrokenPipeError):  # its output may still say why it ended
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer.endswith("\n"):
             raise errors.BackendError(
                 f"the process that measured {self._bundle} ended with code {self._process.wait()} in the middle of a "
-                "sample; code -9 most often means that the memory was full: measure fewer bundles at once"
+                "sample; code -9 usually means that memory ran out: measure fewer bundles at once"
             )
         values: dict[str, Any] = json.loads(answer)
         if "error" in values:
-            raise _raised(values["error"], values["message"], values["remedy"])
+            raise _raised_error(values["error"], values["message"], values["remedy"])
         return values
 
     def _end(self) -> None:
@@ -125,31 +125,31 @@ def _backend(values: dict[str, Any]) -> BackendReport:
     return BackendReport(stored=values["stored"], **graphs)
 
 
-def _raised(name: str, message: str, remedy: str) -> errors.Blip3vError:
+def _raised_error(name: str, message: str, remedy: str) -> errors.Blip3vError:
     kind: type[errors.Blip3vError] = getattr(errors, name)
     return kind(message, remedy=remedy)
 
 
 def child_environment() -> dict[str, str]:
-    """The caller's environment, with its import path, so that the process finds the same blip3v."""
+    """This process's environment and import path, so that a child finds the same blip3v."""
     paths = [os.path.abspath(path) for path in sys.path if path]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def main() -> None:
-    """The other process: holds one bundle open and takes a sample of it for each line of input, until it ends.
+    """The child process: holds one bundle open and takes a sample of it for each line of input, until the input ends.
 
-    One JSON value a line: the job in, what computes it out; then a number of video tokens in (null: the bundle's own),
-    a sample out. An error of blip3v goes out by its name and ends the process.
+    One JSON value per line: the job in, the back end's report out; then a number of video tokens in (null: the bundle's
+    own), a sample out. A blip3v error is sent by name and ends the process.
     """
     job = Job(**json.loads(sys.stdin.readline()))
     try:
         with VideoLM.open(job.bundle, backend=job.backend, threads=job.threads, allow_random=True) as lm:
-            _say({"backend": dataclasses.asdict(lm.backend)})
+            _write({"backend": dataclasses.asdict(lm.backend)})
             for line in sys.stdin:
-                _say(_sample(lm, job, json.loads(line)))
+                _write(_sample(lm, job, json.loads(line)))
     except errors.Blip3vError as error:
-        _say({"error": type(error).__name__, "message": error.message, "remedy": error.remedy})
+        _write({"error": type(error).__name__, "message": error.message, "remedy": error.remedy})
 
 
 def _sample(lm: VideoLM, job: Job, num_video_tokens: int | None) -> dict[str, Any]:
@@ -157,6 +157,6 @@ def _sample(lm: VideoLM, job: Job, num_video_tokens: int | None) -> dict[str, An
     return {"sample": dataclasses.asdict(sample), "peak_rss_bytes": peak_rss_bytes()}
 
 
-def _say(values: dict[str, Any]) -> None:
+def _write(values: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The artefact: what a bundle is, how it is written in one piece, and how it is read without trust."""
+"""The bundle: what it contains, how it is written atomically, and how it is read without being trusted."""
 
 from blip3v.bundle.card import render_card
 from blip3v.bundle.embeddings import write_embeddings

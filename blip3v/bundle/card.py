@@ -1,4 +1,4 @@
-"""The model card: ``README.md`` of a bundle, made from its manifest."""
+"""The model card: ``README.md`` of a bundle, generated from its manifest."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ with VideoLM.open("PATH_TO_THIS_FOLDER") as model:
 
 ## Licence
 
-The code that made this bundle is Apache-2.0. The weights keep the licence of the model folder that they came from.
+The code that made this bundle is Apache-2.0. The weights keep the licence of the model folder they came from.
 Salesforce's released BLIP-3-Video weights are CC-BY-NC-4.0 (no commercial use) and are not part of blip3v.
 """
 
 
 def render_card(manifest: Manifest, precision: str) -> str:
-    """Markdown text of the card.
+    """Returns the card as Markdown.
 
     Args:
-        manifest: of the bundle; ``files`` may still be empty.
-        precision: how weights are stored, and in what the bundle's target computes them.
+        manifest: the bundle's; ``files`` may still be empty.
+        precision: the text that says how weights are stored, and in what precision the bundle's target computes.
     """
     rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in _facts(manifest, precision))
     return _CARD.format(
@@ -69,7 +69,7 @@ def _facts(manifest: Manifest, precision: str) -> Iterator[tuple[str, object]]:
     yield "precision", precision
     yield "target", f"{manifest.target}, opset {manifest.opset}"
     yield "context", f"{manifest.limits.max_context} tokens: prompt, video and answer"
-    yield "KV cache", f"{manifest.kv.bytes_per_token} bytes a token"
+    yield "KV cache", f"{manifest.kv.bytes_per_token} bytes per token"
     yield "made by", ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items())
 
 
@@ -81,13 +81,13 @@ def _weights(manifest: Manifest) -> str:
 
 def _parity(manifest: Manifest) -> str:
     if manifest.parity is None:
-        return "Not checked: the export was told not to."
+        return "Not checked: the export skipped the comparison."
     rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in flatten(manifest.parity)]
     return "\n".join(["| | |", "|---|---|", *rows, "", "`reports/parity.json` holds every stage."])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested objects, with dotted names."""
+    """Yields the leaves of nested objects, with dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")

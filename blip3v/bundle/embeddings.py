@@ -1,6 +1,6 @@
 """The token embedding as a memory-mapped table: rows are read from the file when a prompt needs them.
 
-The file is safetensors with the one tensor ``embed_tokens``. Its header is read here by hand, with checks, since the
+The file is safetensors with a single tensor, ``embed_tokens``. Its header is parsed and checked here, because the
 library's own reader copies a tensor into memory. Legend: V token ids (base and added), D width.
 """
 
@@ -27,7 +27,7 @@ def write_embeddings(path: Path, table_VD: npt.NDArray[np.floating]) -> None:
     """Writes the table: row i is the embedding of token id i.
 
     Args:
-        path: the file to make.
+        path: the file to write.
         table_VD: float16 or float32.
 
     Raises:
@@ -41,58 +41,58 @@ def write_embeddings(path: Path, table_VD: npt.NDArray[np.floating]) -> None:
 
 
 def open_embeddings(path: Path) -> npt.NDArray[np.floating]:
-    """A read-only view (V, D) of the file, float16 or float32; nothing is read until a row is.
+    """Returns a read-only view (V, D) of the file, float16 or float32; rows are read from disk when they are accessed.
 
     Raises:
-        ArtifactMissingError: no such file.
-        ArtifactError: not a safetensors file with this one tensor, or one whose sizes do not fit together.
+        ArtifactMissingError: the file does not exist.
+        ArtifactError: not a safetensors file with just this tensor, or its sizes are inconsistent.
     """
     if not path.is_file():
-        raise ArtifactMissingError(f"{path} is not there; run `blip3v export` again")
+        raise ArtifactMissingError(f"{path} does not exist; run `blip3v export` again")
     try:
         header, start = _header(path)
         dtype, shape = _checked(header, path.stat().st_size - start)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} holds no embedding table: {error}; run `blip3v export` again") from error
+        raise ArtifactError(f"{path} is not an embedding table: {error}; run `blip3v export` again") from error
     return np.memmap(path, dtype, mode="r", offset=start, shape=shape)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header, and where the data starts."""
+    """The JSON header, and the offset where the data starts."""
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > _MAX_HEADER_BYTES:
-            raise ValueError(f"its header would have {length} bytes, at most {_MAX_HEADER_BYTES} are allowed")
+            raise ValueError(f"its header would have {length} bytes; at most {_MAX_HEADER_BYTES} are allowed")
         text = file.read(length)
     if len(text) < length:
         raise ValueError("it ends inside its header")
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return header, 8 + length
 
 
 def _checked(header: dict[str, Any], num_data_bytes: int) -> tuple[np.dtype[Any], tuple[int, int]]:
-    """The dtype and shape, once they fit the bytes that follow the header."""
+    """The dtype and shape, checked against the number of bytes that follow the header."""
     names = sorted(header.keys() - {"__metadata__"})
     if names != [_NAME]:
-        raise ValueError(f"it holds {names}, only {_NAME} is allowed")
+        raise ValueError(f"it contains {names}; only {_NAME} is allowed")
     entry = header[_NAME]
     if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"{_NAME} is {entry['dtype']}, F16 or F32 is allowed")
+        raise ValueError(f"{_NAME} is {entry['dtype']}; F16 or F32 is allowed")
     dtype = _DTYPES[entry["dtype"]]
     shape, offsets = entry["shape"], entry["data_offsets"]
     if len(shape) != 2 or any(type(size) is not int or size < 1 for size in shape):
-        raise ValueError(f"{_NAME} has shape {shape}, two sizes of at least 1 are needed")
+        raise ValueError(f"{_NAME} has shape {shape}; two sizes of at least 1 are needed")
     num_bytes = shape[0] * shape[1] * dtype.itemsize
     if offsets != [0, num_bytes] or num_bytes != num_data_bytes:
-        raise ValueError(f"{_NAME} needs {num_bytes} bytes, {num_data_bytes} follow the header at offsets {offsets}")
+        raise ValueError(f"{_NAME} needs {num_bytes} bytes; {num_data_bytes} follow the header at offsets {offsets}")
     return dtype, (shape[0], shape[1])
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("its header names a key twice")
+        raise ValueError("its header has a duplicate key")
     return result

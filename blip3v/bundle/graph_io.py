@@ -1,7 +1,7 @@
 """The names, dtypes and axes of every graph input and output: one table for exporter, runtime and tests.
 
-``compute`` and ``cache`` stand for dtypes that the graph's precision says (``GraphIO.resolved``). Axes are names where
-they are free at run time.
+``compute`` and ``cache`` stand for dtypes that depend on the graph's precision (``GraphIO.resolved``). An axis that is
+free at run time is given by name.
 
 Layouts: B batch, F frames, M video tokens, t new tokens, S cache capacity, D width, H KV heads, K head width.
 """
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 DType = Literal["compute", "cache", "float32", "float16", "int64", "int32"]
-SYMBOLIC_DTYPES = ("compute", "cache")  # which only a precision makes dtypes of
+SYMBOLIC_DTYPES = ("compute", "cache")  # placeholders for dtypes of the precision
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GraphIO:
     outputs: tuple[TensorSpec, ...]
 
     def resolved(self, precision: GraphPrecision) -> GraphIO:
-        """The same with the dtypes of ``precision`` for ``compute`` and ``cache``."""
+        """Returns a copy in which ``compute`` and ``cache`` are replaced by the dtypes of ``precision``."""
         dtypes: dict[str, DType] = {"compute": precision.io}
         if precision.cache is not None:
             dtypes["cache"] = precision.cache
@@ -91,9 +91,10 @@ def video_encoder_io(config: ModelConfig) -> GraphIO:
 def decoder_io(config: ModelConfig) -> GraphIO:
     """Phi-3 over embeddings, one graph for prefill and decode (target ``onnxruntime``).
 
-    ``seqlens_k`` is the count of valid tokens of a row after this call, minus 1. ``total_sequence_length`` is the
-    largest such count plus 0, as a scalar. ``logits_index`` is the position, among the t new ones, whose logits come
-    out. ``past`` and ``present`` are bound to the same memory (shared buffer, capacity S).
+    ``seqlens_k`` is the number of valid tokens in each row after this call, minus 1. ``total_sequence_length`` is the
+    largest number of valid tokens in any row (nothing subtracted), as a scalar. ``logits_index`` is the position, among
+    the t new tokens, whose logits are returned. ``past`` and ``present`` are bound to the same memory (shared buffer,
+    capacity S).
     """
     text = config.text
     cache: tuple[str | int, ...] = ("batch", text.num_kv_heads, "capacity", text.head_dim)

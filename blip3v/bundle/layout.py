@@ -1,4 +1,4 @@
-"""Which files a bundle may hold, by name. Everything else in the folder is an error."""
+"""Which files a bundle may contain, by name. Anything else in the folder is an error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 EMBEDDINGS = "embeddings.safetensors"
 CARD = "README.md"
-PARITY = "reports/parity.json"  # absent where the export was told not to check
+PARITY = "reports/parity.json"  # absent if the export skipped the parity check
 GRAPHS = ("video_encoder", "decoder")
 ENGINES = "engines"
 
 
 def graph_file(name: str) -> str:
-    """Name of the graph ``name`` inside a bundle."""
+    """File name of the graph ``name``, relative to the bundle."""
     return f"onnx/{name}.onnx"
 
 
@@ -40,16 +40,16 @@ REQUIRED_FILES = (
     *(CONFIG, GENERATION, PREPROCESSOR, TOKENIZER, CHAT_TEMPLATE, EMBEDDINGS, CARD),
     *(graph_file(name) for name in GRAPHS),
 )
-# Made from the bundle afterwards: not hashed, may be absent, may be deleted.
+# Derived from the bundle later: not hashed, may be absent, may be deleted.
 DERIVED_FILES = ("reports/accuracy.json", "reports/bench.json")
 FOLDERS = ("onnx", "reports", ENGINES)
 
-# External data belongs to the graph that its name begins with. The engines read nothing outside the graph's folder.
+# External data belongs to the graph whose name it starts with. Engines read nothing outside the graph's folder.
 _EXTERNAL_DATA = re.compile(rf"onnx/(?:{'|'.join(GRAPHS)})\.(?:[A-Za-z0-9_.-]{{1,64}}\.)?data")
 
 
 def graph_files(name: str, files: Iterable[str]) -> list[str]:
-    """Those of ``files`` that the graph ``name`` is made of: its ONNX file, then its external data in order."""
+    """The ``files`` that make up the graph ``name``: its ONNX file, then its external data in order."""
     external = sorted(file for file in files if file.startswith(f"onnx/{name}.") and file != graph_file(name))
     return [graph_file(name), *external]
 
@@ -60,5 +60,5 @@ def is_hashed(name: str) -> bool:
 
 
 def is_derived(name: str) -> bool:
-    """Whether ``name`` may stand in a bundle without being listed."""
+    """Whether ``name`` may be in a bundle without being listed."""
     return name in DERIVED_FILES or name.startswith(f"{ENGINES}/")

@@ -1,6 +1,6 @@
-"""``manifest.json``: what a bundle is, as frozen dataclasses, with strict JSON in and out.
+"""``manifest.json``: what a bundle contains, as frozen dataclasses, with strict JSON in and out.
 
-What is not here: whether the files on the disk are those that the manifest names (``reader.py``, ``verify.py``).
+Not here: whether the files on disk are the ones that the manifest lists (``reader.py``, ``verify.py``).
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ class GraphEntry:
 
     @classmethod
     def of(cls, name: str, io: GraphIO, precision: GraphPrecision) -> GraphEntry:
-        """The entry of the graph ``name`` from the table of names."""
+        """The entry of the graph ``name``, from the table of its inputs and outputs."""
         resolved = io.resolved(precision)
         return cls(file=layout.graph_file(name), inputs=resolved.inputs, outputs=resolved.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVGeometry:
-    """Shape and cost of the KV cache, whose dtype is the decoder's ``GraphPrecision.cache``."""
+    """Shape and size of the KV cache, whose dtype is the decoder's ``GraphPrecision.cache``."""
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    sliding_window: int | None  # a token sees this many tokens, itself included; None: all
+    sliding_window: int | None  # a token attends to this many tokens, itself included; None: all
     bytes_per_token: int  # keys and values of all layers
 
     @classmethod
@@ -85,9 +85,9 @@ class KVGeometry:
 class Source:
     """The model folder that a bundle was made from."""
 
-    name: str  # a name without a path
-    sha256: dict[str, str]  # file of the model folder -> hash; empty for weights made at random
-    random_init: bool  # weights made at random: good for measuring, useless for answers
+    name: str  # without a path
+    sha256: dict[str, str]  # file of the model folder -> hash; empty for random weights
+    random_init: bool  # random weights: good for benchmarks, useless for answers
     trained: bool  # every part was trained; False also for a new temporal encoder on a trained base
 
 
@@ -102,25 +102,25 @@ class WeightCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request cannot go beyond."""
+    """What a request cannot exceed."""
 
     max_context: int  # prompt, video tokens and answer together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What ``manifest.json`` holds.
+    """The contents of ``manifest.json``.
 
     Raises:
-        ConfigError: values that a bundle cannot have, such as a file name that leads out of it.
+        ConfigError: values that a bundle cannot have, such as a file name that points outside it.
     """
 
     created_by: dict[str, str]  # tool -> version
     source: Source
     model: str  # the preset, as ``ModelConfig.name``
     encoder: str
-    num_frames: int  # frames of a clip that the export was checked with
-    num_video_tokens: int  # video tokens for so many frames
+    num_frames: int  # frames per clip, as checked by the export
+    num_video_tokens: int  # video tokens for that many frames
     precision: Precision
     target: Literal["onnxruntime"]
     opset: int
@@ -137,7 +137,7 @@ class Manifest:
         _check(self)
 
     def weights_bytes(self, graph: str) -> int:
-        """Bytes of the stored weights of a graph, without what its file holds beside them."""
+        """Bytes of the stored weights of a graph, not counting anything else in its files."""
         return sum(count.size_bytes for count in self.weights.get(graph, {}).values())
 
     @property
@@ -146,14 +146,14 @@ class Manifest:
         return sum(entry.size_bytes for entry in self.files.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``manifest.json`` holds, as a plain dict."""
+        """The contents of ``manifest.json``, as a plain dict."""
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
         """Writes ``manifest.json``.
 
         Raises:
-            ArtifactError: a number of ``parity`` is NaN or infinite, or the manifest is too large to be read again.
+            ArtifactError: a number in ``parity`` is NaN or infinite, or the manifest is too large to be read back.
         """
         try:
             text = strict_json.dumps(self.to_dict())
@@ -168,13 +168,13 @@ class Manifest:
         """Reads ``manifest.json``.
 
         Raises:
-            ArtifactMissingError: no such file.
-            ArtifactVersionError: written by a schema that this version does not read.
+            ArtifactMissingError: the file does not exist.
+            ArtifactVersionError: written with a schema that this version does not read.
             ArtifactError: too large, not JSON, an unknown or missing key, or a value that a bundle cannot have.
         """
         if not path.is_file():
             raise ArtifactMissingError(
-                f"{path} is not there, so {path.parent} is not a bundle; `blip3v export` makes one"
+                f"{path} does not exist, so {path.parent} is not a bundle; make one with `blip3v export`"
             )
         size = path.stat().st_size
         if size > MAX_MANIFEST_BYTES:
@@ -201,9 +201,9 @@ def _check(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
         if graph.file != layout.graph_file(name):
             raise ConfigError(f"manifest: graph {name} is in {graph.file!r}; {layout.graph_file(name)} is expected")
-        for port in (*graph.inputs, *graph.outputs):
-            if port.dtype in SYMBOLIC_DTYPES:
-                raise ConfigError(f"manifest: {port.name} of {name} is {port.dtype!r}; a dtype is needed")
+        for spec in (*graph.inputs, *graph.outputs):
+            if spec.dtype in SYMBOLIC_DTYPES:
+                raise ConfigError(f"manifest: {spec.name} of {name} is {spec.dtype!r}; a dtype is needed")
     for name, entry in manifest.files.items():
         _check_file(name, entry)
     if re.search(r"[/\\]", manifest.source.name):
@@ -222,4 +222,4 @@ def _check_file(name: str, entry: FileEntry) -> None:
 
 def _check_digest(name: str, digest: str) -> None:
     if not _SHA256.fullmatch(digest):
-        raise ConfigError(f"manifest: sha256 of {name} is {digest!r}; 64 hex digits in lower case are expected")
+        raise ConfigError(f"manifest: sha256 of {name} is {digest!r}; 64 lower-case hex digits are expected")

@@ -1,4 +1,4 @@
-"""What to do with a bundle whose manifest is of an older schema: the command that makes it again, from what it says."""
+"""Advice for a bundle whose manifest has an older schema: the command that exports it again, from what it says."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 __all__ = ["advice"]
 
 _AGAIN = "run `blip3v export` again"
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # a manifest is not to be trusted: nothing else is printed
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # a manifest is not trusted: nothing else is printed
 
 
 def advice(values: Mapping[str, Any], folder: Path) -> str:
-    """The sentence that ends the refusal of a bundle.
+    """The last part of the error that refuses a bundle.
 
     Args:
-        values: its manifest, of schema 1 or of any other.
-        folder: where it lies.
+        values: the bundle's manifest, with schema 1 or any other.
+        folder: the bundle's folder.
     """
     if values.get("schema_version") != 1:
         return _AGAIN
@@ -31,15 +31,15 @@ def advice(values: Mapping[str, Any], folder: Path) -> str:
     if not arguments:
         return "delete it and run `blip3v bench`, which makes its own bundles"
     line = shlex.join(["blip3v", "export", *arguments, "-o", str(folder), "--force"])
-    place = "" if "-m" not in arguments else f", with -m naming the model folder {source['name']} where it lies now"
-    return f"make it again with `{line}`{place}"
+    place = "" if "-m" not in arguments else f", with -m pointing to where the model folder {source['name']} is now"
+    return f"export it again with `{line}`{place}"
 
 
 def _arguments(values: Mapping[str, Any], source: Mapping[str, Any]) -> list[str]:
-    """The options of ``blip3v export``; none for a bundle that it did not make.
+    """The options of ``blip3v export``; empty for a bundle that it did not make.
 
     Raises:
-        KeyError, TypeError, ValueError: a manifest that no blip3v wrote.
+        KeyError, TypeError, ValueError: the manifest was not written by blip3v.
     """
     encoder, model, precision = (_word(values[name]) for name in ("encoder", "model", "precision"))
     frames = ["--frames", str(int(values["num_frames"]))]
@@ -49,7 +49,7 @@ def _arguments(values: Mapping[str, Any], source: Mapping[str, Any]) -> list[str
     if not source["trained"]:
         return []
     name = _word(source["name"])
-    # The package's own models are found by their encoder.
+    # The models in the package are found by their encoder.
     weights = ["--encoder", encoder] if name == f"tiny-{encoder}" else ["-m", name]
     return [*weights, *frames, "--precision", precision]
 

@@ -1,8 +1,8 @@
-"""Precision as a spec: what each graph of a bundle stores, takes in, gives out and caches; and the table that names it.
+"""Precision as a spec: formats of the weights, inputs, outputs and cache of each graph; and the table of named ones.
 
-``PRECISIONS`` is the only place that knows the names. A new precision is a new entry here and, where it stores weights
-in a new way, a new entry of ``export/weight_formats.WEIGHT_FORMATS``; whatever else differs between precisions is a
-field or a property below. What a graph is computed in is not here: that depends on the back end that runs it.
+``PRECISIONS`` is the only place that knows the names. A new precision is a new entry here and, if it stores weights in
+a new way, a new entry in ``export/weight_formats.WEIGHT_FORMATS``; anything else that differs between precisions is a
+field or a property below. Not here: what a graph is computed in, which depends on the back end that runs it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 FloatDType = Literal["float32", "float16"]
 ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}
 
-# The largest value of a dtype that activations can outgrow. A CPU computes fp16 graphs in fp32 and hides an overflow.
+# The largest value of each dtype that activations can overflow. A CPU computes fp16 graphs in fp32, hiding an overflow.
 _LIMITS: dict[FloatDType, float] = {"float16": 65504.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Island:
-    """Weights that are stored in another format than the rest of their graph."""
+    """Weights stored in a different format from the rest of their graph."""
 
     name: str
     parameters: tuple[str, ...]  # patterns of parameter names, with the wildcards * and ?
@@ -44,30 +44,30 @@ class Island:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphPrecision:
-    """The precision of one graph, as far as its file says."""
+    """The precision of one graph, as far as its file determines it."""
 
-    name: str  # of the entry of ``PRECISIONS`` that it comes from
+    name: str  # of its entry in ``PRECISIONS``
     weights: str  # format of the matrices: float32 or float16
     activations: str  # format in which matrix products take their inputs: float32 or float16
-    io: FloatDType  # of inputs and outputs that ``graph_io`` marks ``compute``, and of values between the nodes
+    io: FloatDType  # of inputs and outputs that ``graph_io`` marks ``compute``, and of values between nodes
     cache: FloatDType | None  # of keys and values; None: the graph has no cache
-    islands: tuple[Island, ...] = ()  # the first that matches a parameter holds
+    islands: tuple[Island, ...] = ()  # the first that matches a parameter applies
 
     @property
     def activation_limit(self) -> float | None:
-        """Absolute value up to which activations must be shown to stay; None: nothing to show."""
+        """Absolute value that activations must be shown not to exceed; None: nothing to show."""
         return _LIMITS.get(self.io)
 
     @property
     def tolerance(self) -> Tolerance:
-        """How far a graph of this precision may be from the fp32 PyTorch reference."""
+        """How far a graph of this precision may deviate from the fp32 PyTorch reference."""
         return PRECISIONS[self.name].tolerance
 
     def format_of(self, names: Iterable[str]) -> str:
         """The format of a weight.
 
         Args:
-            names: every name of the parameter; a weight that two modules share has two.
+            names: every name of the parameter; a weight shared by two modules has two.
         """
         known = list(names)
         for island in self.islands:
@@ -86,7 +86,7 @@ class Precision:
     """The precision of a bundle: a spec for each graph.
 
     Raises:
-        ConfigError: a name that is not in the table, or a cache where none belongs.
+        ConfigError: a name that is not in the table, or cache dtypes that do not suit the graphs.
     """
 
     video_encoder: GraphPrecision
@@ -101,10 +101,10 @@ class Precision:
 
     @classmethod
     def parse(cls, text: str) -> Precision:
-        """Reads a name of the table (``fp16``), or one for each graph (``video_encoder=fp16,decoder=fp32``).
+        """Parses a name from the table (``fp16``), or one for each graph (``video_encoder=fp16,decoder=fp32``).
 
         Raises:
-            UsageError: neither of the two.
+            UsageError: the text has neither form, or names no entry of the table.
         """
         graphs = tuple(field.name for field in dataclasses.fields(cls))
         pairs = [part.partition("=")[::2] for part in text.split(",")] if "=" in text else [(g, text) for g in graphs]
@@ -123,13 +123,13 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """``fp16``; where the graphs differ ``video_encoder=fp16,decoder=fp32``. ``parse`` reads it."""
+        """``fp16``, or ``video_encoder=fp16,decoder=fp32`` if the graphs differ; ``parse`` reads both."""
         names = {spec.name for spec in self.graphs.values()}
         return names.pop() if len(names) == 1 else ",".join(f"{graph}={x.name}" for graph, x in self.graphs.items())
 
     @property
     def file_name(self) -> str:
-        """``name`` with letters, digits, ``_`` and ``-`` alone."""
+        """``name`` in letters, digits, ``_`` and ``-`` only."""
         return self.name.replace("=", "-").replace(",", "-")
 
     def __str__(self) -> str:
@@ -138,23 +138,23 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far a graph may be from the fp32 PyTorch reference."""
+    """How far a graph may deviate from the fp32 PyTorch reference."""
 
     relative_error: float  # largest absolute difference over the largest absolute value of the reference
-    cosine: float  # at least, over all values of a comparison
+    cosine: float  # the minimum, over all values of a comparison
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedPrecision:
-    """An entry of the table: the spec of each graph, and what every graph of this precision is held to."""
+    """An entry of the table: the spec of each graph, and the tolerance that every graph of this precision must meet."""
 
     video_encoder: GraphPrecision
     decoder: GraphPrecision
     tolerance: Tolerance
 
 
-# A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again at every frame.
+# A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again for every frame.
 _SCAN = Island(name="scan", parameters=("temporal.encoder.*",), weights="float32")
 # Half precision is too coarse for the bias of the largest logits.
 _LOGITS_BIAS = Island(name="logits_bias", parameters=("lm_head_bias",), weights="float32")
@@ -166,7 +166,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
         tolerance=Tolerance(
             relative_error=1e-3,
             cosine=0.9999,
-            reason="the same sums in another order: some 1e-6 a layer, which grows over the layers of a deep model",
+            reason="the same sums in another order: about 1e-6 per layer, which accumulates over a deep model",
         ),
     ),
     "fp16": NamedPrecision(
@@ -184,7 +184,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
         tolerance=Tolerance(
             relative_error=2e-2,
             cosine=0.999,
-            reason="weights and activations carry 11 bits: 5e-4 at each rounding, which grows over the layers",
+            reason="weights and activations have 11 bits: 5e-4 per rounding, which accumulates over the layers",
         ),
     ),
 }

@@ -1,7 +1,7 @@
 """Opening a bundle: everything is checked here, once, so that the runtime can trust what it gets.
 
-Names, kinds and sizes of all files, hashes of those up to 16 MiB, and whether the configs agree with each other. What
-is not here: hashes of the large files, which would make every start slow (``verify.py``), and what is in the graphs,
+That is the names, types and sizes of all files, the hashes of those up to 16 MiB, and whether the configs agree. Not
+here: the hashes of larger files, which would slow down every start (``verify.py``), and the contents of the graphs,
 which engines read. An engine refuses external data outside the graph's folder, and every file there is listed.
 """
 
@@ -45,10 +45,10 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, read when it is first asked for.
+        """The tokenizer, read on first use.
 
         Raises:
-            ArtifactError: not a tokenizer, or one of another size than the model's.
+            ArtifactError: not a tokenizer, or its size is not the model's.
         """
         path = self.path / layout.TOKENIZER
         tokenizer = Tokenizer.load(path)
@@ -69,10 +69,10 @@ class Bundle:
         return layout.graph_files(name, self.manifest.files)
 
     def embeddings(self) -> npt.NDArray[np.floating]:
-        """Memory-mapped embedding table (V, D) in the dtype of the decoder's inputs, read-only; row i is token id i's.
+        """Memory-mapped embedding table (V, D) in the dtype of the decoder's inputs, read-only; row i: token id i.
 
         Raises:
-            ArtifactError: a table of another shape than the model's, or of another dtype than the decoder's.
+            ArtifactError: the table's shape is not the model's, or its dtype not the decoder's.
         """
         path = self.path / layout.EMBEDDINGS
         table_VD = open_embeddings(path)
@@ -90,10 +90,10 @@ def open_bundle(path: Path) -> Bundle:
     """Opens a bundle.
 
     Raises:
-        ArtifactMissingError: no bundle there, or a file of it is missing.
-        ArtifactHashError: a file is not the one that was written.
-        ArtifactVersionError: written by a schema that this version does not read.
-        ArtifactError: anything else that a bundle must not be, such as a link or an unknown file in the folder.
+        ArtifactMissingError: there is no bundle, or one of its files is missing.
+        ArtifactHashError: a file has changed since it was written.
+        ArtifactVersionError: written with a schema that this version does not read.
+        ArtifactError: anything else that is wrong, such as a link or an unknown file in the folder.
     """
     sizes = scan(path)
     manifest = Manifest.load(path / layout.MANIFEST)
@@ -108,22 +108,22 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def check_names(path: Path, manifest: Manifest, sizes: dict[str, int]) -> None:
-    """Whether the files that are there are those that the manifest names.
+    """Checks that the files in the folder are the ones that the manifest lists.
 
     Raises:
         ArtifactMissingError: a file is missing, from the folder or from the manifest.
-        ArtifactError: a file is there that the manifest does not name.
+        ArtifactError: the folder contains a file that the manifest does not list.
     """
     for name in layout.REQUIRED_FILES:
         if name not in manifest.files:
             raise ArtifactMissingError(f"{path / layout.MANIFEST} does not list {name}; {_AGAIN}")
     for name in manifest.files:
         if name not in sizes:
-            raise ArtifactMissingError(f"{path / name} is not there; {_AGAIN}")
+            raise ArtifactMissingError(f"{path / name} is missing; {_AGAIN}")
     extra = [name for name in sizes if name not in manifest.files and name != layout.MANIFEST]
     unknown = [name for name in extra if not layout.is_derived(name)]
     if unknown:
-        raise ArtifactError(f"{path} holds {', '.join(unknown[:8])}, which its manifest does not list; move it away")
+        raise ArtifactError(f"{path} contains {', '.join(unknown[:8])}, which its manifest does not list; move it away")
 
 
 def _read(path: Path, manifest: Manifest) -> Bundle:
@@ -152,7 +152,7 @@ def _template(path: Path) -> str:
 
 
 def _check_agreement(bundle: Bundle) -> None:
-    """The manifest repeats what the configs say; a bundle pieced together from two would answer nonsense."""
+    """The manifest repeats what the configs say; a bundle pieced together from two would give nonsense answers."""
     config, manifest = bundle.config, bundle.manifest
     pairs = {
         "model": (manifest.model, config.name),
@@ -169,6 +169,6 @@ def _check_agreement(bundle: Bundle) -> None:
     for name, io in (("video_encoder", video_encoder_io(config)), ("decoder", decoder_io(config))):
         if manifest.graphs[name] != GraphEntry.of(name, io, manifest.precision.graphs[name]):
             raise ArtifactError(
-                f"{bundle.path}: the inputs and outputs of {name} in the manifest are not those of config.json at "
+                f"{bundle.path}: the inputs and outputs of {name} in the manifest do not match config.json at "
                 f"{manifest.precision.graphs[name].name}; {_AGAIN}"
             )

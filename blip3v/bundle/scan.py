@@ -1,4 +1,4 @@
-"""What really lies in a bundle's folder: regular files only, in known folders, nothing followed."""
+"""What is really in a bundle's folder: regular files only, in known folders, with no link followed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from blip3v.errors import ArtifactError, ArtifactMissingError
 __all__ = ["hash_file", "scan"]
 
 _CHUNK_BYTES = 2**20
-# A bundle has a few dozen files; what is far beyond is another folder.
+# A bundle has a few dozen files; a folder with far more is something else.
 _MAX_ENTRIES = 10_000
 
 
 def scan(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of all files of a bundle, by name relative to it, with ``/``.
+    """Sizes in bytes of all files in a bundle, by name relative to it, with ``/``.
 
     Raises:
-        ArtifactMissingError: no such folder.
+        ArtifactMissingError: the folder does not exist.
         ArtifactError: a symbolic link, a device, a folder that a bundle does not have, or too many files.
     """
     if not folder.is_dir():
-        raise ArtifactMissingError(f"{folder} is not a folder; a bundle as `blip3v export` makes it is expected")
+        raise ArtifactMissingError(f"{folder} is not a folder; a bundle made by `blip3v export` is expected")
     sizes: dict[str, int] = {}
     folders = [""]
     try:
@@ -53,12 +53,12 @@ def _scan(root: Path, prefix: str, sizes: dict[str, int], folders: list[str]) ->
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
                 if name not in layout.FOLDERS and not layout.is_derived(name):
-                    raise ArtifactError(f"{root / name} is a folder that no bundle has; move it away")
+                    raise ArtifactError(f"{root / name} is a folder that does not belong in a bundle; move it away")
                 folders.append(f"{name}/")
             elif stat.S_ISREG(status.st_mode):
                 sizes[name] = status.st_size
             else:
-                kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-                raise ArtifactError(f"{root / name} is {kind}; a bundle holds regular files only")
+                kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+                raise ArtifactError(f"{root / name} is {kind}; a bundle may contain only regular files")
             if len(sizes) + len(folders) > _MAX_ENTRIES:
-                raise ArtifactError(f"{root} holds more than {_MAX_ENTRIES} files, so it is no bundle")
+                raise ArtifactError(f"{root} contains more than {_MAX_ENTRIES} files, so it is not a bundle")

@@ -1,4 +1,4 @@
-"""Hashing every file of a bundle again, with a result for each; large files too, which opening does not hash."""
+"""Verifying a bundle: hashes every file, including the large ones that opening does not, with a result for each."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Status = Literal["ok", "changed", "missing", "extra"]
 
 @dataclass(frozen=True, kw_only=True)
 class FileResult:
-    """What was found for one file."""
+    """The result for one file."""
 
     name: str
     status: Status
-    detail: str  # what differs; empty where nothing does
+    detail: str  # what differs; empty if nothing does
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """Results for all files, and what else keeps the bundle from being opened."""
+    """Results for all files, and anything else that keeps the bundle from opening."""
 
     files: tuple[FileResult, ...]
-    problem: str | None  # why the bundle does not open although every file is the one that was written
+    problem: str | None  # why the bundle does not open although no file has changed
 
     @property
     def ok(self) -> bool:
-        """Whether the bundle is the one that was written."""
+        """Whether the bundle is as it was written."""
         return self.problem is None and not self.bad
 
     @property
@@ -45,12 +45,12 @@ class VerifyReport:
 
 
 def verify_bundle(path: Path) -> VerifyReport:
-    """Hashes every file that the manifest names, and looks for files that it does not name.
+    """Hashes every file that the manifest lists, and looks for files that it does not list.
 
     Raises:
-        ArtifactMissingError: no bundle there.
-        ArtifactVersionError: written by a schema that this version does not read.
-        ArtifactError: the manifest cannot be read, or the folder holds what no bundle holds.
+        ArtifactMissingError: there is no bundle.
+        ArtifactVersionError: written with a schema that this version does not read.
+        ArtifactError: the manifest cannot be read, or the folder contains links, foreign folders or too many files.
     """
     sizes = scan(path)
     manifest = Manifest.load(path / layout.MANIFEST)

@@ -1,8 +1,8 @@
-"""Writing a bundle: it appears at its place whole, or not at all.
+"""Writing a bundle atomically: it appears complete, or not at all.
 
-Files go into a hidden sibling folder; they are hashed, read back, brought to the disk and renamed. A writer holds a
-lock in its sibling; one that was killed left an unlocked one, which the next writer to the same place removes.
-What is not here: what the files hold (``export/``).
+Files are written to a hidden sibling folder, hashed, read back, synced to disk and renamed. A writer holds a lock in
+its sibling folder; a killed writer leaves an unlocked one behind, which the next writer to the same target removes.
+Not here: the contents of the files (``export/``).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BundleWriter"]
 
-# In a writer's sibling: its lock, the bundle that it writes, and the one that gives way to it.
+# In a writer's sibling folder: its lock, the bundle that it writes, and the old one that it replaces.
 _LOCK, _NEW, _OLD = "lock", "bundle", "old"
 
 
 class BundleWriter:
-    """Context manager that makes one bundle.
+    """Context manager that writes one bundle.
 
-    Leaving the block without ``publish``, by an exception or Ctrl-C too, removes what was written.
+    Leaving the block without ``publish``, whether by an exception, Ctrl-C or otherwise, removes what was written.
 
     Args:
-        target: the folder to make.
-        force: whether a bundle that is already there gives way, at the moment of publication and not before. A folder
-            that is not a bundle stays, whatever is asked.
+        target: the folder to create.
+        force: whether to replace an existing bundle, which happens on publication and not before. A folder that is not
+            a bundle is never replaced.
 
     Raises:
         UsageError: the target exists and ``force`` is false, or it is not a bundle.
@@ -81,13 +81,13 @@ class BundleWriter:
 
     @property
     def path(self) -> Path:
-        """The folder to write the files into; ``onnx/`` and ``reports/`` are there."""
+        """The folder to write the files into; ``onnx/`` and ``reports/`` exist already."""
         if self._lock is None or self._published:
             raise UsageError("the bundle writer has no folder: use it in a with block, before publish")
         return self._sibling / _NEW
 
     def publish(self, manifest: Manifest) -> Path:
-        """Hashes the files, adds the manifest, checks that the bundle opens, and moves it to its place.
+        """Hashes the files, adds the manifest, checks that the bundle opens, and moves it into place.
 
         Args:
             manifest: without ``files``, which are filled in here.
@@ -96,8 +96,8 @@ class BundleWriter:
             The bundle's folder.
 
         Raises:
-            ArtifactError: a file is missing or none that a bundle holds, or the disk refuses.
-            UsageError: somebody else made the target meanwhile.
+            ArtifactError: a file is missing or does not belong in a bundle, or the folder cannot be written.
+            UsageError: the target has been created by someone else in the meantime.
         """
         staging = self.path
         try:
@@ -121,7 +121,7 @@ class BundleWriter:
 
 def _check_target(target: Path, *, force: bool) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UsageError(f"{target} exists and is no folder; choose another output folder")
+        raise UsageError(f"{target} exists and is not a folder; choose another output folder")
     if not target.exists():
         return
     if not force:
@@ -133,7 +133,7 @@ def _check_target(target: Path, *, force: bool) -> None:
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether nothing but a bundle's files lies there: one that was damaged may be replaced, a user's folder not."""
+    """Whether it contains only a bundle's files: a damaged bundle may be replaced, a user's folder may not."""
     try:
         names = scan(folder)
     except ArtifactError:
@@ -147,14 +147,14 @@ def _entries(staging: Path) -> dict[str, FileEntry]:
     sizes = scan(staging)
     for name in sizes:
         if not layout.is_hashed(name):
-            raise ArtifactError(f"{name} was written into the bundle, which cannot hold it; see bundle/layout.py")
+            raise ArtifactError(f"{name} was written into the bundle but does not belong there; see bundle/layout.py")
     return {name: FileEntry(sha256=hash_file(staging / name), size_bytes=size) for name, size in sorted(sizes.items())}
 
 
 @contextlib.contextmanager
 def _publishing(target: Path) -> Iterator[None]:
-    """One writer at a time comes, cleans up or publishes at ``target``, so that two never interleave their renames."""
-    from filelock import FileLock  # in the extras that write; reading a bundle does without
+    """Lets one writer at a time start, clean up or publish at ``target``, so that renames never interleave."""
+    from filelock import FileLock  # part of the extras that write; reading a bundle does not need it
 
     path = target.with_name(f".{target.name}.blip3v-lock")
     with FileLock(path):
@@ -166,8 +166,8 @@ def _publishing(target: Path) -> Iterator[None]:
 
 
 def _try_lock(sibling: Path) -> BaseFileLock | None:
-    """The lock of a writer's sibling; None where that writer is alive."""
-    from filelock import FileLock, Timeout  # in the extras that write; reading a bundle does without
+    """Acquires the lock of a writer's sibling folder; None if that writer is alive."""
+    from filelock import FileLock, Timeout  # part of the extras that write; reading a bundle does not need it
 
     lock = FileLock(sibling / _LOCK, thread_local=False)
     try:
@@ -178,9 +178,9 @@ def _try_lock(sibling: Path) -> BaseFileLock | None:
 
 
 def _clean_up(target: Path) -> None:
-    """Removes siblings of writers that are gone; nobody else publishes meanwhile.
+    """Removes the sibling folders of dead writers; the caller makes sure that nobody publishes meanwhile.
 
-    A writer that was killed between two renames left the old bundle set aside: it goes back to its place.
+    A writer killed between its two renames has left the old bundle set aside: it is moved back into place.
     """
     pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.blip3v-partial")
     for sibling in target.parent.iterdir():
@@ -195,4 +195,4 @@ def _clean_up(target: Path) -> None:
 
 
 def _cannot_write(target: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{target} cannot be written: {error}; choose a folder with room and permission")
+    return ArtifactError(f"{target} cannot be written: {error}; choose a folder with free space and write permission")

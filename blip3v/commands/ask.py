@@ -1,4 +1,4 @@
-"""``blip3v ask``: one answer on stdout, which frames and how long on stderr."""
+"""``blip3v ask``: the answer on stdout, frames and timings on stderr."""
 
 from __future__ import annotations
 
@@ -23,25 +23,35 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.command("ask", short_help="Answer a question about a video.")
 @click.argument("video", type=click.Path(path_type=Path))
 @click.argument("question")
-@click.option("-m", "--model", type=click.Path(path_type=Path), help="Bundle; without it, the one in this folder.")
-@click.option("--stream", is_flag=True, help="Print the answer piece by piece.")
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), help="Bundle.  [default: the only one in the current folder]"
+)
+@click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, frames and timings.")
-@click.option("--start", type=float, help="Seconds from which the clip is taken.")
-@click.option("--end", type=float, help="Seconds up to which the clip is taken.")
-@click.option("--max-new-tokens", type=int, help="Tokens of the answer at most; without it, the bundle's own limit.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the tokens that hold this share.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Draw from so many tokens; 0: from all.")
+@click.option("--start", type=float, help="Start of the clip in the video, in seconds.")
+@click.option("--end", type=float, help="End of the clip in the video, in seconds.")
+@click.option("--max-new-tokens", type=int, help="Maximum tokens of the answer.  [default: the bundle's own limit]")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 picks the most likely token.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the most likely tokens that add up to this.",
+)
+@click.option(
+    "--top-k", type=int, default=0, show_default=True, help="Sample from the K most likely tokens; 0: from all."
+)
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option("--stop", multiple=True, help="End the answer before this text; may be given several times.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw; needs a temperature above 0.")
-@click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives to each token.")
-@click.option("--timeout", "timeout_s", type=float, help="Seconds that the answer may take.")
+@click.option("--stop", multiple=True, help="End the answer before this text; can be given several times.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Sampling seed; needs a temperature above 0.")
+@click.option("--logprobs", type=int, help="With --json: log-probabilities, with this many alternatives per token.")
+@click.option("--timeout", "timeout_s", type=float, help="Time limit for the answer, in seconds.")
 @backend_option
 @click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu.")
-@click.option("--threads", type=int, help="Threads inside an operator; without it, one for each physical core.")
-@click.option("--max-context", type=int, help="Tokens of prompt and answer at most.  [default: the model's own]")
-@click.option("--allow-random", is_flag=True, help="Run a bundle of random weights too; its answers mean nothing.")
+@click.option("--threads", type=int, help="Threads per operator.  [default: one per physical core]")
+@click.option("--max-context", type=int, help="Maximum tokens of prompt and answer.  [default: the model's own]")
+@click.option("--allow-random", is_flag=True, help="Run even a bundle with random weights; its answers mean nothing.")
 def command(
     video: Path,
     question: str,
@@ -108,10 +118,10 @@ def default_bundle(folder: Path) -> Path:
     """
     found = sorted(path for path in folder.glob("blip3v-*") if (path / "manifest.json").is_file())
     if not found:
-        raise UsageError(f"no bundle (blip3v-*) is in {folder}; make one with `{_EXPORT}`, or name one with -m")
+        raise UsageError(f"there is no bundle (blip3v-*) in {folder}; make one with `{_EXPORT}`, or name one with -m")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise UsageError(f"{len(found)} bundles are in {folder}: {names}; name one with -m")
+        raise UsageError(f"there are {len(found)} bundles in {folder}: {names}; name one with -m")
     return found[0].relative_to(folder)
 
 
@@ -128,7 +138,7 @@ def _report(answer: Answer, folder: Path) -> None:
     click.echo(
         f"time: file {format_duration(timings.file_decode_s)}, preprocess {format_duration(timings.preprocess_s)}, "
         f"video encoder {format_duration(timings.encode_s)}, prefill {format_duration(timings.prefill_s)}, "
-        f"{format_duration(timings.per_token_s)} a token",
+        f"{format_duration(timings.per_token_s)} per token",
         err=True,
     )
     peak = peak_rss_bytes()
@@ -137,7 +147,7 @@ def _report(answer: Answer, folder: Path) -> None:
 
 
 def _as_dict(answer: Answer) -> dict[str, Any]:
-    """The answer as JSON takes it; frames become objects, the derived time a token and the peak memory are added."""
+    """The answer for JSON: frames become objects, the time per token and the peak memory are added."""
     values = dataclasses.asdict(answer)
     values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
     values["timings"]["per_token_s"] = answer.timings.per_token_s

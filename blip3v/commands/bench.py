@@ -30,17 +30,19 @@ __all__ = ["command", "print_report", "print_throughput"]
 _CACHE = Path("blip3v-bench")
 
 
-@click.command("bench", short_help="Samples per second against the 1024-token baseline.")
+@click.command("bench", short_help="Measure samples per second against the 1024-token baseline.")
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path), metavar="[BUNDLE]...")
-@click.option("-w", "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Turns thrown away.")
 @click.option(
-    "-r", "--repetitions", type=click.IntRange(min=1), default=30, show_default=True, help="Turns that count."
+    "-w", "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Turns to discard first."
+)
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(min=1), default=30, show_default=True, help="Turns to measure."
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
     multiple=True,
-    help="Measure with so many video tokens, the bundle's own repeated or cut; may be given several times.",
+    help="Measure with this many video tokens, repeating or cutting the bundle's own; can be given several times.",
 )
 @click.option(
     "--backend",
@@ -49,25 +51,25 @@ _CACHE = Path("blip3v-bench")
     default=("auto",),
     show_default="auto",
     metavar="BACKEND",
-    help=f"Inference engine: {BACKEND_HELP}; may be given several times to compare them.",
+    help=f"Inference engine: {BACKEND_HELP}; can be given several times to compare.",
 )
+@click.option("--threads", type=click.IntRange(min=1), help="Threads per operator.  [default: one per physical core]")
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Inside an operator.  [default: one for each physical core]"
+    "--clip", type=click.Path(path_type=Path), help="Video file to measure with.  [default: a film of the film set]"
 )
-@click.option("--clip", type=click.Path(path_type=Path), help="Video file.  [default: a film of the film set]")
 @click.option(
     "--precision",
     metavar="PRECISION",
-    help="Of the bundles that are made, as for export; not with BUNDLE.  [default: fp32]",
+    help="Precision of the bundles to export, as for `blip3v export`; not with BUNDLE.  [default: fp32]",
 )
 @click.option(
     "--models",
     type=click.Path(path_type=Path),
-    help="Folder of model folders tiny-ENCODER to make them from; not with BUNDLE.  [default: those in the package]",
+    help="Folder with the model folders tiny-ENCODER to export; not with BUNDLE.  [default: those in the package]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
-@click.option("--force", is_flag=True, help="Overwrite that file.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the tables.")
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 def command(
     bundles: tuple[Path, ...],
     warmup: int,
@@ -82,12 +84,12 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Samples per second of BUNDLEs, beside the one without a temporal encoder.
+    """Measure samples per second of BUNDLEs, compared with the one without a temporal encoder.
 
-    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy, batch 1. The bundles
-    take turns, each in a process of its own. Without BUNDLE, bundles of 1024, 128, 32 and 16 tokens are made from the
-    trained models and kept in the folder blip3v-bench; the one of 16 tokens has an untrained encoder and shows speed
-    only.
+    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy, batch size 1. The
+    bundles take turns, each in its own process. Without BUNDLE, bundles with 1024, 128, 32 and 16 video tokens are
+    exported from the trained models and kept in the folder blip3v-bench; the one with 16 tokens has an untrained
+    encoder and only shows speed.
 
     \b
     Examples:
@@ -98,7 +100,7 @@ def command(
     """
     _check(bundles, precision, models, output, force)
     if tokens and not bundles:
-        raise UsageError("--tokens has no effect without BUNDLE: the default bundles give 1024, 128, 32 and 16 tokens")
+        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
     console = Console(stderr=True, highlight=False)
     if not bundles:
         bundles = tuple(
@@ -112,7 +114,7 @@ def command(
     report = _measure(bundles, clip, warmup, repetitions, tokens, backends, threads, console)
     if output is not None:
         write_json(report.to_dict(), output)
-        console.print(f"{output} written", soft_wrap=True)
+        console.print(f"wrote {output}", soft_wrap=True)
     if as_json:
         click.echo(dumps(report.to_dict()), nl=False)
     else:
@@ -123,8 +125,8 @@ def _check(
     bundles: tuple[Path, ...], precision: str | None, models: Path | None, output: Path | None, force: bool
 ) -> None:
     if bundles and (precision is not None or models is not None):
-        odd = "--precision" if precision is not None else "--models"
-        raise UsageError(f"{odd} has no effect on a bundle that is already made; leave it out, or name no bundle")
+        option = "--precision" if precision is not None else "--models"
+        raise UsageError(f"{option} has no effect on an existing bundle; leave it out, or name no bundle")
     check_file(output, force=force)
 
 
@@ -161,7 +163,7 @@ def _measure(
 
 
 def print_report(report: BenchReport, console: Console) -> None:
-    """Prints samples per second, stages and what was measured on what."""
+    """Prints samples per second, the stages, and the machine and bundles that were measured."""
     print_throughput(report, console)
     console.print(_stages(report))
     for line in _environment(report):
@@ -169,7 +171,7 @@ def print_report(report: BenchReport, console: Console) -> None:
 
 
 def print_throughput(report: BenchReport, console: Console) -> None:
-    """Prints samples per second with the lines that explain them."""
+    """Prints samples per second and the notes that explain them."""
     console.print(_throughput(report))
     for line in _notes(report):
         console.print(escape(line), soft_wrap=True)
@@ -211,26 +213,26 @@ def _notes(report: BenchReport) -> Iterator[str]:
         f"A sample: {bundle.num_frames} frames decoded from {setup.clip}, a question of {setup.question_tokens} "
         f"tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
     )
-    yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps alone."
-    yield f"Medians of {setup.repetitions} turns, taken in turns after {setup.warmup} of warm-up."
-    speeds = (f"{format_number(row.tokens_per_s)} behind {row.bundle.num_video_tokens}" for row in report.rows)
-    yield f"New tokens a second, by video tokens: {', '.join(speeds)}."
+    yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps only."
+    yield f"Medians of {setup.repetitions} turns, bundle after bundle, after {setup.warmup} of warm-up."
+    speeds = (f"{format_number(row.tokens_per_s)} with {row.bundle.num_video_tokens}" for row in report.rows)
+    yield f"New tokens per second, by video tokens: {', '.join(speeds)}."
     baseline = report.baseline
     if baseline is None:
-        yield "No ratio: nothing was measured with all tokens, as without a temporal encoder (`none`)."
+        yield "No ratios: nothing was measured with all tokens, as without a temporal encoder (`none`)."
     else:
         yield (
             f"1.00x: {baseline.bundle.name} ({baseline.bundle.num_video_tokens} tokens); "
-            "a ratio is the median of the ratios within a turn."
+            "a ratio is the median of the ratios within each turn."
         )
     if any(row.bundle.num_video_tokens != row.bundle.own_num_video_tokens for row in report.rows):
         yield (
             f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_video_tokens} tokens, repeated or cut. The "
-            "language model's time depends on their number alone; the video encoder's is the same in every row."
+            "language model's time depends only on their number; the video encoder's is the same in every row."
         )
     yield from sorted({f"S{str(row.backend)[1:]}." for row in report.rows})
     if any(row.bundle.weights != "trained" for row in report.rows):
-        yield "Rows marked untrained (the temporal encoder) or random show speed only: their answers mean nothing."
+        yield "Rows marked untrained (the temporal encoder) or random only show speed: their answers mean nothing."
 
 
 def _stages(report: BenchReport) -> Table:
@@ -257,7 +259,7 @@ def _table(title: str) -> Table:
 
 def _environment(report: BenchReport) -> Iterator[str]:
     found = report.environment
-    cores, threads = found["physical_cores"] or "unknown", report.setup.threads or "one for each physical core"
+    cores, threads = found["physical_cores"] or "unknown", report.setup.threads or "one per physical core"
     memory = "unknown" if found["memory_bytes"] is None else format_bytes(found["memory_bytes"])
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     yield f"{found['cpu']}, {cores} cores, {found['usable_cpus']} usable, threads: {threads}, memory {memory}"

@@ -1,4 +1,4 @@
-"""``blip3v convert``: a model folder from a released checkpoint, the authors' ``.pt``, or another model folder."""
+"""``blip3v convert``: make a model folder from a released checkpoint, the authors' ``.pt``, or a model folder."""
 
 from __future__ import annotations
 
@@ -30,29 +30,31 @@ _KINDS = {"blip3v": "model folder", "released": "released folder", "native": "th
 _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
-@click.command("convert", short_help="Make a model folder from a released checkpoint.")
+@click.command("convert", short_help="Convert a released checkpoint to a model folder.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The new folder.  [default: MODEL-ENCODER-TOKENStok]"
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to create.  [default: MODEL-ENCODER-TOKENStok]"
 )
 @click.option(
     "--encoder",
     type=click.Choice(encoder_names()),
-    help="Temporal encoder, where the checkpoint holds no tensors of one.  [default: found by its tensors]",
+    help="Temporal encoder, if the checkpoint has no tensors for it.  [default: found from its tensors]",
 )
-@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip that it was trained with.  [default: 8]")
+@click.option("--frames", type=click.IntRange(min=1), help="Frames per clip in training.  [default: 8]")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="Released folder whose tokenizer goes with a .pt file.  [default: the source's own]",
+    help="Released folder with the tokenizer for a .pt file.  [default: the source's own]",
 )
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), help="How weights are stored.  [default: as they are]")
+@click.option(
+    "--dtype", type=click.Choice(list(_DTYPES)), help="Dtype to store weights in.  [default: as in the source]"
+)
 @click.option(
     "--resize",
     type=click.Choice(get_args(ResizeMode)),
-    help="How a frame becomes square: squash (released script) or grey bars (training).  [default: the source's own]",
+    help="How frames are made square: squash (released script) or grey bars (training).  [default: the source's own]",
 )
-@click.option("--force", is_flag=True, help="Replace a model folder that is already there.")
+@click.option("--force", is_flag=True, help="Replace an existing model folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     source: Path,
@@ -65,10 +67,10 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Make a model folder from SOURCE: a released Hugging Face folder, the authors' .pt file, or a model folder.
+    """Convert SOURCE to a model folder. It is a released Hugging Face folder, the authors' .pt file, or a model folder.
 
-    The temporal encoder is found from the names and shapes of the tensors. A tensor that is unknown, missing or
-    misshapen ends the command; tensors that no computation uses are listed and left out. One tensor is in memory at a
+    The temporal encoder is found from the names and shapes of the tensors. An unknown or missing tensor, or one with
+    the wrong shape, is an error; tensors that no computation uses are listed and left out. One tensor is in memory at a
     time.
 
     \b
@@ -76,7 +78,7 @@ def command(
       blip3v convert xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
       blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
     """
-    # PyTorch comes with these, and --help must not wait for it or need it.
+    # These import PyTorch, which --help must neither wait for nor need.
     from blip3v.model.checkpoint import open_checkpoint
     from blip3v.model.convert import convert, folder_name, weight_bytes
     from blip3v.model.weight_file import DTYPES
@@ -89,7 +91,7 @@ def command(
         preprocessor = dataclasses.replace(preprocessor, resize_mode=resize)
     console = Console(stderr=True, highlight=False, markup=False)
     console.print(_found_text(checkpoint, preprocessor.resize_mode), soft_wrap=True)
-    for table in _left_out_tables(checkpoint):
+    for table in _unused_key_tables(checkpoint):
         console.print(table)
     with ExitStack() as stack:
         each = _bar(console, stack, weight_bytes(checkpoint.stored, chosen))
@@ -107,7 +109,7 @@ def command(
 
 
 def _bar(console: Console, stack: ExitStack, total_bytes: int) -> Callable[[int], None]:
-    """A bar on a terminal, nothing elsewhere."""
+    """Shows a bar on a terminal, nothing elsewhere."""
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
     task = bar.add_task("weights", total=total_bytes)
@@ -127,8 +129,8 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     )
 
 
-def _left_out_tables(checkpoint: Checkpoint) -> Iterator[Table]:
-    """One for each reason."""
+def _unused_key_tables(checkpoint: Checkpoint) -> Iterator[Table]:
+    """One table per reason."""
     for why, items in groupby(checkpoint.unused_keys, key=lambda item: item.why):
         table = Table(title=f"left out: {why}", title_justify="left", box=box.SIMPLE, show_header=False)
         for justify in ("left", "left", "right"):

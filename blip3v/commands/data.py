@@ -1,4 +1,4 @@
-"""``blip3v data``: makes film files with questions and true answers."""
+"""``blip3v data``: generate film files with questions and true answers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = ["command"]
 
 
 @click.command("data")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new folder.  [default: films-SPLIT-SEED]")
-@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="How many films.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to create.  [default: films-SPLIT-SEED]")
+@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Number of films.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the first film.")
 @click.option(
-    "--split", type=click.Choice(get_args(Split)), default="test", show_default=True, help="Which films to make."
+    "--split", type=click.Choice(get_args(Split)), default="test", show_default=True, help="Split of the film set."
 )
 @click.option(
     "--height",
     type=click.Choice([str(height) for height in FILE_SIZES]),
     default="480",
     show_default=True,
-    help="Rows of a frame; 4 columns for every 3 rows.",
+    help="Height of a frame in pixels; its width is 4/3 of that.",
 )
-@click.option("--force", is_flag=True, help="Replace the folder if it holds film files.")
+@click.option("--force", is_flag=True, help="Replace the folder if it contains film files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(output: Path | None, count: int, seed: int, split: Split, height: str, force: bool, as_json: bool) -> None:
-    """Make synthetic films as mp4 files, with questions and true answers.
+    """Generate synthetic films as mp4 files, with questions and true answers.
 
-    Films follow from their seeds: the same seed gives the same film again. Beside the clips stands questions.json with
+    A film is determined by its seed: the same seed always gives the same film. Next to the clips, questions.json holds
     each clip's caption, questions, answers and five-way choices.
 
     \b
@@ -59,7 +59,7 @@ def command(output: Path | None, count: int, seed: int, split: Split, height: st
         click.echo(dumps({**summary, "questions": str(listing)}), nl=False)
         return
     clip = film_set.clips[0]
-    question = next((asked.question for asked in clip.questions if asked.needs_time), clip.questions[0].question)
+    question = next((item.question for item in clip.questions if item.needs_time), clip.questions[0].question)
     click.echo(f"{folder}: {count} clips, {format_bytes(num_bytes)}, {format_duration(seconds)}")
     click.echo(f"questions and answers: {listing}")
     click.echo(f'next: blip3v ask {folder / clip.file} "{question}"')

@@ -1,7 +1,7 @@
-"""``blip3v demo``: the whole chain on a real clip.
+"""``blip3v demo``: run the whole chain on a real clip.
 
-Export and ask are processes of their own and the very commands that a user would type: a step that fails ends the demo
-in its own words and with its own exit code, and the questions are asked where PyTorch cannot be imported.
+Export and ask are the very commands that a user would type, each in its own process: a step that fails ends the demo
+with its own message and exit code, and the questions are asked in a process that cannot import PyTorch.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedAnswer:
-    """A question about the clip, what the bundle answered, and what is true."""
+class CheckedAnswer:
+    """A question about the clip, the bundle's answer, and the true one."""
 
     question: str
     answer: str
@@ -73,19 +73,19 @@ class AskedAnswer:
     frames: list[dict[str, Any]]  # index and time_s of each frame that the model saw
 
 
-@click.command("demo", short_help="The whole chain on a real clip: export, check, ask, measure.")
+@click.command("demo", short_help="Run the whole chain on a real clip: export, check, ask, measure.")
 @click.option(
     "--models",
     type=click.Path(path_type=Path),
-    help="Folder of model folders tiny-ENCODER to take.  [default: those in the package]",
+    help="Folder with the model folders tiny-ENCODER to use.  [default: those in the package]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; everything else goes to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; everything else goes to stderr.")
 def command(models: Path | None, as_json: bool) -> None:
-    """The whole chain on a real clip: export, check, ask, measure.
+    """Run the whole chain on a real clip: export, check, ask, measure.
 
-    A small trained model becomes two ONNX graphs, which are compared with PyTorch; a process without PyTorch answers
-    questions about a video from them; then samples per second are measured. Takes minutes on two cores. Everything is
-    written to the folder blip3v-demo, which is made new each time.
+    A small trained model is exported to two ONNX graphs, which are compared with PyTorch; a process without PyTorch
+    uses them to answer questions about a video; then samples per second are measured. This takes minutes on two cores.
+    Everything is written to the folder blip3v-demo, which is created from scratch each time.
 
     \b
     Examples:
@@ -95,12 +95,12 @@ def command(models: Path | None, as_json: bool) -> None:
     start_s = time.perf_counter()
     say = functools.partial(click.echo, err=as_json)
     clip, record = _make_folder()
-    say("A trained model of BLIP-3-Video's form goes from PyTorch to two ONNX graphs, is checked against PyTorch,")
-    say("answers questions about a video in a process that cannot import PyTorch, and is measured.")
-    say(f"All of it is written to {_FOLDER}.")
-    _heading(say, 1, "export in half precision, and compare with PyTorch")
+    say("A trained model with BLIP-3-Video's architecture is exported from PyTorch to two ONNX graphs, is checked")
+    say("against PyTorch, answers questions about a video in a process that cannot import PyTorch, and is measured.")
+    say(f"Everything is written to {_FOLDER}.")
+    _heading(say, 1, "export in half precision and compare with PyTorch")
     _export(models, say)
-    _heading(say, 2, "ask, with PyTorch barred from the process")
+    _heading(say, 2, "ask in a process that cannot import PyTorch")
     answers = _ask(clip, record, say)
     _heading(say, 3, "samples per second against the 1024-token baseline")
     report = _bench(clip, models, say, Console(stderr=as_json, highlight=False))
@@ -121,14 +121,14 @@ def command(models: Path | None, as_json: bool) -> None:
 
 
 def _make_folder() -> tuple[Path, ClipRecord]:
-    """Makes the demo's folder new; gives the clip and what is true of it.
+    """Creates the demo's folder from scratch; returns the clip and its record with the true answers.
 
     Raises:
-        UsageError: the folder is there and is not the demo's.
+        UsageError: the folder exists and is not the demo's.
     """
     if _FOLDER.exists() or _FOLDER.is_symlink():
         if _FOLDER.is_symlink() or not (_FOLDER / _MARK).is_file():
-            raise UsageError(f"{_FOLDER} is there and is not the demo's; move it away, or run the demo elsewhere")
+            raise UsageError(f"{_FOLDER} exists and is not the demo's; move it away, or run the demo elsewhere")
         shutil.rmtree(_FOLDER)
     _FOLDER.mkdir()
     (_FOLDER / _MARK).touch()
@@ -144,7 +144,7 @@ def _record(clips: Sequence[ClipRecord]) -> ClipRecord:
 
 
 def _questions(record: ClipRecord) -> list[AskedQuestion]:
-    return [next(asked for asked in record.questions if asked.kind == kind) for kind in _KINDS]
+    return [next(item for item in record.questions if item.kind == kind) for kind in _KINDS]
 
 
 def _export(models: Path | None, say: Say) -> None:
@@ -154,19 +154,19 @@ def _export(models: Path | None, say: Say) -> None:
     say(_run(["-m", "blip3v"], arguments).partition("\n")[0])
 
 
-def _ask(clip: Path, record: ClipRecord, say: Say) -> list[AskedAnswer]:
+def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
     say(f"{clip}: {format_duration(record.duration_s)}, {record.num_frames} frames, {record.width}x{record.height}")
-    say(f"what it shows: {record.caption}")
+    say(f"it shows: {record.caption}")
     answers = []
-    for asked in _questions(record):
-        arguments = ["ask", str(clip), asked.question, "-m", str(_BUNDLE)]
+    for item in _questions(record):
+        arguments = ["ask", str(clip), item.question, "-m", str(_BUNDLE)]
         say(f"$ {shlex.join(['blip3v', *arguments])}")
         values = json.loads(_run(["-c", _WITHOUT_TORCH], [*arguments, "--json"], quiet=True))
-        answer = AskedAnswer(
-            question=asked.question,
+        answer = CheckedAnswer(
+            question=item.question,
             answer=values["text"],
-            true_answer=asked.answer,
-            right=values["text"].strip() == asked.answer,
+            true_answer=item.answer,
+            right=values["text"].strip() == item.answer,
             frames=values["frames"],
         )
         say(_verdict(answer))
@@ -176,10 +176,10 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[AskedAnswer]:
     return answers
 
 
-def _verdict(answer: AskedAnswer) -> str:
+def _verdict(answer: CheckedAnswer) -> str:
     if answer.right:
-        return f"  \N{CHECK MARK} {answer.answer} (true)"
-    return f"  \N{BALLOT X} {answer.answer} (wrong; true is: {answer.true_answer})"
+        return f"  \N{CHECK MARK} {answer.answer} (correct)"
+    return f"  \N{BALLOT X} {answer.answer} (wrong; the true answer is: {answer.true_answer})"
 
 
 def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> BenchReport:
@@ -194,9 +194,9 @@ def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> Bench
 
 
 def _run(python: Sequence[str], arguments: Sequence[str], *, quiet: bool = False) -> str:
-    """Runs the command line in a process of its own and gives its stdout; its stderr goes to ours, or only if it fails.
+    """Runs the command line in its own process and returns its stdout.
 
-    A process that fails ends the demo with its exit code.
+    Its stderr goes to ours; with ``quiet`` only if it fails. A process that fails ends the demo with its exit code.
     """
     sys.stdout.flush()
     done = subprocess.run(
@@ -231,13 +231,13 @@ def _heading(say: Say, step: int, text: str) -> None:
     say(f"\n[{step}/3] {text}")
 
 
-def _close(say: Say, seconds: float, answers: Sequence[AskedAnswer], next_commands: Sequence[str]) -> None:
+def _close(say: Say, seconds: float, answers: Sequence[CheckedAnswer], next_commands: Sequence[str]) -> None:
     right = sum(answer.right for answer in answers)
     took = format_duration(seconds)
-    say(f"\ndone in {took}: {right} of {len(answers)} answers right, every graph checked against PyTorch")
+    say(f"\ndone in {took}: {right} of {len(answers)} answers correct, every graph checked against PyTorch")
     say(f"bundle: {_BUNDLE}")
     say(f"parity: {_BUNDLE / PARITY}")
-    say(f"measurement, with all stages: {_FOLDER / 'bench.json'}")
+    say(f"measurements of all stages: {_FOLDER / 'bench.json'}")
     say("next:")
     for line in next_commands:
         say(f"  {line}")

@@ -1,4 +1,4 @@
-"""``blip3v doctor``."""
+"""``blip3v doctor``: show what this machine can run and what is missing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 def command(as_json: bool) -> None:
-    """Show what this machine can run, what is missing, and the exact line that installs it.
+    """Show what this machine can run, what is missing, and the exact command that installs it.
 
-    Ends with 6 where no bundle can be run at all; a missing optional package alone is no error.
+    Exits with code 6 if no bundle can be run at all; a missing optional package alone is not an error.
 
     \b
     Examples:
@@ -61,7 +61,7 @@ def _machine_table(machine: Machine) -> Table:
         "Python": f"{machine.python}, {environment}: {machine.executable}",
         "system": f"{machine.system}, {machine.architecture}",
         "processor": f"{machine.cpu or 'unknown'}, {machine.num_cpus} usable",
-        "instructions": f"has {_names(flags, there=True)}; lacks {_names(flags, there=False)}" if flags else "unknown",
+        "instructions": f"has {_names(flags, has=True)}; lacks {_names(flags, has=False)}" if flags else "unknown",
         "memory": f"{_size(free)} available of {_size(total)}",
         "disk": f"{format_bytes(machine.disk_free_bytes)} free in the current folder",
     }
@@ -86,7 +86,7 @@ def _verb_table(report: Report) -> Table:
 
 
 def _advice(report: Report) -> list[str]:
-    """What is missing, and for which verbs. Outside of the tables, since a line that people copy may not be wrapped."""
+    """What is missing, and for which verbs. Not in a table, since a command that people copy must not be wrapped."""
     verbs_of: dict[str, list[str]] = {}
     for verb, verdict in report.verbs.items():
         for missing in verdict.missing:
@@ -95,7 +95,7 @@ def _advice(report: Report) -> list[str]:
 
 
 def _shown(packages: Sequence[PackageState]) -> list[PackageState]:
-    """All but the other build of ONNX Runtime: only one may be installed, so the other one is not missing."""
+    """All but the other build of ONNX Runtime: only one may be installed, so the other is not missing."""
     engines = [state for state in packages if state.name in ENGINES]
     others = {state.name for state in engines if state.version is None and any(engine.version for engine in engines)}
     return [state for state in packages if state.name not in others]
@@ -111,12 +111,12 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, Text(text))  # plain text: a pip line holds brackets, which are markup to rich
+        table.add_row(name, Text(text))  # plain text: a pip command contains brackets, which are markup to rich
     return table
 
 
-def _names(flags: dict[str, bool], *, there: bool) -> str:
-    return " ".join(name for name, found in flags.items() if found is there) or "none"
+def _names(flags: dict[str, bool], *, has: bool) -> str:
+    return " ".join(name for name, found in flags.items() if found is has) or "none"
 
 
 def _size(num_bytes: int | None) -> str:

@@ -1,4 +1,4 @@
-"""``blip3v eval``."""
+"""``blip3v eval``: exact match of a model folder or a bundle on held-out films."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("-m", "--model", type=click.Path(path_type=Path), required=True, help="A model folder or a bundle.")
+@click.option("-m", "--model", type=click.Path(path_type=Path), required=True, help="Model folder or bundle.")
 @click.option(
     "--questions",
     "num_questions",
     type=click.IntRange(1, 20000),
     default=2000,
     show_default=True,
-    help="Held-out questions, from the first on.",
+    help="Number of held-out questions, counted from the first.",
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where a model folder runs."
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device for a model folder."
 )
-@click.option("--backend", help=f"Inference engine of a bundle: {BACKEND_HELP}.  [default: auto]")
+@click.option("--backend", help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the report to this JSON file.")
-@click.option("--force", is_flag=True, help="Overwrite that file.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of the table.")
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def command(
     model: Path,
     num_questions: int,
@@ -49,10 +49,10 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Exact match per kind of question on the held-out synthetic films.
+    """Measure exact match per kind of question on the held-out synthetic films.
 
-    Beside the score stand two baselines that never look: the commonest answer of each kind, and the blind score (the
-    commonest answer to the same words).
+    Next to the score are two baselines that never see the film: the commonest answer to each kind of question, and the
+    blind score (the commonest answer to the same wording).
 
     \b
     Examples:
@@ -73,7 +73,7 @@ def command(
     record = _record(report, model, device, engine, time.perf_counter() - started)
     if output is not None:
         write_json(record, output)
-        click.echo(f"{output} written", err=True)
+        click.echo(f"wrote {output}", err=True)
     if as_json:
         click.echo(json.dumps(record))
     else:
@@ -81,16 +81,16 @@ def command(
 
 
 def _open(stack: contextlib.ExitStack, model: Path, device: str, backend: str | None) -> tuple[Answerer, str]:
-    """What answers, and what it computes with. Only a model folder needs torch: each is imported when it is given."""
+    """The answerer, and what computes it. Only a model folder needs torch, so each is imported only when it is used."""
     if (model / "manifest.json").is_file():
         if device != "cpu":
-            raise UsageError("a bundle is evaluated on the CPU; --device belongs to model folders")
+            raise UsageError("a bundle is evaluated on the CPU; --device is only for model folders")
         from blip3v.evaluation.bundle import BundleAnswerer
 
         bundle = stack.enter_context(BundleAnswerer(model, backend=backend or "auto"))
         return bundle, str(bundle.backend)
     if backend is not None:
-        raise UsageError("a model folder runs in PyTorch; --backend belongs to bundles")
+        raise UsageError("a model folder runs in PyTorch; --backend is only for bundles")
     from blip3v.evaluation.reference import ReferenceAnswerer
 
     return ReferenceAnswerer(model, device=device), f"PyTorch on {device}"

@@ -1,4 +1,4 @@
-"""``blip3v export``: a bundle from a model folder, a shipped model, or random weights."""
+"""``blip3v export``: make a bundle from a model folder, a shipped model, or random weights."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("export", short_help="Make a bundle: two ONNX graphs, checked against PyTorch.")
+@click.command("export", short_help="Export a bundle: two ONNX graphs, checked against PyTorch.")
 @click.option(
     "--encoder",
     type=click.Choice(encoder_names()),
-    help="Temporal encoder.  [default: the model's own; of the shipped models tokenlearner]",
+    help="Temporal encoder.  [default: the model's own; tokenlearner for the shipped models]",
 )
 @click.option(
     "--precision",
@@ -50,24 +50,24 @@ __all__ = ["command"]
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The new folder.  [default: blip3v-PRESET-ENCODER-TOKENStok-PRECISION]",
+    help="Folder to create.  [default: blip3v-PRESET-ENCODER-TOKENStok-PRECISION]",
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Model shape; not with --model.  [default: tiny]")
 @click.option(
     "--init", type=click.Choice(["random"]), help="Random weights, to measure speed and memory.  [default: trained]"
 )
-@click.option("--frames", type=click.IntRange(min=1), help="Frames of a clip.  [default: the model's own]")
-@click.option("--tokens", type=click.IntRange(min=1), help="Video tokens of a clip.  [default: the model's own]")
+@click.option("--frames", type=click.IntRange(min=1), help="Frames per clip.  [default: the model's own]")
+@click.option("--tokens", type=click.IntRange(min=1), help="Video tokens per clip.  [default: the model's own]")
 @click.option(
     "--target",
     type=click.Choice(["onnxruntime"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the graphs.",
+    help="Runtime that the graphs are for.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
-@click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest says so.")
-@click.option("--dry-run", is_flag=True, help="Print what it would take, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest records that.")
+@click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     encoder: str | None,
@@ -84,10 +84,10 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Make a bundle: two ONNX graphs, checked against PyTorch.
+    """Export a bundle: two ONNX graphs, checked against PyTorch.
 
     The bundle answers questions without PyTorch. Each stage and each decoded token is compared with the fp32 PyTorch
-    model on a real clip; a miss ends with exit code 5 and leaves no bundle.
+    model on a real clip; if one does not match, the command exits with code 5 and leaves no bundle.
 
     \b
     Examples:
@@ -95,7 +95,7 @@ def command(
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
       blip3v export --preset xgen-mm-vid --init random --precision fp16 --dry-run
     """
-    # PyTorch comes with these, and --help must not wait for it or need it.
+    # These import PyTorch, which --help must neither wait for nor need.
     from blip3v.export.estimate import estimate
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.source import resolve_source
@@ -110,7 +110,7 @@ def command(
         _print_plan(source, folder, chosen, needed, as_json)
         return
     console = Console(stderr=True, highlight=False)
-    for line in (f"{_title(source, chosen)} -> {folder}", _needed_text(needed)):
+    for line in (f"{_title(source, chosen)} -> {folder}", _estimate_text(needed)):
         console.print(line, soft_wrap=True)
     with ExitStack() as stack:
         result = export_bundle(
@@ -127,7 +127,7 @@ def command(
 
 
 def _progress(console: Console, stack: ExitStack) -> Progress:
-    """A bar with the current stage on a terminal, one line a stage elsewhere."""
+    """On a terminal a bar with the current stage, elsewhere one line per stage."""
     if not console.is_terminal:
         return _lines(console)
     bar = stack.enter_context(Bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console))
@@ -140,11 +140,11 @@ def _progress(console: Console, stack: ExitStack) -> Progress:
 
 
 def _lines(console: Console) -> Progress:
-    said: list[str] = []
+    stages: list[str] = []
 
     def show(stage: str, done: int = 0, total: int = 0) -> None:
-        if said[-1:] != [stage]:
-            said.append(stage)
+        if stages[-1:] != [stage]:
+            stages.append(stage)
             console.print(f"  {stage}")
 
     return show
@@ -158,7 +158,7 @@ def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed
     click.echo(f"{_title(source, precision)} -> {folder}")
     for name, count in needed.num_weights.items():
         click.echo(f"{name}: {count:,} weights")
-    click.echo(_needed_text(needed))
+    click.echo(_estimate_text(needed))
 
 
 def _print_parity(report: ParityReport, console: Console) -> None:
@@ -177,7 +177,7 @@ def _parity_table(report: ParityReport) -> Table:
 
 
 def _folded(rows: tuple[Comparison, ...]) -> list[Comparison]:
-    """The decoded steps of a case as one row, the worst."""
+    """Merges the decoded steps of a case into one row, the worst."""
     steps: dict[str, list[Comparison]] = {}
     folded = []
     for row in rows:
@@ -215,6 +215,6 @@ def _title(source: ExportSource, precision: Precision) -> str:
     )
 
 
-def _needed_text(needed: Estimate) -> str:
+def _estimate_text(needed: Estimate) -> str:
     disk, memory = format_bytes(needed.disk_bytes), format_bytes(needed.memory_bytes)
     return f"estimate: {disk} on disk, {memory} of memory at the peak, {format_duration(needed.seconds)}"

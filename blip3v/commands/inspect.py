@@ -1,4 +1,4 @@
-"""``blip3v inspect``: what a bundle is, without running it."""
+"""``blip3v inspect``: show what a bundle contains, without running it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 def command(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE is: inputs and outputs, precision of the weights, sizes, parity, where it came from.
+    """Show what BUNDLE contains: inputs and outputs, weight precision, sizes, parity, and where it came from.
 
-    Opens it, so that names, sizes and the hashes of small files are checked; `blip3v verify` hashes all.
+    The bundle is opened, which checks names, sizes and the hashes of small files; `blip3v verify` hashes every file.
 
     \b
     Examples:
@@ -45,8 +45,8 @@ def command(bundle: Path, as_json: bool) -> None:
         click.echo(json.dumps({**values, "stored_and_computed": computed, "next": next_command}))
         return
     console = Console(highlight=False)
-    ports = [_ports(name, graph) for name, graph in manifest.graphs.items()]
-    for table in (_summary(opened), *ports, _weights(manifest), _parity(manifest), _files(manifest)):
+    graphs = [_inputs_and_outputs(name, graph) for name, graph in manifest.graphs.items()]
+    for table in (_summary(opened), *graphs, _weights(manifest), _parity(manifest), _files(manifest)):
         console.print(table)
     click.echo(f"next: {next_command}")
 
@@ -64,10 +64,10 @@ def _summary(opened: Bundle) -> Table:
         "weights": _provenance(manifest),
         "made by": ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()),
         "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, "
-        f"{manifest.precision.decoder.cache}, {format_bytes(kv.bytes_per_token)} a token, window {window}",
+        f"{manifest.precision.decoder.cache}, {format_bytes(kv.bytes_per_token)} per token, window {window}",
         "context": f"{manifest.limits.max_context} tokens",
         "on disk": format_bytes(manifest.size_bytes),
-        "to open": _cost(opened),
+        "opening needs": _cost(opened),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
@@ -75,7 +75,7 @@ def _summary(opened: Bundle) -> Table:
 
 
 def _cost(opened: Bundle) -> str:
-    """What ``auto`` would take, and with which engines."""
+    """What opening would need with ``auto``, and which engines that chooses."""
     try:
         needed = estimate_open(opened)
     except ProviderError as error:
@@ -86,15 +86,15 @@ def _cost(opened: Bundle) -> str:
 def _provenance(manifest: Manifest) -> str:
     source = manifest.source
     if source.random_init:
-        return f"{source.name}: random, good for measuring only"
-    return f"{source.name}: {'trained' if source.trained else 'not fully trained, good for measuring only'}"
+        return f"{source.name}: random, good for benchmarks only"
+    return f"{source.name}: {'trained' if source.trained else 'not fully trained, good for benchmarks only'}"
 
 
-def _ports(name: str, graph: GraphEntry) -> Table:
-    """Inputs and outputs; neighbours of one form, such as the caches of all layers, share a row."""
+def _inputs_and_outputs(name: str, graph: GraphEntry) -> Table:
+    """Neighbours with the same dtype and axes, such as the caches of all layers, share a row."""
     table = _table(f"{name}: inputs and outputs", "", "name", "dtype", "axes")
-    for side, ports in (("in", graph.inputs), ("out", graph.outputs)):
-        for (dtype, axes), group in itertools.groupby(ports, key=lambda port: (port.dtype, port.axes)):
+    for side, specs in (("in", graph.inputs), ("out", graph.outputs)):
+        for (dtype, axes), group in itertools.groupby(specs, key=lambda spec: (spec.dtype, spec.axes)):
             same = list(group)
             text = same[0].name if len(same) == 1 else f"{same[0].name} ... {same[-1].name} ({len(same)})"
             table.add_row(side, escape(text), escape(dtype), escape(", ".join(map(str, axes)) or "scalar"))
@@ -129,6 +129,6 @@ def _files(manifest: Manifest) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=any(columns))
     for column in columns:
-        # A name is copied by people, so it stays in one piece; other texts wrap.
+        # People copy names, so a name stays on one line; other text wraps.
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     return table

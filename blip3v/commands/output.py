@@ -1,4 +1,4 @@
-"""What several verbs say and write at their end: the folder that was made, the next command, a JSON file."""
+"""What several verbs print and write when they finish: the folder they made, the next command, a JSON file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Made", "after_export", "check_file", "print_made", "write_json"]
 
 
 class Made(Protocol):
-    """A folder that a verb made, and what making it took."""
+    """A folder that a verb made, and what that took."""
 
     @property
     def path(self) -> Path: ...  # noqa: D102
@@ -35,7 +35,7 @@ class Made(Protocol):
 
 
 def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) -> None:
-    """The end of a verb that makes a folder, on stdout: two lines, or one JSON object with ``further`` values."""
+    """Prints what a verb made to stdout: two lines, or one JSON object that includes the ``further`` values."""
     if as_json:
         values: dict[str, Any] = {
             "output": str(made.path),
@@ -53,7 +53,7 @@ def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) 
 
 
 def after_export(manifest: Manifest, path: Path) -> str:
-    """What to run on a bundle: untrained weights can only be measured."""
+    """The command to run next on a bundle; untrained weights are only good for benchmarks."""
     folder = shlex.quote(str(path))
     if manifest.source.random_init or not manifest.source.trained:
         return f"blip3v bench {folder}"
@@ -61,10 +61,10 @@ def after_export(manifest: Manifest, path: Path) -> str:
 
 
 def check_file(output: Path | None, *, force: bool) -> None:
-    """Checks ``--output FILE`` and ``--force`` before the work.
+    """Checks ``--output FILE`` and ``--force`` before the work starts.
 
     Raises:
-        UsageError: the file is there and is not to be overwritten, or cannot be written.
+        UsageError: the file exists and may not be overwritten, or cannot be written.
     """
     if output is None:
         if force:
@@ -74,9 +74,9 @@ def check_file(output: Path | None, *, force: bool) -> None:
         hint = "choose another file or add --force" if output.is_file() else "choose a file"
         raise UsageError(f"{output} exists; {hint}")
     if not output.parent.is_dir():
-        raise UsageError(f"{output.parent} is not a folder; choose an --output in one that is there")
+        raise UsageError(f"{output.parent} is not a folder; choose an --output in an existing folder")
 
 
 def write_json(values: Mapping[str, Any], output: Path) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file atomically."""
     write_file(output, dumps(values))

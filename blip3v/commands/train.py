@@ -1,4 +1,4 @@
-"""``blip3v train``."""
+"""``blip3v train``: train a model from a recipe."""
 
 from __future__ import annotations
 
@@ -20,61 +20,65 @@ __all__ = ["command"]
 
 
 class _Screen:
-    """Bars on a terminal; elsewhere a line now and then, from the process that speaks."""
+    """Progress bars on a terminal; elsewhere a line now and then. Only the main process prints."""
 
-    def __init__(self, progress: Progress, *, speaks: bool, interactive: bool) -> None:
-        self._progress, self._speaks, self._says = progress, speaks, speaks and not interactive
+    def __init__(self, progress: Progress, *, is_main: bool, interactive: bool) -> None:
+        self._progress, self._is_main, self._prints_lines = progress, is_main, is_main and not interactive
         self._task: TaskID | None = None
         self._name = ""
 
     def start(self, origin: dict[str, str]) -> None:
-        if self._speaks:  # on a terminal too, since a part that was meant to be copied may be drawn
+        if self._is_main:  # on a terminal too: a part that should have been copied may be drawn at random
             for part, where in origin.items():
                 click.echo(f"{part}: {where}", err=True)
 
     def stage(self, index: int, planned: PlannedStage) -> None:
         self._name = f"stage {index + 1}: {planned.stage.task}"
-        self._say(f"{self._name}, {planned.num_steps} steps of {planned.batch_size} clips")
+        self._print(f"{self._name}, {planned.num_steps} steps of {planned.batch_size} clips")
         self._task = self._progress.add_task(self._name, total=planned.num_steps)
 
     def features(self, done: int, total: int) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total, description=f"{self._name}: features")
         if done == total:
-            self._say(f"{self._name}: features of {total} clips computed")
+            self._print(f"{self._name}: features of {total} clips computed")
 
     def step(self, step: int, num_steps: int, loss: float) -> None:
         if self._task is not None:
             self._progress.update(
                 self._task, completed=step, total=num_steps, description=f"{self._name}: loss {loss:.3f}"
             )
-        self._say(f"{self._name}: step {step}/{num_steps} loss {loss:.4f}")
+        self._print(f"{self._name}: step {step}/{num_steps} loss {loss:.4f}")
 
-    def _say(self, line: str) -> None:
-        if self._says:
+    def _print(self, line: str) -> None:
+        if self._prints_lines:
             click.echo(line, err=True)
 
 
 @click.command()
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="A shipped recipe or a TOML file.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]")
+@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="Shipped recipe or TOML file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the run.  [default: runs/NAME]")
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
     help="Checkpoint to start from: a model folder, a released folder or a .pt file.",
 )
-@click.option("--data", help="JSON list of your own clips, in the form of the authors' code.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Where features are kept.  [default: beside the run]")
+@click.option("--data", help="JSON list of your own clips, in the format of the authors' code.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder to keep features in.  [default: next to the run]"
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where the model runs; auto: a GPU where there is one.",
+    help="Device to train on; auto: a GPU if there is one.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint of the run's folder.")
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, from what, in how many steps; then stop.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--resume", is_flag=True, help="Resume from the checkpoint in the run's folder.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be trained, from what and in how many steps; then stop."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     recipe_name: str,
     output: Path | None,
@@ -95,7 +99,7 @@ def command(
       blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data clips.json --dry-run
     """
     recipe = load_recipe(recipe_name)
-    # torch and transformers take seconds to import: only when a run really starts.
+    # torch and transformers take seconds to import: only once the recipe is known to be valid.
     from blip3v.training.plan import make_plan
     from blip3v.training.run import TrainOptions, train
 
@@ -105,12 +109,12 @@ def command(
         plan = make_plan(recipe, options)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
-    speaks = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process for each device
-    interactive = sys.stderr.isatty() and speaks
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
+    interactive = sys.stderr.isatty() and is_main
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not interactive) as progress:
-        path = train(recipe, options, _Screen(progress, speaks=speaks, interactive=interactive))
-    if not speaks:
+        path = train(recipe, options, _Screen(progress, is_main=is_main, interactive=interactive))
+    if not is_main:
         return
     if as_json:
         click.echo(json.dumps({"model": str(path), "log": str(folder / "log.jsonl")}))
@@ -136,7 +140,7 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
             devices = "1 device" if row["num_devices"] == 1 else f"{row['num_devices']} devices"
             lines.append(
                 f"  {devices}: {row['num_steps']} steps of {row['batch_size']} clips; "
-                f"on each, estimated, without activations: {state}"
+                f"estimate per device, without activations: {state}"
             )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""``blip3v verify``: hash every file of a bundle again."""
+"""``blip3v verify``: check the hash of every file in a bundle."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 def command(bundle: Path, as_json: bool) -> None:
-    """Hash every file of BUNDLE again and compare with its manifest.
+    """Check the hash of every file in BUNDLE against its manifest.
 
-    Ends with exit code 3 where a file differs, is missing, or does not belong there.
+    Exits with code 3 if a file has changed, is missing, or does not belong there.
 
     \b
     Examples:
@@ -34,11 +34,11 @@ def command(bundle: Path, as_json: bool) -> None:
         _show(report)
     if not report.ok:
         what = report.problem or ", ".join(f"{result.name} ({result.status})" for result in report.bad)
-        raise ArtifactHashError(f"{bundle} is not the bundle that was written: {what}; copy it or export it again")
+        raise ArtifactHashError(f"{bundle} is not as it was written: {what}; copy it or export it again")
 
 
 def _show(report: VerifyReport) -> None:
     for result in report.files:
         click.echo(f"{result.status:8} {result.name}{'  ' + result.detail if result.detail else ''}")
     if report.ok:
-        click.echo(f"all {len(report.files)} files are the ones that were written")
+        click.echo(f"all {len(report.files)} files are unchanged")

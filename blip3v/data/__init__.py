@@ -1,4 +1,4 @@
-"""The synthetic film set, its files, and the reader for a user's own clips. Nothing here needs PyTorch."""
+"""The synthetic film set, its files, and the reader for users' own clips. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ r"""A user's own clips as training samples: the JSON list of the authors' code.
                         {"from": "gpt", "value": "It jumps onto the table."}],
       "clip_timestamps": ["00:00:02.000", "00:00:05.500"]}]
 
-``path`` is a video file, or a folder of jpeg frames, relative to the JSON file. The part of the file to use, where it
-is not the whole, is either ``clip_timestamps`` or ``start_time`` and ``end_time`` (seconds, or "HH:MM:SS.sss").
-Records may carry an ``id``, which is not used. Object masks (``annotation``) and mixture files are not read.
+``path`` is a video file, or a folder of jpeg frames, relative to the JSON file. To use a part of the file, give either
+``clip_timestamps`` or ``start_time`` and ``end_time`` (seconds, or "HH:MM:SS.sss"). A record may have an ``id``, which
+is not used. Object masks (``annotation``) and mixture files are not supported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OPTIONAL = ("clip_timestamps", "start_time", "end_time", "id")
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, without the ``<image>`` mark, and the answer to learn."""
+    """A question, without ``<image>``, and the answer to learn."""
 
     question: str
     answer: str
@@ -48,8 +48,8 @@ class ClipSample:
     """One record.
 
     Attributes:
-        video: a video file or a folder of jpeg frames, which was there when the list was read.
-        turns: at least one; the video belongs in front of the first question.
+        video: a video file or a folder of jpeg frames, which existed when the list was read.
+        turns: at least one; the video belongs before the first question.
         start_s: where the clip starts in the file, or None for its start.
         end_s: where the clip ends in the file, or None for its end.
     """
@@ -69,7 +69,7 @@ def read_samples(path: str | Path) -> list[ClipSample]:
     path = Path(path)
     records = read_json_value(path)
     if not isinstance(records, list):
-        raise ConfigError(f"{path} holds {_kind(records)}; a list of records with path and conversations is expected")
+        raise ConfigError(f"{path} is {_json_type(records)}; a list of records with path and conversations is expected")
     return [_sample(record, f"{path}: record {index}", path.parent) for index, record in enumerate(records)]
 
 
@@ -78,10 +78,10 @@ class ClipSource:
     """A user's own clips: the authors' JSON list.
 
     Attributes:
-        samples: what ``read_samples`` gave.
+        samples: from ``read_samples``.
         path: the JSON file, for the key.
         num_frames: frames of a clip.
-        seed: of the random start of the training sampling rule.
+        seed: of the random start of the ``train`` sampling rule.
     """
 
     samples: tuple[ClipSample, ...]
@@ -91,14 +91,14 @@ class ClipSource:
 
     @property
     def key(self) -> str:
-        """The file, and the seed of the sampling."""
+        """Identifies the file and the seed of the sampling."""
         return f"{self.path}-{len(self.samples)}x{self.num_frames}-seed{self.seed}"
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def frames(self, index: int, visit: int) -> list[Frames]:
-        """Frames by the sampling rule of training, anew at every visit."""
+        """Frames by the ``train`` sampling rule, sampled again at every visit."""
         sample = self.samples[index]
         seed = int(np.random.SeedSequence((self.seed, index, visit)).generate_state(1)[0])
         clip = load_clip(
@@ -112,21 +112,21 @@ class ClipSource:
         return list(clip.frames)
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
-        """The first question and its answer at each visit; later turns of a conversation take the next visits."""
+        """One question with its answer: each visit takes the conversation's next turn."""
         turns = self.samples[index].turns
         turn = turns[visit % len(turns)]
         return (Pair(turn.question, turn.answer),)
 
 
 def open_clips(path: str, *, num_frames: int, seed: int) -> ClipSource:
-    """The source over an authors' JSON list.
+    """Opens the authors' JSON list as a source.
 
     Raises:
         ConfigError: the file is not such a list, or is empty.
     """
     samples = tuple(read_samples(path))
     if not samples:
-        raise ConfigError(f"{path} holds no samples; at least 1 is needed")
+        raise ConfigError(f"{path} has no samples; at least 1 is needed")
     return ClipSource(samples, path, num_frames, seed)
 
 
@@ -142,14 +142,14 @@ def _sample(record: object, where: str, folder: Path) -> ClipSample:
 
 def _fields(record: object, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(record, Mapping):
-        raise ConfigError(f"{where} is {_kind(record)}; an object with {' and '.join(required)} is expected")
+        raise ConfigError(f"{where} is {_json_type(record)}; an object with {' and '.join(required)} is expected")
     for key in required:
         if key not in record:
             raise ConfigError(f"{where} lacks the field {key!r}")
     for key in record:
         if key not in required + optional:
             raise ConfigError(
-                f"{where} has the field {key!r}, which is not read; allowed: {', '.join(required + optional)}"
+                f"{where} has the field {key!r}, which is not supported; allowed: {', '.join(required + optional)}"
             )
     return dict(record)
 
@@ -160,42 +160,43 @@ def _video(value: object, where: str, folder: Path) -> Path:
     video = folder / value
     if video.is_dir():
         if not any(entry.suffix.lower() in _FRAME_SUFFIXES for entry in video.iterdir()):
-            raise ConfigError(f"{where} is the folder {video}, which holds no {' or '.join(_FRAME_SUFFIXES)} file")
+            raise ConfigError(f"{where} is the folder {video}, which contains no {' or '.join(_FRAME_SUFFIXES)} file")
     elif not video.is_file():
-        raise ConfigError(f"{where} is {value!r}, and there is no {video}; paths are relative to the JSON file")
+        raise ConfigError(f"{where} is {value!r}, but {video} does not exist; paths are relative to the JSON file")
     return video
 
 
 def _turns(value: object, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, list) or not value or len(value) % 2:
-        shown = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
-        raise ConfigError(f"{where} is {shown}; pairs of a human and a gpt message are expected, at least one")
+        shown = f"a list of {len(value)}" if isinstance(value, list) else _json_type(value)
+        raise ConfigError(f"{where} is {shown}; one or more pairs of a human and a gpt message are expected")
     texts = [_message(message, f"{where}[{at}]", ("human", "gpt")[at % 2]) for at, message in enumerate(value)]
     texts[0] = _without_image(texts[0], f"{where}[0]: value")
     for at, text in enumerate(texts):
         if at and _IMAGE in text:
-            raise ConfigError(f"{where}[{at}]: value holds {_IMAGE}; only the first human message may, and once")
+            raise ConfigError(f"{where}[{at}]: value contains {_IMAGE}; only the first human message may, once")
         if not text.strip():
-            raise ConfigError(f"{where}[{at}]: value holds no text")
-    return tuple(Turn(ask.strip(), answer.strip()) for ask, answer in zip(texts[::2], texts[1::2], strict=True))
+            raise ConfigError(f"{where}[{at}]: value contains no text")
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return tuple(Turn(question.strip(), answer.strip()) for question, answer in pairs)
 
 
 def _message(message: object, where: str, speaker: str) -> str:
     values = _fields(message, where, ("from", "value"))
     if values["from"] != speaker:
-        raise ConfigError(f"{where}: from is {values['from']!r}; {speaker!r} is expected: human and gpt take turns")
+        raise ConfigError(f"{where}: from is {values['from']!r}; {speaker!r} is expected: human and gpt alternate")
     if not isinstance(values["value"], str):
-        raise ConfigError(f"{where}: value is {_kind(values['value'])}; a text is expected")
+        raise ConfigError(f"{where}: value is {_json_type(values['value'])}; a string is expected")
     return values["value"]
 
 
 def _without_image(text: str, where: str) -> str:
     count = text.count(_IMAGE)
     if count != 1:
-        raise ConfigError(f"{where} holds {_IMAGE} {count} times; exactly one is expected: a sample has one video")
+        raise ConfigError(f"{where} contains {_IMAGE} {count} times; exactly one is expected: a sample has one video")
     before, after = text.split(_IMAGE)
     if before.strip() and after.strip():
-        raise ConfigError(f"{where} holds {_IMAGE} inside the text; it belongs at the start or at the end")
+        raise ConfigError(f"{where} contains {_IMAGE} inside the text; it belongs at the start or at the end")
     return before + after
 
 
@@ -205,7 +206,7 @@ def _range(values: Mapping[str, Any], where: str) -> tuple[float | None, float |
     stamps = values.get("clip_timestamps")
     if stamps is not None:
         if start is not None or end is not None:
-            raise ConfigError(f"{where} holds clip_timestamps beside start_time or end_time; give one of the two")
+            raise ConfigError(f"{where} has both clip_timestamps and start_time or end_time; give only one of them")
         if not isinstance(stamps, list) or len(stamps) != 2:
             raise ConfigError(f'{where}: clip_timestamps is {stamps!r}; [start, end] as "HH:MM:SS.sss" is expected')
         start, end = stamps
@@ -228,12 +229,12 @@ def _seconds(value: object, where: str) -> float:
         return float(value)
     clock = _CLOCK.fullmatch(value) if isinstance(value, str) else None
     if clock is None:
-        raise ConfigError(f'{where} is {value!r}; seconds from 0 up or "HH:MM:SS.sss" is expected')
+        raise ConfigError(f'{where} is {value!r}; seconds from 0 or "HH:MM:SS.sss" is expected')
     hours, minutes, seconds = clock.groups()
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def _kind(value: object) -> str:
-    """How JSON calls what was found; values themselves may be long."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+def _json_type(value: object) -> str:
+    """JSON's name for the type of ``value``, since the value itself may be long."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""Captions: of a whole film, and of the frame at one moment. Objects are named from left to right."""
+"""Captions of a whole film, and of the frame at one moment. Objects are named from left to right."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _action(item: FilmObject) -> str:
         return "stays still"
     if item.path.kind == "bounce":
         return f"bounces {_BOUNCES[len(legs) - 1]}, moving {legs[0]} then {legs[1]}"
-    # A turn back looks the same as one bounce, so both are told with the same words.
+    # A reversal looks the same as one bounce, so both are described in the same words.
     if item.path.kind == "turn" and legs[0] != legs[1] and set(legs) in ({"left", "right"}, {"up", "down"}):
         return f"bounces once, moving {legs[0]} then {legs[1]}"
     return f"moves {' then '.join(legs)}"

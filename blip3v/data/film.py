@@ -1,10 +1,10 @@
-"""A synthetic film: two objects on a dim ground, and what they do. Everything follows from a seed.
+"""Synthetic films: two objects on a dim background, and what they do. A seed determines everything.
 
-Here are the words of the world, the choice of a film and its record. Drawing is in ``render``, language in
+This module has the vocabulary, the random choice of a film and its dataclasses. Rendering is in ``render``, language in
 ``questions`` and ``captions``, files in ``mp4``.
 
-Six of the 48 pairs of colour and shape never occur in the split ``train``: a fixed quarter of the films of the split
-``test`` holds one, so that a score on them shows whether a model combines attributes it has not seen together.
+Six of the 48 pairs of colour and shape never occur in the split ``train``. A fixed quarter of the films of the split
+``test`` contains one, so that the score on them shows whether a model combines attributes it has not seen together.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "cyan": (50, 215, 230),
 }
-# Radius of the smallest circle that holds the shape, in units of its radius: chosen so that areas look alike.
+# Radius of the smallest circle around the shape, in units of its radius: chosen so that areas look alike.
 SHAPES: dict[str, float] = {
     "circle": 1.0,
     "square": 1.19,
@@ -60,11 +60,11 @@ UNSEEN_PAIRS = (
 _SEEN_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN_PAIRS)
 _UNSEEN_EVERY = 4
 
-# The bands are told apart by the index of the first changed frame of 8, whichever sampling rule took them.
+# The index of the first changed frame of 8 tells the bands apart, whichever sampling rule chose the frames.
 MOMENTS: dict[str, tuple[float, float]] = {"early": (0.15, 0.25), "halfway": (0.4, 0.6), "late": (0.76, 0.85)}
 
-# The stride rule of training leaves up to L % 8 more frames out at one end: only whole numbers of frames L with
-# L % 8 == 0 are made, so that no rule skips more than an eighth of a film.
+# The stride of the training rule leaves out up to L % 8 more frames at one end: only lengths L with L % 8 == 0 are
+# made, so that no rule skips more than an eighth of a film.
 _LENGTHS = tuple((tenths / 10, fps) for tenths in range(30, 101) for fps in (24, 25, 30) if tenths * fps % 80 == 0)
 _MAX_REDRAWS = 64
 
@@ -78,9 +78,9 @@ class FilmObject:
         shape: a key of ``SHAPES``.
         size: a key of ``SIZES``.
         radius: in units of the frame height.
-        path: where it is when, in world units and fractions of the film.
-        appears: when it comes into view, or None where it is there from the start.
-        disappears: when it goes out of view, or None where it stays to the end.
+        path: its position over time, in world units and fractions of the film.
+        appears: when it comes into view, or None if it is in view from the start.
+        disappears: when it goes out of view, or None if it stays to the end.
     """
 
     colour: str
@@ -102,13 +102,13 @@ class FilmObject:
         return self.radius * SHAPES[self.shape]
 
     def visible(self, time: float) -> bool:
-        """Whether it is in view at ``time``, a fraction of the film."""
+        """Whether the object is in view at ``time``, a fraction of the film."""
         return (self.appears is None or time >= self.appears) and (self.disappears is None or time < self.disappears)
 
 
 @dataclass(frozen=True)
 class Background:
-    """A dim ground: a tone at the centre and its change towards the right and the bottom edge (RGB, 0..255)."""
+    """A dim background: its tone at the centre and the change towards the right and bottom edges (RGB, 0..255)."""
 
     tone: tuple[float, float, float]
     slope: tuple[float, float]
@@ -116,17 +116,17 @@ class Background:
 
 @dataclass(frozen=True)
 class Film:
-    """A film: see the module.
+    """A film; see the module docstring.
 
     Attributes:
-        seed: with ``split``, all that the film follows from.
+        seed: with ``split``, determines the film.
         split: ``train`` or ``test``.
-        family: which program of events it holds.
-        unseen: whether it holds a pair of ``UNSEEN_PAIRS``.
+        family: the kind of events in it.
+        unseen: whether it contains a pair of ``UNSEEN_PAIRS``.
         duration_s: 3.0 to 10.0, one decimal.
         fps: 24, 25 or 30.
-        background: the ground.
-        objects: two objects, unlike in colour and in shape.
+        background: behind the objects.
+        objects: two objects that differ in colour and in shape.
     """
 
     seed: int
@@ -150,15 +150,15 @@ class Film:
 
 
 def generator(seed: int, split: Split, purpose: int = 0) -> np.random.Generator:
-    """The random numbers of one film; ``purpose`` keeps uses apart, so that more words never change a picture."""
+    """The random generator of a film; ``purpose`` separates its uses, so that new wordings never change a picture."""
     return np.random.default_rng(np.random.SeedSequence((seed, get_args(Split).index(split), purpose)))
 
 
 def make_film(seed: int, split: Split) -> Film:
-    """The film of ``seed`` in ``split``: the same one for ever.
+    """Makes the film of ``seed`` in ``split``, always the same one.
 
     Args:
-        seed: 0 or more. In ``test`` every fourth seed gives a film with an unseen pair of colour and shape.
+        seed: 0 or more. In ``test`` every fourth seed makes a film with an unseen pair of colour and shape.
         split: ``train`` or ``test``; no film is in both.
     """
     rng = generator(seed, split)
@@ -172,25 +172,25 @@ def make_film(seed: int, split: Split) -> Film:
     sizes = [str(rng.choice(list(SIZES))) for _ in pairs]
     radii = [round(float(rng.uniform(*SIZES[size])), 4) for size in sizes]
     extents = [radius * SHAPES[shape] for radius, (_, shape) in zip(radii, pairs, strict=True)]
-    span = _event(rng, family)
+    event = _event(rng, family)
     for _ in range(_MAX_REDRAWS):
-        paths = place(rng, _programs(rng, family), extents, shared=_shared(family, span))
+        paths = place(rng, _programs(rng, family), extents, shared=_shared(family, event))
         if paths is not None:
             break
     else:
-        raise AssertionError(f"film {seed} of {split} finds no room for its objects")
+        raise AssertionError(f"film {seed} of {split} has no room for its objects")
     objects = [
         FilmObject(colour, shape, size, radius, path)
         for (colour, shape), size, radius, path in zip(pairs, sizes, radii, paths, strict=True)
     ]
-    objects[0] = _with_event(objects[0], family, span)
+    objects[0] = _with_event(objects[0], family, event)
     if rng.random() < 0.5:
         objects.reverse()
     return Film(seed, split, family, unseen, duration_s, fps, background, tuple(objects))
 
 
 def _pairs(rng: np.random.Generator, unseen: bool) -> list[tuple[str, str]]:
-    """Two pairs of colour and shape that share neither; one of them is unseen where the film asks for it."""
+    """Two pairs of colour and shape that share neither; with ``unseen``, one of them is an unseen pair."""
     first = UNSEEN_PAIRS[rng.integers(len(UNSEEN_PAIRS))] if unseen else _SEEN_PAIRS[rng.integers(len(_SEEN_PAIRS))]
     others = [pair for pair in _SEEN_PAIRS if pair[0] != first[0] and pair[1] != first[1]]
     pairs = [first, others[rng.integers(len(others))]]
@@ -200,11 +200,11 @@ def _pairs(rng: np.random.Generator, unseen: bool) -> list[tuple[str, str]]:
 
 
 def _programs(rng: np.random.Generator, family: Family) -> list[Program]:
-    """The programs of the two objects; where the family has a leading part, the first object plays it."""
+    """The programs of the two objects; if the family has a leading role, the first object has it."""
     if family == "motion":
         return [_any_motion(rng), _any_motion(rng)]
     if family == "bounce":
-        other = _bounce(rng) if rng.random() < 0.5 else _resting_or_straight(rng, still_share=0.3)
+        other = _bounce(rng) if rng.random() < 0.5 else _still_or_straight(rng, still_share=0.3)
         return [_bounce(rng), other]
     if family == "order":
         switch = round(float(rng.uniform(0.42, 0.58)), 3)
@@ -212,7 +212,7 @@ def _programs(rng: np.random.Generator, family: Family) -> list[Program]:
     if family == "speed":
         slow = float(rng.uniform(0.15, 0.19))
         return [_straight(rng, lengths=(2.2 * slow, 3.2 * slow)), _straight(rng, lengths=(slow, slow))]
-    return [motion.still(), _resting_or_straight(rng, still_share=0.15)]
+    return [motion.still(), _still_or_straight(rng, still_share=0.15)]
 
 
 def _any_motion(rng: np.random.Generator) -> Program:
@@ -222,7 +222,7 @@ def _any_motion(rng: np.random.Generator) -> Program:
     return motion.still() if kind == "still" else _straight(rng)
 
 
-def _resting_or_straight(rng: np.random.Generator, still_share: float) -> Program:
+def _still_or_straight(rng: np.random.Generator, still_share: float) -> Program:
     return motion.still() if rng.random() < still_share else _straight(rng)
 
 
@@ -237,7 +237,7 @@ def _bounce(rng: np.random.Generator) -> Program:
 
 
 def _event(rng: np.random.Generator, family: Family) -> float | None:
-    """When the first object appears or disappears, where it does."""
+    """When the first object appears or disappears, or None if it does neither."""
     if family not in ("appear", "disappear"):
         return None
     return round(float(rng.uniform(*MOMENTS[str(rng.choice(list(MOMENTS)))])), 3)

@@ -1,6 +1,6 @@
-"""A folder of film files: one mp4 a film, and ``questions.json`` with what is true of each.
+"""A folder of film files: one mp4 per film, and ``questions.json`` with the facts about each.
 
-The folder is made beside its final name and renamed, so that a half-written one is never seen.
+The folder is written under another name next to its place and then renamed, so that an incomplete one is never seen.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHOICE_SEEDS_PER_FILM = 100  # more than a film has questions
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question about a clip, open and with five lettered options, and what is true."""
+    """A question about a clip, open and with five lettered options, and its true answers."""
 
     kind: str
     needs_time: bool
@@ -48,7 +48,7 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One film file: where it comes from (``split`` and ``seed``), its form, and what is true of it."""
+    """One film file: its origin (``split`` and ``seed``), its format, and the facts about it."""
 
     file: str
     split: str
@@ -66,14 +66,14 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class FilmSet:
-    """What ``questions.json`` holds."""
+    """The contents of ``questions.json``."""
 
     schema_version: int
     clips: tuple[ClipRecord, ...]
 
 
 def describe(films: Mapping[str, Film], *, height: int) -> FilmSet:
-    """The record of ``films`` (by file name) at ``height``.
+    """The contents of ``questions.json`` for ``films`` (by file name) at ``height``.
 
     Raises:
         UsageError: the height is not a key of ``FILE_SIZES``.
@@ -87,35 +87,35 @@ def read_film_set(path: Path) -> FilmSet:
     """Reads a ``questions.json``, strictly.
 
     Raises:
-        ConfigError: it cannot be read, is of another schema version, or holds anything unexpected.
+        ConfigError: it cannot be read, has another schema version, or contains anything unexpected.
     """
     film_set = from_dict(FilmSet, read_json(path), str(path))
     if film_set.schema_version != _SCHEMA_VERSION:
         raise ConfigError(
-            f"{path} has schema_version {film_set.schema_version}; {_SCHEMA_VERSION} is read: "
+            f"{path} has schema_version {film_set.schema_version}; only {_SCHEMA_VERSION} is supported: "
             "make the folder again with blip3v data"
         )
     return film_set
 
 
 def check_target(folder: Path, *, force: bool) -> None:
-    """Refuses a folder that must not be written.
+    """Refuses a folder that must not be overwritten.
 
     Raises:
-        UsageError: it exists and ``force`` is not given, or holds something other than film files.
+        UsageError: it exists and ``force`` is false, or it contains something other than film files.
     """
     if not folder.exists() and not folder.is_symlink():
         return
     if not force:
-        raise UsageError(f"{folder} exists already", remedy="choose another `folder`, or replace it with `force=True`")
+        raise UsageError(f"{folder} already exists", remedy="choose another `folder`, or replace it with `force=True`")
     if not folder.is_dir() or folder.is_symlink():
         raise UsageError(
-            f"{folder} is not a folder, and only folders of film files are replaced", remedy="choose another `folder`"
+            f"{folder} is not a folder; only folders of film files are replaced", remedy="choose another `folder`"
         )
     for entry in folder.iterdir():
         if entry.name != QUESTIONS_FILE and entry.suffix != ".mp4":
             raise UsageError(
-                f"{folder} holds {entry.name}, which is not a film file; only film files and {QUESTIONS_FILE} are "
+                f"{folder} contains {entry.name}, which is not a film file; only film files and {QUESTIONS_FILE} are "
                 "replaced",
                 remedy="choose another `folder`",
             )
@@ -129,25 +129,25 @@ def write_films(
     force: bool = False,
     each: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> FilmSet:
-    """Writes ``films`` and their questions to ``folder``, all or nothing.
+    """Writes ``films`` and their questions to ``folder``, atomically.
 
     Args:
         folder: the new folder.
         films: the films by file name.
         height: a key of ``FILE_SIZES``.
-        force: whether a folder of film files that is already there is replaced.
-        each: wraps the file names as they are worked through, for a progress bar.
+        force: whether to replace an existing folder of film files.
+        each: wraps the iteration over the file names, for a progress bar.
 
     Returns:
-        What ``questions.json`` holds.
+        The contents of ``questions.json``.
 
     Raises:
-        UsageError: ``folder`` must not be written, or the height is not allowed.
+        UsageError: ``folder`` must not be overwritten, or the height is not allowed.
         VideoError: a film cannot be encoded.
     """
     check_target(folder, force=force)
     if not folder.parent.is_dir():
-        raise UsageError(f"{folder.parent} is not a folder; make it first: mkdir -p {folder.parent}")
+        raise UsageError(f"{folder.parent} is not a folder; create it first: mkdir -p {folder.parent}")
     record = describe(films, height=height)
     with new_folder(folder) as staging:
         for file in each(films):
@@ -169,10 +169,10 @@ def _clip(file: str, film: Film, height: int) -> ClipRecord:
         width=FILE_SIZES[height],
         height=height,
         caption=film_caption(film),
-        questions=tuple(_asked(question, film, number) for number, question in enumerate(questions(film))),
+        questions=tuple(_asked_question(question, film, number) for number, question in enumerate(questions(film))),
     )
 
 
-def _asked(question: Question, film: Film, number: int) -> AskedQuestion:
+def _asked_question(question: Question, film: Film, number: int) -> AskedQuestion:
     choice = multiple_choice(question, film.seed * _CHOICE_SEEDS_PER_FILM + number)
     return AskedQuestion(question.kind, question.needs_time, question.text, question.answer, choice.text, choice.answer)

@@ -1,7 +1,7 @@
-"""How an object moves: programs (what moves where and when) and paths (the same with lengths and a place).
+"""How an object moves: programs (directions and times) and paths (the same with lengths and a place).
 
 World units: y runs from 0 (top) to 1 (bottom), x from 0 (left) to ``ASPECT`` (right); time is a fraction of the film.
-Which program an object gets, and whether two paths fit beside each other, is decided elsewhere.
+Not here: which program an object gets, and whether two paths stay apart.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ TURNS: tuple[tuple[str, str], ...] = tuple((a, b) for a in OPPOSITE for b in OPP
 
 @dataclass(frozen=True)
 class Program:
-    """A motion without its lengths and its place.
+    """A motion without lengths and a place.
 
     Attributes:
-        kind: what the motion is called.
+        kind: name of the motion.
         legs: direction of each leg, a key of ``DIRECTIONS``; empty for a still object.
         times: when each leg starts, and when the last one ends; ``len(legs) + 1`` values, or one for a still object.
         lengths: shortest and longest leg, in world units.
@@ -68,7 +68,7 @@ class Path:
     """A motion in the world: straight lines between ``points``, each reached at the time of the same index.
 
     Attributes:
-        kind: what the motion is called.
+        kind: name of the motion.
         legs: direction of each leg, a key of ``DIRECTIONS``; empty for a still object.
         times: increasing fractions of the film; before the first and after the last the object rests.
         points: (x, y) in world units.
@@ -86,7 +86,7 @@ class Path:
 
 
 def still() -> Program:
-    """An object that rests."""
+    """An object at rest."""
     return Program("still", (), (0.0,))
 
 
@@ -101,6 +101,6 @@ def turn(legs: tuple[str, str], corner: float) -> Program:
 
 
 def bounce(first: str, count: int) -> Program:
-    """To and fro between two limits, reversing ``count`` times at equal intervals."""
+    """Back and forth between two limits, reversing ``count`` times at equal intervals."""
     legs = tuple(first if leg % 2 == 0 else OPPOSITE[first] for leg in range(count + 1))
     return Program("bounce", legs, tuple(leg / (count + 1) for leg in range(count + 2)), (0.3, 0.55))

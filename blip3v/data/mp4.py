@@ -1,4 +1,4 @@
-"""Writes a film as an H.264 file: 4:3, the film's own length and frame rate. Reading files is the part ``video``."""
+"""Writes a film as an H.264 file: 4:3, with the film's own length and frame rate. ``blip3v.video`` reads files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["FILE_SIZES", "write_mp4"]
 FILE_SIZES: dict[int, int] = {240: 320, 480: 640, 720: 960}  # height: width
 
 _CODEC: Literal["libx264"] = "libx264"
-# Constant quality; one thread and no tool names in the file, so that a film gives the same bytes again.
+# Constant quality; one thread and no tool names in the file, so that a film always has the same bytes.
 _ENCODER_OPTIONS = {"crf": "20", "preset": "medium", "threads": "1", "flags": "+bitexact"}
 _MUXER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
-_FRAMES_AT_ONCE = 16  # bounds memory: the whole film is never held
+_FRAMES_AT_ONCE = 16  # bounds memory: the whole film is never in it
 
 
 def write_mp4(film: Film, path: Path, *, height: int = 480) -> None:
@@ -33,7 +33,7 @@ def write_mp4(film: Film, path: Path, *, height: int = 480) -> None:
         height: a key of ``FILE_SIZES``.
 
     Raises:
-        UsageError: another height.
+        UsageError: the height is not allowed.
         VideoError: the installed PyAV cannot encode H.264, or the file cannot be written.
     """
     if height not in FILE_SIZES:
@@ -51,7 +51,7 @@ def _check_encoder() -> None:
     except ValueError as error:
         raise VideoError(
             f"PyAV {av.__version__} has no {_CODEC} encoder, so no film can be written; "
-            "its wheels hold one: pip install --force-reinstall --only-binary av av"
+            "its wheels include one: pip install --force-reinstall --only-binary av av"
         ) from error
 
 

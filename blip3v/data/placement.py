@@ -1,7 +1,7 @@
-"""Gives two motion programs lengths and places in the frame, such that the objects never touch while both are seen.
+"""Chooses lengths and places for two motion programs, so that the objects never touch while both are in view.
 
 Rejection sampling on whole paths. The check is exact: between two corners of either path the objects' distance is that
-of a straight line to a point, so no moment is missed.
+from a straight line to a point, so no moment is missed.
 
 Letters: N candidates, K corners of a path, S moments, 2 is (x, y).
 """
@@ -28,10 +28,10 @@ _GAP = 0.02  # a pixel of 64 between two outlines
 def place(
     rng: np.random.Generator, programs: Sequence[Program], extents: Sequence[float], *, shared: tuple[float, float]
 ) -> tuple[Path, Path] | None:
-    """Paths of two objects inside the frame and apart from one another, or None where none was found.
+    """Finds paths for two objects inside the frame and apart from each other; None if the search fails.
 
     Args:
-        rng: where lengths and places are drawn from.
+        rng: draws lengths and places.
         programs: the two motions.
         extents: radius of each object's bounding circle, in world units.
         shared: the part of the film, as fractions, in which both objects are in view.
@@ -53,7 +53,7 @@ def place(
 
 
 def closest(first: Path, second: Path, shared: tuple[float, float] = (0.0, 1.0)) -> float:
-    """Smallest distance of the two centres within ``shared``, in world units."""
+    """Smallest distance between the two centres within ``shared``, in world units."""
     paths = [np.asarray(path.points)[None] for path in (first, second)]
     return float(_closest(paths, [first.times, second.times], shared)[0])
 
@@ -66,7 +66,7 @@ def _corners(rng: np.random.Generator, program: Program, extent: float, slack: f
     length = None
     for leg in program.legs:
         unit_2 = np.array(DIRECTIONS[leg])
-        # Both limits of a bounce stay where they are, so all its legs share one length.
+        # Both limits of a bounce are fixed, so all its legs share one length.
         if length is None or program.kind != "bounce":
             longest = min([high, *(room / abs(part) for room, part in zip(room_2, unit_2, strict=True) if part)])
             length = low + max(0.0, longest - low) * slack * float(rng.random())
@@ -82,7 +82,7 @@ def _starts(rng: np.random.Generator, corner_K2: _Array, extent: float) -> _Arra
 
 
 def _closest(paths: Sequence[_Array], times: Sequence[tuple[float, ...]], shared: tuple[float, float]) -> _Array:
-    """Smallest distance (N,) of the centres of each pair of paths (N, K, 2) within ``shared``."""
+    """Smallest distance (N,) between the centres of each pair of paths (N, K, 2) within ``shared``."""
     moments = np.unique(np.clip(np.array([*times[0], *times[1], *shared]), *shared))
     first_NS2, second_NS2 = (_along(path, at, moments) for path, at in zip(paths, times, strict=True))
     apart_NS2 = first_NS2 - second_NS2
@@ -108,6 +108,6 @@ def _norm(vectors: _Array) -> _Array:
 
 
 def _path(program: Program, point_K2: _Array) -> Path:
-    # Rounded so that a film is the same on every machine to the last digit that is written down.
+    # Rounded so that a film is the same on every machine, down to the last digit stored.
     points = tuple((round(float(x), 5), round(float(y), 5)) for x, y in point_K2)
     return Path(program.kind, program.legs, program.times, points)

@@ -1,7 +1,7 @@
-"""Questions about a film, with their true answers: open ones, and the same with five lettered options.
+"""Questions about a film with their true answers: open, or with five lettered options.
 
-A question never names what it asks for, and each kind's answers are spread evenly whatever its wording, so that a model
-which does not look at the film cannot do well. Kinds in ``TIME_KINDS`` cannot be answered from one frame.
+A question never names what it asks for, and each kind's answers are evenly spread for every wording, so that a model
+that does not look at the film cannot do well. Kinds in ``TIME_KINDS`` cannot be answered from one frame.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "when": tuple(MOMENTS),
     "speed": _OBJECTS,
 }
-# Options that are never right, for kinds with fewer than five answers.
+# Options that are never correct, for kinds with fewer than five answers.
 _FILLERS: dict[str, tuple[str, ...]] = {
     "size": ("it changes its size", "larger than the frame", "it cannot be seen"),
     "bounces": ("ten times",),
@@ -85,7 +85,7 @@ class Question:
         text: the question.
         answer: the true answer, one of ``ANSWERS[kind]``.
         needs_time: whether no single frame can answer it.
-        rival: where the answer is an object, the film's other object: the option that tempts most.
+        rival: if the answer is an object, the film's other object: the most tempting wrong option.
     """
 
     kind: str
@@ -97,29 +97,29 @@ class Question:
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """A question with options: ``text`` holds the question and five lettered lines, ``answer`` the letter."""
+    """A question with options: ``text`` is the question and five lettered lines, ``answer`` the letter."""
 
     text: str
     answer: str
 
 
 def questions(film: Film) -> tuple[Question, ...]:
-    """All questions that ``film`` admits; their wordings follow from the film's seed."""
-    asker = _Asker(film)
+    """All questions that ``film`` allows; the film's seed determines their wordings."""
+    collector = _Collector(film)
     for item in film.objects:
-        asker.ask("colour", item.colour, about=item.shape)
-        asker.ask("shape", item.shape, about=item.colour)
-        asker.ask("size", item.size, about=item.name)
-        _motion_questions(asker, film, item)
-    _event_questions(asker, film)
-    return tuple(asker.asked)
+        collector.add("colour", item.colour, about=item.shape)
+        collector.add("shape", item.shape, about=item.colour)
+        collector.add("size", item.size, about=item.name)
+        _motion_questions(collector, film, item)
+    _event_questions(collector, film)
+    return tuple(collector.questions)
 
 
 def multiple_choice(question: Question, seed: int) -> MultipleChoice:
-    """``question`` with five options of its kind in an order that follows from ``seed``; one of them is right.
+    """``question`` with five options of its kind, one of them correct, in an order determined by ``seed``.
 
-    Where the options are objects, the film's other object is one of them, and no two share a colour or a shape, so that
-    the options alone do not tell which two are in the film.
+    If the options are objects, the film's other object is one of them, and no two share a colour or a shape, so that
+    the options alone do not reveal which two are in the film.
     """
     rng = np.random.default_rng(seed)
     if question.rival is not None:
@@ -134,70 +134,72 @@ def multiple_choice(question: Question, seed: int) -> MultipleChoice:
 
 
 def test_questions(num: int = 2000) -> list[tuple[Film, Question]]:  # noqa: PT028, not a pytest test
-    """The held-out set: four questions of each film of ``test`` with the seeds 0, 1, 2, ...
+    """The held-out set: four questions about each film of ``test`` with the seeds 0, 1, 2, ...
 
-    Each film gives the questions whose kinds stand behind most so far, so that kinds are as even as the films admit.
-    A quarter of the films holds an unseen pair of colour and shape.
+    Each film contributes the questions whose kinds are rarest so far, so that kinds are as even as the films allow.
+    A quarter of the films contains an unseen pair of colour and shape.
 
     Args:
-        num: how many questions; the same ones lead every longer list.
+        num: number of questions; every longer list starts with the same ones.
     """
     chosen: list[tuple[Film, Question]] = []
     counts: Counter[str] = Counter()
     seed = 0
     while len(chosen) < num:
         film = make_film(seed, "test")
-        left = list(questions(film))
-        generator(seed, "test", _WORDING_PURPOSE + 1).shuffle(left)
+        candidates = list(questions(film))
+        generator(seed, "test", _WORDING_PURPOSE + 1).shuffle(candidates)
         for _ in range(min(_QUESTIONS_PER_FILM, num - len(chosen))):
-            pick = min(left, key=lambda question: counts[question.kind])
-            left.remove(pick)
+            pick = min(candidates, key=lambda question: counts[question.kind])
+            candidates.remove(pick)
             counts[pick.kind] += 1
             chosen.append((film, pick))
         seed += 1
     return chosen
 
 
-# Without this pytest would take the function for a test wherever it is imported.
+# Without this, pytest would collect the function as a test wherever it is imported.
 test_questions.__test__ = False  # type: ignore[attr-defined]
 
 
-class _Asker:
+class _Collector:
     """Collects questions and draws their wordings."""
 
     def __init__(self, film: Film) -> None:
         self._rng = generator(film.seed, film.split, _WORDING_PURPOSE)
-        self.asked: list[Question] = []
+        self.questions: list[Question] = []
 
-    def ask(self, kind: str, answer: str, *, about: str = "", wording: str = "", rival: str | None = None) -> None:
+    def add(self, kind: str, answer: str, *, about: str = "", wording: str = "", rival: str | None = None) -> None:
         wordings = _WORDINGS[wording or kind]
         text = wordings[self._rng.integers(len(wordings))].format(about)
-        self.asked.append(Question(kind, text, answer, kind in TIME_KINDS, rival))
+        self.questions.append(Question(kind, text, answer, kind in TIME_KINDS, rival))
 
 
-def _motion_questions(asker: _Asker, film: Film, item: FilmObject) -> None:
+def _motion_questions(collector: _Collector, film: Film, item: FilmObject) -> None:
     path = item.path
     if film.family == "bounce":
-        asker.ask("bounces", _COUNTS[max(0, len(path.legs) - 1)] if path.kind == "bounce" else "never", about=item.name)
+        collector.add(
+            "bounces", _COUNTS[max(0, len(path.legs) - 1)] if path.kind == "bounce" else "never", about=item.name
+        )
     if path.kind == "turn":
-        asker.ask("turn", " then ".join(path.legs), about=item.name)
-    # An object that comes or goes is asked about that only: it may be seen in a single frame.
+        collector.add("turn", " then ".join(path.legs), about=item.name)
+    # The only question about an object that comes or goes is about that: it may be in view in a single frame.
     elif path.kind != "bounce" and item.appears is None and item.disappears is None:
-        asker.ask("direction", path.legs[0] if path.legs else "it does not move", about=item.name)
+        collector.add("direction", path.legs[0] if path.legs else "it does not move", about=item.name)
 
 
-def _event_questions(asker: _Asker, film: Film) -> None:
+def _event_questions(collector: _Collector, film: Film) -> None:
     if film.family in ("order", "speed"):
         lead, other = _leading(film)
         for kind, wordings in (("order", ("first", "last")), ("speed", ("faster", "slower"))):
             if film.family == kind:
-                asker.ask(kind, lead.name, wording=wordings[0], rival=other.name)
-                asker.ask(kind, other.name, wording=wordings[1], rival=lead.name)
+                collector.add(kind, lead.name, wording=wordings[0], rival=other.name)
+                collector.add(kind, other.name, wording=wordings[1], rival=lead.name)
     for item, other in zip(film.objects, reversed(film.objects), strict=True):
         for kind, time in (("appear", item.appears), ("disappear", item.disappears)):
             if time is not None:
-                asker.ask(kind, item.name, rival=other.name)
-                asker.ask("when", _moment(time), about=item.name, wording=f"when {kind}")
+                collector.add(kind, item.name, rival=other.name)
+                collector.add("when", _moment(time), about=item.name, wording=f"when {kind}")
 
 
 def _leading(film: Film) -> tuple[FilmObject, FilmObject]:
@@ -222,9 +224,9 @@ def _moment(time: float) -> str:
 
 def _object_options(rng: np.random.Generator, answer: str, rival: str) -> list[str]:
     options = [answer, rival]
-    taken = {word for option in options for word in option.split()}
-    colours = [colour for colour in COLOURS if colour not in taken]
-    shapes = [shape for shape in SHAPES if shape not in taken]
+    used = {word for option in options for word in option.split()}
+    colours = [colour for colour in COLOURS if colour not in used]
+    shapes = [shape for shape in SHAPES if shape not in used]
     rng.shuffle(colours)
     rng.shuffle(shapes)
     return options + [f"{colour} {shape}" for colour, shape in zip(colours[:3], shapes[:3], strict=True)]

@@ -1,6 +1,6 @@
 """Draws a film: signed distances to straight edges and circles, antialiased over one pixel, in numpy.
 
-Height and width are free: x and y are scaled each on its own, so a square render is the 4:3 film squashed to a square.
+Height and width are free: x and y are scaled independently, so a square render is the 4:3 film squashed to a square.
 
 Letters: T frames, H and W the whole picture, h and w the window around an object, 3 is RGB.
 """
@@ -41,7 +41,7 @@ def render(film: Film, times: npt.NDArray[np.floating], height: int, width: int)
     """
     moments = np.asarray(times, np.float64)
     ground_HW3 = _ground(film, height, width)
-    # Half is added once here, so that the cast at the end rounds.
+    # Half is added once here, so that the final cast rounds.
     frames_THW3 = np.repeat(ground_HW3[None] + np.float32(0.5), len(moments), axis=0)
     for item in film.objects:
         seen = np.flatnonzero([item.visible(float(time)) for time in moments])
@@ -75,7 +75,7 @@ def _paint(frames_THW3: _Array, seen: npt.NDArray[np.intp], item: FilmObject, ce
 def _window(
     centre_T: npt.NDArray[np.float64], extent: float, pitch: float, limit: int
 ) -> tuple[npt.NDArray[np.intp], _Array]:
-    """First pixel of the window along one axis, and the world distance of its pixel centres to the object's centre."""
+    """First pixel of the window along one axis, and the world distance of its pixel centres from the object's."""
     size = min(limit, math.ceil(2 * extent / pitch) + 3)
     first_T = np.clip(np.floor((centre_T - extent) / pitch).astype(np.intp) - 1, 0, limit - size)
     pixels_Tn = first_T[:, None] + np.arange(size)
@@ -90,7 +90,7 @@ def _coverage(item: FilmObject, x: _Array, y: _Array, pitch: tuple[float, float]
     return cover_Thw
 
 
-# Each shape's function gives the distance to its outline in pixels along the outline's normal, negative inside.
+# Each shape's function returns the distance to its outline in pixels along the outline's normal, negative inside.
 
 
 def _edge(x: _Array, y: _Array, angle: float, offset: float, pitch: tuple[float, float]) -> _Array:
@@ -121,8 +121,8 @@ def _square(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
 
 
 def _cross(x: _Array, y: _Array, pitch: tuple[float, float]) -> _Array:
-    lying, standing = _box(x, y, _ARM_LENGTH, _ARM_WIDTH, pitch), _box(x, y, _ARM_WIDTH, _ARM_LENGTH, pitch)
-    union: _Array = np.minimum(lying, standing)
+    across, upright = _box(x, y, _ARM_LENGTH, _ARM_WIDTH, pitch), _box(x, y, _ARM_WIDTH, _ARM_LENGTH, pitch)
+    union: _Array = np.minimum(across, upright)
     return union
 
 

@@ -1,6 +1,6 @@
-"""What training sees: clips as frames, with questions and answers. Here are the synthetic films.
+"""Training samples: clips as frames, with questions and answers. The source of synthetic films is here.
 
-A source gives the same frames and pairs for the same (index, visit), in any order and in any process, so that a run
+A source returns the same frames and pairs for the same (index, visit), in any order and in any process, so that a run
 can be resumed from a step number alone.
 """
 
@@ -26,11 +26,11 @@ __all__ = ["FilmSource", "FilmTask", "Frames", "Pair", "Source", "film_frames", 
 FilmTask = Literal["image-captions", "video-captions", "instructions"]
 Frames = npt.NDArray[np.uint8]
 
-# Rendered above the model's 64 pixels and then squashed, as a decoded file is.
+# Rendered larger than the model's 64 pixels and then squashed, as a decoded file is.
 _RENDER_HEIGHT, _RENDER_WIDTH = 96, 128
 _STATIC_KINDS = ("colour", "shape", "size")
-# Every film can be asked of colours, shapes and sizes, and most of directions; the other kinds are rarer. With these
-# weights and three questions a visit, all kinds are asked about as often.
+# Every film has questions about colour, shape and size, and most have some about direction; the other kinds are rarer.
+# With these weights and three questions a visit, all kinds come up about equally often.
 _KIND_WEIGHTS: dict[str, float] = {"colour": 1, "shape": 1, "size": 0.7, "direction": 4}
 _RARE_WEIGHT = 20
 _FRAME_PROMPT = "Describe the picture."
@@ -50,7 +50,7 @@ class Source(Protocol):
 
     @property
     def key(self) -> str:
-        """Names what ``frames`` follows from: caches of features are kept under it."""
+        """Identifies everything that determines ``frames``: cached features are stored under it."""
 
     def __len__(self) -> int: ...
 
@@ -66,8 +66,8 @@ class FilmSource:
     """Synthetic films of the split ``train``.
 
     Attributes:
-        task: ``image-captions`` gives one frame at a random time and visit by visit another; the others whole clips.
-        num_films: how many films.
+        task: ``image-captions`` has one frame at a random time, another one at each visit; the others whole clips.
+        num_films: number of films.
         num_frames: frames of a clip.
         pairs_per_clip: pairs at each visit.
         seed: of the choice of frames and questions; the films themselves are those of seeds 0, 1, ...
@@ -81,14 +81,14 @@ class FilmSource:
 
     @property
     def key(self) -> str:
-        """Films, frames and the seed of their sampling."""
+        """Identifies films, frames and the seed of their sampling."""
         return f"film-train-{self.num_films}x{self.num_frames}-seed{self.seed}"
 
     def __len__(self) -> int:
         return self.num_films
 
     def frames(self, index: int, visit: int) -> list[Frames]:
-        """Frames of film ``index``: by a sampling rule that the film's number picks, the same at every visit."""
+        """Frames of film ``index``; the index also picks the sampling rule of a whole clip, the same at every visit."""
         film = _film(index)
         times = np.array([self.moment(index, visit)]) if self.task == "image-captions" else self.times(index)
         return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
@@ -105,7 +105,7 @@ class FilmSource:
         return sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng) / film.num_frames
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
-        """Captions or questions, by the task."""
+        """Captions or questions, depending on the task."""
         film = _film(index)
         rng = self._rng(index, visit + 1)
         if self.task == "image-captions":
@@ -116,9 +116,9 @@ class FilmSource:
 
     def _about_frame(self, film: Film, time: float, rng: np.random.Generator) -> tuple[Pair, ...]:
         visible = {item.name for item in film.objects if item.visible(time)}
-        asked = [q for q in questions(film) if q.kind in _STATIC_KINDS] if len(visible) == len(film.objects) else []
-        rng.shuffle(asked)
-        chosen = [Pair(q.text, q.answer) for q in asked[: self.pairs_per_clip - 1]]
+        static = [q for q in questions(film) if q.kind in _STATIC_KINDS] if len(visible) == len(film.objects) else []
+        rng.shuffle(static)
+        chosen = [Pair(q.text, q.answer) for q in static[: self.pairs_per_clip - 1]]
         return (Pair(_FRAME_PROMPT, frame_caption(film, time)), *chosen)
 
     def moment(self, index: int, visit: int) -> float:
@@ -130,29 +130,29 @@ class FilmSource:
 
 
 def film_frames(film: Film, indices: npt.NDArray[np.int64]) -> list[Frames]:
-    """Frames ``indices`` of a film, uint8 (H, W, 3), as a file of it holds them."""
+    """Frames ``indices`` of a film, uint8 (H, W, 3), as in a file of it."""
     times = np.asarray(indices) / film.num_frames
     return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
 
 
 @functools.lru_cache(maxsize=2**15)
 def _film(seed: int) -> Film:
-    """Films come again at every visit, and placing their objects costs more than drawing them."""
+    """Cached, since films recur at every visit and placing their objects costs more than drawing them."""
     return make_film(seed, "train")
 
 
 def film_texts(num_films: int = 2000) -> list[str]:
-    """All that is said about the first films: what a tokenizer is trained on."""
+    """All texts about the first ``num_films`` films: what a tokenizer is trained on."""
     texts = [_FRAME_PROMPT, _FILM_PROMPT]
     for seed in range(num_films):
         film = make_film(seed, "train")
         texts += [film_caption(film), frame_caption(film, 0.5)]
-        texts += [text for asked in questions(film) for text in (asked.text, asked.answer)]
+        texts += [text for question in questions(film) for text in (question.text, question.answer)]
     return texts
 
 
 def _draw(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:
-    asked: tuple[Question, ...] = questions(film)
-    weights = np.array([_KIND_WEIGHTS.get(q.kind, _RARE_WEIGHT) for q in asked])
-    chosen = rng.choice(len(asked), size=min(count, len(asked)), replace=False, p=weights / weights.sum())
-    return tuple(Pair(asked[at].text, asked[at].answer) for at in chosen)
+    candidates: tuple[Question, ...] = questions(film)
+    weights = np.array([_KIND_WEIGHTS.get(q.kind, _RARE_WEIGHT) for q in candidates])
+    chosen = rng.choice(len(candidates), size=min(count, len(candidates)), replace=False, p=weights / weights.sum())
+    return tuple(Pair(candidates[at].text, candidates[at].answer) for at in chosen)

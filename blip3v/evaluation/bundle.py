@@ -1,4 +1,4 @@
-"""Answers of a bundle, through the runtime that users run."""
+"""Answers from a bundle, through the runtime that users run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["BundleAnswerer"]
 
 
 class BundleAnswerer:
-    """A bundle, asked greedily. Close it, or use it as a context manager.
+    """Answers greedily with a bundle. Close it, or use it as a context manager.
 
     Args:
         path: the bundle.
-        backend: inference engine, as ``VideoLM.open`` takes it.
+        backend: inference engine, as ``VideoLM.open`` accepts it.
         threads: threads of the inference engine; None: its own choice.
     """
 
@@ -41,8 +41,8 @@ class BundleAnswerer:
         """Frees the model."""
         self._model.close()
 
-    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
-        """One text for each question; the film is encoded once."""
+    def answer(self, film: Film, questions: Sequence[Question]) -> list[str]:
+        """Returns one answer per question; the film is encoded only once."""
         every_frame = np.arange(film.num_frames)
         video = self._model.encode(np.stack(film_frames(film, every_frame)))
-        return [self._model.ask(video, question.text).text for question in asked]
+        return [self._model.ask(video, question.text).text for question in questions]

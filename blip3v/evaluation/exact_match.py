@@ -1,8 +1,8 @@
-"""Exact match on held-out questions, beside what can be had without looking.
+"""Exact match on held-out questions, next to what can be scored without seeing the film.
 
-An answer counts when its text, stripped, is the true one. Two baselines stand beside it, both made from the films of
-the split ``train``: the commonest answer of each kind, and the blind score, which gives to each question the commonest
-answer to the same words and is therefore the best that any model without the film could learn from these films.
+An answer is right if its text, stripped, is the true one. Two baselines are computed from the films of the split
+``train``: the commonest answer to each kind of question, and the blind score, which gives each question the commonest
+answer to the same wording and is therefore the best that any model without the film could learn from these films.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["Answerer", "KindScore", "Report", "evaluate"]
 class Answerer(Protocol):
     """Something that answers questions about films."""
 
-    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
-        """One text for each question."""
+    def answer(self, film: Film, questions: Sequence[Question]) -> list[str]:
+        """Returns one answer per question."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class KindScore:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found. All scores are shares in [0, 1]."""
+    """The result of an evaluation. All scores are shares in [0, 1]."""
 
     num_questions: int
     exact_match: float
     exact_match_time: float  # on the kinds that need time
-    exact_match_unseen: float  # on films with a pair of colour and shape that training never showed
+    exact_match_unseen: float  # on films with a pair of colour and shape that never occurs in training
     commonest: float
     blind: float
     kinds: tuple[KindScore, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: shares rounded to four digits."""
+        """The report for JSON, with shares rounded to four digits."""
 
         def plain(value: object) -> object:
             if isinstance(value, float):
@@ -79,22 +79,22 @@ def evaluate(
     num_train_films: int = 20000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Asks the held-out questions.
+    """Scores an answerer on the held-out questions.
 
     Args:
-        answerer: who is asked.
-        num_questions: how many, from the front of the held-out set.
+        answerer: what is evaluated.
+        num_questions: how many, from the start of the held-out set.
         num_train_films: films that the two baselines learn from.
-        progress: called with (questions done, questions in all).
+        progress: called with (questions done, questions in total).
     """
     by_film: dict[int, tuple[Film, list[Question]]] = {}
     for film, question in test_questions(num_questions):
         by_film.setdefault(film.seed, (film, []))[1].append(question)
     blind = _Blind(num_train_films)
     outcomes: list[_Outcome] = []
-    for film, asked in by_film.values():
-        texts = answerer.answer(film, asked)
-        for question, text in zip(asked, texts, strict=True):
+    for film, film_questions in by_film.values():
+        texts = answerer.answer(film, film_questions)
+        for question, text in zip(film_questions, texts, strict=True):
             outcomes.append(
                 _Outcome(
                     question,
@@ -131,10 +131,10 @@ class _Blind:
 def _report(outcomes: Sequence[_Outcome]) -> Report:
     kinds = []
     for kind in KINDS:
-        some = [outcome for outcome in outcomes if outcome.question.kind == kind]
-        if some:
-            scores = (_share(o.right for o in some), _share(o.commonest for o in some), _share(o.blind for o in some))
-            kinds.append(KindScore(kind, len(some), *scores))
+        of_kind = [outcome for outcome in outcomes if outcome.question.kind == kind]
+        if of_kind:
+            right, commonest = _share(o.right for o in of_kind), _share(o.commonest for o in of_kind)
+            kinds.append(KindScore(kind, len(of_kind), right, commonest, _share(o.blind for o in of_kind)))
     return Report(
         num_questions=len(outcomes),
         exact_match=_share(outcome.right for outcome in outcomes),
@@ -147,5 +147,5 @@ def _report(outcomes: Sequence[_Outcome]) -> Report:
 
 
 def _share(values: Iterable[bool]) -> float:
-    some = list(values)
-    return sum(some) / len(some) if some else 0.0
+    flags = list(values)
+    return sum(flags) / len(flags) if flags else 0.0

@@ -1,4 +1,4 @@
-"""Answers of the PyTorch reference, from a model folder."""
+"""Answers from the PyTorch reference, with a model folder."""
 
 # Shapes: T frames, M video tokens, D width.
 
@@ -23,7 +23,7 @@ __all__ = ["ReferenceAnswerer"]
 
 
 class ReferenceAnswerer:
-    """A model folder, asked greedily in fp32.
+    """Answers greedily in fp32 with a model folder.
 
     Args:
         path: the model folder.
@@ -39,28 +39,28 @@ class ReferenceAnswerer:
         self._generation = GenerationConfig.load(folder.generation)
         self._preprocessor = PreprocessorConfig.load(folder.preprocessor)
 
-    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
-        """One text for each question."""
+    def answer(self, film: Film, questions: Sequence[Question]) -> list[str]:
+        """Returns one answer per question."""
         with torch.inference_mode():
             video_1MD = self._model.encode_video(self._pixels(film))
         prompts = [
             build_prompt(self._tokenizer, self._template, self._generation, [Message("user", question.text)])
-            for question in asked
+            for question in questions
         ]
         by_length: dict[int, list[int]] = defaultdict(list)
         for at, prompt in enumerate(prompts):
             by_length[len(prompt.ids)].append(at)
-        texts = [""] * len(asked)
-        for places in by_length.values():
+        texts = [""] * len(questions)
+        for group in by_length.values():
             answers = greedy(
                 self._model,
-                torch.tensor([prompts[at].ids for at in places], device=self._device),
-                torch.tensor([prompts[at].image_position for at in places], device=self._device),
-                video_1MD.expand(len(places), -1, -1),
+                torch.tensor([prompts[at].ids for at in group], device=self._device),
+                torch.tensor([prompts[at].image_position for at in group], device=self._device),
+                video_1MD.expand(len(group), -1, -1),
                 max_new_tokens=self._generation.max_new_tokens,
                 stop_id=self._tokenizer.end_id,
             )
-            for at, ids in zip(places, answers, strict=True):
+            for at, ids in zip(group, answers, strict=True):
                 texts[at] = self._tokenizer.decode(ids)
         return texts
 

@@ -1,6 +1,6 @@
-"""From a model folder to a bundle: two ONNX graphs, checked against PyTorch before anyone gets them.
+"""From a model folder to a bundle: two ONNX graphs, checked against PyTorch before they are published.
 
-Names are imported when they are first used: the command line shows its help where PyTorch is not installed.
+Names are imported on first use, so that the command line can show its help without PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large activations become in PyTorch at a graph's precision: a CPU computes fp16 in fp32 and hides an overflow."""
+"""Measures activations in PyTorch at a graph's precision: a CPU computes fp16 graphs in fp32 and hides overflows."""
 
 # Shapes: F frames, M video tokens, t tokens, D width, S cache capacity.
 
@@ -30,7 +30,7 @@ __all__ = ["decoder_ranges", "video_encoder_ranges"]
 def video_encoder_ranges(
     model: Blip3Video, pixels_FCHW: NDArray[np.float32], precision: GraphPrecision
 ) -> dict[str, float]:
-    """Largest absolute value in each layer of the video encoder for a clip; infinite where its dtype overflows."""
+    """Returns the largest absolute value in each layer of the video encoder for a clip; infinite on overflow."""
     module = cast(VideoEncoderGraph(model, scan=False), precision)
     with _recorded(module, "video_encoder") as ranges, torch.inference_mode():
         module(torch.from_numpy(pixels_FCHW)[None].to(TORCH_DTYPES[precision.io]))
@@ -41,11 +41,11 @@ def video_encoder_ranges(
 def decoder_ranges(
     text: TextConfig, weights: Mapping[str, Tensor], embeds_tD: NDArray[np.floating], precision: GraphPrecision
 ) -> dict[str, float]:
-    """Largest absolute value in each layer of the decoder for a prompt; infinite where its dtype overflows.
+    """Returns the largest absolute value in each layer of the decoder for a prompt; infinite on overflow.
 
     Args:
         text: the language model's shape.
-        weights: by released name; one layer's are read at a time.
+        weights: by released name; read one layer at a time.
         embeds_tD: the prompt.
         precision: the graph's.
     """
@@ -72,7 +72,7 @@ def decoder_ranges(
 
 @contextmanager
 def _recorded(module: nn.Module, component: str) -> Iterator[dict[str, float]]:
-    """Collects, by layer, the largest absolute value that goes into or out of any module of it."""
+    """Collects, by layer, the largest absolute value that enters or leaves any of its modules."""
     ranges: dict[str, float] = {}
     hooks = []
     for name, part in module.named_modules():
@@ -101,7 +101,7 @@ def _largest(values: object) -> float:
         if not values.is_floating_point() or not values.numel():
             return 0.0
         largest = float(values.abs().max())
-        # Not a number comes from infinite values, and must not lose a comparison.
+        # NaN comes from infinite values, and must not lose a comparison.
         return math.inf if math.isnan(largest) else largest
     if isinstance(values, (tuple, list)):
         return max((_largest(value) for value in values), default=0.0)

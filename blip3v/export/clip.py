@@ -1,6 +1,6 @@
-"""The real clip that every export is checked on: a film of the test set, written as H.264 and decoded again.
+"""The real clip that every export is checked on: a film of the test set, encoded as H.264 and decoded again.
 
-It goes through the file, the sampler and the preprocessor as a user's video does, and needs no file beside the package.
+It goes through the file, the sampler and the preprocessor like a user's video, and needs no file outside the package.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class ParityClip:
 
 
 def film_question() -> str:
-    """The question about the film, one that needs time."""
-    asked = questions(make_film(_SEED, "test"))
-    return next((question.text for question in asked if question.needs_time), asked[0].text)
+    """Returns the question about the film, one that no single frame answers."""
+    candidates = questions(make_film(_SEED, "test"))
+    return next((question.text for question in candidates if question.needs_time), candidates[0].text)
 
 
 def film_prompt(tokenizer: Tokenizer, template: str, generation: GenerationConfig) -> Prompt:
-    """The prompt that asks ``film_question``.
+    """Returns the prompt that asks ``film_question``.
 
     Raises:
-        ConfigError: a template that fails.
+        ConfigError: the template fails.
     """
     return build_prompt(tokenizer, template, generation, [Message("user", film_question())])
 

@@ -1,7 +1,7 @@
-"""The decoder as one graph: Phi-3 over embeddings with a preallocated cache, for prefill and for each further token.
+"""The decoder as one graph: Phi-3 over embeddings with a preallocated KV cache, for prefill and every further token.
 
-The layers are written out flat over the reference's own weights; how a layer attends to the cache is an object:
-``ReferenceAttention`` runs in PyTorch (parity, tests), ``OnnxRuntimeAttention`` emits GroupQueryAttention, which
+The layers are written out flat over the reference's own weights. How a layer attends to the cache is an object:
+``ReferenceAttention`` runs in PyTorch (parity, tests); ``OnnxRuntimeAttention`` emits GroupQueryAttention, which
 PyTorch itself cannot run. Inputs and outputs are those of ``bundle/graph_io.decoder_io``.
 """
 
@@ -27,27 +27,27 @@ __all__ = ["CacheAttention", "CacheState", "DecoderGraph", "OnnxRuntimeAttention
 class CacheState:
     """What every layer's attention needs to know about this call."""
 
-    seqlens_k_B: Tensor  # int32: valid tokens of a row after this call, minus 1
-    total_sequence_length: Tensor  # int32 scalar: the largest count of valid tokens
+    seqlens_k_B: Tensor  # int32: valid tokens per row after this call, minus 1
+    total_sequence_length: Tensor  # int32 scalar: the largest number of valid tokens
     cos_PK: Tensor  # (P, K / 2)
     sin_PK: Tensor  # (P, K / 2)
 
 
 class CacheAttention(Protocol):
-    """Rotates, writes the new keys and values into the cache, and attends to what is valid in it."""
+    """Applies rope, writes the new keys and values into the cache, and attends to the valid part of it."""
 
     def __call__(
         self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mixed values (B, t, H*K) and the caches after this call."""
+        """Returns the mixed values (B, t, H*K) and the caches after this call."""
         ...
 
 
 class OnnxRuntimeAttention:
-    """Emits one ``com.microsoft::GroupQueryAttention`` node; its outputs in eager PyTorch are zeros."""
+    """Emits one ``com.microsoft::GroupQueryAttention`` node, whose outputs in eager PyTorch are zeros."""
 
     def __init__(self, config: TextConfig) -> None:
-        self._attributes: Any = {  # the type that torch asks for is longer than the table
+        self._attributes: Any = {  # torch's type for it is longer than the table
             "num_heads": config.num_heads,
             "kv_num_heads": config.num_kv_heads,
             "do_rotary": 1,
@@ -73,7 +73,7 @@ class OnnxRuntimeAttention:
 
 
 class ReferenceAttention:
-    """The same in plain PyTorch: the meaning that the ONNX Runtime kernel is held to."""
+    """The same in plain PyTorch: the semantics that the ONNX Runtime kernel is held to."""
 
     def __init__(self, config: TextConfig) -> None:
         self._config = config
@@ -87,7 +87,7 @@ class ReferenceAttention:
         sizes = [heads * text.head_dim for heads in (text.num_heads, text.num_kv_heads, text.num_kv_heads)]
         parts = torch.split(qkv_BtE, sizes, -1)
         q, k, v = (torch.unflatten(part, -1, (-1, text.head_dim)).transpose(1, 2) for part in parts)
-        # A first call fills the cache from its start, also in rows that are padded on the right.
+        # The first call fills the cache from its start, even in right-padded rows.
         first_B = (state.seqlens_k_B + 1 - num_new) * (state.total_sequence_length != num_new)
         at_Bt = first_B[:, None] + torch.arange(num_new)
         q, k = (_rotate(part, state.cos_PK[at_Bt], state.sin_PK[at_Bt]) for part in (q, k))
@@ -125,7 +125,7 @@ class _Layer(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Embeddings and caches in, logits of one position a row and caches out.
+    """Embeddings and caches in, logits of one position per row and caches out.
 
     Args:
         language: the reference; its weights are shared, not copied.
@@ -145,7 +145,7 @@ class DecoderGraph(nn.Module):
         self.attention = attention
         positions_1P = torch.arange(config.max_context)[None]
         cos_1PK, sin_1PK = phi3.rotary_emb(torch.zeros(1), positions_1P)
-        # The library repeats the half table; the kernel takes it once. Parameters, so that a cast reaches them.
+        # The library repeats the half table; the kernel takes it once. They are parameters so that casts apply to them.
         half = config.head_dim // 2
         self.cos_PK = nn.Parameter(cos_1PK[0, :, :half].contiguous(), requires_grad=False)
         self.sin_PK = nn.Parameter(sin_1PK[0, :, :half].contiguous(), requires_grad=False)
@@ -158,14 +158,14 @@ class DecoderGraph(nn.Module):
         total_sequence_length: Tensor,
         cache: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """One call: prefill (t tokens, empty cache), a further chunk, or one token.
+        """Runs one call: prefill (t tokens, empty cache), a further chunk, or one token.
 
         Args:
             inputs_embeds: (B, t, D).
-            logits_index: int64 (B,), in [0, t): whose logits come out.
-            seqlens_k: int32 (B,), valid tokens of a row after this call, minus 1.
-            total_sequence_length: int32 scalar, the largest count of valid tokens.
-            cache: key and value of each layer in turn, (B, G, S, K).
+            logits_index: int64 (B,), in [0, t): the position of each row whose logits to return.
+            seqlens_k: int32 (B,), valid tokens per row after this call, minus 1.
+            total_sequence_length: int32 scalar, the largest number of valid tokens.
+            cache: key and value of each layer in order, (B, G, S, K).
 
         Returns:
             Logits, fp32 (B, V), then the caches in the same order.

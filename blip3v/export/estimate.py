@@ -1,4 +1,4 @@
-"""What an export will take, from the config alone."""
+"""Estimates what an export will take, from the config alone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Estimate", "estimate"]
 
 # Python with torch, transformers and the exporter, before any weight.
 _BASE_BYTES = 600 * 2**20
-# What the engine takes in the check beside fp32 weights, in units of their bytes: seen at full size.
+# What the engine takes in the check besides fp32 weights, as a share of their bytes: measured at full size.
 _ENGINE_SHARE = 0.19
 # Graph files, tokenizer, reports.
 _SMALL_FILES_BYTES = 4 * 2**20
-# Tracing, passes and a small parity run cost about this whatever the size; the rest grows with the bytes on disk.
+# Tracing, passes and a small parity run cost about this at any size; the rest grows with the bytes on disk.
 _BASE_S, _S_PER_GIB, _CHECK_S_PER_GIB = 15.0, 20.0, 25.0
 
 
@@ -34,7 +34,7 @@ class Estimate:
 
     num_weights: dict[str, int]  # video_encoder, decoder, embeddings
     disk_bytes: int
-    memory_bytes: int  # peak, parity check included
+    memory_bytes: int  # peak, including the parity check
     seconds: float
 
     def require(self, output: Path) -> None:
@@ -49,7 +49,7 @@ class Estimate:
 
 
 def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -> Estimate:
-    """Counts weights without making them, and scales from there."""
+    """Counts the weights without creating them, and extrapolates from there."""
     with torch.device("meta"):
         model = Blip3Video(config)
     language = dict(model.lang_model.named_parameters())
@@ -61,18 +61,18 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     counts["embeddings"] = config.text.num_logits * config.text.hidden_size
     stored = {name: sum(_stored_bytes(x, spec) for x in parameters[name]) for name, spec in precision.graphs.items()}
     disk_bytes = sum(stored.values()) + counts["embeddings"] * ITEM_BYTES[precision.decoder.io]
-    # Written one by one: as it was read, as it is stored, and as bytes.
+    # Weights are written one by one, and each is held as read, as stored, and as bytes.
     read = {**parameters, "decoder": list(language.values())}  # the token embedding too
     memory_bytes = _BASE_BYTES + max(
         4 * x.numel() + 2 * _stored_bytes(x, spec) for name, spec in precision.graphs.items() for x in read[name]
     )
     if check:
-        # One at a time: the engine with one graph, and the reference in fp32, whole for the video encoder and one layer
-        # of the decoder.
+        # One at a time: the engine with one graph, then the fp32 reference, which is the whole video encoder or one
+        # layer of the decoder.
         encoder_bytes, decoder_bytes = 4 * counts["video_encoder"], 4 * counts["decoder"]
-        held = resident_bytes(stored["decoder"], precision.decoder)
-        in_engine = max((1 + _ENGINE_SHARE) * encoder_bytes, held + _ENGINE_SHARE * decoder_bytes)
-        memory_bytes = _BASE_BYTES + int(in_engine)
+        resident = resident_bytes(stored["decoder"], precision.decoder)
+        engine_bytes = max((1 + _ENGINE_SHARE) * encoder_bytes, resident + _ENGINE_SHARE * decoder_bytes)
+        memory_bytes = _BASE_BYTES + int(engine_bytes)
     seconds_per_gib = _S_PER_GIB + (_CHECK_S_PER_GIB if check else 0.0)
     return Estimate(
         num_weights=counts,
@@ -83,6 +83,6 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
 
 
 def _stored_bytes(weight: Tensor, precision: GraphPrecision) -> int:
-    """As if there were no islands, and every weight with two axes were a matrix of a matrix product."""
+    """Assumes that there are no islands and that every weight with two axes is a matrix of a matrix product."""
     weight_format = WEIGHT_FORMATS[precision.weights] if weight.ndim == 2 else FLOAT_FORMATS[precision.io]
     return sum(tensor.num_bytes for tensor in weight_format.layout(tuple(weight.shape)).values())

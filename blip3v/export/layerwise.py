@@ -1,4 +1,4 @@
-"""The transformers library's Phi-3, one layer at a time: what a prompt's reference needs is never more than a layer.
+"""Runs the transformers library's Phi-3 one layer at a time, so that the reference never needs more than one layer.
 
 All prompts pass through a layer before the next layer's weights are read.
 """
@@ -33,21 +33,21 @@ def layerwise_logits(
     positions: Sequence[Sequence[int]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[FloatArray]:
-    """fp32 logits, without a cache.
+    """Computes fp32 logits without a cache.
 
     Args:
         text: the language model's shape.
         weights: by released name.
-        prompts: embeddings (L, D) of each.
-        positions: N of each prompt, whose logits are wanted.
-        progress: called with (layers done, layers in all).
+        prompts: the embeddings (L, D) of each prompt.
+        positions: for each prompt, the N positions whose logits to return.
+        progress: called with (layers done, total layers).
 
     Returns:
         (N, V) for each prompt.
     """
     language = one_layer(text)
     phi3: Any = language.model  # the transformers library, untyped
-    norm, phi3.norm = phi3.norm, nn.Identity()  # it belongs behind the last layer
+    norm, phi3.norm = phi3.norm, nn.Identity()  # it belongs after the last layer
     hidden = [torch.from_numpy(prompt.astype(np.float32))[None] for prompt in prompts]
     for layer in range(text.num_layers):
         fill(phi3.layers[0], weights, f"lang_model.model.layers.{layer}.")
@@ -60,6 +60,6 @@ def layerwise_logits(
 
 
 def one_layer(text: TextConfig) -> LanguageModel:
-    """A language model of one layer, without weights."""
+    """Builds a language model of one layer, without weights."""
     with without_weights():
         return LanguageModel(dataclasses.replace(text, num_layers=1)).eval().requires_grad_(False)

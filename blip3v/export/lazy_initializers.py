@@ -4,9 +4,9 @@
     meta parameters        ->    one number that stands    ->     initializers that load  ->  written one by one
                                  for a whole matrix               when they are written
 
-The number is not a number (NaN): a constant that torch computed from a weight shows, since it is none of the weights
-and not finite. What is not here: tracing (``to_onnx.py``), how a weight is stored (``weight_formats.py``), and what
-reads a checkpoint (``model/weights.py``).
+The number is NaN, so that a constant that torch computed from a weight is noticed: it is not finite and not one of the
+weights. Not here: tracing (``to_onnx.py``), how a weight is stored (``weight_formats.py``), and what reads a checkpoint
+(``model/weights.py``).
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from blip3v.export.weight_formats import FLOAT_FORMATS, WEIGHT_FORMATS, StoredTe
 
 __all__ = ["Loader", "set_lazy_initializers", "with_placeholders"]
 
-Loader = Callable[[], Tensor]  # gives a weight anew at each call
+Loader = Callable[[], Tensor]  # returns a weight, read again at each call
 
-_MERGED_ELEMENTS = 2**16  # many more than what torch takes for small
+_MERGED_ELEMENTS = 2**16  # far above what torch considers small
 _FLOAT_FORMAT_OF = {form.dtype: form for form in FLOAT_FORMATS.values()}
-_PRODUCTS = (("MatMul", 1), ("Gemm", 1))  # operators and their input that is a matrix of weights
+_PRODUCTS = (("MatMul", 1), ("Gemm", 1))  # operators, and the index of their input that is a weight matrix
 
 
 def with_placeholders(module: nn.Module, precision: GraphPrecision) -> nn.Module:
-    """A copy whose parameters have dtype and shape and take no memory; computed ones keep their values.
+    """Returns a copy whose parameters have dtype and shape but take no memory; computed ones keep their values.
 
     Args:
-        module: with parameters on the meta device; it stays as it is.
-        precision: of the copy.
+        module: has parameters on the meta device; not modified.
+        precision: the copy's.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -52,7 +52,7 @@ def with_placeholders(module: nn.Module, precision: GraphPrecision) -> nn.Module
 
 
 def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """NaN everywhere. Torch merges small constants of equal bits, so those carry bits of their own."""
+    """NaN everywhere. Torch merges small constants with equal bits, so small placeholders get bits of their own."""
     if shape.numel() > _MERGED_ELEMENTS:
         return torch.full((), torch.nan, dtype=dtype).expand(shape)
     payload_bits, integer = (23, torch.int32) if dtype == torch.float32 else (10, torch.int16)
@@ -62,18 +62,18 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
 
 
 def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader], formats: Mapping[str, str]) -> None:
-    """Gives every weight of the graph its loader, to be called when the graph is written.
+    """Makes every weight of the graph load when the graph is written.
 
     Args:
-        model: traced from a module with placeholder parameters, its matrices named after their modules.
-        loaders: fp32 weights by the name of the module's parameter; one with several names has one loader.
-        formats: the word of ``WEIGHT_FORMATS`` for each name of ``loaders``. It holds for matrices of matrix products;
+        model: traced from a module with placeholder parameters, with its matrices named after their modules.
+        loaders: fp32 weights by the name of the module's parameter; a parameter with several names has one loader.
+        formats: the key in ``WEIGHT_FORMATS`` for each name of ``loaders``. It applies to matrices of matrix products;
             other weights are stored as they were traced.
 
     Raises:
         ExportError: a weight is not in the graph, or a constant of the graph was computed from one.
     """
-    left = {loader: name for name, loader in loaders.items()}
+    missing = {loader: name for name, loader in loaders.items()}
     converted = _Converted()
     for name, value in list(model.graph.initializers.items()):
         constant = value.const_value
@@ -82,14 +82,14 @@ def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader], format
             traced: WeightFormat = _FLOAT_FORMAT_OF[constant.dtype]
             weight_format = WEIGHT_FORMATS[formats[name]] if _is_matrix(value) else traced
             _store_as(model.graph, value, loaders[name], weight_format, converted)
-            left.pop(loaders[name], None)
+            missing.pop(loaders[name], None)
         elif constant.dtype in _FLOAT_FORMAT_OF and not np.isfinite(constant.numpy()).all():
             raise ExportError(
-                f"torch computed the constant {name} from a weight before it was there; report this as a bug"
+                f"torch computed the constant {name} from a weight before it was loaded; report this as a bug"
             )
-    if left:
+    if missing:
         raise ExportError(
-            f"the weights {', '.join(sorted(left.values())[:4])} are not in the graph; report this as a bug"
+            f"the weights {', '.join(sorted(missing.values())[:4])} are not in the graph; report this as a bug"
         )
 
 
@@ -100,7 +100,7 @@ def _is_matrix(value: ir.Value) -> bool:
 def _store_as(
     graph: ir.Graph, value: ir.Value, load: Loader, weight_format: WeightFormat, converted: _Converted
 ) -> None:
-    """Puts what the format stores for a weight in the weight's place."""
+    """Replaces a weight by what the format stores for it."""
     name, constant = str(value.name), value.const_value
     assert constant is not None, "an initializer has a value"
     shape = tuple(int(size) for size in constant.shape)  # type: ignore[arg-type]  # all are numbers
@@ -109,7 +109,7 @@ def _store_as(
 
     def lazy(suffix: str, kind: StoredTensor) -> ir.TensorProtocol:
         def read() -> ir.TensorProtocol:
-            return ir.tensor(converted.take(name, suffix, convert), dtype=kind.dtype, name=name + suffix)
+            return ir.tensor(converted.pop(name, suffix, convert), dtype=kind.dtype, name=name + suffix)
 
         return ir.LazyTensor(read, dtype=kind.dtype, shape=ir.Shape(kind.shape), name=name + suffix)
 
@@ -138,19 +138,19 @@ def _convert(
 
 
 class _Converted:
-    """What the conversion of one weight gave and the writer has not taken yet.
+    """The tensors of one converted weight that have not been written yet.
 
-    A weight is read once for all its tensors that are written in a row, and is let go with the last of them, or before
-    another is read: no two are ever held.
+    A weight is read once for all its tensors that are written in a row, and is freed with the last of them, or before
+    another is read: two are never in memory together.
     """
 
     def __init__(self) -> None:
         self._name = ""
-        self._left: dict[str, NDArray[Any]] = {}
+        self._unwritten: dict[str, NDArray[Any]] = {}
 
-    def take(self, name: str, suffix: str, convert: Callable[[], Mapping[str, NDArray[Any]]]) -> NDArray[Any]:
-        """The tensor ``suffix`` of the weight ``name``."""
-        if name != self._name or suffix not in self._left:
-            self._left.clear()
-            self._name, self._left = name, dict(convert())
-        return self._left.pop(suffix)
+    def pop(self, name: str, suffix: str, convert: Callable[[], Mapping[str, NDArray[Any]]]) -> NDArray[Any]:
+        """Returns the tensor ``suffix`` of the weight ``name`` and forgets it."""
+        if name != self._name or suffix not in self._unwritten:
+            self._unwritten.clear()
+            self._name, self._unwritten = name, dict(convert())
+        return self._unwritten.pop(suffix)

@@ -1,5 +1,6 @@
-"""What parity means: the tolerances, the measures, and the report. How the numbers are obtained:
-``parity_video.py`` and ``parity_decoder.py``.
+"""What parity means: the tolerances, the measures, and the report.
+
+Not here: how the numbers are obtained (``parity_video.py``, ``parity_decoder.py``).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-PARITY_BACKEND = "onnxruntime"  # what an export is checked with
+PARITY_BACKEND = "onnxruntime"  # the back end that an export is checked on
 
 
 def tolerances(precision: Precision) -> dict[str, Tolerance]:
-    """What the outputs of each graph are held to.
+    """Returns the tolerance of each graph's outputs.
 
-    The decoder is fed with the video encoder's tokens, so its logits are held to the wider of the two tolerances.
+    The decoder is fed the video encoder's tokens, so its logits get the wider of the two tolerances.
     """
     specs = precision.graphs.values()
     widest = max((spec.tolerance for spec in specs), key=lambda tolerance: tolerance.relative_error)
@@ -42,7 +43,7 @@ def tolerances(precision: Precision) -> dict[str, Tolerance]:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One output of a graph against the reference."""
+    """One output of a graph compared with the reference."""
 
     stage: str  # vision, resampler, temporal, video_tokens, prefill, step 1 ..
     case: str  # the sizes it was run at
@@ -56,13 +57,13 @@ class TokenCheck:
     """Whether the graph would have chosen the reference's tokens."""
 
     compared: int
-    differing: int  # counted as a miss
+    differing: int  # count as failures
     close_calls: int  # differ where the reference's own two best logits are closer than the tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationRanges:
-    """Largest absolute value that goes into or out of any module of a layer, in PyTorch in the graph's dtype.
+    """The largest absolute value that enters or leaves any module of a layer, in PyTorch in the graph's dtype.
 
     An fp16 graph on a CPU computes in fp32 and cannot show an overflow; this can.
     """
@@ -83,24 +84,24 @@ class ParityReport:
 
     precision: str  # as ``Precision.name``
     tolerances: dict[str, Tolerance]  # video_encoder, decoder
-    clip: dict[str, Any]  # what was shown and asked
+    clip: dict[str, Any]  # the clip shown and the question asked
     comparisons: tuple[Comparison, ...]
     tokens: TokenCheck
-    activations: ActivationRanges | None  # None: no graph is in a dtype that activations can outgrow
+    activations: ActivationRanges | None  # None: no graph has a dtype that activations can overflow
     schema_version: int = SCHEMA_VERSION
 
     @property
     def passed(self) -> bool:
-        """Whether nothing missed."""
+        """Whether everything matches."""
         fits = self.activations is None or self.activations.passed
         return fits and self.tokens.differing == 0 and all(row.passed for row in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Returns plain JSON values."""
         return {**dataclasses.asdict(self), "passed": self.passed}
 
     def summary(self) -> dict[str, Any]:
-        """What the manifest says about it."""
+        """Returns what the manifest says about it."""
         worst = max(self.comparisons, key=lambda row: row.relative_error)
         return {
             "passed": self.passed,
@@ -114,7 +115,7 @@ class ParityReport:
         }
 
     def tolerance_texts(self) -> list[str]:
-        """The tolerances in words, one text where both graphs have the same."""
+        """Returns the tolerances in words: one text if both graphs have the same."""
         texts = {
             graph: f"relative error up to {limit.relative_error:g}, cosine from {limit.cosine:g} ({limit.reason})"
             for graph, limit in self.tolerances.items()
@@ -126,7 +127,7 @@ class ParityReport:
         """Raises unless everything matches.
 
         Raises:
-            ParityError: something missed; the message names what and by how much.
+            ParityError: something does not match; the message says what and by how much.
         """
         if self.passed:
             return
@@ -144,7 +145,7 @@ class ParityReport:
             f"the {self.precision} graphs do not match PyTorch: {'; '.join(misses[:4])}"
             f"{f'; and {len(misses) - 4} more' if len(misses) > 4 else ''}; "
             f"allowed: {'; '.join(self.tolerance_texts())}; no bundle was written",
-            remedy="try `precision='fp32'`, which tells rounding from a wrong graph",
+            remedy="try `precision='fp32'`, which distinguishes rounding from a wrong graph",
         )
 
 
@@ -154,7 +155,7 @@ def compare(
     """Measures ``got`` against ``expected`` in float64; values that are not finite never pass."""
     if got.shape != expected.shape:
         raise ParityError(
-            f"{stage} ({case}) has shape {got.shape}; PyTorch gives {expected.shape}; report this as a bug"
+            f"{stage} ({case}) has shape {got.shape}; PyTorch returns {expected.shape}; report this as a bug"
         )
     ours, theirs = got.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     # A constant output of zeros must compare by the difference itself.
@@ -168,7 +169,7 @@ def compare(
 def count_tokens(
     got_NV: Sequence[NDArray[np.floating]], expected_NV: Sequence[NDArray[np.floating]], tolerance: Tolerance
 ) -> TokenCheck:
-    """Compares the most likely token after each of N positions, each row (V,)."""
+    """Compares the most likely token after each of N positions; each row is (V,)."""
     differing = close_calls = 0
     for ours, theirs in zip(got_NV, expected_NV, strict=True):
         if ours.argmax() == theirs.argmax():

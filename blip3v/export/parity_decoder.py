@@ -1,8 +1,8 @@
-"""The decoder's graph beside the fp32 PyTorch reference: prefill, cached steps, and a ragged batch.
+"""Compares the decoder's graph with the fp32 PyTorch reference: prefill, cached steps, and a ragged batch.
 
-The graph runs as the runtime runs it, in a back end's session with its cache, fed with the video graph's own tokens
+The graph runs as in the runtime, in a back end's session with its KV cache, fed with the video encoder graph's tokens
 and with the tokens that it chooses itself. Then it is closed, and the reference computes every position in one pass
-without a cache: where both choose the same token at every position, they would have written the same answer.
+without a cache: if both choose the same token at every position, they would have generated the same answer.
 """
 
 # Shapes: M video tokens, L prompt tokens, N steps, D width, V logits.
@@ -40,17 +40,17 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class DecoderCheck:
-    """The decoder's numbers."""
+    """The decoder's results."""
 
     comparisons: tuple[Comparison, ...]
     tokens: TokenCheck
-    token_ids: tuple[int, ...]  # what the graph wrote after the prompt
-    ranges: dict[str, float]  # largest activation of each layer; empty where its dtype holds any
+    token_ids: tuple[int, ...]  # what the graph generated after the prompt
+    ranges: dict[str, float]  # largest activation of each layer; empty if its dtype cannot overflow
 
 
 @dataclass(frozen=True)
 class _GraphRun:
-    """What the graph gave."""
+    """The graph's outputs."""
 
     logits_NV: list[FloatArray]  # after the prompt and after each step
     token_ids: list[int]
@@ -74,13 +74,13 @@ def check_decoder(
     Args:
         path: the graph.
         config: the model's.
-        weights: of the reference, by released name.
+        weights: the reference's, by released name.
         prompt: the question's ids.
-        video: the clip's video tokens of graph and reference.
+        video: the clip's video tokens from graph and reference.
         precision: the graph's.
-        tolerance: that the logits are held to, which the video encoder's tokens bear on.
-        progress: called with (layers of the reference done, layers in all).
-        backend: what runs the graph.
+        tolerance: for the logits, which depend on the video encoder's tokens too.
+        progress: called with (layers of the reference done, total layers).
+        backend: the back end that runs the graph.
     """
     table_VD: FloatArray = embedding_table(weights, config.text).numpy()
     ragged = [table_VD[np.resize(prompt.ids, length)] for length in _RAGGED]
@@ -92,18 +92,18 @@ def check_decoder(
         weights_bytes=path.with_suffix(".data").stat().st_size,
     )
     decoder = get_backend(backend).open_decoder(graph, config.text)
-    got = _graph_run(decoder, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D)
+    got = _run_graph(decoder, table_VD, _spliced(table_VD, prompt, video.got_MD), ragged, next_2D)
     decoder.close()
     del decoder  # the reference needs its memory
 
-    said_ND = table_VD[got.token_ids]
-    asked_LD = _spliced(table_VD, prompt, video.expected_MD)
-    whole_LD = np.concatenate((asked_LD, said_ND))
+    answer_ND = table_VD[got.token_ids]
+    prompt_LD = _spliced(table_VD, prompt, video.expected_MD)
+    whole_LD = np.concatenate((prompt_LD, answer_ND))
     longer = [np.concatenate((part, row[None])) for part, row in zip(ragged, next_2D, strict=True)]
-    at = [range(len(asked_LD) - 1, len(whole_LD)), *((length - 1, length) for length in _RAGGED)]
+    at = [range(len(prompt_LD) - 1, len(whole_LD)), *((length - 1, length) for length in _RAGGED)]
     expected = layerwise_logits(config.text, weights, [whole_LD, *longer], at, progress)
 
-    case = f"1 prompt, {len(asked_LD)} tokens"
+    case = f"1 prompt, {len(prompt_LD)} tokens"
     stages = ["prefill", *(f"step {i}" for i in range(1, NUM_STEPS + 1))]
     steps = zip(stages, got.logits_NV, expected[0], strict=True)
     rows = [compare(stage, case, ours, theirs, tolerance) for stage, ours, theirs in steps]
@@ -120,17 +120,17 @@ def _spliced(table_VD: FloatArray, prompt: Prompt, video_MD: NDArray[np.floating
     return splice(table_VD[list(prompt.ids)], prompt.image_position, video_MD)
 
 
-def _graph_run(
+def _run_graph(
     decoder: Decoder,
     table_VD: FloatArray,
-    asked_LD: NDArray[np.floating],
+    prompt_LD: NDArray[np.floating],
     ragged: list[FloatArray],
     next_2D: FloatArray,
 ) -> _GraphRun:
-    """Decodes greedily after one prompt, and runs a ragged batch of two."""
+    """Decodes greedily after one prompt, then runs a ragged batch of two."""
     dtype, deadline = decoder.dtype, Deadline()
-    with closing(decoder.session(1, len(asked_LD) + NUM_STEPS)) as session:
-        logits, token_ids = [session.prefill([asked_LD.astype(dtype)], deadline)[0]], []
+    with closing(decoder.session(1, len(prompt_LD) + NUM_STEPS)) as session:
+        logits, token_ids = [session.prefill([prompt_LD.astype(dtype)], deadline)[0]], []
         for _ in range(NUM_STEPS):
             token_ids.append(int(logits[-1].argmax()))
             logits.append(session.step(table_VD[token_ids[-1:]].astype(dtype))[0])

@@ -1,4 +1,4 @@
-"""The video encoder's graph beside the fp32 PyTorch reference, stage by stage on one clip.
+"""Compares the video encoder's graph with the fp32 PyTorch reference, stage by stage on one clip.
 
 The graph runs first and is closed; only then are the reference's weights read.
 """
@@ -36,12 +36,12 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class VideoCheck:
-    """What the video encoder gave for the clip, beside the reference's."""
+    """The video encoder's results for the clip, and the reference's."""
 
     comparisons: tuple[Comparison, ...]
     got_MD: NDArray[np.floating]
     expected_MD: FloatArray
-    ranges: dict[str, float]  # largest activation of each layer; empty where its dtype holds any
+    ranges: dict[str, float]  # largest activation of each layer; empty if its dtype cannot overflow
 
 
 def check_video_encoder(
@@ -58,15 +58,15 @@ def check_video_encoder(
     Args:
         path: the graph.
         config: the model's.
-        weights: of the reference, by released name.
-        pixels_FCHW: a clip of the config's number of frames, in [-1, 1].
+        weights: the reference's, by released name.
+        pixels_FCHW: a clip with the config's number of frames, in [-1, 1].
         precision: the graph's.
-        backend: what runs the graph.
+        backend: the back end that runs the graph.
     """
     clip_BFCHW = pixels_FCHW[None]
-    # The same frames backwards and a clip of another length: batch and frames must be free in the graph.
+    # Two clips of another length, one of them reversed: the batch and frame axes must be free in the graph.
     odd_BFCHW = np.stack([_frames(pixels_FCHW, 5), _frames(pixels_FCHW[::-1], 5)])
-    got, got_odd = _graph_run(path, config, (clip_BFCHW, odd_BFCHW), precision, backend)
+    got, got_odd = _run_graph(path, config, (clip_BFCHW, odd_BFCHW), precision, backend)
     model = empty_model(config)
     for name in ("vision_encoder", "vision_tokenizer"):
         fill(model.get_submodule(name), weights, f"{name}.")
@@ -81,10 +81,10 @@ def check_video_encoder(
     return VideoCheck(tuple(rows), got[0][0], expected[0][0], ranges)
 
 
-def _graph_run(
+def _run_graph(
     path: Path, config: ModelConfig, clips: tuple[FloatArray, ...], precision: GraphPrecision, backend: str
 ) -> list[list[NDArray[np.floating]]]:
-    """Video tokens and stages of each clip."""
+    """Returns the video tokens and stages of each clip."""
     names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
     with _copy_with_outputs(path, names) as copy:
         graph = GraphFile(
@@ -102,7 +102,7 @@ def _graph_run(
 
 @contextmanager
 def _copy_with_outputs(path: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A copy of the graph beside it, on the same weights, that also outputs the values ``names``."""
+    """Writes a copy beside the graph, on the same weights, that also outputs the values ``names``."""
     model = onnx.load(path, load_external_data=False)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     copy = path.with_name(f"{path.stem}.parity.onnx")

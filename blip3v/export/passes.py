@@ -1,11 +1,11 @@
-"""Small rewrites of an exported graph, each one thing, over onnx-ir.
+"""Small rewrites of an exported graph with onnx-ir, each doing one thing.
 
     torch.onnx                         after the passes
     node_MatMul_14 (x, val_15)         /layers.3/qkv_proj/MatMul (x, layers.3.qkv_proj.weight)
-    outputs: tokens, stage.vision ..   outputs: tokens     (stage.vision stays the name of a value inside)
+    outputs: tokens, stage.vision ..   outputs: tokens     (stage.vision still names a value inside)
     metadata: paths, stack traces      none
 
-What is not here: what the graph computes; that is the modules' (``decoder_graph.py``, ``video_encoder_graph.py``).
+Not here: what the graph computes, which the modules define (``decoder_graph.py``, ``video_encoder_graph.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blip3v.errors import ExportError
 
 __all__ = ["TRANSPOSED", "clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
 
-TRANSPOSED = "blip3v.transposed"  # mark of an initializer that is the transpose of the parameter it is named after
+TRANSPOSED = "blip3v.transposed"  # marks an initializer as the transpose of the parameter that it is named after
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
@@ -48,14 +48,14 @@ def name_by_module(model: ir.Model) -> None:
 
 
 def hide_outputs(model: ir.Model, prefix: str) -> None:
-    """Takes the outputs whose names begin with ``prefix`` out of the graph's outputs; they stay values inside it."""
+    """Removes the graph outputs whose names begin with ``prefix``; they remain values inside the graph."""
     kept = [value for value in model.graph.outputs if not (value.name or "").startswith(prefix)]
     model.graph.outputs.clear()
     model.graph.outputs.extend(kept)
 
 
 def clean(model: ir.Model) -> None:
-    """Drops what nobody reads: dead nodes, metadata, doc strings and with them every path of this machine."""
+    """Drops what nothing reads: dead nodes, metadata and doc strings, and with them every path of this machine."""
     sequence = ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
@@ -71,26 +71,26 @@ def clean(model: ir.Model) -> None:
 
 
 def fit_io(model: ir.Model, io: GraphIO) -> None:
-    """Checks inputs and outputs against the table, and gives them its names for free axes.
+    """Checks inputs and outputs against the table, and names their free axes as it does.
 
     Args:
         model: the graph.
-        io: the table's rows, with their dtypes resolved.
+        io: the table's rows, with resolved dtypes.
 
     Raises:
-        ExportError: another count, order, dtype or rank, or an axis that is fixed and should be free.
+        ExportError: another count, order, dtype or rank, or a fixed axis that should be free.
     """
     graph = model.graph
-    for side, ports, values in (("input", io.inputs, graph.inputs), ("output", io.outputs, graph.outputs)):
-        found, wanted = [value.name for value in values], [port.name for port in ports]
+    for side, specs, values in (("input", io.inputs, graph.inputs), ("output", io.outputs, graph.outputs)):
+        found, wanted = [value.name for value in values], [spec.name for spec in specs]
         if found != wanted:
-            raise ExportError(f"the exported graph's {side}s are {found}; {wanted} are expected; report this as a bug")
-        for port, value in zip(ports, values, strict=True):
-            _fit(port, value, may_be_fixed=side == "output")
+            raise ExportError(f"the exported graph's {side}s are {found}; expected {wanted}; report this as a bug")
+        for spec, value in zip(specs, values, strict=True):
+            _fit(spec, value, may_be_fixed=side == "output")
 
 
 def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
-    """Stored weights by dtype, the largest share first: the precision histogram."""
+    """Counts the stored weights by dtype, the largest share first: the precision histogram."""
     tensors: Counter[str] = Counter()
     elements: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -112,12 +112,12 @@ def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
 
 def _module_path(node: ir.Node) -> str:
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    # The last scope is torch's own name of the call; the first is the root or a marker of torch.
+    # The last scope is torch's own name for the call; the first is the root or one of torch's markers.
     return scopes[-2] if len(scopes) > 2 else ""
 
 
 def _name_matrix(graph: ir.Graph, matrix: ir.Value) -> None:
-    """Torch turns the matrix of a linear layer round, and notes which parameter it was."""
+    """Torch transposes the matrix of a linear layer, and records which parameter it was."""
     sources = ast.literal_eval(matrix.metadata_props.get(_FOLDED_FROM, "[]"))
     in_products = all(node.op_type == "MatMul" and index == 1 for node, index in matrix.uses())
     if len(sources) != 1 or sources[0] in graph.initializers or not in_products:
@@ -126,13 +126,13 @@ def _name_matrix(graph: ir.Graph, matrix: ir.Value) -> None:
     matrix.metadata_props[TRANSPOSED] = "1"
 
 
-def _fit(port: TensorSpec, value: ir.Value, *, may_be_fixed: bool) -> None:
-    dtype = _IR_DTYPES[port.dtype]
+def _fit(spec: TensorSpec, value: ir.Value, *, may_be_fixed: bool) -> None:
+    dtype = _IR_DTYPES[spec.dtype]
     axes = [] if value.shape is None else list(value.shape.dims)
-    if value.dtype != dtype or len(axes) != len(port.axes):
-        raise ExportError(f"{port.name} came out as {value.dtype} {axes}; {dtype} {list(port.axes)} is expected")
-    for wanted, axis in zip(port.axes, axes, strict=True):
+    if value.dtype != dtype or len(axes) != len(spec.axes):
+        raise ExportError(f"{spec.name} was exported as {value.dtype} {axes}; expected {dtype} {list(spec.axes)}")
+    for wanted, axis in zip(spec.axes, axes, strict=True):
         fixed = isinstance(axis, int)
         if (fixed and isinstance(wanted, str) and not may_be_fixed) or (isinstance(wanted, int) and axis != wanted):
-            raise ExportError(f"{port.name} came out with the axes {axes}; {list(port.axes)} are expected")
-    value.shape = ir.Shape(port.axes)
+            raise ExportError(f"{spec.name} was exported with the axes {axes}; expected {list(spec.axes)}")
+    value.shape = ir.Shape(spec.axes)

@@ -1,4 +1,4 @@
-"""The whole export: two graphs, checked one after the other, and everything else that a bundle holds."""
+"""The whole export: two graphs, checked one after the other, and everything else in a bundle."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 
 
 class Progress(Protocol):
-    """Who is told how an export goes."""
+    """Reports the progress of an export."""
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        """A stage begins, or ``done`` of its ``total`` parts are done."""
+        """Called when a stage begins, and when ``done`` of its ``total`` parts are done."""
 
 
 def _silent(stage: str, done: int = 0, total: int = 0) -> None:
@@ -64,7 +64,7 @@ def _silent(stage: str, done: int = 0, total: int = 0) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """A bundle that was made."""
+    """The bundle that an export wrote."""
 
     path: Path
     manifest: Manifest  # without the file hashes, which the writer adds
@@ -84,33 +84,33 @@ def export_bundle(
     progress: Progress = _silent,
     on_parity: Callable[[ParityReport], None] = lambda report: None,
 ) -> ExportResult:
-    """Makes a bundle for ONNX Runtime.
+    """Exports a bundle for ONNX Runtime.
 
     Args:
         source: weights, config, tokenizer and the rest.
-        output: the folder to make.
+        output: the folder to create.
         precision: of each graph.
-        check: whether the graphs are compared with PyTorch; a miss leaves no bundle.
-        force: whether a bundle that is there gives way.
-        progress: told of each stage.
-        on_parity: called with the parity report, whether it passed or not.
+        check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle.
+        force: whether to replace an existing bundle.
+        progress: called at each stage.
+        on_parity: called with the parity report, passed or not.
 
     Raises:
         UsageError: the folder exists, or the prompt of the check does not fit the model's context.
-        OutOfMemoryError: the estimate is more memory than is free; nothing was begun.
-        ArtifactError: the disk has no room, the weights cannot be used, or the bundle cannot be written.
+        OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
+        ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
         ExportError: torch cannot make a graph.
         ParityError: a graph does not match PyTorch.
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
     if check:
-        get_backend(PARITY_BACKEND).check_installed()  # missing, it must show before minutes of work
+        get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer:
-        work = _Work(source, writer.path, precision, check, progress)
-        report, weights = work.graphs()
-        work.small_files(report)
+        job = _Job(source, writer.path, precision, check, progress)
+        report, weights = job.graphs()
+        job.small_files(report)
         if source.hashed_files:
             progress("hash the checkpoint")
         manifest = _manifest(source, source.hashed_provenance(), precision, weights, report)
@@ -130,8 +130,8 @@ def export_bundle(
     )
 
 
-class _Work:
-    """One export into a staging folder, one component after the other; weights are read when they are used."""
+class _Job:
+    """One export into a staging folder, one component at a time; weights are read when they are used."""
 
     def __init__(self, source: ExportSource, folder: Path, precision: Precision, check: bool, progress: Progress):
         self._source = source
@@ -145,7 +145,7 @@ class _Work:
         _check_fits(source.config, self._prompt)
 
     def graphs(self) -> tuple[ParityReport | None, dict[str, dict[str, WeightCount]]]:
-        """Exports and checks both components; gives the report and the stored weights of each graph."""
+        """Exports and checks both components; returns the report and the stored weights of each graph."""
         video_weights, video, facts = self._video_encoder()
         decoder_weights, decoder = self._decoder(video)
         weights = {"video_encoder": video_weights, "decoder": decoder_weights}
@@ -167,7 +167,7 @@ class _Work:
         return ActivationRanges(limit=min(known), largest=max(ranges.values()), layers=ranges) if known else None
 
     def small_files(self, report: ParityReport | None) -> None:
-        """Everything but graphs, embeddings, manifest and card."""
+        """Writes everything but graphs, embeddings, manifest and card."""
         source, folder = self._source, self._folder
         source.config.save(folder / "config.json")
         source.preprocessor.save(folder / "preprocessor.json")
@@ -201,7 +201,7 @@ class _Work:
         return counts, check_decoder(path, config, weights, self._prompt, video, precision, tolerance, stage)
 
     def _write(self, name: str, path: Path, make: Callable[[], ir.Model]) -> dict[str, WeightCount]:
-        """Traces a component and writes it; gives its stored weights."""
+        """Traces a component and writes it; returns its stored weights."""
         self._progress(f"export {name}")
         graph = make()
         save_graph(graph, path, partial(self._progress, f"write {name}"))
@@ -213,7 +213,7 @@ def _check_fits(config: ModelConfig, prompt: Prompt) -> None:
     if needed > config.text.max_context:
         raise UsageError(
             f"{config.num_video_tokens} video tokens with a question and {NUM_STEPS} answer tokens are {needed}; the "
-            f"context has {config.text.max_context}; choose fewer frames or an encoder that gives fewer tokens"
+            f"context has {config.text.max_context}; choose fewer frames or an encoder with fewer tokens"
         )
 
 

@@ -1,8 +1,8 @@
-"""A precision's spec applied to modules: every parameter gets its dtype here, before the export.
+"""Applies a precision's spec to modules: every parameter gets its dtype here, before the export.
 
-fp16 keeps fp32 islands: statistics of the norms and softmax (inside the operators), sinusoid frequencies (buffers), and
-the parameters that the spec names. No autocast, no flags of an engine. Weights whose stored format is not a
-floating-point dtype are traced in the dtype of the graph's inputs; ``weight_formats.py`` changes them afterwards.
+fp16 keeps fp32 islands: norm and softmax statistics (inside the operators), sinusoid frequencies (buffers), and the
+parameters that the spec names. No autocast, no engine flags. Weights whose stored format is not a floating-point dtype
+are traced in the dtype of the graph's inputs; ``weight_formats.py`` converts them afterwards.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def parameter_formats(module: nn.Module, precision: GraphPrecision) -> dict[str, str]:
-    """The format of each parameter of ``module``, under each of its names."""
+    """Returns the format of each parameter of ``module``, under each of its names."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
-    return {name: precision.format_of(of_one) for of_one in names.values() for name in of_one}
+    return {name: precision.format_of(aliases) for aliases in names.values() for name in aliases}
 
 
 def cast(module: M, precision: GraphPrecision) -> M:
-    """A copy of ``module``, which is fp32, in ``precision``; weights that keep their dtype are shared."""
+    """Returns a copy of the fp32 ``module`` in ``precision``; weights that keep their dtype are shared."""
     return recast(module, precision, lambda parameter, dtype: parameter.detach().to(dtype))
 
 
 def recast(module: M, precision: GraphPrecision, convert: Callable[[nn.Parameter, torch.dtype], Tensor]) -> M:
-    """A copy of ``module`` whose every parameter is what ``convert`` makes of it; buffers stay as they are.
+    """Returns a copy of ``module`` with every parameter replaced by its ``convert`` result; buffers are unchanged.
 
     Args:
-        module: it stays as it is.
-        precision: of the copy.
-        convert: called with a parameter and the dtype that it is to have.
+        module: not modified.
+        precision: the copy's.
+        convert: called with a parameter and its new dtype.
     """
     formats = parameter_formats(module, precision)
-    # deepcopy asks this table before it copies a tensor.
+    # deepcopy looks a tensor up here before copying it.
     memo: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
     for name, parameter in module.named_parameters():
         dtype = TORCH_DTYPES.get(formats[name], TORCH_DTYPES[precision.io])

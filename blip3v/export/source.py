@@ -31,7 +31,7 @@ __all__ = [
     "resolve_source",
 ]
 
-_TOKENIZER_FILMS = 60  # enough text for a tokenizer whose answers mean nothing
+_TOKENIZER_FILMS = 60  # enough text for a tokenizer of random weights
 _RANDOM_ANSWER_TOKENS = 64
 
 
@@ -39,22 +39,22 @@ _RANDOM_ANSWER_TOKENS = 64
 class ExportSource:
     """Everything that goes into a bundle."""
 
-    provenance: Source  # without the hashes of its files, which take a while for a large model
+    provenance: Source  # without file hashes, which take a while for a large model
     hashed_files: tuple[Path, ...]
     config: ModelConfig
     tokenizer_json: str
     preprocessor: PreprocessorConfig
     generation: GenerationConfig
     chat_template: str
-    weights: Mapping[str, Tensor]  # by released name; each is read when it is asked for
+    weights: Mapping[str, Tensor]  # by released name; each is read on access
 
     def hashed_provenance(self) -> Source:
-        """``provenance`` with the hash of every file."""
+        """Returns ``provenance`` with the hash of every file."""
         return dataclasses.replace(self.provenance, sha256={file.name: hash_file(file) for file in self.hashed_files})
 
     @property
     def folder_name(self) -> str:
-        """The default name of a bundle of it, without the precision."""
+        """The default name of its bundle, without the precision."""
         config = self.config
         name = f"blip3v-{config.name}-{config.temporal.encoder}-{config.num_video_tokens}tok"
         return f"{name}-random" if self.provenance.random_init else name
@@ -69,25 +69,26 @@ def resolve_source(
     num_frames: int | None = None,
     num_video_tokens: int | None = None,
 ) -> ExportSource:
-    """What the command line's options name.
+    """Returns the source that the command line's options name.
 
     Args:
         model: a model folder or released checkpoint; None: the shipped one, or random weights.
         preset_name: a preset; None: ``tiny``. Not with ``model``, which has its own config.
         init: ``random`` for random weights; None: trained ones.
         encoder: the temporal encoder; None: the folder's or preset's own.
-        num_frames: frames of a clip; None: the model's own.
+        num_frames: frames per clip; None: the model's own.
         num_video_tokens: video tokens; None: the model's own.
 
     Raises:
-        UsageError: options that exclude each other, or that ask for what the weights are not.
+        UsageError: options that exclude each other, or that the weights do not match.
         ConfigError: a preset, encoder or count that does not exist.
         ArtifactError: the folder cannot be used.
     """
     if model is not None and (preset_name is not None or init is not None):
-        odd = "preset_name" if preset_name is not None else "init"
+        ignored = "preset_name" if preset_name is not None else "init"
         raise UsageError(
-            f"the model {model} holds config and weights", remedy=f"`{odd}` has no effect with `model`; leave one out"
+            f"the model {model} has its own config and weights",
+            remedy=f"`{ignored}` has no effect with `model`; leave one out",
         )
     name = preset_name or "tiny"
     if init is not None:
@@ -97,8 +98,8 @@ def resolve_source(
         return random_source(config)
     if model is None and preset(name).name != "tiny":
         raise UsageError(
-            f"no weights of the preset {name} are shipped",
-            remedy="name a model folder as `model`, or take random weights with `init='random'`",
+            f"no weights are shipped for the preset {name}",
+            remedy="pass a model folder as `model`, or use random weights with `init='random'`",
         )
     folder = shipped_model(encoder or preset(name).temporal.encoder) if model is None else model
     return folder_source(folder, encoder=encoder, num_frames=num_frames, num_video_tokens=num_video_tokens)
@@ -107,10 +108,10 @@ def resolve_source(
 def folder_source(
     path: Path, *, encoder: str | None = None, num_frames: int | None = None, num_video_tokens: int | None = None
 ) -> ExportSource:
-    """A model folder, or the released checkpoint's, with its trained weights.
+    """Opens a model folder or released checkpoint with its trained weights.
 
     Raises:
-        UsageError: another encoder or token count than the weights have.
+        UsageError: the weights have another encoder or token count.
         ArtifactError: the folder cannot be used.
     """
     checkpoint = open_checkpoint(path)
@@ -119,11 +120,11 @@ def folder_source(
     if encoder is not None and encoder != temporal.encoder:
         raise UsageError(
             f"the model {path} holds the encoder {temporal.encoder}, not {encoder}",
-            remedy=f"leave `encoder` out, or name a model with {encoder}",
+            remedy=f"leave `encoder` out, or choose a model with {encoder}",
         )
     if num_video_tokens is not None and num_video_tokens != temporal.num_video_tokens:
         raise UsageError(
-            f"the weights in {path} give {temporal.num_video_tokens} tokens for {config.num_frames} frames, "
+            f"the weights in {path} produce {temporal.num_video_tokens} tokens from {config.num_frames} frames, "
             f"not {num_video_tokens}",
             remedy="leave `num_video_tokens` out, or export random weights with `init='random'`",
         )
@@ -131,7 +132,7 @@ def folder_source(
 
 
 def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None = None, seed: int = 0) -> ExportSource:
-    """A model folder whose temporal encoder is replaced by a new, untrained one: for measuring speed.
+    """Opens a model folder and replaces its temporal encoder by a new, untrained one: for measuring speed.
 
     Raises:
         ConfigError: an encoder or count that does not exist.
@@ -145,7 +146,7 @@ def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None
 
 
 def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
-    """Random weights in the shape of ``config``, with a tokenizer of the right size: for measuring."""
+    """Makes random weights in the shape of ``config``, and a tokenizer of the right size: for measuring."""
     base = config.text.num_base_tokens
     return ExportSource(
         provenance=Source(name=config.name, sha256={}, random_init=True, trained=False),

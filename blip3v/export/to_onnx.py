@@ -1,6 +1,6 @@
-"""From config and weights to the two graphs: ``torch.onnx.export`` on our inference modules, then the passes.
+"""Exports the two graphs from config and weights: ``torch.onnx.export`` on our inference modules, then the passes.
 
-The modules are traced without weights, which go into the graph's file one by one when it is written
+The modules are traced without weights, which are added one by one when the graph's file is written
 (``lazy_initializers.py``).
 """
 
@@ -36,17 +36,17 @@ __all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "save_graph", "video_enco
 OPSET = 24
 STAGE_PREFIX = "stage."
 
-# Sizes of the example call. Each is at least 2, since torch takes 0 and 1 for fixed, and all differ.
+# Sizes of the example call. Each is at least 2, since torch treats 0 and 1 as fixed, and all differ.
 _BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
 
 
 def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision) -> ir.Model:
-    """The video encoder's graph. Its stages are named values inside it: ``stage.vision`` and so on.
+    """Exports the video encoder. Its stages are named values inside the graph: ``stage.vision`` and so on.
 
     Args:
         config: the model's.
         weights: by released name; read when the graph is written.
-        precision: of the graph.
+        precision: the graph's.
 
     Raises:
         ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
@@ -64,7 +64,7 @@ def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], pr
 
 
 def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision) -> ir.Model:
-    """The decoder's graph for ONNX Runtime. Arguments and errors as for ``video_encoder_to_onnx``."""
+    """Exports the decoder for ONNX Runtime. Arguments and errors as for ``video_encoder_to_onnx``."""
     io, text = decoder_io(config).resolved(precision), config.text
     assert precision.cache is not None, "a decoder has a cache"
     model = empty_model(config)
@@ -96,12 +96,12 @@ def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precisio
 
 
 def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Writes the graph, and its weights beside it as ``<stem>.data``, each read, written and let go.
+    """Writes the graph, and its weights beside it as ``<stem>.data``; each is read, written and freed in turn.
 
     Args:
         model: the graph.
         path: the .onnx file.
-        progress: called with (weights written, weights in all).
+        progress: called with (weights written, total weights).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(
@@ -120,8 +120,8 @@ def _export(
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=free,
-                input_names=[port.name for port in io.inputs],
-                output_names=[*(port.name for port in io.outputs), *extra_outputs],
+                input_names=[spec.name for spec in io.inputs],
+                output_names=[*(spec.name for spec in io.outputs), *extra_outputs],
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
@@ -131,10 +131,10 @@ def _export(
 
 
 def _loaders(module: nn.Module, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Loader]:
-    """What fills each parameter that ``module`` took from ``model``, which has the released names."""
+    """Returns the loader of each parameter that ``module`` shares with ``model``, which has the released names."""
     loaders = {id(x): functools.partial(_fp32, weights, name) for name, x in model.named_parameters()}
-    taken = module.named_parameters(remove_duplicate=False)
-    return {name: loaders[id(x)] for name, x in taken if id(x) in loaders}
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {name: loaders[id(x)] for name, x in parameters if id(x) in loaders}
 
 
 def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
@@ -152,7 +152,7 @@ def _finish(model: ir.Model, io: GraphIO, loaders: Mapping[str, Loader], formats
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch's exporter warns about its own deprecated calls and about packages that we do not use."""
+    """Silences torch's exporter, which warns about its own deprecated calls and about packages that we do not use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The video encoder as one graph: frames in, video tokens out, with the stages in between for the parity check.
+"""The video encoder as one graph: frames in, video tokens out, and the stages in between for the parity check.
 
 Vision, resampler and temporal encoder are the reference's own modules; a recurrent encoder runs through torch's scan
 operator, since a plain loop would fix the number of frames in the graph.
@@ -22,14 +22,14 @@ STAGES = ("vision", "resampler", "temporal")
 
 
 class ScannedRecurrence(nn.Module):
-    """A ``Recurrence`` with its loop over the frames as one scan: (B, F, L, D) to (B, M, D), any F.
+    """A ``Recurrence`` whose loop over the frames is one scan: (B, F, L, D) to (B, M, D), any F.
 
     It computes in the dtype of its weights, ``encoder.*``, and returns the dtype of its input. The weights are an
-    island of the precision's spec, since the CPU engine would repeat casts inside the body at every frame.
+    island in the precision's spec, since the CPU engine would repeat casts inside the body at every frame.
 
     Args:
         encoder: the reference; its weights are shared.
-        scan: False runs the reference's plain loop, which PyTorch can look into and ONNX cannot hold.
+        scan: False runs the reference's plain loop, which PyTorch can inspect and ONNX cannot represent.
     """
 
     def __init__(self, encoder: Recurrence, *, scan: bool = True) -> None:
@@ -38,7 +38,7 @@ class ScannedRecurrence(nn.Module):
         self.scan = scan
 
     def forward(self, x_BFLD: Tensor) -> Tensor:
-        """Runs the frames one after the other."""
+        """Runs the frames one after another."""
         inside_BFLD = x_BFLD.to(self.encoder.initial_memory.dtype)
         tokens_BMD: Tensor = self._scanned(inside_BFLD) if self.scan else self.encoder(inside_BFLD)
         return tokens_BMD.to(x_BFLD.dtype)
@@ -50,7 +50,7 @@ class ScannedRecurrence(nn.Module):
             memory, output = self.encoder.step(memory, frame)
             return memory.contiguous(), output
 
-        # A scan takes a memory only in the layout that it gives one back.
+        # A scan accepts a memory only in the layout in which it returns one.
         memory, outputs = scan(step, memory.contiguous(), frames)
         return self.encoder.finish(memory, outputs)
 
@@ -71,7 +71,7 @@ class VideoEncoderGraph(nn.Module):
         self.temporal = ScannedRecurrence(temporal, scan=scan) if isinstance(temporal, Recurrence) else temporal
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Video tokens, then the stages: (B, F, P, D), (B, F, L, D) or what ``arrange`` left of F, (B, M, D)."""
+        """Video tokens, then the stages: (B, F, P, D), (B, F, L, D) with F as arranged, (B, M, D)."""
         patches_BFPD = vision_features(self.vision_encoder, frames)
         latents_BFLD = self.vision_tokenizer.resample(self.vision_tokenizer.arrange(patches_BFPD))
         tokens_BMD = self.temporal(latents_BFLD)

@@ -4,11 +4,11 @@
     x, layers.0.o_proj.weight                layers.0.o_proj.weight.values, layers.0.o_proj.weight.scales
     \\-> MatMul                                \\-> DequantizeLinear -> MatMul (x, .)
 
-A format says what it stores for a shape, without the weight; makes those tensors from one weight, when the graph is
-written; and rewrites the graph so that they take the weight's place. A floating-point dtype is the plain case: one
-tensor with the weight's own name, and nothing to rewrite. A new format is a class and its entry in ``WEIGHT_FORMATS``,
-whose keys are the words of ``GraphPrecision.weights`` and ``Island.weights``. What is not here: which weight has which
-format (``bundle/precision.py``), and where weights come from (``lazy_initializers.py``).
+A format says what it stores for a shape, without the weight; makes those tensors from a weight when the graph is
+written; and rewrites the graph so that they replace the weight. A floating-point dtype is the simple case: one tensor
+under the weight's own name, and nothing to rewrite. A new format is a class and its entry in ``WEIGHT_FORMATS``, whose
+keys are the values of ``GraphPrecision.weights`` and ``Island.weights``. Not here: which weight has which format
+(``bundle/precision.py``), and where weights come from (``lazy_initializers.py``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Its size; values of less than a byte share bytes."""
+        """Its size; values smaller than a byte are packed."""
         return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
 
 
@@ -46,23 +46,23 @@ class WeightFormat(Protocol):
     """How the weights of matrix products are stored. Other parameters, such as norms and biases, stay floats."""
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, StoredTensor]:
-        """What is stored for a weight.
+        """Returns what is stored for a weight.
 
         Args:
-            shape: of the weight, (K, N) for ``x @ w`` and (N, K) for ``Gemm`` with ``transB``.
+            shape: the weight's, (K, N) for ``x @ w`` and (N, K) for ``Gemm`` with ``transB``.
 
         Returns:
-            By suffix, which behind the weight's name makes the tensor's. The empty suffix alone: the weight keeps its
-            place in the graph, and ``rewrite`` is not called.
+            The tensors by suffix; a tensor's name is the weight's name and the suffix. With only the empty suffix, the
+            weight keeps its place in the graph and ``rewrite`` is not called.
         """
         ...
 
     def store(self, weight: Tensor) -> Mapping[str, NDArray[Any]]:
-        """The tensors of ``layout`` for a weight, fp32 in the shape that ``layout`` was asked about."""
+        """Returns the tensors of ``layout`` for ``weight``, which is fp32 and in the shape given to ``layout``."""
         ...
 
     def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
-        """Makes everything that uses ``weight`` use ``stored`` instead, which are initializers by suffix."""
+        """Replaces every use of ``weight`` by ``stored``, the initializers by suffix."""
         ...
 
 
@@ -82,7 +82,7 @@ class FloatFormat:
         return {"": weight.to(self._torch_dtype).contiguous().numpy()}
 
     def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
-        """Nothing: the weight keeps its place."""
+        """Does nothing: the weight keeps its place."""
 
 
 FLOAT_FORMATS = {
@@ -93,14 +93,15 @@ WEIGHT_FORMATS: dict[str, WeightFormat] = {**FLOAT_FORMATS}
 
 
 def check_finite(name: str, weight: Tensor, stored: Mapping[str, NDArray[Any]]) -> None:
-    """Raises unless all floats that are stored are finite.
+    """Raises unless all stored floats are finite.
 
     Raises:
-        ExportError: the weight holds values that its format cannot.
+        ExportError: the weight holds values that its format cannot represent.
     """
     for array in stored.values():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ExportError(
-                f"the weight {name} holds values that {array.dtype.name} cannot; its largest is "
-                f"{float(weight.abs().max()):g}; export with --precision fp32, or correct the weights"
+                f"the weight {name} holds values that {array.dtype.name} cannot represent; its largest is "
+                f"{float(weight.abs().max()):g}",
+                remedy="export with `precision='fp32'`, or fix the weights",
             )

@@ -1,6 +1,6 @@
-"""The PyTorch reference of BLIP-3-Video: one component a file, one temporal encoder a file.
+"""The PyTorch reference of BLIP-3-Video: one component per file, one temporal encoder per file.
 
-Names are imported when they are first used: the command line shows its help where PyTorch is not installed.
+Names are imported on first use, so that the command line can show its help without PyTorch.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from blip3v.model.vision import build_vision, vision_features
 
 __all__ = ["IGNORE_INDEX", "Blip3Video", "splice"]
 
-IGNORE_INDEX = -100  # label of a position that the loss leaves out
+IGNORE_INDEX = -100  # label of positions that the loss ignores
 
 
 class Blip3Video(nn.Module):
@@ -31,20 +31,20 @@ class Blip3Video(nn.Module):
         self.lang_model = LanguageModel(config.text)
 
     def features(self, frames_BTCHW: Tensor) -> Tensor:
-        """Patch tokens: pixels in [-1, 1], (B, T, 3, side, side), to (B, T, P, vision width)."""
+        """Computes patch tokens: pixels in [-1, 1], (B, T, 3, side, side), to (B, T, P, vision width)."""
         return vision_features(self.vision_encoder, frames_BTCHW)
 
     def encode_video(self, frames_BTCHW: Tensor) -> Tensor:
-        """Video tokens: pixels in [-1, 1], (B, T, 3, side, side), to (B, M, D)."""
+        """Computes video tokens: pixels in [-1, 1], (B, T, 3, side, side), to (B, M, D)."""
         video_BMD: Tensor = self.vision_tokenizer(self.features(frames_BTCHW))
         return video_BMD
 
     def forward(self, ids_RL: Tensor, image_position_R: Tensor, video_RMD: Tensor) -> Tensor:
-        """Logits of every spliced position.
+        """Returns the logits of every spliced position.
 
         Args:
-            ids_RL: prompt and answer, right-padded, one ``<image>`` in each row.
-            image_position_R: where it stands.
+            ids_RL: prompt and answer, right-padded, with one ``<image>`` per row.
+            image_position_R: its index in each row.
             video_RMD: the video tokens of each row.
 
         Returns:
@@ -61,14 +61,14 @@ class Blip3Video(nn.Module):
         video_RMD: Tensor,
         question_RL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropy over the labelled positions, and their count.
+        """Returns the cross-entropy summed over the labelled positions, and their count.
 
         Args:
-            ids_RL: prompt and answer, right-padded, one ``<image>`` in each row.
-            labels_RL: the id at each position that the model has to say, else ``IGNORE_INDEX``.
-            image_position_R: where ``<image>`` stands.
+            ids_RL: prompt and answer, right-padded, with one ``<image>`` per row.
+            labels_RL: the id at each position that the model must predict, else ``IGNORE_INDEX``.
+            image_position_R: the index of ``<image>`` in each row.
             video_RMD: the video tokens of each row.
-            question_RL: where a row holds several questions (``packing``): 0 up to ``<image>``, then 1, 2, ...
+            question_RL: for rows of several questions (``packing.py``): 0 up to ``<image>``, then 1, 2, ...
 
         Returns:
             Two scalars: summed loss in nats (fp32), number of labelled positions (int64).
@@ -80,20 +80,20 @@ class Blip3Video(nn.Module):
             question_RS = _splice_constant(question_RL, image_position_R, video_RMD, 0)
             positions_RS, mask = positions_and_mask(question_RS, window=self.config.text.sliding_window)
         hidden_RSD = self.lang_model.hidden(embeds_RSD, positions_RS, mask)
-        said = labels_RS[:, 1:] != IGNORE_INDEX
-        logits_XV = self.lang_model.lm_head(hidden_RSD[:, :-1][said])
-        targets_X = labels_RS[:, 1:][said]
-        return F.cross_entropy(logits_XV.float(), targets_X, reduction="sum"), said.sum()
+        labelled = labels_RS[:, 1:] != IGNORE_INDEX
+        logits_XV = self.lang_model.lm_head(hidden_RSD[:, :-1][labelled])
+        targets_X = labels_RS[:, 1:][labelled]
+        return F.cross_entropy(logits_XV.float(), targets_X, reduction="sum"), labelled.sum()
 
 
 def _splice_constant(values_RL: Tensor, position_R: Tensor, video_RMD: Tensor, constant: int) -> Tensor:
-    """Numbers of text positions, with ``constant`` at the video tokens: (R, L) to (R, S)."""
+    """Splices values of text positions, with ``constant`` at the video tokens: (R, L) to (R, S)."""
     constants_RM1 = values_RL.new_full((*video_RMD.shape[:2], 1), constant)
     return splice(values_RL[..., None], position_R, constants_RM1)[..., 0]
 
 
 def splice(text_RLD: Tensor, position_R: Tensor, video_RMD: Tensor) -> Tensor:
-    """Puts the M video vectors of each row in the place of its one ``<image>`` vector.
+    """Replaces the one ``<image>`` vector of each row by the row's M video vectors.
 
     Args:
         text_RLD: (R, L, D).

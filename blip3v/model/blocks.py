@@ -1,7 +1,7 @@
 """Blocks that the resampler and the temporal encoders share.
 
-Forms and parameter names are those of the authors' released code, so that its weights load by name; where it differs
-from the paper the class says so. Not here: the vision and language towers, which are the transformers library's.
+Forms and parameter names are those of the authors' released code, so that its weights load by name; a class says where
+that code differs from the paper. Not here: the vision and language towers, which are the transformers library's.
 """
 
 # Shapes: B batch, N tokens, Q queries, D width, H heads, K head width, M pooled tokens, T frames.
@@ -44,14 +44,14 @@ def attend(q_BQE: Tensor, k_BNE: Tensor, v_BNE: Tensor, *, num_heads: int) -> Te
 
 
 def pairs(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """(attention, feed-forward) of each layer: the released names number the two instead of naming them."""
+    """Yields (attention, feed-forward) of each layer, which the released names number instead of naming."""
     for layer in layers:
         attention, feed_forward = cast(nn.ModuleList, layer)
         yield attention, feed_forward
 
 
 class FeedForward(nn.Sequential):
-    """LayerNorm, D -> mult*D, exact GELU, back to D; no bias. The residual is the caller's."""
+    """LayerNorm, D -> mult*D, exact GELU, back to D; no bias. The caller adds the residual."""
 
     def __init__(self, dim: int, *, mult: int) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class FeedForward(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """Pre-norm self-attention without an output projection (the released form). The residual is the caller's."""
+    """Pre-norm self-attention without an output projection (the released form). The caller adds the residual."""
 
     def __init__(self, dim: int, *, num_heads: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
 
 
 class ProcessLayers(nn.ModuleList):
-    """Self-attention and feed-forward with their residuals, layer after layer; no final norm, no positions."""
+    """Self-attention and feed-forward with their residuals, layer by layer; no final norm or positional encoding."""
 
     def __init__(self, dim: int, *, num_layers: int, num_heads: int, ff_mult: int) -> None:
         super().__init__(
@@ -99,7 +99,7 @@ class ProcessLayers(nn.ModuleList):
 class TokenLearner(nn.Module):
     """Pools N tokens into M: each output is a softmax-weighted sum of the un-normalised inputs (paper Eq. 2).
 
-    The scores come from an MLP of inner width 2*M behind two LayerNorms, one inside the MLP (the released form).
+    The scores come from an MLP of inner width 2*M after two LayerNorms, one of them inside the MLP (the released form).
     """
 
     def __init__(self, dim: int, *, num_tokens: int) -> None:
@@ -119,7 +119,7 @@ class TokenLearner(nn.Module):
 
 
 def sinusoid_frequencies(dim: int) -> Tensor:
-    """``inv_freq`` of ``TimeStamps``: w_k for k in [0, D / 2), fp32 (D / 2,)."""
+    """Returns ``inv_freq`` of ``TimeStamps``: w_k for k in [0, D / 2), fp32 (D / 2,)."""
     return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 

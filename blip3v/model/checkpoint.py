@@ -1,7 +1,7 @@
-"""One way into every kind of checkpoint: our model folder, the released folder, and the authors' ``.pt`` file.
+"""Opens every kind of checkpoint: our model folder, the released folder, and the authors' ``.pt`` file.
 
-Opening reads configs and the names, shapes and dtypes of tensors, and checks them; a weight is read when it is asked
-for. What is not here: each kind's own form (``folder.py``, ``released.py``, ``native.py``).
+Opening reads the configs and the names, shapes and dtypes of the tensors, and checks them; each weight is read on
+access. Not here: each kind's own format (``folder.py``, ``released.py``, ``native.py``).
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ __all__ = ["Checkpoint", "UnusedKey", "open_checkpoint"]
 
 NATIVE_SUFFIXES = (".pt", ".pth")
 _KINDS = (
-    "allowed: a model folder of `blip3v train` or `blip3v convert`, a released Hugging Face folder (model_type "
+    "allowed: a model folder from `blip3v train` or `blip3v convert`, a released Hugging Face folder (model_type "
     "xgenmm), or the authors' .pt file"
 )
-_NUM_FRAMES = 8  # of the released models, unless their card says 16
+_NUM_FRAMES = 8  # of the released models, unless their model card says 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model with all that prompt and preprocessing need; its weights are not loaded."""
+    """A model with everything that prompts and preprocessing need; its weights are not loaded."""
 
     path: Path
     kind: Literal["blip3v", "released", "native"]
     config: ModelConfig
-    stored: Mapping[str, TensorInfo]  # shape and dtype of each of the weights
+    stored: Mapping[str, TensorInfo]  # shape and dtype of every weight
     weights: Mapping[str, Tensor]  # released names without ``vlm.``, exactly those of the model's state dict
     tokenizer_json: str
     preprocessor: PreprocessorConfig
     generation: GenerationConfig
     chat_template: str
-    hashed_files: tuple[Path, ...]  # what a bundle's manifest hashes as its source
-    unused_keys: tuple[UnusedKey, ...]  # tensors and rows that no computation uses; none in our own folders
+    hashed_files: tuple[Path, ...]  # the files that a bundle's manifest hashes as its source
+    unused_keys: tuple[UnusedKey, ...]  # tensors and rows that no computation uses; empty for our own folders
 
 
 def open_checkpoint(
@@ -72,33 +72,33 @@ def open_checkpoint(
 
     Args:
         path: our model folder, the released folder, or a ``.pt`` file.
-        tokenizer: a released folder whose tokenizer and processor go with a ``.pt`` file, which has none.
-        encoder: the temporal encoder, for authors' checkpoints that hold no tensor of one.
-        num_frames: frames of a clip, for authors' checkpoints; None: 8.
+        tokenizer: the released folder whose tokenizer and processor go with a ``.pt`` file, which has none.
+        encoder: the temporal encoder, for authors' checkpoints that hold no tensors of one.
+        num_frames: frames per clip, for authors' checkpoints; None: 8.
 
     Raises:
-        ArtifactMissingError: no such file or folder, or a part of it is not there.
+        ArtifactMissingError: the file or folder, or a part of it, does not exist.
         ArtifactError: a broken file, or tensors that are unknown, missing or misshapen, by name.
-        ConfigError: a config that is not valid.
-        UsageError: an argument that is needed and missing, or has no effect on this kind.
+        ConfigError: an invalid config.
+        UsageError: an argument that is required and missing, or has no effect on this kind.
     """
     if path.is_file():
         return _open_native(path, tokenizer, encoder, num_frames)
     if tokenizer is not None:
         raise UsageError(
-            f"{path} is a folder with a tokenizer of its own; a tokenizer can be given for a .pt file only"
+            f"{path} is a folder with a tokenizer of its own; a tokenizer can only be given for a .pt file"
         )
     if _is_released(path):
         return _open_released(path, encoder, num_frames)
     if encoder is not None or num_frames is not None:
-        raise UsageError(f"{path} is a model folder whose config.json says encoder and frames; leave both out")
+        raise UsageError(f"{path} is a model folder whose config.json sets the encoder and frames; leave both out")
     return _open_own(path)
 
 
 def _is_released(path: Path) -> bool:
-    """Whether a folder is a released one, else it is one of ours; anything else is an error."""
+    """Whether a folder is a released one rather than one of ours; anything else is an error."""
     if not path.is_dir():
-        raise ArtifactMissingError(f"{path} is not there; {_KINDS}")
+        raise ArtifactMissingError(f"{path} does not exist; {_KINDS}")
     config = path / "config.json"
     if (path / "manifest.json").is_file():
         raise ArtifactError(f"{path} is a bundle, whose graphs cannot be read back; {_KINDS}")
@@ -140,7 +140,9 @@ def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> C
         name: Place(shards.files[PREFIX + origin.name], PREFIX + origin.name, origin.num_rows)
         for name, origin in fitted.origins.items()
     }
-    return _authors(path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths))
+    return _authors_checkpoint(
+        path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths)
+    )
 
 
 def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_frames: int | None) -> Checkpoint:
@@ -148,17 +150,19 @@ def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_fr
         raise ArtifactError(f"{path} is a file that does not end in {' or '.join(NATIVE_SUFFIXES)}; {_KINDS}")
     if tokenizer is None:
         raise UsageError(
-            f"{path} holds weights alone",
-            remedy="run `blip3v convert` with the released folder whose tokenizer goes with it as `tokenizer`",
+            f"{path} holds only weights",
+            remedy="run `blip3v convert` with the released folder whose tokenizer goes with them as `tokenizer`",
         )
     file = NativeFile(path)
     base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
     fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
     weights = NativeWeights(file, {name: (origin.name, origin.num_rows) for name, origin in fitted.origins.items()})
-    return _authors(path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path))
+    return _authors_checkpoint(
+        path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path)
+    )
 
 
-def _authors(
+def _authors_checkpoint(
     path: Path,
     kind: Literal["released", "native"],
     folder: Path,
@@ -167,30 +171,30 @@ def _authors(
     weights: Mapping[str, Tensor],
     hashed_files: tuple[Path, ...],
 ) -> Checkpoint:
-    """A checkpoint of the authors; ``folder`` holds what is no weight."""
+    """Builds the checkpoint of an authors' kind; ``folder`` holds everything but the weights."""
     tokenizer_json = released_tokenizer_json(folder)
     check_num_tokens(Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), where=str(folder)), fitted.config, folder)
     preprocessor = preprocessor_config(folder)
     if preprocessor.image_size != fitted.config.vision.image_size:
         raise ConfigError(
-            f"{folder} makes pictures of {preprocessor.image_size} pixels a side, and the vision encoder takes "
-            f"{fitted.config.vision.image_size}; take processor and weights from the same release"
+            f"the processor in {folder} makes pictures of {preprocessor.image_size} pixels a side, and the vision "
+            f"encoder takes {fitted.config.vision.image_size}; use the processor and weights of the same release"
         )
     return Checkpoint(
         path=path,
         kind=kind,
         config=fitted.config,
-        stored={name: _cut(found[origin.name], origin.num_rows) for name, origin in fitted.origins.items()},
+        stored={name: _first_rows(found[origin.name], origin.num_rows) for name, origin in fitted.origins.items()},
         weights=weights,
         tokenizer_json=tokenizer_json,
         preprocessor=preprocessor,
         generation=generation_config(folder),
-        # The released script writes its prompts itself, in the form of this template.
+        # The released script builds its prompts in code, in the form of this template.
         chat_template=RELEASED_TEMPLATE,
         hashed_files=hashed_files,
         unused_keys=fitted.unused_keys,
     )
 
 
-def _cut(stored: TensorInfo, num_rows: int | None) -> TensorInfo:
+def _first_rows(stored: TensorInfo, num_rows: int | None) -> TensorInfo:
     return stored if num_rows is None else TensorInfo((num_rows, *stored.shape[1:]), stored.dtype)

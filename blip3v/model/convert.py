@@ -1,4 +1,4 @@
-"""From a checkpoint of any kind to a model folder of ours, one tensor in memory at a time."""
+"""Converts a checkpoint of any kind to one of our model folders, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _SMALL_FILES_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a conversion wrote and took."""
+    """What a conversion wrote, and the time and memory it took."""
 
     path: Path
     size_bytes: int
     seconds: float
-    peak_rss_bytes: int | None  # None where the system does not tell
+    peak_rss_bytes: int | None  # None if the system does not report it
 
 
 def convert(
@@ -45,19 +45,19 @@ def convert(
     force: bool = False,
     each: Callable[[int], None] = lambda num_bytes: None,
 ) -> Converted:
-    """Writes ``checkpoint`` as a model folder; it appears whole or not at all.
+    """Writes ``checkpoint`` as a model folder, atomically.
 
     Args:
-        checkpoint: what to write; ``training.json`` goes with a model folder that has one.
-        folder: the folder to make.
-        dtype: of the stored weights; None: as they are. Sinusoid frequencies are fp32.
-        preprocessor: how frames become pixels; None: as the checkpoint does it.
-        force: replace a model folder that is there.
-        each: called after every tensor with its bytes in the file.
+        checkpoint: what to write; the ``training.json`` of a model folder that has one is copied.
+        folder: the folder to create.
+        dtype: of the stored weights; None: unchanged. Sinusoid frequencies are fp32.
+        preprocessor: how frames become pixels; None: the checkpoint's.
+        force: replace an existing model folder.
+        each: called for every tensor with its size in the file, in bytes.
 
     Raises:
-        UsageError: ``folder`` is there, and ``force`` is false or it is no model folder or the source.
-        ArtifactError: no room, a broken source, or weights that are not finite in ``dtype``.
+        UsageError: ``folder`` exists, and ``force`` is false, it is not a model folder, or it is the source.
+        ArtifactError: no disk space, a broken source, or weights that are not finite in ``dtype``.
     """
     started = time.perf_counter()
     _check_output(checkpoint, folder, force)
@@ -90,13 +90,13 @@ def convert(
 
 
 def folder_name(checkpoint: Checkpoint) -> str:
-    """The default name of the folder that a checkpoint becomes."""
+    """Returns the default name of the folder that a checkpoint is converted to."""
     config = checkpoint.config
     return f"{config.name}-{config.temporal.encoder}-{config.num_video_tokens}tok"
 
 
 def weight_bytes(stored: Mapping[str, TensorInfo], dtype: torch.dtype | None) -> int:
-    """Bytes of all tensors in the file that ``convert`` writes."""
+    """Returns the total size of the tensors in the file that ``convert`` writes."""
     return sum(tensor_info(name, part, dtype).num_bytes for name, part in stored.items())
 
 
@@ -119,10 +119,10 @@ def _finite(name: str, tensor: Tensor, stored: TensorInfo) -> Tensor:
         return cast
     if tensor.isfinite().all():
         raise ArtifactError(
-            f"{name} holds {tensor.abs().max().item():g}, which {stored.dtype} cannot",
+            f"{name} holds {tensor.abs().max().item():g}, which {stored.dtype} cannot represent",
             remedy="choose bf16 or fp32 as `dtype`",
         )
-    raise ArtifactError(f"{name} holds values that are not finite; the checkpoint is broken, copy or train it again")
+    raise ArtifactError(f"{name} holds values that are not finite; the checkpoint is broken: copy or train it again")
 
 
 def _training(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
-"""Model folders: the form in which PyTorch weights are kept, with all that prompt and preprocessing need.
+"""Model folders: how PyTorch weights are stored, with everything that prompts and preprocessing need.
 
 A folder holds ``config.json``, ``model.safetensors`` (the released names), ``tokenizer.json``, ``preprocessor.json``,
-``generation.json``, ``chat_template.jinja``, and ``training.json`` where we trained the model. ``train`` writes it,
-``-m`` reads it. Never pickle. What is not here: bundles, which the runtime opens (``bundle/``).
+``generation.json``, ``chat_template.jinja``, and ``training.json`` if we trained the model. ``train`` and ``convert``
+write it, ``-m`` reads it. Never pickle. Not here: bundles, which the runtime opens (``bundle/``).
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _FILES = (
     "generation.json",
     "chat_template.jinja",
 )
-PREFIX = "vlm."  # what the released checkpoint puts before every name
+PREFIX = "vlm."  # of every tensor name in the released checkpoint
 
 
 @dataclass(frozen=True)
 class ModelPaths:
-    """A model folder whose files are there and whose config was read; the weights are not loaded."""
+    """A model folder whose files exist and whose config has been read; the weights are not loaded."""
 
     path: Path
     config: ModelConfig
@@ -87,12 +87,12 @@ class ModelPaths:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that a model is made from; not ``training.json``."""
+        """The files that a model is made from; not ``training.json``."""
         return tuple(self.path / name for name in _FILES)
 
     @property
     def training(self) -> Path | None:
-        """``training.json``, or None where the folder was not trained by us."""
+        """``training.json``, or None if we did not train the model."""
         path = self.path / "training.json"
         return path if path.is_file() else None
 
@@ -116,21 +116,21 @@ def save_model_folder(
     dtype: torch.dtype | None = torch.float16,
     replace: bool = False,
 ) -> None:
-    """Writes a model folder; it appears whole or not at all.
+    """Writes a model folder atomically.
 
     Args:
-        path: the folder to make.
+        path: the folder to create.
         model: the weights and their config.
         tokenizer_json: text of ``tokenizer.json``.
         preprocessor: how frames become pixels.
         generation: how the model is prompted and stopped.
         chat_template: text of ``chat_template.jinja``.
-        training: what ``training.json`` holds; None: no such file.
-        dtype: of the stored weights; None: as they are. Sinusoid frequencies stay fp32.
-        replace: whether a folder that is already there gives way.
+        training: the content of ``training.json``; None: no such file.
+        dtype: of the stored weights; None: unchanged. Sinusoid frequencies stay fp32.
+        replace: whether to replace an existing folder.
 
     Raises:
-        UsageError: ``path`` is there and ``replace`` is false.
+        UsageError: ``path`` exists and ``replace`` is false.
         ArtifactError: the folder cannot be written.
     """
     state = model.state_dict()
@@ -161,22 +161,22 @@ def write_model_folder(
     training: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> None:
-    """``save_model_folder`` for weights that are not all in memory: one tensor is, at a time.
+    """Does what ``save_model_folder`` does with only one tensor in memory at a time.
 
     Args:
-        path: the folder to make.
-        config: of the model.
-        stored: shape and dtype of each tensor of its state dict in the file.
-        read: gives the tensor of a name; it is cast where it has another dtype.
+        path: the folder to create.
+        config: the model's.
+        stored: shape and dtype in the file of each tensor of the state dict.
+        read: returns the tensor of a name; it is cast if it has another dtype.
         tokenizer_json: text of ``tokenizer.json``.
         preprocessor: how frames become pixels.
         generation: how the model is prompted and stopped.
         chat_template: text of ``chat_template.jinja``.
-        training: what ``training.json`` holds; None: no such file.
-        replace: whether a folder that is already there gives way.
+        training: the content of ``training.json``; None: no such file.
+        replace: whether to replace an existing folder.
 
     Raises:
-        UsageError: ``path`` is there and ``replace`` is false.
+        UsageError: ``path`` exists and ``replace`` is false.
         ArtifactError: the folder cannot be written.
     """
     if path.exists() and not replace:
@@ -194,20 +194,18 @@ def write_model_folder(
             tensors = {PREFIX + name: part for name, part in stored.items()}
             write_weights(staging / "model.safetensors", tensors, lambda name: read(name.removeprefix(PREFIX)))
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error}; choose a folder with room and permission") from error
+        raise ArtifactError(f"{path} cannot be written: {error}; choose a writable folder with enough space") from error
 
 
 def open_model_folder(path: Path) -> ModelPaths:
     """Checks that a model folder is complete and reads its config; loads no weights.
 
     Raises:
-        ArtifactMissingError: no such folder, or a file of it is not there.
-        ConfigError: ``config.json`` is not valid, or its temporal encoder does not admit its settings.
+        ArtifactMissingError: the folder, or a file in it, does not exist.
+        ConfigError: ``config.json`` is invalid, or its temporal encoder rejects its settings.
     """
     if not path.is_dir():
-        raise ArtifactMissingError(
-            f"{path} is not a folder; a model folder as `blip3v train` or `convert` writes it is expected"
-        )
+        raise ArtifactMissingError(f"{path} is not a folder; expected a model folder from `blip3v train` or `convert`")
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
         raise ArtifactMissingError(
@@ -222,17 +220,17 @@ def open_model_folder(path: Path) -> ModelPaths:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether ``path`` has all the files of a model folder, whatever is in them."""
+    """Whether ``path`` has all the files of a model folder, whatever they contain."""
     return all((path / name).is_file() for name in _FILES)
 
 
 def load_model_folder(path: Path) -> ModelFolder:
-    """Loads a model folder strictly: every tensor of the model, in its shape, and no other.
+    """Loads a model folder strictly: every tensor of the model, in its shape, and no others.
 
     Raises:
-        ArtifactMissingError: no such folder, or a file of it is not there.
-        ConfigError: a config of the folder is not valid.
-        ArtifactError: weights that are broken, missing, unknown or misshapen, or a tokenizer of another size.
+        ArtifactMissingError: the folder, or a file in it, does not exist.
+        ConfigError: a config in the folder is invalid.
+        ArtifactError: weights that are broken, missing, unknown or misshapen, or a tokenizer of the wrong size.
     """
     paths = open_model_folder(path)
     config = paths.config
@@ -246,50 +244,50 @@ def load_model_folder(path: Path) -> ModelFolder:
 
 
 def check_weights(paths: ModelPaths) -> dict[str, TensorInfo]:
-    """Shape and dtype of every tensor of the model, by name without ``vlm.``; the weights are not read.
+    """Returns the shape and dtype of every tensor of the model, by name without ``vlm.``; reads no weights.
 
     Raises:
-        ArtifactError: ``model.safetensors`` is broken, or holds other tensors than the config asks for.
+        ArtifactError: ``model.safetensors`` is broken, or its tensors are not those that the config requires.
     """
     found = read_tensor_infos(paths.weights)
     wanted = {PREFIX + name: shape for name, shape in state_shapes(paths.config).items()}
     problems = compare(found, wanted)
     if problems:
-        raise ArtifactError(f"{paths.weights} does not fit its config.json: {listed(problems)}")
+        raise ArtifactError(f"{paths.weights} does not match its config.json: {listed(problems)}")
     return {name.removeprefix(PREFIX): found[name] for name in wanted}
 
 
 def folder_weights(paths: ModelPaths, names: Iterable[str]) -> FileWeights:
-    """The weights of those names, each read when it is asked for."""
+    """Returns the weights ``names``, each read on access."""
     return FileWeights({name: Place(paths.weights, PREFIX + name) for name in names})
 
 
 def check_num_tokens(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
-    """Holds the tokenizer to the rows of the embedding.
+    """Checks that the tokenizer has one token for each row of the embedding.
 
     Raises:
-        ArtifactError: it has another number of tokens.
+        ArtifactError: it has more or fewer tokens.
     """
     if tokenizer.num_tokens != config.text.num_logits:
         raise ArtifactError(
             f"{where} has {tokenizer.num_tokens} tokens; the config's num_base_tokens + num_added_tokens is "
-            f"{config.text.num_logits}; take both from the same model folder"
+            f"{config.text.num_logits}; use both from the same model folder"
         )
 
 
 def shipped_model(encoder: str) -> Path:
-    """The trained ``tiny`` model folder that the package holds for ``encoder``.
+    """Returns the trained ``tiny`` model folder that is shipped with the package for ``encoder``.
 
     Raises:
-        ArtifactMissingError: the package holds none for this encoder.
+        ArtifactMissingError: none is shipped for this encoder.
     """
     models = Path(blip3v.__file__).parent / "models"
     path = models / f"tiny-{encoder}"
     if (path / "config.json").is_file():
         return path
     found = sorted(item.name.removeprefix("tiny-") for item in models.glob("tiny-*") if item.is_dir())
-    held = f"shipped are: {', '.join(found)}" if found else "this installation ships none"
+    shipped = f"shipped: {', '.join(found)}" if found else "this installation ships none"
     raise ArtifactMissingError(
-        f"no trained model with the encoder {encoder!r} is shipped; {held}",
-        remedy="name a model folder as `model`, or take random weights with `init='random'`",
+        f"no trained model with the encoder {encoder!r} is shipped; {shipped}",
+        remedy="pass a model folder as `model`, or use random weights with `init='random'`",
     )

@@ -1,4 +1,4 @@
-"""Greedy answers of the PyTorch reference, with the transformers library's own KV cache."""
+"""Greedy decoding with the PyTorch reference and the transformers library's own KV cache."""
 
 # Shapes: R rows, L prompt tokens, M video tokens, D width, V logits.
 
@@ -22,15 +22,15 @@ def greedy(
     max_new_tokens: int,
     stop_id: int | None,
 ) -> list[list[int]]:
-    """The likeliest token, again and again. Prompts of a call have one length, so that no row needs padding.
+    """Decodes greedily. All prompts of a call have the same length, so that no row needs padding.
 
     Args:
         model: in eval mode.
-        ids_RL: prompts, one ``<image>`` in each.
-        image_position_R: where it stands.
+        ids_RL: prompts, with one ``<image>`` each.
+        image_position_R: its index in each row.
         video_RMD: the video tokens of each row.
-        max_new_tokens: tokens of an answer at most.
-        stop_id: ends a row and is left out of it; None: every row takes ``max_new_tokens``.
+        max_new_tokens: most tokens per answer.
+        stop_id: ends a row and is not part of it; None: every row has ``max_new_tokens``.
 
     Returns:
         R lists of ids.

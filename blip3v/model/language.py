@@ -1,7 +1,7 @@
-"""The language model: Phi-3 of the transformers library with the released split of embedding and head.
+"""The language model: the transformers library's Phi-3 with the released split of embedding and head.
 
-Ids below ``num_base_tokens`` use the base rows, the few added tokens rows of their own; the head is split the same way
-and carries a bias. Rows of the base matrices from ``num_base_tokens`` on are dead, as in the release.
+Ids below ``num_base_tokens`` use the base rows; the few added tokens have rows of their own. The head is split the same
+way and has a bias. Rows of the base matrices from ``num_base_tokens`` on are unused, as in the release.
 """
 
 # Shapes: B batch, T tokens, D width, V logits.
@@ -32,7 +32,7 @@ class SplitEmbedding(nn.Module):
         nn.init.normal_(self.additional_embedding.weight, std=0.02)
 
     def table(self) -> Tensor:
-        """The rows that ids really use, (V, D): base rows, then added rows."""
+        """Returns the rows that ids use, (V, D): base rows, then added rows."""
         return torch.cat((self.weight[: self.num_base_tokens], self.additional_embedding.weight))
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class SplitHead(nn.Module):
         self.additional_fc = nn.Linear(config.hidden_size, config.num_added_tokens)
 
     def matrix(self) -> tuple[Tensor, Tensor]:
-        """The live weight (V, D) and bias (V,)."""
+        """Returns the live weight (V, D) and bias (V,)."""
         weight = torch.cat((self.weight[: self.num_base_tokens], self.additional_fc.weight))
         return weight, torch.cat((self.bias[: self.num_base_tokens], self.additional_fc.bias))
 
@@ -63,23 +63,23 @@ class SplitHead(nn.Module):
 
 
 def embedding_table(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
-    """``SplitEmbedding.table`` from weights by released name, fp32 (V, D)."""
+    """Returns ``SplitEmbedding.table`` from weights by released name, fp32 (V, D)."""
     names = "embed_tokens.weight", "embed_tokens.additional_embedding.weight"
     return _joined(weights, config, *(f"lang_model.model.{name}" for name in names))
 
 
 def head_matrix(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
-    """The weight of ``SplitHead.matrix`` from weights by released name, fp32 (V, D)."""
+    """Returns the weight of ``SplitHead.matrix`` from weights by released name, fp32 (V, D)."""
     return _joined(weights, config, "lang_model.lm_head.weight", "lang_model.lm_head.additional_fc.weight")
 
 
 def head_bias(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
-    """The bias of ``SplitHead.matrix`` from weights by released name, fp32 (V,)."""
+    """Returns the bias of ``SplitHead.matrix`` from weights by released name, fp32 (V,)."""
     return _joined(weights, config, "lang_model.lm_head.bias", "lang_model.lm_head.additional_fc.bias")
 
 
 def _joined(weights: Mapping[str, Tensor], config: TextConfig, base: str, added: str) -> Tensor:
-    """The live base rows, then the added ones."""
+    """Concatenates the live base rows and the added rows."""
     return torch.cat((weights[base][: config.num_base_tokens].float(), weights[added].float()))
 
 
@@ -98,13 +98,13 @@ class LanguageModel(nn.Module):
         return embedded
 
     def hidden(self, embeds_BTD: Tensor, positions_BT: Tensor | None = None, mask_B1TT: Tensor | None = None) -> Tensor:
-        """Hidden states after the final norm: (B, T, D) to (B, T, D). Causal, unless a mask says what sees what."""
+        """Returns the hidden states after the final norm: (B, T, D) to (B, T, D). Causal unless a mask is given."""
         out = self.model(inputs_embeds=embeds_BTD, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False)
         hidden_BTD: Tensor = out.last_hidden_state
         return hidden_BTD
 
     def forward(self, embeds_BTD: Tensor) -> Tensor:
-        """Logits of every position: (B, T, D) to (B, T, V)."""
+        """Returns the logits of every position: (B, T, D) to (B, T, V)."""
         logits_BTV: Tensor = self.lm_head(self.hidden(embeds_BTD))
         return logits_BTV
 

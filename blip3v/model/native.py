@@ -1,7 +1,6 @@
-"""The authors' native checkpoint: one ``.pt`` file of torch.save, names without ``vlm.``.
+"""The authors' native checkpoint: one ``.pt`` file written by torch.save, with names that lack ``vlm.``.
 
-``torch.load`` maps it with ``weights_only``: it runs no code of the file, and a weight is read from the disk when it is
-used.
+``torch.load`` maps it with ``weights_only``: no code in the file runs, and a weight is read from disk when it is used.
 """
 
 from __future__ import annotations
@@ -20,36 +19,36 @@ from blip3v.model.weight_file import DTYPES, TensorInfo, listed
 
 __all__ = ["NativeFile", "NativeWeights"]
 
-# Under which key the tensors may lie, and what wrappers put before their names.
+# Keys that the state dict may be nested under, and prefixes that wrappers add to its names.
 _STATE_KEYS = ("model_state_dict", "state_dict")
 _PREFIXES = ("module.", "vlm.")
-# Pages that were read count as memory of this process until their map goes, so the file is mapped anew after this much.
+# Pages that were read count as this process's memory until they are unmapped, so the file is remapped after this much.
 _REMAP_BYTES = 2**30
 
 
 class NativeFile:
-    """A ``.pt`` file, mapped.
+    """A memory-mapped ``.pt`` file.
 
     Attributes:
         path: the file.
-        tensors: what it holds, by names without prefixes.
+        tensors: shape and dtype of its tensors, by names without prefixes.
 
     Raises:
-        ArtifactError: not a file of torch.save with tensors by name and nothing else, or one that cannot be mapped.
+        ArtifactError: torch.save did not write it, it holds more than tensors by name, or it cannot be mapped.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._mapped, self._num_read_bytes = _load(path), 0
         names = {dtype: name for name, dtype in DTYPES.items()}
-        # A dtype that weights do not have keeps its own name, which the comparison with the model then refuses.
+        # A dtype outside DTYPES keeps its torch name, which the comparison with the model then rejects.
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
             for name, tensor in self._mapped.items()
         }
 
     def read(self, name: str) -> Tensor:
-        """One tensor, a view of the mapped file; writing to it does not change the file.
+        """Returns one tensor as a view of the mapped file; writing to it does not change the file.
 
         Raises:
             ArtifactError: the file can no longer be mapped.
@@ -62,11 +61,11 @@ class NativeFile:
 
 
 class NativeWeights(Mapping[str, Tensor]):
-    """Tensors of a ``.pt`` file by the model's names, each read when it is used.
+    """Tensors of a ``.pt`` file by the model's names, each read on access.
 
     Args:
-        file: where they are.
-        origins: the name in the file and the number of rows (None: all) of each.
+        file: the file that holds them.
+        origins: for each name, its name in the file and the number of leading rows to use (None: all).
     """
 
     def __init__(self, file: NativeFile, origins: Mapping[str, tuple[str, int | None]]) -> None:
@@ -84,35 +83,35 @@ class NativeWeights(Mapping[str, Tensor]):
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by names without prefixes, as views of a map that goes with the last of them."""
+    """Maps the file and returns its tensors by names without prefixes; the map is released with the last of them."""
     try:
-        _check_stored(path)
-        with warnings.catch_warnings(action="ignore"):  # what is odd about the file ends in an error below
+        _check_uncompressed(path)
+        with warnings.catch_warnings(action="ignore"):  # anything odd about the file is an error below
             values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # a broken pickle makes the reader raise anything
+    except Exception as error:  # a broken pickle can raise anything
         raise ArtifactError(
-            f"{path} cannot be read as weights alone: {_reason(error)}; save it again with torch.save as a state dict"
+            f"{path} cannot be loaded as weights only: {_reason(error)}; save it again with torch.save as a state dict"
         ) from error
-    return _plain(_state(values, path), path)
+    return _without_prefixes(_state_dict(values, path), path)
 
 
-def _check_stored(path: Path) -> None:
-    """PyTorch maps compressed records as if they were the weights."""
+def _check_uncompressed(path: Path) -> None:
+    """Refuses compressed records, which PyTorch would map as if they were the weights."""
     with zipfile.ZipFile(path) as archive:
-        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise ValueError(f"{packed[0]} is compressed, and only what is stored as it is can be mapped")
+        compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if compressed:
+        raise ValueError(f"{compressed[0]} is compressed, and only uncompressed records can be mapped")
 
 
 def _reason(error: Exception) -> str:
-    """Without PyTorch's advice, which is to load the file with ``weights_only=False``."""
+    """The cause without PyTorch's advice, which is to load the file with ``weights_only=False``."""
     lines = str(error).splitlines()
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-        return "it holds more than tensors, and nothing else is ever loaded"
+        return "it holds more than tensors, and only tensors are ever loaded"
     return lines[0] if lines else type(error).__name__
 
 
-def _state(values: object, path: Path) -> dict[str, Tensor]:
+def _state_dict(values: object, path: Path) -> dict[str, Tensor]:
     for key in _STATE_KEYS:
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
@@ -125,12 +124,12 @@ def _state(values: object, path: Path) -> dict[str, Tensor]:
             return state
     found = f"keys {listed([repr(key) for key in values])}" if isinstance(values, dict) else type(values).__name__
     raise ArtifactError(
-        f"{path} holds no tensors by name but {found}; expected are they themselves, or under one of "
-        f"{', '.join(_STATE_KEYS)}"
+        f"{path} is not a state dict: it holds {found}; expected tensors by name, at the top level or under "
+        f"{' or '.join(_STATE_KEYS)}"
     )
 
 
-def _plain(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _without_prefixes(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     problems = []
     for full, tensor in state.items():
@@ -138,9 +137,9 @@ def _plain(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         for prefix in _PREFIXES:
             name = name.removeprefix(prefix)
         if name in tensors:
-            problems.append(f"{full} stands twice, with and without a prefix")
+            problems.append(f"{full} appears twice, with and without a prefix")
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_neg():
-            problems.append(f"{full} is not a dense tensor with values of its own")
+            problems.append(f"{full} is not a dense tensor that stores its own values")
         tensors[name] = tensor.detach()
     if problems:
         raise ArtifactError(f"{path}: {listed(problems)}")

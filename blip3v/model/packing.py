@@ -1,10 +1,10 @@
-"""Several questions about one film in one row: what comes before them is computed once.
+"""Packs several questions about one film into one row, so that their shared prefix is computed once.
 
-    one row    [ beginning, video tokens ][ question 1, answer 1 ][ question 2, answer 2 ] ...
-    equals     [ beginning, video tokens ][ question 1, answer 1 ]
-               [ beginning, video tokens ][ question 2, answer 2 ]
+    one row    [ prefix, video tokens ][ question 1, answer 1 ][ question 2, answer 2 ] ...
+    equals     [ prefix, video tokens ][ question 1, answer 1 ]
+               [ prefix, video tokens ][ question 2, answer 2 ]
 
-A question sees the beginning and itself, and its positions count from the end of the beginning.
+A question sees the prefix and itself, and its positions continue from the end of the prefix.
 """
 
 # Shapes: B rows, S positions.
@@ -18,14 +18,14 @@ __all__ = ["positions_and_mask"]
 
 
 def positions_and_mask(question_BS: Tensor, *, window: int | None) -> tuple[Tensor, Tensor]:
-    """Where each position stands in its own conversation, and which positions it sees.
+    """Returns each position's index in its own conversation, and which positions it sees.
 
     Args:
-        question_BS: int64, 0 for the shared beginning, then 1, 2, ... in order; each number in one piece.
-        window: how many positions back attention reaches, itself included; None: to the start.
+        question_BS: int64, 0 for the shared prefix, then 1, 2, ... in order; equal numbers are contiguous.
+        window: how many positions attention reaches back, counting the position itself; None: to the start.
 
     Returns:
-        Positions (B, S) int64 and a mask (B, 1, S, S), true where the row's position sees the column's.
+        Positions (B, S) int64, and a mask (B, 1, S, S) that is true where the row's position sees the column's.
     """
     at_S = torch.arange(question_BS.shape[1], device=question_BS.device)
     shared_BS = question_BS == 0

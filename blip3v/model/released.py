@@ -1,7 +1,7 @@
 """The released Hugging Face folder: ``config.json`` of model_type xgenmm, safetensors shards, processor and tokenizer.
 
-What its config does not hold is a default of the released code, which the preset ``xgen-mm-vid`` states. What is not
-here: how tensors become those of the model (``released_names.py``) and the tokenizer (``text/released_tokenizer.py``).
+Values missing from its config are defaults of the released code, which the preset ``xgen-mm-vid`` states. Not here: how
+its tensors map to the model's (``released_names.py``), and the tokenizer (``text/released_tokenizer.py``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MODEL_TYPE = "xgenmm"
-PREFIX = "vlm."  # before every name of the released folder
+PREFIX = "vlm."  # of every tensor name in the released folder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -48,7 +48,7 @@ _SMALL_FILES = (
 _MAX_NEW_TOKENS = 1024  # of the released inference script
 _BICUBIC = ("bicubic", 3)  # by name, and PIL's number
 
-# What a text_config may say beside the released three values: names of Phi-3's config -> ours.
+# What a text_config may set: names in Phi-3's config -> ours.
 _TEXT_KEYS = {
     "initial_tokenizer_len": "num_base_tokens",
     "vocab_size": "vocab_size",
@@ -66,24 +66,24 @@ _TEXT_KEYS = {
 
 @dataclass(frozen=True)
 class Shards:
-    """The weights of a folder, unread."""
+    """Which file holds which tensor of a folder; the weights are not read."""
 
-    tensors: Mapping[str, TensorInfo]  # by the name in the files
-    files: Mapping[str, Path]  # the file of each name
+    tensors: Mapping[str, TensorInfo]  # by name in the files
+    files: Mapping[str, Path]  # the file that holds each name
     index: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every file once, the index too."""
+        """Every file once, including the index."""
         shards = tuple(sorted(set(self.files.values())))
         return shards if self.index is None else (self.index, *shards)
 
 
 def base_config(folder: Path) -> ModelConfig:
-    """The preset ``xgen-mm-vid`` with what ``config.json`` says; the temporal encoder is still the preset's.
+    """Returns the preset ``xgen-mm-vid`` with the values of ``config.json``; the temporal encoder stays the preset's.
 
     Raises:
-        ConfigError: not a config of model_type xgenmm with Phi-3, or a value of another type than it must have.
+        ConfigError: not a config of model_type xgenmm with Phi-3, or a value of the wrong type.
     """
     path = folder / "config.json"
     values = strict_json.read_json(path)
@@ -95,7 +95,7 @@ def base_config(folder: Path) -> ModelConfig:
         if found != allowed:
             raise ConfigError(f"{path} has {name} {found!r}; allowed: {allowed}")
     if text.get("rope_scaling") is not None:
-        raise ConfigError(f"{path} has a rope_scaling; the released model has none, and no other is known here")
+        raise ConfigError(f"{path} has a rope_scaling; the released model has none, and none is supported")
     base = preset("xgen-mm-vid")
     own = {ours: text[theirs] for theirs, ours in _TEXT_KEYS.items() if theirs in text}
     merged = strict_json.from_dict(type(base.text), dataclasses.asdict(base.text) | own, f"{path}: text_config")
@@ -103,27 +103,27 @@ def base_config(folder: Path) -> ModelConfig:
 
 
 def preprocessor_config(folder: Path) -> PreprocessorConfig:
-    """How the folder's processor makes pixels of frames.
+    """Returns how the folder's processor turns frames into pixels.
 
     Raises:
         ArtifactMissingError: no ``preprocessor_config.json``.
-        ConfigError: a value that is not known here.
+        ConfigError: a value that is not supported.
     """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise ArtifactMissingError(f"{path} is not there; copy it from the released folder")
+        raise ArtifactMissingError(f"{path} does not exist; copy it from the released folder")
     values = strict_json.read_json(path)
     size = values.get("size", [384, 384])
     if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
         raise ConfigError(f"{path} has size {size!r}; two equal sides are expected")
     if values.get("interpolation_mode", "bicubic") not in _BICUBIC or values.get("do_resize", True) is not True:
-        raise ConfigError(f"{path} asks for another resize than bicubic; the released processor has no other")
+        raise ConfigError(f"{path} asks for a resize other than bicubic; the released processor has no other")
     own: dict[str, Any] = {key: values[key] for key in ("resize_mode", "image_mean", "image_std") if key in values}
     return strict_json.from_dict(PreprocessorConfig, own | {"image_size": size[0]}, str(path))
 
 
 def generation_config(folder: Path) -> GenerationConfig:
-    """The released system prompt and limits; ``max_new_tokens`` of ``generation_config.json`` where it has one.
+    """Returns the released system prompt and limits, and ``max_new_tokens`` of ``generation_config.json`` if set.
 
     Raises:
         ConfigError: a value that decoding cannot use.
@@ -136,40 +136,40 @@ def generation_config(folder: Path) -> GenerationConfig:
 
 
 def small_files(folder: Path) -> tuple[Path, ...]:
-    """Files of the folder, beside the weights, that a model is made from."""
+    """Returns the files of the folder, besides the weights, that a model is made from."""
     return tuple(folder / name for name in _SMALL_FILES if (folder / name).is_file())
 
 
 def open_shards(folder: Path) -> Shards:
-    """The tensors of ``model.safetensors.index.json`` with its shards, or of one ``model.safetensors``.
+    """Opens ``model.safetensors.index.json`` and its shards, or a single ``model.safetensors``.
 
     Raises:
-        ArtifactMissingError: no weights, or a shard that the index names is not there.
-        ArtifactError: index and shards that do not agree, a shard outside the folder, or a broken file.
-        ConfigError: an index that is not JSON.
+        ArtifactMissingError: there are no weights, or a shard that the index names does not exist.
+        ArtifactError: index and shards do not agree, a shard is outside the folder, or a file is broken.
+        ConfigError: the index is not JSON.
     """
     index = folder / _INDEX
     if not index.is_file():
         single = folder / _SINGLE
         if not single.is_file():
-            raise ArtifactMissingError(f"{folder} has neither {_INDEX} nor {_SINGLE}; download it again, whole")
+            raise ArtifactMissingError(f"{folder} has neither {_INDEX} nor {_SINGLE}; download the whole folder again")
         tensors = read_tensor_infos(single)
         return Shards(tensors, dict.fromkeys(tensors, single))
-    places = _index_places(index)
-    held = {shard: read_tensor_infos(folder / shard) for shard in dict.fromkeys(places.values())}
-    _check_agreement(index, places, held)
+    weight_map = _weight_map(index)
+    found = {shard: read_tensor_infos(folder / shard) for shard in dict.fromkeys(weight_map.values())}
+    _check_agreement(index, weight_map, found)
     return Shards(
-        {name: held[shard][name] for name, shard in places.items()},
-        {name: folder / shard for name, shard in places.items()},
+        {name: found[shard][name] for name, shard in weight_map.items()},
+        {name: folder / shard for name, shard in weight_map.items()},
         index,
     )
 
 
 def without_prefix(tensors: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
-    """The tensors by their names without ``vlm.``.
+    """Returns the tensors by name without ``vlm.``.
 
     Raises:
-        ArtifactError: names without it.
+        ArtifactError: names that lack it.
     """
     others = [f"unknown {name}" for name in tensors if not name.startswith(PREFIX)]
     if others:
@@ -177,12 +177,12 @@ def without_prefix(tensors: Mapping[str, TensorInfo], where: Path) -> dict[str, 
     return {name.removeprefix(PREFIX): stored for name, stored in tensors.items()}
 
 
-def _index_places(index: Path) -> dict[str, str]:
-    """Shard by tensor name; every shard is there, and in the folder."""
-    places = strict_json.read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places or any(type(shard) is not str for shard in places.values()):
+def _weight_map(index: Path) -> dict[str, str]:
+    """Returns the shard of each tensor name; every shard exists and is in the folder."""
+    weight_map = strict_json.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or any(type(x) is not str for x in weight_map.values()):
         raise ArtifactError(f"{index} has no weight_map from tensor names to files; download it again")
-    shards = sorted(set(places.values()))
+    shards = sorted(set(weight_map.values()))
     # A plain name cannot leave the folder. A link is fine: the download cache keeps every file behind one.
     outside = [
         shard for shard in shards if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors")
@@ -192,17 +192,17 @@ def _index_places(index: Path) -> dict[str, str]:
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise ArtifactMissingError(f"{index.parent} lacks {listed(missing)}, which {_INDEX} names; download it again")
-    return places
+    return weight_map
 
 
-def _check_agreement(index: Path, places: Mapping[str, str], held: Mapping[str, Mapping[str, TensorInfo]]) -> None:
-    problems = [f"{name} is not in {shard}" for name, shard in places.items() if name not in held[shard]]
-    for shard, tensors in held.items():
+def _check_agreement(index: Path, weight_map: Mapping[str, str], found: Mapping[str, Mapping[str, TensorInfo]]) -> None:
+    problems = [f"{name} is not in {shard}" for name, shard in weight_map.items() if name not in found[shard]]
+    for shard, tensors in found.items():
         for name in tensors:
-            if name not in places:
+            if name not in weight_map:
                 problems.append(f"{name} of {shard} is not in the index")
-            elif places[name] != shard:
-                problems.append(f"{name} is in {shard} too, not only in {places[name]}")
+            elif weight_map[name] != shard:
+                problems.append(f"{name} is also in {shard}, not only in {weight_map[name]}")
     if problems:
         raise ArtifactError(f"{index} and its shards do not agree: {listed(problems)}")
 

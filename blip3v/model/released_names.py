@@ -1,7 +1,7 @@
-"""From the tensors of an authors' checkpoint to those of the model: each has its place, or a reason to be left out.
+"""Maps the tensors of an authors' checkpoint to the model's: each has its place, or a reason to be left out.
 
-Names here are the released ones without ``vlm.``. Dimensions that the checkpoint's config does not hold are those of
-the preset; every shape is checked against them.
+Names here are the released ones without ``vlm.``. Dimensions missing from the checkpoint's config are the preset's;
+every shape is checked against them.
 """
 
 # Shapes: D width, L latents, V rows of the vocabulary.
@@ -25,21 +25,21 @@ _TEMPORAL = "vision_tokenizer.temporal_encoder."
 _LATENTS = "vision_tokenizer.latents"
 _FEW_LATENTS = 32
 _POOL_HEAD = "vision_encoder.head"
-# Rows from num_base_tokens on stand for no token: the tokens after them have tensors of their own.
+# Rows from num_base_tokens on belong to no token: the added tokens have tensors of their own.
 _SPLIT = ("lang_model.model.embed_tokens.weight", "lang_model.lm_head.weight", "lang_model.lm_head.bias")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Which tensor of a checkpoint a tensor of the model is."""
+    """The checkpoint's tensor that a tensor of the model comes from."""
 
     name: str  # in the checkpoint, without ``vlm.``
-    num_rows: int | None  # the first so many rows alone; None: all
+    num_rows: int | None  # only the first num_rows rows; None: all
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a checkpoint becomes a model."""
+    """How the tensors of a checkpoint become a model's."""
 
     config: ModelConfig
     origins: Mapping[str, Origin]  # by the model's names
@@ -47,14 +47,14 @@ class Fit:
 
 
 def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encoder: str | None, num_frames: int) -> Fit:
-    """Finds the temporal encoder and gives every tensor its place.
+    """Finds the temporal encoder and the place of every tensor.
 
     Args:
         found: the checkpoint's tensors by name.
-        base: all but the temporal encoder and the number of latents; ``vocab_size`` is the checkpoint's.
-        where: what an error names.
-        encoder: what the user says the temporal encoder is; None: nothing was said.
-        num_frames: frames of a clip.
+        base: the config but for the temporal encoder and the number of latents; ``vocab_size`` is the checkpoint's.
+        where: the source, as errors name it.
+        encoder: the temporal encoder that the user named; None: not given.
+        num_frames: frames per clip.
 
     Raises:
         ArtifactError: tensors that are unknown, missing, misshapen or of another dtype, by name.
@@ -62,7 +62,7 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
     """
     base = _with_latents(base, found)
     temporal = {name.removeprefix(_TEMPORAL): x.shape for name, x in found.items() if name.startswith(_TEMPORAL)}
-    chosen, form = find_form(temporal, dataclasses.replace(base, num_frames=num_frames), asked=encoder)
+    chosen, form = find_form(temporal, dataclasses.replace(base, num_frames=num_frames), requested=encoder)
     try:
         config = with_encoder(
             base, chosen, num_video_tokens=form.num_video_tokens, num_frames=num_frames, **form.options
@@ -83,7 +83,7 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
 
 
 def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
-    """With 32 latents where there are so many: one of the forms that the 32-token release may have."""
+    """Sets 32 latents if the checkpoint has 32: one of the forms that the 32-token release may have."""
     latents = found.get(_LATENTS)
     if latents is None or latents.shape != (_FEW_LATENTS, base.vision.hidden_size):
         return base
@@ -91,7 +91,7 @@ def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelCo
 
 
 def _without_unused_rows(config: ModelConfig) -> ModelConfig:
-    """Without the rows that stand for no token."""
+    """Drops the rows that belong to no token."""
     return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=config.text.num_base_tokens))
 
 
@@ -104,7 +104,7 @@ def _origin(name: str, config: ModelConfig, form: CheckpointForm) -> Origin:
 
 
 def _unused_tensors(config: ModelConfig, form: CheckpointForm, found: Mapping[str, TensorInfo]) -> list[UnusedKey]:
-    """Whole tensors that nothing uses. The vision encoder may come without its head, but not with half of it."""
+    """Whole tensors that nothing uses. The vision encoder may lack its pooling head, but not only a part of it."""
     unused = []
     if any(name.startswith(_POOL_HEAD + ".") for name in found):
         reason = "the pooling head: all patch tokens are used, not their pool"
@@ -117,7 +117,7 @@ def _unused_rows(config: ModelConfig, wanted: Mapping[str, tuple[int, ...]]) -> 
     first, end = config.text.num_base_tokens, config.text.vocab_size
     if first == end:
         return []
-    reason = f"rows {first} to {end - 1} stand for no token"
+    reason = f"rows {first} to {end - 1} belong to no token"
     return [UnusedKey(name, (end - first, *wanted[name][1:]), reason) for name in _SPLIT]
 
 

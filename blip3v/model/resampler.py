@@ -1,4 +1,4 @@
-"""The Perceiver resampler with the temporal encoder inside it, as the released module is built.
+"""The Perceiver resampler with the temporal encoder inside it, structured like the released module.
 
 Order: depth x (cross-attention, feed-forward) on each frame, then the temporal encoder over all frames, then the final
 LayerNorm and the projection to the language width (xGen-MM; paper section 2.2).
@@ -19,7 +19,7 @@ __all__ = ["CrossAttention", "PerceiverResampler"]
 
 
 class CrossAttention(nn.Module):
-    """Latents attend to the patches and to themselves; patches come first in the keys. The residual is the caller's."""
+    """Latents attend to the patches and to themselves; patches come first in the keys. The caller adds the residual."""
 
     def __init__(self, dim: int, *, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, patches_RPD: Tensor, latents_RLD: Tensor) -> Tensor:
-        """(R, P, D) patches and (R, L, D) latents to (R, L, D)."""
+        """Maps (R, P, D) patches and (R, L, D) latents to (R, L, D)."""
         latents_RLD = self.norm_latents(latents_RLD)
         media = torch.cat((self.norm_media(patches_RPD), latents_RLD), dim=1)
         k, v = self.to_kv(media).chunk(2, dim=-1)
@@ -41,7 +41,7 @@ class CrossAttention(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Patches of T frames to M tokens of the language width (released name: ``vision_tokenizer``)."""
+    """Turns the patches of T frames into M tokens of the language width (released name: ``vision_tokenizer``)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,11 +53,11 @@ class PerceiverResampler(nn.Module):
         self.projection = nn.Linear(dim, config.text.hidden_size)
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
-        """What ``resample`` attends to, as the temporal encoder wants it: (B, T, P, D) to (B, F, P, D)."""
+        """Arranges the patches for ``resample`` as the temporal encoder wants them: (B, T, P, D) to (B, F, P, D)."""
         return self.temporal_encoder.arrange(patches_BTPD)
 
     def resample(self, patches_BTPD: Tensor) -> Tensor:
-        """Each frame by itself: (B, T, P, D) to (B, T, L, D)."""
+        """Resamples each frame independently: (B, T, P, D) to (B, T, L, D)."""
         patches_RPD = patches_BTPD.flatten(0, 1)
         latents_RLD = self.latents.expand(patches_RPD.shape[0], -1, -1)
         for attention, feed_forward in pairs(self.layers):
@@ -66,7 +66,7 @@ class PerceiverResampler(nn.Module):
         return latents_RLD.view(*patches_BTPD.shape[:2], *latents_RLD.shape[1:])
 
     def project(self, tokens_BMD: Tensor) -> Tensor:
-        """Final LayerNorm and projection: (B, M, D) to (B, M, language width)."""
+        """Applies the final LayerNorm and the projection: (B, M, D) to (B, M, language width)."""
         projected: Tensor = self.projection(self.norm(tokens_BMD))
         return projected
 

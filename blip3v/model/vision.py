@@ -1,4 +1,4 @@
-"""The vision encoder: SigLIP of the transformers library, without its pooling head."""
+"""The vision encoder: the transformers library's SigLIP, without its pooling head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["build_vision", "vision_features"]
 
 
 def build_vision(config: VisionConfig) -> nn.Module:
-    """The SigLIP tower with parameters named as in the released checkpoint (``embeddings.*``, ``encoder.layers.*``)."""
+    """Builds the SigLIP tower with the released parameter names (``embeddings.*``, ``encoder.layers.*``)."""
     model = SiglipVisionModel(
         SiglipVisionConfig(
             hidden_size=config.hidden_size,
@@ -37,7 +37,7 @@ def build_vision(config: VisionConfig) -> nn.Module:
 
 
 class _AllPositions(nn.Module):
-    """The table of positions whole, which every frame takes: a lookup would be computed when a graph is traced."""
+    """The whole position table, which every frame uses: a lookup would be evaluated during tracing."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class _AllPositions(nn.Module):
 
 
 def vision_features(vision: nn.Module, frames_BTCHW: Tensor) -> Tensor:
-    """Patch tokens of every frame, after the final LayerNorm.
+    """Computes the patch tokens of every frame, after the final LayerNorm.
 
     Args:
-        vision: what ``build_vision`` gave.
+        vision: the result of ``build_vision``.
         frames_BTCHW: pixels in [-1, 1], (B, T, 3, side, side).
 
     Returns:

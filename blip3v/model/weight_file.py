@@ -1,7 +1,7 @@
-"""safetensors files: what one holds without reading its weights, and writing one tensor at a time.
+"""safetensors files: listing the tensors of one without reading its weights, and writing one tensor at a time.
 
-The library's own writer wants all tensors in memory at once. What is not here: which tensors there must be
-(``folder.py``, ``released_names.py``) and reading them one by one (``weights.py``).
+The library's own writer needs all tensors in memory at once. Not here: which tensors a file must hold
+(``folder.py``, ``released_names.py``), and reading them one by one (``weights.py``).
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ __all__ = [
     "write_weights",
 ]
 
-# What weights may be stored as, by the name that safetensors gives it.
+# The dtypes that weights may be stored in, by their safetensors names.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-# The released sinusoid frequencies lose their meaning in half precision.
+# The released sinusoid frequencies are meaningless in half precision.
 _KEEP_FP32 = ("inv_freq",)
-_MOST_LISTED = 8
+_MAX_LISTED = 8
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file."""
+    """Shape and dtype of one tensor in a file."""
 
     shape: tuple[int, ...]
-    dtype: str  # as safetensors names it; one of DTYPES where it is a weight
+    dtype: str  # its safetensors name; one of DTYPES if the tensor is a weight
 
     @property
     def num_elements(self) -> int:
-        """Product of the shape."""
+        """The product of the shape."""
         return prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in a file. The dtype is one of ``DTYPES``."""
+        """Its size in a file. The dtype must be one of ``DTYPES``."""
         return self.num_elements * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class UnusedKey:
-    """A tensor of a checkpoint, or rows of one, that no computation uses."""
+    """A tensor of a checkpoint, or some rows of one, that no computation uses."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class UnusedKey:
 
 
 def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes of a safetensors file; the weights are not read.
+    """Reads the names, shapes and dtypes of a safetensors file, but not its weights.
 
     Raises:
         ArtifactError: the file is broken.
@@ -77,16 +77,16 @@ def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: TensorInfo(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a whole safetensors file: {error}; copy or write it again") from error
+        raise ArtifactError(f"{path} is not a complete safetensors file: {error}; copy or write it again") from error
 
 
 def tensor_info(name: str, tensor: Tensor | TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
-    """How a tensor goes into a file.
+    """Returns the shape and dtype that a tensor is stored with.
 
     Args:
         name: its name; sinusoid frequencies are always fp32.
-        tensor: whose shape and dtype it has so far.
-        dtype: the dtype wanted; None: as it is.
+        tensor: the tensor, or its present shape and dtype.
+        dtype: the dtype to store; None: the present one.
     """
     own = DTYPES[tensor.dtype] if isinstance(tensor, TensorInfo) else tensor.dtype
     chosen = torch.float32 if name.endswith(_KEEP_FP32) else dtype or own
@@ -95,17 +95,17 @@ def tensor_info(name: str, tensor: Tensor | TensorInfo, dtype: torch.dtype | Non
 
 
 def file_bytes(tensors: Mapping[str, TensorInfo]) -> int:
-    """Bytes of the file that ``write_weights`` makes of these."""
+    """Returns the size in bytes of the file that ``write_weights`` writes for ``tensors``."""
     return len(_header(tensors)) + sum(stored.num_bytes for stored in tensors.values())
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
-    """Writes a safetensors file; one tensor is in memory at a time.
+    """Writes a safetensors file with one tensor in memory at a time.
 
     Args:
-        path: the file to make.
-        tensors: what it holds. A tensor that is read in another dtype is cast.
-        read: gives the tensor of a name, of that shape.
+        path: the file to write.
+        tensors: shape and dtype by name. A tensor that is read in another dtype is cast.
+        read: returns the tensor of a name, in that shape.
 
     Raises:
         OSError: the file cannot be written.
@@ -119,7 +119,7 @@ def write_weights(path: Path, tensors: Mapping[str, TensorInfo], read: Callable[
 
 
 def compare(found: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is missing, unknown, misshapen or no weight among ``found``, each by name."""
+    """Lists by name what is missing, unknown, misshapen or not of a weight's dtype in ``found``."""
     problems = [f"missing {name}" for name in wanted if name not in found]
     problems += [f"unknown {name}" for name in sorted(found) if name not in wanted]
     for name, shape in wanted.items():
@@ -132,13 +132,13 @@ def compare(found: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...
 
 
 def listed(problems: list[str]) -> str:
-    """The first few of many problems, and how many more there are."""
-    more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-    return "; ".join(problems[:_MOST_LISTED]) + more
+    """Joins the first few problems and counts the rest."""
+    more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+    return "; ".join(problems[:_MAX_LISTED]) + more
 
 
 def _ordered(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
-    # Wide dtypes first, so that every tensor begins at a multiple of its own width.
+    # Widest dtypes first, so that every tensor is aligned to its element size.
     return sorted(tensors.items(), key=lambda item: -DTYPES[item[1].dtype].itemsize)
 
 

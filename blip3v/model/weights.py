@@ -1,7 +1,7 @@
-"""Weights by name, each tensor read or made when it is asked for, so that no model has to fit into memory whole.
+"""Weights by name, each tensor read or generated on access, so that a model need not fit into memory as a whole.
 
-Everything here is a ``Mapping[str, Tensor]`` whose names are the released ones without ``vlm.``; a state dict is one
-too. What is not here: which names and shapes a file must hold (``folder.py``, ``checkpoint.py``).
+Everything here is a ``Mapping[str, Tensor]`` whose names are the released ones without ``vlm.``; so is a state dict.
+Not here: which names and shapes a file must hold (``folder.py``, ``checkpoint.py``).
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ __all__ = [
     "without_weights",
 ]
 
-# Learned vectors that are no matrix: as the authors start them.
+# Learned vectors rather than weight matrices; initialised as the authors do.
 _UNIT_NAMES = ("latents", "initial_memory")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies."""
+    """Where a tensor is stored."""
 
     file: Path  # safetensors
-    name: str  # inside it
-    num_rows: int | None = None  # the first so many rows alone; None: all
+    name: str  # in the file
+    num_rows: int | None = None  # only the first num_rows rows; None: all
 
 
 class FileWeights(Mapping[str, Tensor]):
-    """Tensors of safetensors files in the dtype that they are stored in.
+    """Tensors of safetensors files in their stored dtypes.
 
-    A tensor is a view of its mapped file, and the map goes when the tensor goes: what was read is not held.
+    A tensor is a view of its mapped file, which is unmapped when the tensor is freed: nothing that was read is kept.
 
     Raises:
-        ArtifactError: when a tensor is asked for, where its file is broken.
+        ArtifactError: on access, if the tensor's file is broken.
     """
 
     def __init__(self, places: Mapping[str, Place]) -> None:
@@ -69,7 +69,7 @@ class FileWeights(Mapping[str, Tensor]):
                 tensor: Tensor = file.get_tensor(place.name)
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
-                f"{place.file} is not a whole safetensors file: {error}; copy or write it again"
+                f"{place.file} is not a complete safetensors file: {error}; copy or write it again"
             ) from error
         return tensor if place.num_rows is None else tensor[: place.num_rows]
 
@@ -81,10 +81,10 @@ class FileWeights(Mapping[str, Tensor]):
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Made-up fp32 weights for ``config``: other ones for every name, the same ones for a name each time.
+    """Random fp32 weights for ``config``: different for every name, and the same each time for one name.
 
-    Libraries start every norm at one and every bias at zero, so that a layer bound to the wrong place would not show;
-    and equal layers would share memory in an engine that looks for copies.
+    Libraries initialise every norm to one and every bias to zero, so a layer bound to the wrong place would go
+    unnoticed; and equal layers would share memory in an engine that deduplicates weights.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
@@ -102,10 +102,10 @@ class RandomWeights(Mapping[str, Tensor]):
 
 
 class Gathered(Mapping[str, Tensor]):
-    """Each tensor from where it is given.
+    """Weights gathered from several sources.
 
     Args:
-        sources: by name, the weights that have it.
+        sources: for each name, the weights to take it from.
     """
 
     def __init__(self, sources: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -123,37 +123,37 @@ class Gathered(Mapping[str, Tensor]):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Modules made inside have parameters that take no memory; computed buffers are there. Random state is kept."""
+    """Modules built inside have parameters that take no memory, and real computed buffers. Keeps the random state."""
     with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):
         yield
 
 
 def empty_model(config: ModelConfig) -> Blip3Video:
-    """The model without weights."""
+    """Builds the model without weights."""
     with without_weights():
         return Blip3Video(config).eval().requires_grad_(False)
 
 
 def state_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the model's state dict; no tensor is made."""
+    """Returns the names and shapes of the model's state dict without allocating a tensor."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Blip3Video(config).state_dict().items()}
 
 
 def random_model(config: ModelConfig, *, seed: int = 0) -> Blip3Video:
-    """A whole model with ``RandomWeights``."""
+    """Builds a whole model with ``RandomWeights``."""
     model = empty_model(config)
     fill(model, RandomWeights(config, seed=seed))
     return model
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Gives every parameter and stored buffer of ``module`` its tensor, as fp32 on the CPU.
+    """Loads every parameter and persistent buffer of ``module``, as fp32 on the CPU.
 
     Args:
-        module: from ``empty_model``, whole or a part of it.
+        module: the result of ``empty_model``, or a part of it.
         weights: by full name.
-        prefix: what the full names have before the module's own, with its dot.
+        prefix: what precedes the module's own names in the full names, including the dot.
     """
     state = {name: weights[prefix + name].float() for name in module.state_dict()}
     module.load_state_dict(state, strict=True, assign=True)
@@ -161,13 +161,13 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> 
 
 
 def fill_buffers(module: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Gives the stored buffers alone their tensors; arguments as for ``fill``."""
-    stored = module.state_dict().keys() & dict(module.named_buffers()).keys()
-    module.load_state_dict({name: weights[prefix + name].float() for name in stored}, strict=False, assign=True)
+    """Loads only the persistent buffers; arguments as for ``fill``."""
+    persistent = module.state_dict().keys() & dict(module.named_buffers()).keys()
+    module.load_state_dict({name: weights[prefix + name].float() for name in persistent}, strict=False, assign=True)
 
 
 def random_tensor(name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
-    """The fp32 tensor that ``RandomWeights`` has for ``name``; frequencies of the time stamps are the true ones."""
+    """Returns the fp32 tensor that ``RandomWeights`` has for ``name``; time-stamp frequencies are the true ones."""
     if name.endswith("inv_freq"):
         return sinusoid_frequencies(2 * shape[0])
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]
@@ -177,7 +177,7 @@ def random_tensor(name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and standard deviation: sums keep their size from layer to layer, so that half precision can hold them."""
+    """Mean and standard deviation, such that sums keep their size across layers and fit half precision."""
     if name.endswith(_UNIT_NAMES):
         return 0.0, 1.0
     if len(shape) == 1:

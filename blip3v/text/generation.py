@@ -22,14 +22,14 @@ RELEASED_SYSTEM_PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Defaults of one model.
+    """A model's generation defaults.
 
     Raises:
         ConfigError: a value that decoding cannot use.
     """
 
-    system_prompt: str | None  # first turn of every conversation; None: there is none
-    max_new_tokens: int  # tokens of an answer at most
+    system_prompt: str | None  # first turn of every conversation; None: no system turn
+    max_new_tokens: int  # maximum number of tokens in an answer
     stop_token: str = END  # ends an answer
     do_sample: bool = False  # greedy, as released; a request may ask for sampling
     schema_version: int = SCHEMA_VERSION
@@ -40,7 +40,7 @@ class GenerationConfig:
         if self.stop_token != END:
             raise ConfigError(f"stop_token is {self.stop_token!r}; allowed: {END}, which ends every turn")
         if self.do_sample:
-            raise ConfigError("do_sample is true; a model's default is greedy, a request may ask for sampling")
+            raise ConfigError("do_sample is true; a model's default is greedy, but a request may ask for sampling")
 
     def save(self, path: Path) -> None:
         """Writes ``generation.json``."""
@@ -52,7 +52,7 @@ class GenerationConfig:
 
         Raises:
             ConfigError: not JSON, an unknown or missing key, or a value that decoding cannot use.
-            ArtifactVersionError: written by a schema that this version does not read.
+            ArtifactVersionError: a schema version that this version of blip3v does not read.
         """
         values = strict_json.read_json(path)
         version = values.get("schema_version")

@@ -1,6 +1,6 @@
-"""What bytes one token stands for: the step that lets a stream be decoded token by token.
+"""Maps a token to its bytes, so that a stream can be decoded token by token.
 
-Two kinds of tokenizer are known: byte-level (ours) and SentencePiece with byte fallback (the released one).
+Two kinds of tokenizer are supported: byte-level (ours) and SentencePiece with byte fallback (the released one).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenBytes:
     Args:
         decoder: the ``decoder`` part of tokenizer.json.
         added: tokens that stand for their own text.
-        where: what an error names.
+        where: named in errors.
 
     Raises:
         ArtifactError: a decoder of another kind.
@@ -46,8 +46,8 @@ class TokenBytes:
             self._bytes_of = {}
         else:
             raise ArtifactError(
-                f"{where} has a decoder of {kinds or 'no kind'}; allowed: ByteLevel, or Replace, ByteFallback, Fuse "
-                "and Strip (SentencePiece)"
+                f"{where} has an unsupported decoder ({', '.join(kinds) or 'none'}); allowed: ByteLevel, or Replace, "
+                "ByteFallback, Fuse and Strip (SentencePiece)"
             )
         self._added = added
         self.strips_first_space: bool = kinds[-1] == "Strip"

@@ -1,7 +1,7 @@
-"""From a question to the ids of a prompt, with the place where the video tokens go.
+"""Turns a question into the ids of a prompt, with the place where the video tokens go.
 
-A prompt holds exactly one ``<image>``: at the start of the first user turn, before a newline and the question. What a
-caller sends is text, never markup: content with a special token in it is refused, so nobody can forge a turn.
+A prompt contains exactly one ``<image>``: at the start of the first user turn, before a newline and the question.
+Callers send text, never markup: content with a special token in it is refused, so nobody can forge a turn.
 Legend: T prompt tokens, M video tokens, D width.
 """
 
@@ -21,36 +21,36 @@ from blip3v.text.tokenizer import Tokenizer
 
 __all__ = ["Prompt", "build_prompt", "continue_prompt", "splice"]
 
-# Stands for an answer in a rendered text, to be cut at. NUL is no white space, so a template that trims keeps it.
+# Placeholder for an answer, at which a rendered text is cut. NUL is not white space, so a template that trims keeps it.
 _MARK = "\x00answer\x00"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a prompt; ``ids[image_position]`` is ``<image>``, whose place the video tokens take."""
+    """Token ids of a prompt; ``ids[image_position]`` is ``<image>``, which the video tokens replace."""
 
     ids: list[int]
     image_position: int
 
     def length(self, num_video_tokens: int) -> int:
-        """Positions that the prompt fills once ``num_video_tokens`` stand in place of ``<image>``."""
+        """Number of positions in the prompt once ``num_video_tokens`` video tokens have replaced ``<image>``."""
         return len(self.ids) - 1 + num_video_tokens
 
 
 def build_prompt(
     tokenizer: Tokenizer, template: str, generation: GenerationConfig, messages: Sequence[Message]
 ) -> Prompt:
-    """The prompt of a conversation about one video, up to where the assistant's next answer begins.
+    """Builds the prompt of a conversation about one video, up to where the assistant's next answer begins.
 
     Args:
         tokenizer: the model's tokenizer.
         template: the model's chat template.
         generation: its ``system_prompt`` goes first, unless ``messages`` begins with a system turn of its own.
-        messages: the turns without ``<image>``, which is put into the first user turn here.
+        messages: the turns without ``<image>``, which is added to the first user turn here.
 
     Raises:
         RequestError: no user turn, an empty one, or content with a special token in it.
-        ConfigError: a template that fails, or that drops or doubles ``<image>`` or a marker.
+        ConfigError: a template that fails, or that drops or duplicates ``<image>`` or a marker.
     """
     turns = list(messages)
     for turn in turns:
@@ -59,24 +59,24 @@ def build_prompt(
         turns.insert(0, Message("system", generation.system_prompt))
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
-        raise RequestError("the messages have no user turn; one that asks something is needed")
+        raise RequestError("the messages have no user turn; add one with a question")
     ids = _encode(tokenizer, template, turns, first)
     if ids.count(tokenizer.image_id) != 1:
         raise ConfigError(
-            f"the chat template gives {ids.count(tokenizer.image_id)} {IMAGE} for one video; it must write the "
+            f"the chat template writes {ids.count(tokenizer.image_id)} {IMAGE} for one video; it must write the "
             "content of the first user turn once"
         )
     return Prompt(ids, ids.index(tokenizer.image_id))
 
 
 def continue_prompt(tokenizer: Tokenizer, template: str, question: str) -> list[int]:
-    """Ids that a further question adds after the ``<|end|>`` of the last answer.
+    """Ids that a follow-up question adds after the ``<|end|>`` of the last answer.
 
     For an answer with ids A, the ids of the first prompt + A + ``<|end|>`` + these are the ids of the whole
-    conversation rendered at once, provided that A is how the tokenizer itself writes the answer's text, and that the
-    text does not begin with white space (``<|assistant|>`` swallows it). A model may generate an answer in other
-    pieces; the cache then holds those, which are what it said. The newline after ``<|end|>`` belongs to these ids
-    where the tokenizer keeps it, and vanishes where ``<|end|>`` swallows it, as in the released tokenizer.
+    conversation rendered at once, provided that A is how the tokenizer itself encodes the answer's text, and that the
+    text does not begin with white space (``<|assistant|>`` strips it). A model may generate other tokens for the same
+    text; the cache then holds those, which are what it generated. The newline after ``<|end|>`` is among these ids if
+    the tokenizer keeps it, but not if ``<|end|>`` strips it, as in the released tokenizer.
 
     Raises:
         RequestError: an empty question, or one with a special token in it.
@@ -95,18 +95,18 @@ def continue_prompt(tokenizer: Tokenizer, template: str, question: str) -> list[
 def splice(
     embeds_TD: npt.NDArray[np.floating], image_position: int, video_tokens_MD: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.floating]:
-    """Puts the video tokens in place of the embedding of ``<image>``.
+    """Replaces the embedding of ``<image>`` with the video tokens.
 
     Args:
         embeds_TD: embeddings of the prompt's ids.
-        image_position: which of them is ``<image>``.
-        video_tokens_MD: what the video encoder gave.
+        image_position: the index of ``<image>``.
+        video_tokens_MD: the video encoder's output.
 
     Returns:
         (T + M - 1, D) in the dtype of ``embeds_TD``.
 
     Raises:
-        RequestError: widths that differ, or a position outside the prompt.
+        RequestError: different widths, or a position outside the prompt.
     """
     if embeds_TD.ndim != 2 or video_tokens_MD.ndim != 2 or embeds_TD.shape[1] != video_tokens_MD.shape[1]:
         raise RequestError(
@@ -122,12 +122,12 @@ def splice(
 def _encode(tokenizer: Tokenizer, template: str, turns: list[Message], first: int) -> list[int]:
     """Ids of the turns. Their special tokens must be those of the same turns with harmless content.
 
-    This second net catches what a look at the content cannot: a template or a normaliser that makes a special token
-    out of harmless text.
+    This second check catches what a look at the content cannot: a template or a normaliser that turns harmless text
+    into a special token.
     """
     real = _with_image(turns, first)
     plain = _with_image([replace(turn, content="x") for turn in turns], first)
-    ids, plain_ids = (tokenizer.encode(render_chat(template, some)) for some in (real, plain))
+    ids, plain_ids = (tokenizer.encode(render_chat(template, each)) for each in (real, plain))
     special = frozenset(tokenizer.added_tokens.values())
     if [i for i in ids if i in special] != [i for i in plain_ids if i in special]:
         raise RequestError("a message becomes special tokens in the chat template; send plain text")
@@ -144,7 +144,9 @@ def _check_content(tokenizer: Tokenizer, turn: Message) -> None:
         raise RequestError("the question is empty; ask something about the video")
     for token in tokenizer.added_tokens:
         if token in turn.content:
-            raise RequestError(f"the {turn.role} message holds the special token {token}; send plain text without it")
-    # A normaliser may make one of other characters: U+2581 stands for a space to SentencePiece.
+            raise RequestError(
+                f"the {turn.role} message contains the special token {token}; send plain text without it"
+            )
+    # A normaliser may make one out of other characters: to SentencePiece, U+2581 is a space.
     if not set(tokenizer.added_tokens.values()).isdisjoint(tokenizer.encode(turn.content)):
         raise RequestError(f"the {turn.role} message becomes a special token; send plain text without it")

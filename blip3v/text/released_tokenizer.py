@@ -1,16 +1,16 @@
-"""The tokenizer of a released Hugging Face folder as one ``tokenizer.json``, without transformers or sentencepiece.
+"""Converts a released folder's tokenizer to one ``tokenizer.json``, without transformers or sentencepiece.
 
-The ids are those of the slow ``LlamaTokenizer(legacy=False)``, which the authors' scripts use, on every text:
+The ids are those of the slow ``LlamaTokenizer(legacy=False)``, which the authors' scripts use, for every text:
 
-- Special tokens are cut out first. Those with ``rstrip`` swallow the white space after them, by Python's notion of it.
-- A mark, U+2581, is written before the text, also where the text begins with a role marker: the released prompt begins
-  with the id of a lone mark. It is left out only where the text begins with a token that the tokenizer itself calls
-  special, which role markers are not.
-- The rest is BPE by score over the whole stretch between two special tokens, bytes where a character is unknown.
+- Special tokens are split off first. Those with ``rstrip`` strip the white space after them, as Python defines it.
+- A mark, U+2581, is prepended to the text, even if the text begins with a role marker: the released prompt begins with
+  the id of a lone mark. It is left out only if the text begins with a token that the tokenizer itself calls special,
+  which role markers are not.
+- The rest is BPE by score over the whole stretch between two special tokens, with bytes for unknown characters.
 
-What is not here: a ``tokenizer.json`` in the folder is not read, since the library's own conversion treats white space
-and the mark in another way. Decoding leaves out every token with the flag ``special``, role markers too; the slow
-tokenizer would print those.
+A ``tokenizer.json`` in the folder is not read, since the library's own conversion treats white space and the mark
+differently. Decoding leaves out every token with the flag ``special``, including role markers, which the slow tokenizer
+would print.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from blip3v.text.special import IMAGE_PLACEHOLDER, UNKNOWN
 __all__ = ["released_tokenizer_json"]
 
 _MARK = "\u2581"
-# What Python's str.lstrip takes away. The library's own rstrip leaves U+001C to U+001F.
+# What Python's str.lstrip removes. The library's own rstrip leaves U+001C to U+001F.
 _WHITE_SPACE = "[ \t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
-# Every space but that of the one token that has one.
+# Every space except the one inside the only token that has one.
 _SPACE = "(?<!{}) | (?!{})".format(*IMAGE_PLACEHOLDER.split(" "))
 
 
 def released_tokenizer_json(folder: Path) -> str:
-    """The text of the ``tokenizer.json`` that a released folder amounts to; ``Tokenizer.load`` reads it.
+    """Returns the text of the ``tokenizer.json`` equivalent to a released folder; ``Tokenizer.load`` reads it.
 
     Args:
-        folder: a Hugging Face folder of the released model, or of a fine-tune that keeps its tokens. It holds
-            ``tokenizer.model`` and ``tokenizer_config.json``, and may hold ``added_tokens.json`` and
+        folder: a Hugging Face folder of the released model, or of a fine-tune that keeps its tokens. It contains
+            ``tokenizer.model`` and ``tokenizer_config.json``, and may contain ``added_tokens.json`` and
             ``special_tokens_map.json``.
 
     Raises:
-        ArtifactMissingError: one of the first two is not there.
-        ArtifactError: a file that is broken, or a tokenizer not of the released kind; file and key are named.
+        ArtifactMissingError: one of the first two is missing.
+        ArtifactError: a broken file, or a tokenizer that is not of the released kind; the message names file and key.
     """
     model = SentencePieceFile.load(folder / "tokenizer.model")
     tokens = ReleasedTokens.load(folder, len(model.pieces))
@@ -57,7 +57,7 @@ def released_tokenizer_json(folder: Path) -> str:
     result.decoder = decoders.Sequence(
         [decoders.Replace(_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # The tokens are looked for behind the normaliser, which must see what stands next to them: rstrip is done there.
+    # The tokens are matched after the normaliser, which must see what is next to them: rstrip is done there.
     result.add_tokens(
         [tokenizers.AddedToken(token.text, special=token.special, normalized=True) for token in tokens.by_id.values()]
     )
@@ -65,20 +65,20 @@ def released_tokenizer_json(folder: Path) -> str:
 
 
 def _normalizer(tokens: ReleasedTokens) -> normalizers.Normalizer:
-    """Writes the mark before the text and in place of spaces, and takes away what tokens swallow.
+    """Prepends the mark, replaces spaces with it, and removes the white space that tokens strip.
 
-    The library also sends each added token through the normaliser, to learn what it looks like behind it. So a text
-    that is one token and nothing else must come out as it is, without the mark (see ``Tokenizer.encode``).
+    The library also sends each added token through the normaliser, to learn its normalised form. So a text that is
+    exactly one token must come out unchanged, without the mark (see ``Tokenizer.encode``).
     """
     others = _any_of(token.text for token in tokens.by_id.values() if token.text not in tokens.named)
-    swallowing = _any_of(token.text for token in tokens.by_id.values() if token.rstrip)
+    stripping = _any_of(token.text for token in tokens.by_id.values() if token.rstrip)
     steps = [
         normalizers.Replace(_MARK, " "),
         normalizers.Prepend(_MARK),
         normalizers.Replace(tokenizers.Regex(rf"\A{_MARK}(?={_any_of(tokens.named)}|(?:{others})\z)"), ""),
     ]
-    if swallowing:
-        steps.append(normalizers.Replace(tokenizers.Regex(f"(?<={swallowing}){_WHITE_SPACE}"), ""))
+    if stripping:
+        steps.append(normalizers.Replace(tokenizers.Regex(f"(?<={stripping}){_WHITE_SPACE}"), ""))
     steps.append(normalizers.Replace(tokenizers.Regex(_SPACE), _MARK))
     return normalizers.Sequence(steps)
 
@@ -88,14 +88,14 @@ def _any_of(texts: Iterable[str]) -> str:
 
 
 def _merges(scores: dict[str, float], where: str) -> list[tuple[str, str]]:
-    """Every way to put a learned piece together from two learned ones, the piece of the best score first.
+    """Every way to join two learned pieces into a third, the piece with the best score first.
 
-    SentencePiece goes by the score of the whole and takes the leftmost of equals; the library goes by the order of
-    this list. In which order the ways of one piece stand would matter only where two of them overlap, XYZ with XY and
-    YZ the same piece; merging from the left leaves no such text that the tests could find.
+    SentencePiece goes by the score of the joined piece and takes the leftmost of equals; the library goes by the order
+    of this list. The order among the ways to make one piece would matter only where two of them overlap, XYZ with XY
+    and YZ the same piece; merging goes from the left, and the tests have found no text where it matters.
 
     Raises:
-        ArtifactError: scores or pieces with which the ids would not be those of the slow tokenizer.
+        ArtifactError: scores or pieces for which the ids would differ from those of the slow tokenizer.
     """
     longer = sorted((piece for piece in scores if len(piece) > 1), key=lambda piece: -scores[piece])
     if len({scores[piece] for piece in longer}) < len(longer):
@@ -111,7 +111,7 @@ def _merges(scores: dict[str, float], where: str) -> list[tuple[str, str]]:
 def _check_piece(piece: str, scores: dict[str, float], where: str) -> None:
     for char in piece:
         if char not in scores:
-            raise ArtifactError(f"{where}: the piece {piece!r} holds {char!r}, which is no piece of its own")
-    # The slow tokenizer encodes "<unk>" before a leading space and cuts it off again: nothing may merge across.
+            raise ArtifactError(f"{where}: the piece {piece!r} contains {char!r}, which is not itself a piece")
+    # The slow tokenizer encodes "<unk>" before a leading space and removes it again: nothing may merge across it.
     if any(piece.startswith(UNKNOWN[cut:] + _MARK) for cut in range(len(UNKNOWN))):
-        raise ArtifactError(f"{where}: the piece {piece!r} joins the end of {UNKNOWN} to a space; none may")
+        raise ArtifactError(f"{where}: the piece {piece!r} joins the end of {UNKNOWN} to a space; no piece may")

@@ -1,7 +1,7 @@
 """The added tokens of a released folder: their ids and flags, and which of them the tokenizer itself calls special.
 
-``tokenizer_config.json`` is what the slow tokenizer goes by. ``added_tokens.json`` and ``special_tokens_map.json`` say
-the same again for older readers; where they are there, they must agree.
+The slow tokenizer reads ``tokenizer_config.json``. ``added_tokens.json`` and ``special_tokens_map.json`` repeat its
+contents for older readers; if they are present, they must agree with it.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _OPTIONAL: dict[str, tuple[object, ...]] = {
     "split_special_tokens": (False,),
 }
 # Keys that change neither ids nor text.
-_IDLE = (
+_IGNORED = (
     *("auto_map", "chat_template", "max_length", "model_input_names", "model_max_length", "name_or_path"),
     *("pad_to_multiple_of", "pad_token_type_id", "padding_side", "processor_class", "stride", "truncation_side"),
     *("truncation_strategy", "use_default_system_prompt"),
 )
 _DECODER, _ADDITIONAL = "added_tokens_decoder", "additional_special_tokens"
-_KEYS = (*_REQUIRED, *_OPTIONAL, *_IDLE, _DECODER, _ADDITIONAL)
+_KEYS = (*_REQUIRED, *_OPTIONAL, *_IGNORED, _DECODER, _ADDITIONAL)
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 _ADDED_TEXTS = [token.text for token in ADDED_TOKENS]
 
 
 @dataclass(frozen=True)
 class ReleasedTokens:
-    """What stands around the learned pieces.
+    """The tokens besides the learned pieces.
 
     Attributes:
         by_id: the added tokens in the order of their ids.
         named: texts of those that the tokenizer calls special: bos, eos, unk, pad and the additional ones. Role markers
-            are not among them, though each carries the flag ``special``.
+            are not among them, although each has the flag ``special``.
     """
 
     by_id: dict[int, SpecialToken]
@@ -69,14 +69,14 @@ class ReleasedTokens:
         """Reads the three files.
 
         A folder may lack ``<image>`` and the two tokens after it, as the image model's does: the authors' code adds
-        them when it loads, and so does this. For the same reason eos counts as ``<|end|>``, whichever is in the file.
+        them on loading, and so does this. For the same reason eos counts as ``<|end|>``, whichever the file names.
 
         Args:
             folder: the released folder.
             num_pieces: pieces of ``tokenizer.model``; ``<|endoftext|>`` has this id.
 
         Raises:
-            ArtifactMissingError: ``tokenizer_config.json`` is not there.
+            ArtifactMissingError: ``tokenizer_config.json`` is missing.
             ArtifactError: a key, value, token, id or flag that the released files do not have, or files that disagree.
         """
         path = folder / "tokenizer_config.json"
@@ -87,7 +87,7 @@ class ReleasedTokens:
         named = {"<s>", UNKNOWN, PAD, END, *_ADDED_TEXTS, *additional}
         unknown = named - {token.text for token in by_id.values()}
         if unknown:
-            raise ArtifactError(f"{path}: {_ADDITIONAL} holds {sorted(unknown)}, which {_DECODER} does not have")
+            raise ArtifactError(f"{path}: {_ADDITIONAL} contains {sorted(unknown)}, which {_DECODER} does not have")
         if str(num_pieces + len(TAIL_TOKENS)) in config[_DECODER] and set(_ADDED_TEXTS) - set(additional):
             raise ArtifactError(
                 f"{path}: {_ADDITIONAL} is {additional}; allowed: a list with {', '.join(_ADDED_TEXTS)}"
@@ -99,7 +99,7 @@ class ReleasedTokens:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ArtifactMissingError(f"{path} is not there; the released folder holds it")
+        raise ArtifactMissingError(f"{path} does not exist; the released folder contains it")
     try:
         return strict_json.read_json(path)
     except ConfigError as error:
@@ -130,7 +130,7 @@ def _tokens(config: Mapping[str, Any], path: Path, num_pieces: int) -> dict[int,
     keys = {str(token_id): token_id for token_id in by_id}
     for key, entry in entries.items():
         if key not in keys:
-            raise ArtifactError(f"{path}: {_DECODER}[{key!r}] is no released id; allowed: {', '.join(keys)}")
+            raise ArtifactError(f"{path}: {_DECODER}[{key!r}] is not a released id; allowed: {', '.join(keys)}")
         by_id[keys[key]] = _token(entry, by_id[keys[key]].text, f"{path}: {_DECODER}[{key!r}]")
     absent = [key for key in keys if key not in entries]
     if absent not in ([], list(keys)[-len(ADDED_TOKENS) :]):
@@ -142,7 +142,7 @@ def _token(entry: object, text: str, where: str) -> SpecialToken:
     if not isinstance(entry, dict) or set(entry) - {"__type"} != {"content", *_FLAGS}:
         raise ArtifactError(f"{where} is {entry!r}; an object with content, {', '.join(_FLAGS)} is expected")
     if entry["content"] != text:
-        raise ArtifactError(f"{where} is {entry['content']!r}; the released token of this id is {text}")
+        raise ArtifactError(f"{where} is {entry['content']!r}; the released token with this id is {text}")
     for flag in _FLAGS:
         if not isinstance(entry[flag], bool) or (entry[flag] and flag in ("lstrip", "single_word")):
             allowed = "false" if flag in ("lstrip", "single_word") else "true, false"
@@ -158,7 +158,7 @@ def _check_added_tokens(path: Path, entries: Mapping[str, Any], num_pieces: int)
     for text in sorted({*found, *expected}):
         if found.get(text) != expected.get(text):
             raise ArtifactError(
-                f"{path}: {text} is {found.get(text)!r}; tokenizer_config.json gives it {expected.get(text)!r}"
+                f"{path}: {text} is {found.get(text)!r}; tokenizer_config.json says {expected.get(text)!r}"
             )
 
 
@@ -184,7 +184,7 @@ def _texts(value: object, where: str) -> list[str]:
 
 
 def _text(value: object) -> object:
-    """The text of a token that is written as text or as an object with its flags."""
+    """The text of a token, which is stored as text or as an object with its flags."""
     return value.get("content") if isinstance(value, dict) else value
 
 

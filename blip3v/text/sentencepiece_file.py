@@ -1,8 +1,8 @@
 """Reads ``tokenizer.model``, the file of a SentencePiece tokenizer, without the sentencepiece package.
 
-The file is one protobuf message. The few fields that decide ids are read here and what would change the ids in a way
-that ``released_tokenizer.py`` cannot follow is refused: a normaliser with rules, another kind of model, pieces of other
-types. What is not here: training settings, the self test, and extensions, which are skipped.
+The file is one protobuf message. The few fields that determine ids are read here, and whatever would change the ids in
+a way that ``released_tokenizer.py`` cannot reproduce is refused: a normaliser with rules, another kind of model, pieces
+of other types. Training settings, the self test and extensions are skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blip3v.errors import ArtifactError, ArtifactMissingError
 
 __all__ = ["SentencePieceFile"]
 
-# The released file has 0.5 MB and 32,000 pieces of at most 48 bytes; what is far beyond is no tokenizer.
+# The released file has 0.5 MB and 32,000 pieces of at most 48 bytes; anything far larger is not a tokenizer.
 _MAX_FILE_BYTES = 16 * 2**20
 _MAX_PIECES = 2**19
 _MAX_PIECE_CHARS = 256
@@ -32,7 +32,7 @@ _BPE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """One varint field that has one allowed value."""
+    """A varint field with a single allowed value."""
 
     name: str
     number: int
@@ -60,8 +60,9 @@ _HEAD = (("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL))
 class SentencePieceFile:
     """A BPE model with byte fallback and no normaliser, as Llama's and Phi-3's are.
 
-    ``pieces[i]`` is the text of id i: ``<unk>``, ``<s>``, ``</s>`` first, the 256 bytes as ``<0x00>`` to ``<0xFF>``
-    somewhere, and the learned ones. ``scores`` holds the score of each learned piece; a higher one is merged first.
+    ``pieces[i]`` is the text of id i: first ``<unk>``, ``<s>``, ``</s>``, then the learned pieces and, somewhere among
+    them, the 256 bytes as ``<0x00>`` to ``<0xFF>``. ``scores`` has the score of each learned piece; the highest is
+    merged first.
     """
 
     pieces: tuple[str, ...]
@@ -76,7 +77,7 @@ class SentencePieceFile:
             ArtifactError: not a SentencePiece model, or one of another kind; the message names the field.
         """
         if not path.is_file():
-            raise ArtifactMissingError(f"{path} is not there; the released folder holds it")
+            raise ArtifactMissingError(f"{path} does not exist; the released folder contains it")
         size = path.stat().st_size
         if size > _MAX_FILE_BYTES:
             raise ArtifactError(f"{path} has {size} bytes; a SentencePiece model has at most {_MAX_FILE_BYTES}")
@@ -94,11 +95,11 @@ class SentencePieceFile:
             if number == _PIECE:
                 text, score, kind = _piece(_bytes(value, "pieces"), len(typed))
                 if text in typed:
-                    raise ArtifactError(f"the piece {text!r} stands twice")
+                    raise ArtifactError(f"the piece {text!r} appears twice")
                 typed[text] = kind
                 if kind == _NORMAL:
                     scores[text] = score
-            elif number in (_TRAINER, _NORMALIZER, _DENORMALIZER):  # a message that stands twice is merged
+            elif number in (_TRAINER, _NORMALIZER, _DENORMALIZER):  # a message that appears twice is merged
                 messages[number] = messages.get(number, b"") + _bytes(value, f"field {number}")
         _check_settings("trainer_spec", messages.get(_TRAINER, b""), _TRAINER_SETTINGS)
         _check_settings("normalizer_spec", messages.get(_NORMALIZER, b""), _NORMALIZER_SETTINGS)
@@ -118,7 +119,7 @@ def _check_settings(where: str, message: bytes, settings: tuple[_Setting, ...]) 
 
 def _check_no_rules(where: str, message: bytes) -> None:
     if dict(_fields(message)).get(_CHARSMAP_FIELD, b""):
-        raise ArtifactError(f"{where}.precompiled_charsmap holds rules; allowed: none (identity), as released")
+        raise ArtifactError(f"{where}.precompiled_charsmap contains rules; allowed: none (identity), as released")
 
 
 def _check_pieces(typed: dict[str, int]) -> None:
@@ -139,9 +140,11 @@ def _piece(message: bytes, index: int) -> tuple[str, float, int]:
     try:
         text = _bytes(values.get(1, b""), f"pieces[{index}].piece").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ArtifactError(f"pieces[{index}].piece is no UTF-8: {error}") from error
+        raise ArtifactError(f"pieces[{index}].piece is not UTF-8: {error}") from error
     if not isinstance(kind, int) or not isinstance(raw_score, bytes) or len(raw_score) != 4:
-        raise ArtifactError(f"pieces[{index}] has a type or score of the wrong wire type; it is no SentencePiece model")
+        raise ArtifactError(
+            f"pieces[{index}] has a type or score of the wrong wire type; this is not a SentencePiece model"
+        )
     score = struct.unpack("<f", raw_score)[0]
     if not math.isfinite(score):
         raise ArtifactError(f"pieces[{index}] has the score {score}; a finite number is expected")
@@ -154,7 +157,7 @@ def _piece(message: bytes, index: int) -> tuple[str, float, int]:
 
 def _bytes(value: int | bytes, where: str) -> bytes:
     if isinstance(value, int):
-        raise ArtifactError(f"{where} is a number where bytes are expected; it is no SentencePiece model")
+        raise ArtifactError(f"{where} is a number where bytes are expected; this is not a SentencePiece model")
     return value
 
 
@@ -173,7 +176,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:
-            raise ArtifactError(f"wire type {wire} at byte {position}; it is no SentencePiece model")
+            raise ArtifactError(f"wire type {wire} at byte {position}; this is not a SentencePiece model")
         if length > len(data) - position:
             raise ArtifactError(f"a field of {length} bytes at byte {position} runs past the end; the file is cut off")
         yield number, data[position : position + length]
@@ -190,4 +193,4 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise ArtifactError(f"a number at byte {position} has more than 64 bits; it is no SentencePiece model")
+    raise ArtifactError(f"a number at byte {position} has more than 64 bits; this is not a SentencePiece model")

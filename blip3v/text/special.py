@@ -1,6 +1,6 @@
 """The released special tokens, in the order of their ids, and how they treat the white space after them.
 
-What is not here: ids. They follow from the tokenizer (``tokenizer.py``), since a small vocabulary has other ids.
+Not here: the ids, which depend on the tokenizer (``tokenizer.py``), since a small vocabulary has other ids.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SpecialToken:
     """One special token of the released tokenizer."""
 
     text: str
-    rstrip: bool = False  # swallows the white space after it, so that the newline after a role marker is no token
+    rstrip: bool = False  # strips the white space after it, so that the newline after a role marker is not a token
     special: bool = True  # decoding leaves it out
 
 
@@ -64,10 +64,10 @@ TAIL_TOKENS = (
 
 BASE_TOKENS = _HEAD_TOKENS + TAIL_TOKENS
 
-# The tokens of the added rows: ids ``num_base_tokens`` and on.
+# The tokens of the added rows, from id ``num_base_tokens`` on.
 ADDED_TOKENS = (SpecialToken(IMAGE), SpecialToken(IMAGE_PLACEHOLDER), SpecialToken("<|endofchunk|>"))
 
-# What prompt and decoding cannot do without.
+# The tokens that prompts and decoding need.
 REQUIRED_TOKENS = (SYSTEM, USER, ASSISTANT, END, PAD, IMAGE)
 
 ROLES = ("system", "user", "assistant")

@@ -1,8 +1,8 @@
-"""The chat template: Jinja text in, one prompt string out, safe on a template that somebody else wrote.
+"""The chat template: Jinja text in, one prompt string out, safe with untrusted templates.
 
-A template is data of a bundle, so it runs in Jinja's immutable sandbox and may use a small part of the language only:
-text, conditions, and loops that are not nested. Calls, macros, imports, literals of lists and multiplication are
-refused when the template is compiled; so neither time nor memory can run away, and no Python object can be reached.
+A template is part of a bundle's data, so it runs in Jinja's immutable sandbox and may use only a small part of the
+language: text, conditions, and loops that are not nested. Calls, macros, imports, list literals and multiplication are
+refused when the template is compiled, so time and memory stay bounded and no Python object can be reached.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ class Message:
 
 
 def render_chat(template: str, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-    """The text of a conversation.
+    """Renders the text of a conversation.
 
     Args:
         template: Jinja text that may use ``messages``, ``add_generation_prompt`` and ``eos_token``.
-        messages: the turns in order. Their content is taken as it is; ``build_prompt`` checks it.
+        messages: the turns in order. Their content is used as is; ``build_prompt`` checks it.
         add_generation_prompt: whether the text ends where the assistant's answer begins.
 
     Raises:
-        ConfigError: a template that is not valid, or that uses what is not allowed.
+        ConfigError: a template that is invalid, or that uses something that is not allowed.
         RequestError: the text is longer than ``MAX_PROMPT_CHARS``.
     """
     if sum(len(message.content) for message in messages) > MAX_PROMPT_CHARS:
@@ -83,18 +83,18 @@ def render_chat(template: str, messages: Sequence[Message], *, add_generation_pr
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Adds a limit to ``+``, since doubling a string in every line would fill the memory."""
+    """Limits ``+``, since doubling a string in every line would exhaust the memory."""
 
     intercepted_binops = frozenset(["+", "%"])
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         if operator == "%" and not (isinstance(left, int) and isinstance(right, int)):
-            raise jinja2.TemplateRuntimeError("% is allowed between whole numbers only")
+            raise jinja2.TemplateRuntimeError("% is allowed only between integers")
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             if len(left) + len(right) > MAX_PROMPT_CHARS:
-                raise jinja2.TemplateRuntimeError(f"a text is longer than {MAX_PROMPT_CHARS} characters")
+                raise jinja2.TemplateRuntimeError(f"a string is longer than {MAX_PROMPT_CHARS} characters")
         elif operator == "+" and not (isinstance(left, int) and isinstance(right, int)):
-            raise jinja2.TemplateRuntimeError("+ is allowed between two texts or two numbers only")
+            raise jinja2.TemplateRuntimeError("+ is allowed only between two strings or two integers")
         return super().call_binop(context, operator, left, right)
 
 
@@ -119,7 +119,7 @@ def _compile(template: str) -> jinja2.Template:
 def _check(tree: nodes.Template) -> None:
     for node in _walk(tree):
         if not isinstance(node, _NODES):
-            raise ConfigError(f"the chat template uses {_named(node)}, which is not allowed in a chat template")
+            raise ConfigError(f"the chat template uses {_named(node)}, which is not allowed")
         if isinstance(node, nodes.Filter) and node.name not in _FILTERS:
             raise ConfigError(f"the chat template uses the filter {node.name}; allowed: {', '.join(_FILTERS)}")
     loops = list(tree.find_all(nodes.For))
@@ -127,7 +127,7 @@ def _check(tree: nodes.Template) -> None:
         raise ConfigError(f"the chat template has {len(loops)} loops; at most {_MAX_LOOPS} are allowed")
     for loop in loops:
         if loop.find(nodes.For) is not None:
-            raise ConfigError("the chat template has a loop inside a loop; one level is allowed")
+            raise ConfigError("the chat template has a nested loop; only one level is allowed")
 
 
 def _walk(node: nodes.Node) -> Iterator[nodes.Node]:

@@ -1,6 +1,6 @@
-"""Text to token ids and back, over the tokenizers library, from one ``tokenizer.json``.
+"""Text to token ids and back, with the tokenizers library, from one ``tokenizer.json``.
 
-What is not here: the chat template (``template.py``) and how a tokenizer is trained (``train_tokenizer.py``).
+Not here: the chat template (``template.py``) and the training of a tokenizer (``train_tokenizer.py``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blip3v.text.special import END, IMAGE, PAD, REQUIRED_TOKENS
 
 __all__ = ["Tokenizer"]
 
-# The released tokenizer.json is 2 MB; what is far beyond is no tokenizer.
+# The released tokenizer.json has 2 MB; anything far larger is not a tokenizer.
 _MAX_FILE_BYTES = 64 * 2**20
 
 
@@ -25,11 +25,11 @@ class Tokenizer:
     """The tokenizer of a model folder or bundle.
 
     Args:
-        backend: the loaded tokenizer. Truncation and padding that it may carry are switched off here.
-        where: what an error names, for example the path.
+        backend: the loaded tokenizer. Its truncation and padding, if any, are switched off here.
+        where: named in errors, for example the path.
 
     Raises:
-        ArtifactError: a special token that prompts need is missing, or the decoder is of an unknown kind.
+        ArtifactError: a special token that prompts need is missing, or the decoder is not supported.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, where: str = "tokenizer") -> None:
@@ -56,7 +56,7 @@ class Tokenizer:
             ArtifactError: not a tokenizer, or one without the special tokens that prompts need.
         """
         if not path.is_file():
-            raise ArtifactMissingError(f"{path} is not there; a model folder or bundle holds it")
+            raise ArtifactMissingError(f"{path} does not exist; every model folder and bundle contains it")
         size = path.stat().st_size
         if size > _MAX_FILE_BYTES:
             raise ArtifactError(f"{path} has {size} bytes; a tokenizer has at most {_MAX_FILE_BYTES}")
@@ -67,7 +67,7 @@ class Tokenizer:
         return cls(backend, where=str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``. Special tokens in the text are recognised; none is added.
+        """Token ids of ``text``. Special tokens in the text are recognised; none are added.
 
         Raises:
             RequestError: the text cannot be written as UTF-8 (a lone surrogate).
@@ -80,22 +80,22 @@ class Tokenizer:
             return list(self._backend.encode(text + END, add_special_tokens=False).ids[:-1])
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_behind(self, token: str, text: str) -> list[int]:
-        """Token ids of ``text`` as they stand behind the special token ``token``, for example an answer's.
+    def encode_after(self, token: str, text: str) -> list[int]:
+        """Token ids of ``text`` where it follows the special token ``token``, as an answer does.
 
-        They differ from ``encode(text)`` where the tokenizer marks the beginning of a whole text, as SentencePiece
-        does, and where ``token`` swallows white space.
+        They differ from ``encode(text)`` if the tokenizer marks the beginning of a whole text, as SentencePiece does,
+        or if ``token`` strips white space.
 
         Raises:
-            RequestError: ``token`` is no special token, or the text cannot be written as UTF-8.
+            RequestError: ``token`` is not a special token, or the text cannot be written as UTF-8.
         """
         if token not in self._added:
-            raise RequestError(f"{token!r} is no special token; allowed: {' '.join(self._added)}")
+            raise RequestError(f"{token!r} is not a special token; allowed: {' '.join(self._added)}")
         ids = self.encode(token + text)
         return ids[ids.index(self._added[token]) + 1 :]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special tokens; bytes that are no UTF-8 become U+FFFD.
+        """Text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             RequestError: an id that the tokenizer does not have.
@@ -137,7 +137,7 @@ class Tokenizer:
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether decoding drops one space at the very beginning of a text."""
+        """Whether decoding drops one space at the beginning of a text."""
         return self._token_bytes.strips_first_space
 
     @property
@@ -147,12 +147,12 @@ class Tokenizer:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all: base, special and added."""
+        """Total number of tokens: base, special and added."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     @property
     def image_id(self) -> int:
-        """Id of ``<image>``, whose place the video tokens take."""
+        """Id of ``<image>``, which the video tokens replace."""
         return self._added[IMAGE]
 
     @property

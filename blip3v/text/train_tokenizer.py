@@ -1,10 +1,10 @@
-"""A small byte-level BPE tokenizer with the released special tokens, for the presets that we train.
+"""Trains a small byte-level BPE tokenizer with the released special tokens, for the presets that we train.
 
 Ids, as in the released vocabulary::
 
     0 .. 2        <unk> <s> </s>
     3 .. 258      the 256 bytes
-    259 ..        learned merges, most frequent first, then unused <|reserved_n|> where too few can be learned
+    259 ..        learned merges, most frequent first, then unused <|reserved_n|> if too few can be learned
     base-12 ..    <|endoftext|> ... <|user|> <pad>
     base ..       <image> <image placeholder> <|endofchunk|>
 """
@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size_base: int) -> tokenizers
 
     Args:
         texts: what the merges are learned from, without special tokens.
-        vocab_size_base: base tokens in all (``TextConfig.num_base_tokens``); the added tokens get the ids after them.
+        vocab_size_base: number of base tokens (``TextConfig.num_base_tokens``); the added tokens have the next ids.
 
     Raises:
         ConfigError: ``vocab_size_base`` has no room for the bytes and the special tokens.
@@ -53,9 +53,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size_base: int) -> tokenizers
 
 
 def _learn(texts: Iterable[str], alphabet: list[str], num_merges: int) -> list[tuple[str, str]]:
-    """Pairs in the order learned; fewer than asked where the texts run out of pairs.
+    """Pairs in the order learned; fewer than ``num_merges`` if the texts run out of pairs.
 
-    Two pairs can give one token ("a"+"bc", "ab"+"c"); the trainer counts such a token once, so do we.
+    Two pairs can make the same token ("a"+"bc", "ab"+"c"); the trainer counts such a token once, and so do we.
     """
     learner = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(

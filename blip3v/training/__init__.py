@@ -1,4 +1,4 @@
-"""Training: recipes with the paper's stages, one loop for every size, checkpoints that resume bit for bit."""
+"""Training: recipes with the paper's stages, one loop for all model sizes, checkpoints that resume bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and pictures become the tensors of one step."""
+"""Turns texts and pixels into the tensors of one training step."""
 
 # Shapes: C clips, T frames, P patches, L tokens.
 
@@ -20,25 +20,25 @@ from blip3v.text.special import ASSISTANT
 
 __all__ = ["Batch", "ChatFormat", "Row", "make_batch", "visits_of_step"]
 
-_KEPT_ROWS = 2**16
+_MAX_CACHED_ROWS = 2**16
 
 
 @dataclass(frozen=True)
 class Row:
-    """One question with its answer, as ids."""
+    """Token ids of one question and its answer."""
 
     ids: list[int]
-    num_prompt: int  # ids before the answer
+    num_prompt_tokens: int  # ids before the answer
     image_position: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees. ``pixels_CTCHW`` or ``features_CTPD``, never both."""
+    """The tensors of one training step, with either ``pixels_CTCHW`` or ``features_CTPD``, never both."""
 
     ids_CL: Tensor
     labels_CL: Tensor
-    question_CL: Tensor  # 0 up to <image>, then the number of the question
+    question_CL: Tensor  # 0 up to and including <image>, then the number of the question, from 1
     image_position_C: Tensor
     pixels_CTCHW: Tensor | None = None
     features_CTPD: Tensor | None = None
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a model is spoken to."""
+    """Tokenizer, chat template and generation settings, which turn questions into prompts."""
 
     tokenizer: Tokenizer
     template: str
@@ -59,28 +59,29 @@ class ChatFormat:
     _rows: dict[Pair, Row] = field(default_factory=dict, repr=False, compare=False)
 
     def row(self, pair: Pair) -> Row:
-        """Ids of the prompt, the answer and its end token. The first rows are kept: a film's questions come again."""
+        """Ids of the prompt, the answer and its end token. The first rows are cached: a film's questions recur."""
         if pair in self._rows:
             return self._rows[pair]
         row = self._make_row(pair)
-        if len(self._rows) < _KEPT_ROWS:
+        if len(self._rows) < _MAX_CACHED_ROWS:
             self._rows[pair] = row
         return row
 
     def _make_row(self, pair: Pair) -> Row:
         prompt = build_prompt(self.tokenizer, self.template, self.generation, [Message("user", pair.question)])
-        answer = [*self.tokenizer.encode_behind(ASSISTANT, pair.answer), self.tokenizer.end_id]
+        answer = [*self.tokenizer.encode_after(ASSISTANT, pair.answer), self.tokenizer.end_id]
         return Row([*prompt.ids, *answer], len(prompt.ids), prompt.image_position)
 
 
 def visits_of_step(step: int, num_clips: int, batch_size: int, seed: int) -> list[tuple[int, int]]:
-    """(clip, visit) of a step: every clip once in random order, then every clip again in another."""
-    places = range(step * batch_size, (step + 1) * batch_size)
+    """The (clip, visit) pairs of one step. Each visit goes through all clips once, in a random order of its own."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
     orders = {
         visit: np.random.default_rng(np.random.SeedSequence((seed, visit))).permutation(num_clips)
-        for visit in {place // num_clips for place in places}
+        for visit in {position // num_clips for position in positions}
     }
-    return [(int(orders[place // num_clips][place % num_clips]), place // num_clips) for place in places]
+    visits = [divmod(position, num_clips) for position in positions]
+    return [(int(orders[visit][at]), visit) for visit, at in visits]
 
 
 def make_batch(
@@ -90,15 +91,15 @@ def make_batch(
     pixels: Sequence[np.ndarray] | None = None,
     features: np.ndarray | None = None,
 ) -> Batch:
-    """One row for each clip: what its prompts share up to ``<image>``, then its questions one after the other.
+    """Packs each clip into one row: the prefix that its prompts share up to ``<image>``, then question after question.
 
-    Rows are padded on the right; only answers carry a label.
+    Rows are padded on the right; only answers have labels.
 
     Args:
         rows_of_clip: the questions of each clip, C lists.
-        pad_id: id that fills the right side.
+        pad_id: id of the padding.
         pixels: C arrays float32 (T, 3, side, side) in [-1, 1].
-        features: float16 (C, T, P, D), patch tokens of a frozen vision encoder.
+        features: float16 (C, T, P, D), patch tokens from a frozen vision encoder.
     """
     packed = [_pack(rows) for rows in rows_of_clip]
     shape = len(packed), max(ids.size for ids, _, _ in packed)
@@ -121,8 +122,8 @@ def _pack(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
     shared = rows[0].ids[: rows[0].image_position + 1]
     ids, labels, question = list(shared), [IGNORE_INDEX] * len(shared), [0] * len(shared)
     for number, row in enumerate(rows, start=1):
-        assert row.ids[: len(shared)] == shared, "the chat template writes a question behind <image>"
+        assert row.ids[: len(shared)] == shared, "the chat template must write the question after <image>"
         ids += row.ids[len(shared) :]
-        labels += [IGNORE_INDEX] * (row.num_prompt - len(shared)) + row.ids[row.num_prompt :]
+        labels += [IGNORE_INDEX] * (row.num_prompt_tokens - len(shared)) + row.ids[row.num_prompt_tokens :]
         question += [number] * (len(row.ids) - len(shared))
     return np.array(ids), np.array(labels), np.array(question)

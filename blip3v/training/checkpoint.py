@@ -1,7 +1,7 @@
-"""State of a run on disk: weights, optimiser moments, random numbers and position, in safetensors and JSON.
+"""State of a run on disk: weights, optimizer state, random state and position, as safetensors and JSON.
 
-Every process takes part in writing, since each may hold a part of every tensor; one of them writes, tensor by tensor.
-The position is (stage, step): the batches of a step follow from it and the recipe's seed, the learning rate too.
+All processes take part in saving, since each may hold a shard of every tensor; one of them writes, tensor by tensor.
+The position is (stage, step). It determines the learning rate and, with the recipe's seed, the batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blip3v.errors import ArtifactError
 from blip3v.model.weight_file import TensorInfo, read_tensor_infos, write_weights
 from blip3v.model.weights import FileWeights, Place
 from blip3v.publishing import replace_folder, sync_tree
-from blip3v.training.parallel import like, whole
+from blip3v.training.parallel import copy_like, gather
 
 __all__ = [
     "Position",
@@ -35,29 +35,29 @@ __all__ = [
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _WEIGHTS, _OPTIMIZER, _RANDOM = "weights.safetensors", "optimizer.safetensors", "random.safetensors"
-_MODEL = "model."  # what an objective puts before the model's names
+_MODEL = "model."  # prefix of the model's names inside an objective
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: ``step`` optimiser steps of stage ``stage`` are done."""
+    """Progress of a run: ``step`` optimizer steps of stage ``stage`` are done."""
 
     stage: int
     step: int
-    recipe_sha256: str  # of the recipe that the run follows; another one cannot go on from here
+    recipe_sha256: str  # of the run's recipe; no other recipe can resume the run
 
 
 def save_checkpoint(
     folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, position: Position, *, writes: bool
 ) -> None:
-    """Replaces the checkpoint in ``folder``: a run that is killed at any moment leaves the old or the new one.
+    """Replaces the checkpoint in ``folder``; a run killed at any moment leaves either the old one or the new one.
 
     Args:
-        folder: of the checkpoint.
-        objective: the model with the heads of its stage, whole or a part in each process.
-        optimizer: of its parameters.
-        position: where the run stands.
-        writes: whether this is the process that writes. All processes have to call.
+        folder: the checkpoint's folder.
+        objective: the model with the heads of its stage, whole or sharded over the processes.
+        optimizer: of the objective's parameters.
+        position: the run's progress.
+        writes: whether this process writes the files. All processes must call this function.
     """
     part = folder.with_name(folder.name + ".part")
     if writes:
@@ -75,51 +75,51 @@ def save_checkpoint(
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], *, writes: bool) -> None:
-    # All are fp32, so that every process joins them in the same order, which is theirs.
+    # All tensors are fp32, so the file keeps their order, and every process gathers them in that order.
     stored = {name: TensorInfo(tuple(tensor.shape), "F32") for name, tensor in tensors.items()}
     if writes:
-        write_weights(path, stored, lambda name: whole(tensors[name]))
+        write_weights(path, stored, lambda name: gather(tensors[name]))
     else:
         for tensor in tensors.values():
-            whole(tensor)
+            gather(tensor)
 
 
 def load_position(folder: Path) -> Position | None:
-    """Position of the checkpoint in ``folder``; None where there is none."""
+    """Position of the checkpoint in ``folder``; None if there is no checkpoint."""
     _recover(folder)
     if not folder.is_dir():
         return None
     try:
         return strict_json.from_dict(Position, json.loads((folder / "position.json").read_text("utf-8")), str(folder))
     except (OSError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{folder} is not a checkpoint: {error}; delete it to start anew") from error
+        raise ArtifactError(f"{folder} is not a checkpoint: {error}; delete it to start over") from error
 
 
 def objective_weights(folder: Path) -> FileWeights:
-    """Weights of the model and of the heads of the stage that saved them, by the objective's names."""
+    """Weights of the model and of the heads of the saved stage, under the objective's names."""
     path = folder / _WEIGHTS
     return FileWeights({name: Place(path, name) for name in read_tensor_infos(path)})
 
 
 def model_weights(folder: Path) -> FileWeights:
-    """Weights of the model alone, by its own names."""
+    """Weights of the model alone, under its own names."""
     path = folder / _WEIGHTS
     names = [name for name in read_tensor_infos(path) if name.startswith(_MODEL)]
     return FileWeights({name.removeprefix(_MODEL): Place(path, name) for name in names})
 
 
 def load_optimizer_state(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts the moments back: a stage goes on as if it had not stopped."""
+    """Restores the optimizer state, so that a stage continues as if it had not been interrupted."""
     path = folder / _OPTIMIZER
     saved = FileWeights({name: Place(path, name) for name in read_tensor_infos(path)})
     for name, parameter in objective.named_parameters():
         if f"exp_avg.{name}" in saved:
-            moments = {moment: like(parameter, saved[f"{moment}.{name}"]) for moment in _MOMENTS}
+            moments = {moment: copy_like(parameter, saved[f"{moment}.{name}"]) for moment in _MOMENTS}
             optimizer.state[parameter] = {"step": saved[f"step.{name}"].clone()} | moments
 
 
 def _recover(folder: Path) -> None:
-    """A run that was killed between the two renames left the last good state under the name .old."""
+    """Renames ``.old`` back: a run killed between the two renames left the last good checkpoint there."""
     old = folder.with_name(folder.name + ".old")
     if old.is_dir() and not folder.exists():
         old.rename(folder)
@@ -133,7 +133,7 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def load_random_state(folder: Path) -> None:
-    """Puts the random numbers back."""
+    """Restores the state of the random number generators."""
     state = load_file(folder / _RANDOM)
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
@@ -142,7 +142,7 @@ def load_random_state(folder: Path) -> None:
 
 def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{moment}.{name}": value
+        f"{key}.{name}": value
         for name, parameter in objective.named_parameters()
-        for moment, value in optimizer.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }

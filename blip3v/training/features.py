@@ -1,4 +1,4 @@
-"""Patch tokens of a frozen vision encoder, computed once and kept on disk for every later epoch and run."""
+"""Patch tokens of a frozen vision encoder, computed once and cached on disk for all later epochs and runs."""
 
 # Shapes: N clips, T frames, P patches, D width, C clips of a chunk.
 
@@ -36,18 +36,18 @@ def feature_cache(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> npt.NDArray[np.float16]:
-    """Patch tokens of every clip of ``source`` at visit 0, memory-mapped float16 (N, T, P, D).
+    """Returns the patch tokens of every clip of ``source`` at visit 0: memory-mapped float16 (N, T, P, D).
 
-    The file's name holds a hash of the source, the preprocessing and the vision weights: another vision encoder never
-    reads it. It is written under another name first, so that an interrupted run leaves none.
+    The file name contains a hash of the source, the preprocessing and the vision weights, so another vision encoder
+    never reads it. The file gets this name once it is complete, so an interrupted run leaves no cache.
 
     Args:
-        folder: where caches are kept.
+        folder: where the cache files are.
         source: the clips.
-        model: whose vision encoder is used.
+        model: the model whose vision encoder is used.
         preprocessor: how frames become pixels.
         device: where the vision encoder runs.
-        progress: called with (clips done, clips in all).
+        progress: called with (clips done, clips in total).
     """
     path = folder / f"features-{_digest(source, model, preprocessor)}.npy"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Random weights to train from."""
+"""Random weights for training from scratch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from blip3v.model.resampler import CrossAttention
 
 __all__ = ["new_model"]
 
-# With the library's usual scale the scores of a softmax over hundreds of tokens are almost equal: every query takes
-# the same mean, and the gradient hardly tells queries apart. These factors bring the scores to a spread of about 2.
+# At the library's default scale, softmax scores over hundreds of tokens are almost equal: every query takes the same
+# mean, and the gradient hardly distinguishes the queries. These factors bring the spread of the scores to about 2.
 _QUERY_GAIN = 6.0
 _POOL_GAIN = 10.0
 
 
 def new_model(config: ModelConfig) -> Blip3Video:
-    """A model with random weights whose latents and pooled tokens differ in what they look at from the start."""
+    """Returns a model with random weights whose latents and pooled tokens attend to different things from the start."""
     model = Blip3Video(config)
     with torch.no_grad():
         for module in model.modules():
@@ -32,7 +32,7 @@ def new_model(config: ModelConfig) -> Blip3Video:
 
 
 def _spread(lang_model: LanguageModel) -> None:
-    """Embeddings of unit variance and linear layers that keep it: at a small width, 0.02 leaves attention even too."""
+    """Unit-variance embeddings and linear layers that keep it: at a small width, 0.02 makes attention uniform too."""
     for name, weight in lang_model.named_parameters():
         if weight.ndim == 2:
             weight.normal_(std=1.0 if "embed" in name else weight.shape[1] ** -0.5)

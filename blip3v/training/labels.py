@@ -1,4 +1,4 @@
-"""The heads of the stages that train on labels: a token has to say what it stands for. They are thrown away after."""
+"""Heads for the stages that train on labels: a token must predict what it stands for. They are discarded afterwards."""
 
 # Shapes: C clips, N tokens, A attributes, K classes, D width, X tokens of all clips.
 
@@ -16,7 +16,7 @@ from blip3v.data.labels import IGNORE_INDEX, Labels
 
 __all__ = ["LabelBatch", "LabelHead", "stack_labels"]
 
-# A place is to be told to about a pixel of 64 (in halves of the frame); below that the loss is quadratic.
+# A place should be predicted to about one pixel of 64 (in halves of the frame); below that the loss is quadratic.
 _PLACE_BETA = 0.05
 _PLACE_WEIGHT = 4.0
 
@@ -32,13 +32,13 @@ class LabelBatch:
         """The same labels on ``device``."""
         return LabelBatch(self.words_CNA.to(device), self.place_CN2.to(device))
 
-    def of(self, at_N: Tensor) -> LabelBatch:
-        """The labels at the places ``at_N``, one for each of N tokens."""
-        return LabelBatch(self.words_CNA[:, at_N], self.place_CN2[:, at_N])
+    def select(self, index_N: Tensor) -> LabelBatch:
+        """The labels at the indices ``index_N``, one for each of N tokens."""
+        return LabelBatch(self.words_CNA[:, index_N], self.place_CN2[:, index_N])
 
 
 def stack_labels(labels: Sequence[Labels]) -> LabelBatch:
-    """One row for each clip."""
+    """Stacks the labels of clips, one row per clip."""
     return LabelBatch(
         torch.from_numpy(np.stack([x.words_NA for x in labels])),
         torch.from_numpy(np.stack([x.place_N2 for x in labels])),
@@ -46,7 +46,7 @@ def stack_labels(labels: Sequence[Labels]) -> LabelBatch:
 
 
 class LabelHead(nn.Module):
-    """A linear head with one softmax for each attribute, and two numbers for the place."""
+    """A linear head with a softmax per attribute and two outputs for the place."""
 
     def __init__(self, dim: int, num_classes: Sequence[int]) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ class LabelHead(nn.Module):
         self.read = nn.Linear(dim, sum(num_classes) + 2)
 
     def loss(self, tokens_CND: Tensor, labels: LabelBatch) -> Tensor:
-        """Summed over tokens: cross-entropy of the attributes in nats, and the error of the place where there is one.
+        """Sum over tokens: cross-entropy of the attributes in nats, plus the weighted error of the place if any.
 
         Args:
             tokens_CND: (C, N, D).
-            labels: of the same C and N.
+            labels: with the same C and N.
         """
         *logits_XK, place_X2 = self.read(self.norm(tokens_CND)).float().flatten(0, 1).split([*self.num_classes, 2], -1)
         words_XA, true_X2 = labels.words_CNA.flatten(0, 1), labels.place_CN2.flatten(0, 1)

@@ -1,7 +1,7 @@
 """The training loop of one stage: the same for the tiny model on two cores and the 4B model on H100s.
 
-Devices, mixed precision and gradient reduction are accelerate's. A step's batch and learning rate follow from the
-step number, so the loop holds no state but weights and moments.
+accelerate handles devices, mixed precision and gradient reduction. The step number determines a step's batch and
+learning rate, so the loop has no state other than the weights and the optimizer state.
 """
 
 # Shapes: C clips, T frames, P patches, M video tokens, L tokens.
@@ -44,32 +44,32 @@ __all__ = [
 
 
 class StepBatch(Protocol):
-    """What an objective takes."""
+    """The input of an objective."""
 
     def to(self, device: torch.device) -> StepBatch:
         """The same batch on ``device``."""
 
 
 class StepBatches(Protocol):
-    """Where the batches of a stage come from."""
+    """The batches of a stage, by step."""
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> StepBatch:
-        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
+        """The share of step ``step`` for process ``rank`` of ``world``."""
 
 
-class Watcher(Protocol):
-    """Who is told how a stage goes."""
+class StepObserver(Protocol):
+    """Receives the progress of a stage."""
 
     def step(self, step: int, num_steps: int, loss: float) -> None:
-        """After a logged step."""
+        """Called after each logged step."""
 
 
 class StageObjective(nn.Module):
     """The model with a loss as ``forward``, which is what data-parallel wrappers call.
 
     Attributes:
-        unused: beginnings of the names of parameters that the loss does not reach: frozen, since data-parallel wrappers
-            wait for the gradient of every other one.
+        unused: name prefixes of the parameters that the loss does not reach. They are frozen, since data-parallel
+            wrappers wait for the gradient of every parameter that is not.
     """
 
     unused: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class StageObjective(nn.Module):
 
     @abstractmethod
     def count(self, batch: Any) -> Tensor:
-        """What the summed loss of ``batch`` is divided by; int64 scalar."""
+        """The number by which the summed loss of ``batch`` is divided; int64 scalar."""
 
     @abstractmethod
     def forward(self, batch: Any) -> Tensor:
@@ -88,7 +88,7 @@ class StageObjective(nn.Module):
 
 
 class Objective(StageObjective):
-    """Answers: captions and questions."""
+    """The loss of answers: captions, and answers to questions."""
 
     def count(self, batch: Batch) -> Tensor:
         """Number of answer tokens."""
@@ -114,9 +114,9 @@ class Batches:
         source: clips and questions.
         chat: how a question becomes ids.
         preprocessor: how frames become pixels.
-        batch_size: clips of a step, over all devices.
+        batch_size: clips in a step, over all devices.
         seed: of the order of the clips.
-        features: float16 (N, T, P, D) of the frozen vision encoder, or None: pixels are made anew at each visit.
+        features: float16 (N, T, P, D) from the frozen vision encoder; None: pixels are computed at each visit.
     """
 
     source: Source
@@ -127,7 +127,7 @@ class Batches:
     features: npt.NDArray[np.float16] | None = None
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Batch:
-        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
+        """The share of step ``step`` for process ``rank`` of ``world``."""
         visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
         rows = [[self.chat.row(pair) for pair in self.source.pairs(clip, visit)] for clip, visit in visits]
         pad_id = self.chat.tokenizer.pad_id
@@ -139,7 +139,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class StageRun:
-    """What ``run_stage`` needs beside the model."""
+    """What ``run_stage`` needs besides the model."""
 
     index: int  # of the stage in its recipe
     planned: PlannedStage
@@ -150,7 +150,7 @@ class StageRun:
 
 
 def learning_rate_factor(step: int, planned: PlannedStage) -> float:
-    """Linear warm-up from 0, then a cosine to 0: the factor of the peak rate at step ``step`` (from 0)."""
+    """Factor of the peak rate at step ``step`` (from 0): linear warm-up from 0, then cosine decay to 0."""
     warmup = planned.stage.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
@@ -159,14 +159,14 @@ def learning_rate_factor(step: int, planned: PlannedStage) -> float:
 
 
 def freeze(objective: StageObjective, stage: Stage) -> None:
-    """Leaves the parameters that a stage trains, and those alone, with a gradient."""
+    """Makes the parameters that a stage trains require a gradient, and no others."""
     frozen = (*(f"model.{part}." for part in stage.freeze), *objective.unused)
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
 
 
 def make_optimizer(objective: StageObjective, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over what is not frozen. Each group keeps its peak rate as ``peak``."""
+    """AdamW over the parameters that are not frozen. Each group stores its peak rate as ``peak``."""
     trained = [(name, x) for name, x in objective.named_parameters() if x.requires_grad]
     temporal = [x for name, x in trained if ".temporal_encoder." in name]
     rest = [x for name, x in trained if ".temporal_encoder." not in name]
@@ -187,17 +187,17 @@ def run_stage(
     run: StageRun,
     *,
     first_step: int,
-    watcher: Watcher,
+    observer: StepObserver,
 ) -> Iterator[int]:
     """Trains from ``first_step`` to the end of the stage; yields the number of steps done whenever it is time to save.
 
     Args:
         accelerator: devices and precision.
-        objective: a ``StageObjective``, prepared by the accelerator or split.
-        optimizer: of its parameters.
+        objective: a ``StageObjective``, prepared by the accelerator or sharded.
+        optimizer: of the objective's parameters.
         run: stage, data, log and intervals.
-        first_step: steps that are already done.
-        watcher: told of each logged step.
+        first_step: number of steps already done.
+        observer: receives each logged step.
     """
     objective.train()
     num_steps = run.planned.num_steps
@@ -210,7 +210,7 @@ def run_stage(
             seconds = (time.perf_counter() - started) / len(losses)
             if accelerator.is_main_process:
                 _log(run, done, loss, optimizer, seconds)
-            watcher.step(done, num_steps, loss)
+            observer.step(done, num_steps, loss)
             started, losses = time.perf_counter(), []
         if done % run.save_every == 0 or done == num_steps:
             yield done
@@ -226,9 +226,9 @@ def _step(
         run.batches.batch(step, rank=accelerator.process_index + world * part, world=world * parts)
         for part in range(parts)
     ]
-    # Processes see answers of different lengths: the mean is over all tokens of the step, not over processes.
-    plain: StageObjective = accelerator.unwrap_model(objective)
-    count = torch.stack([plain.count(batch) for batch in batches]).sum().to(accelerator.device)
+    # Answers differ in length between processes: the mean is over all tokens of the step, not over processes.
+    unwrapped: StageObjective = accelerator.unwrap_model(objective)
+    count = torch.stack([unwrapped.count(batch) for batch in batches]).sum().to(accelerator.device)
     total = accelerator.reduce(count, "sum").clamp(min=1)
     loss_sum = torch.zeros((), device=accelerator.device)
     for batch in batches:

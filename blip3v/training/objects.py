@@ -1,12 +1,13 @@
-"""The stage that trains a temporal encoder from nothing, and teaches the language model to follow what it sees.
+"""The stage that trains a temporal encoder from scratch and teaches the language model to follow what it sees.
 
-Each video token answers for one object of one frame, frame by frame: it says what the object is and where. The language
-model's state at the same token says what the object has done so far. Left to captions and questions alone, the softmax
-over the tokens of all frames takes both objects together for a long time, which of them moved is lost, and no answer
-tells the language model to compare frames. Only models without pretrained weights need this stage.
+Each video token is responsible for one object of one frame, frame by frame, and must predict what the object is and
+where. The language model's state at the same token must predict what the object has done so far. With captions and
+questions alone, the softmax over the tokens of all frames merges both objects for a long time: which of them moved is
+lost, and no answer teaches the language model to compare frames. Only models without pretrained weights need this
+stage.
 """
 
-# Shapes: C clips, T frames, P patches, M video tokens, N objects of all frames.
+# Shapes: C clips, T frames, P patches, M video tokens, N objects in all frames.
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ __all__ = ["ObjectBatch", "ObjectBatches", "ObjectObjective"]
 
 @dataclass(frozen=True)
 class ObjectBatch:
-    """Patch tokens of the clips and the objects of their frames."""
+    """Patch tokens of the clips and labels of the objects in their frames."""
 
     features_CTPD: Tensor
     objects: LabelBatch
@@ -46,8 +47,8 @@ class ObjectBatches:
 
     Attributes:
         source: the films.
-        features: float16 (N, T, P, D) of the frozen vision encoder.
-        batch_size: clips of a step, over all devices.
+        features: float16 (N, T, P, D) from the frozen vision encoder.
+        batch_size: clips in a step, over all devices.
         seed: of the order of the clips.
         frames: which of the T frames the temporal encoder reads.
     """
@@ -59,7 +60,7 @@ class ObjectBatches:
     frames: slice
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> ObjectBatch:
-        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
+        """The share of step ``step`` for process ``rank`` of ``world``."""
         visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
         clips = [clip for clip, _ in visits]
         films = [(self.source.film(clip), self.source.times(clip)[self.frames]) for clip in clips]
@@ -71,7 +72,7 @@ class ObjectBatches:
 
 
 class ObjectObjective(StageObjective):
-    """Heads on the video tokens and on the language model's states there."""
+    """Heads on the video tokens and on the language model's states at these tokens."""
 
     unused = ("model.lang_model.model.embed_tokens.", "model.lang_model.lm_head.")
 
@@ -91,5 +92,5 @@ class ObjectObjective(StageObjective):
         states_CMD = self.model.lang_model.hidden(video_CMD)
         num_video_tokens, num_objects = video_CMD.shape[1], batch.objects.words_CNA.shape[1]
         object_of_token = torch.arange(num_video_tokens, device=video_CMD.device) * num_objects // num_video_tokens
-        loss = self.object_head.loss(video_CMD, batch.objects.of(object_of_token))
-        return loss + self.motion_head.loss(states_CMD, batch.motions.of(object_of_token))
+        loss = self.object_head.loss(video_CMD, batch.objects.select(object_of_token))
+        return loss + self.motion_head.loss(states_CMD, batch.motions.select(object_of_token))

@@ -1,7 +1,7 @@
-"""The stage that trains vision encoder and resampler from nothing: tokens have to say what a patch shows and where.
+"""The stage that trains vision encoder and resampler from scratch: tokens must predict what a patch shows and where.
 
-Every patch token answers for its own patch, and every resampler token for one patch too, so that the latents learn to
-look somewhere: left to captions alone they take the mean of the frame for a long time, which tells no place. Only
+Every patch token is responsible for its own patch, and every resampler token for one patch too, so that the latents
+learn to attend to a place: with captions alone they average the frame for a long time, and the mean has no place. Only
 models without pretrained weights need this stage.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["PatchBatch", "PatchBatches", "PatchObjective"]
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Frames and what their patches show."""
+    """Frames and the labels of their patches."""
 
     pixels_CTCHW: Tensor
     labels: LabelBatch
@@ -50,7 +50,7 @@ class PatchBatches:
     grid: int  # patches along each side
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> PatchBatch:
-        """The part of step ``step`` that process ``rank`` of ``world`` sees."""
+        """The share of step ``step`` for process ``rank`` of ``world``."""
         visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
         pixels = [clip_pixels(self.source, index, visit, self.preprocessor) for index, visit in visits]
         labels = [
@@ -88,4 +88,4 @@ class PatchObjective(StageObjective):
         num_patches, num_latents = features_CTPD.shape[2], latents_CLD.shape[1]
         patch_of_latent = torch.arange(num_latents, device=latents_CLD.device) * num_patches // num_latents
         loss = self.patch_head.loss(features_CTPD[:, 0], batch.labels)
-        return loss + self.latent_head.loss(latents_CLD, batch.labels.of(patch_of_latent))
+        return loss + self.latent_head.loss(latents_CLD, batch.labels.select(patch_of_latent))

@@ -1,7 +1,7 @@
 """What a run would do, from names and shapes alone: nothing is computed.
 
-The memory is that of weights, gradients and moments, which follows from the shapes. What it leaves out: activations,
-which follow from batch, encoder and ``gradient_checkpointing``, and what the libraries keep for themselves.
+The memory estimate covers weights, gradients and optimizer state, which follow from the shapes. It leaves out
+activations, which depend on batch, encoder and ``gradient_checkpointing``, and the libraries' own memory.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ __all__ = ["make_plan", "state_bytes"]
 
 _NUM_DEVICES = (1, 2, 4, 8)
 _FP32, _BF16 = 4, 2
-_MOMENTS = 2  # of AdamW, fp32 each
+_NUM_MOMENTS = 2  # AdamW's optimizer state, fp32 each
 
 
 @dataclass(frozen=True)
 class _Sizes:
     """Parameters of one stage, in elements."""
 
-    trained: dict[str, int]  # by part of the model; heads of the stage itself under their own name
+    trained: dict[str, int]  # by part of the model; the stage's own heads under their own names
     frozen: dict[str, int]
     largest_layer: int
-    outside_layers: int  # joined for the whole step where the model is split
+    outside_layers: int  # gathered for the whole step if the model is sharded
 
 
 def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
-    """Steps, parameters and memory of every stage, and where the model comes from.
+    """Steps, parameters and memory of every stage, and where the model's weights come from.
 
     Raises:
-        UsageError: the recipe needs a checkpoint or data that is not named.
-        ConfigError: the recipe, the data and what it starts from do not fit together.
-        ArtifactError: what it starts from cannot be used.
+        UsageError: the recipe needs a checkpoint or data that is not given.
+        ConfigError: the recipe, the data and the initial weights do not fit together.
+        ArtifactError: the initial weights cannot be used.
     """
     torch.manual_seed(recipe.seed)
     start = find_start(recipe, options.init)
@@ -72,18 +72,18 @@ def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
 
 
 def state_bytes(recipe: Recipe, sizes: _Sizes, num_devices: int) -> dict[str, int]:
-    """What a device holds of weights, gradients and moments, and of the copies that it computes with."""
+    """Bytes on one device: weights, gradients, optimizer state, and the working copies that it computes with."""
     trained, everything = sum(sizes.trained.values()), sum(sizes.trained.values()) + sum(sizes.frozen.values())
-    splits = recipe.parallel == "fsdp" and num_devices > 1
-    share = num_devices if splits else 1
+    is_sharded = recipe.parallel == "fsdp" and num_devices > 1
+    num_shards = num_devices if is_sharded else 1
     bf16 = recipe.precision == "bf16"
-    # Split: all outside the layers and two layers, the one that runs and the next. Whole: what bf16 casts.
-    joined = (sizes.outside_layers + 2 * sizes.largest_layer) * (_BF16 if bf16 else _FP32)
-    working = joined if splits else _BF16 * trained * bf16
+    # Sharded: everything outside the layers and two layers, the current and the next. Otherwise: the casts to bf16.
+    gathered = (sizes.outside_layers + 2 * sizes.largest_layer) * (_BF16 if bf16 else _FP32)
+    working = gathered if is_sharded else _BF16 * trained * bf16
     values = {
-        "weights": _FP32 * everything // share,
-        "gradients": _FP32 * trained // share,
-        "moments": _MOMENTS * _FP32 * trained // share,
+        "weights": _FP32 * everything // num_shards,
+        "gradients": _FP32 * trained // num_shards,
+        "optimizer_state": _NUM_MOMENTS * _FP32 * trained // num_shards,
         "working_copies": working,
     }
     return values | {"total": sum(values.values())}
@@ -124,6 +124,6 @@ def _sizes(objective: nn.Module) -> _Sizes:
 
 def _part(name: str) -> str:
     names = name.split(".")
-    # The temporal encoder stands inside the vision tokenizer.
+    # The temporal encoder is inside the vision tokenizer.
     inner = [part for part in names if part in PARTS]
     return inner[-1] if inner else names[0]

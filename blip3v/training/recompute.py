@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a block keeps its input alone and computes the rest again in the backward pass."""
+"""Gradient checkpointing: a block stores only its input and recomputes the rest in the backward pass."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["recompute_activations"]
 
 
 def recompute_activations(model: Blip3Video) -> None:
-    """Makes every layer of the towers, every block of the resampler and the temporal encoder compute again.
+    """Makes every layer of the towers, every block of the resampler and the temporal encoder recompute activations.
 
-    A recurrent encoder does so frame by frame, so that one frame's activations are there at a time.
+    A recurrent encoder does so frame by frame, so that only one frame's activations are in memory at a time.
     """
     tokenizer = model.vision_tokenizer
     blocks: list[nn.Module] = [module for module in model.modules() if isinstance(module, LAYERS)]

@@ -1,6 +1,6 @@
-"""A whole run: the stages of a recipe one after the other, resumable, ending in a model folder.
+"""A whole run: the stages of a recipe one after the other, resumable, with a model folder as the result.
 
-A run's folder holds ``checkpoint/`` (to go on from), ``log.jsonl`` and, at the end, ``model/``.
+A run's folder contains ``checkpoint/`` (to resume from), ``log.jsonl`` and, at the end, ``model/``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from blip3v.training.checkpoint import (
 )
 from blip3v.training.features import feature_cache
 from blip3v.training.loop import StageObjective, StageRun, freeze, make_optimizer, run_stage
-from blip3v.training.parallel import put_weights, split
+from blip3v.training.parallel import load_weights, shard
 from blip3v.training.recipe import PlannedStage, Recipe
 from blip3v.training.recompute import recompute_activations
 from blip3v.training.stages import objective_of, stage_batches, stage_source
@@ -48,36 +48,36 @@ from blip3v.training.start import Start, find_start
 __all__ = ["Observer", "TrainOptions", "train"]
 
 _LOG = "log.jsonl"
-# Whole models alone; splitting them is ours (parallel.py).
-_KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# Only those that keep whole models: sharding is done by parallel.py.
+_DISTRIBUTED_TYPES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 class Observer(Protocol):
-    """Who is told how a run goes."""
+    """Receives the progress of a run."""
 
     def start(self, origin: dict[str, str]) -> None:
-        """Where each part of the model comes from, in words."""
+        """Called with the origin of each part of the model, in words."""
 
     def stage(self, index: int, planned: PlannedStage) -> None:
-        """A stage begins or goes on."""
+        """Called when a stage starts or resumes."""
 
     def features(self, done: int, total: int) -> None:
-        """Features of ``done`` of ``total`` clips are computed."""
+        """Called when the features of ``done`` of ``total`` clips are computed."""
 
     def step(self, step: int, num_steps: int, loss: float) -> None:
-        """A logged step."""
+        """Called after each logged step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What a run needs beside its recipe."""
+    """What a run needs besides its recipe."""
 
     output: Path  # folder of the run
     init: Path | None = None  # checkpoint to start from; None: what the recipe says
-    data: str | None = None  # authors' JSON list for the stages that name no data
-    cache: Path | None = None  # where features are kept; None: beside the run's folder
+    data: str | None = None  # JSON list in the authors' format, for the stages that name no data
+    cache: Path | None = None  # folder of cached features; None: next to the run's folder
     device: str = "auto"  # "auto", "cpu" or "cuda"
-    resume: bool = False  # go on from the run's checkpoint
+    resume: bool = False  # continue from the run's checkpoint
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class _Run:
         return _checkpoint(self.options)
 
     @property
-    def splits(self) -> bool:
-        """Whether each process holds a part of the model."""
+    def is_sharded(self) -> bool:
+        """Whether each process holds a shard of the model."""
         return self.recipe.parallel == "fsdp" and self.accelerator.num_processes > 1
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Of the model as it stands between two stages."""
+        """Weights of the model between two stages."""
         return model_weights(self.checkpoint) if self.checkpoint.is_dir() else self.start.weights
 
 
@@ -110,9 +110,9 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
     """Runs ``recipe``; returns the folder of the trained model.
 
     Raises:
-        UsageError: a run is there already, or there is nothing to resume, or the device is not there.
-        ConfigError: the recipe and what it starts from do not fit together.
-        ArtifactError: what it starts from cannot be used.
+        UsageError: ``output`` already contains a run, there is nothing to resume, or the device is not available.
+        ConfigError: the recipe and the initial weights do not fit together.
+        ArtifactError: the initial weights cannot be used.
     """
     accelerator = _accelerator(recipe, options.device)
     digest = _digest(recipe, accelerator.num_processes)
@@ -122,12 +122,12 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
     observer.start(run.start.origin)
     options.output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
-        _cut_log(options.output / _LOG, position)
-    began = time.time()
+        _truncate_log(options.output / _LOG, position)
+    started = time.time()
     for index in range(position.stage, len(recipe.stages)):
         _run_stage(run, index, position.step if index == position.stage else 0)
         accelerator.free_memory()
-    return _finish(run, began)
+    return _finish(run, started)
 
 
 def _run_stage(run: _Run, index: int, first_step: int) -> None:
@@ -144,16 +144,16 @@ def _run_stage(run: _Run, index: int, first_step: int) -> None:
     features = _features(run, source) if stage.cache_features else None
     batches = stage_batches(planned, run.start, source, features, seed=recipe.seed)
     stage_run = StageRun(index, planned, batches, run.options.output / _LOG, recipe.log_every, recipe.save_every)
-    objective = plain if run.splits else accelerator.prepare(plain)
-    for done in run_stage(accelerator, objective, optimizer, stage_run, first_step=first_step, watcher=run.observer):
-        ends = done == planned.num_steps
-        at = Position(index + 1, 0, run.digest) if ends else Position(index, done, run.digest)
-        save_checkpoint(run.checkpoint, plain, optimizer, at, writes=accelerator.is_main_process)
+    objective = plain if run.is_sharded else accelerator.prepare(plain)
+    for done in run_stage(accelerator, objective, optimizer, stage_run, first_step=first_step, observer=run.observer):
+        is_last = done == planned.num_steps
+        position = Position(index + 1, 0, run.digest) if is_last else Position(index, done, run.digest)
+        save_checkpoint(run.checkpoint, plain, optimizer, position, writes=accelerator.is_main_process)
         accelerator.wait_for_everyone()
 
 
 def _objective(run: _Run, planned: PlannedStage, first_step: int) -> StageObjective:
-    """The model with the loss of a stage, on this process's device, as it stood after ``first_step`` steps."""
+    """The model with the loss of a stage, on this process's device, as it was after ``first_step`` steps."""
     device, stage = run.accelerator.device, planned.stage
     if run.checkpoint.is_dir() and not first_step:
         load_random_state(run.checkpoint)
@@ -161,17 +161,17 @@ def _objective(run: _Run, planned: PlannedStage, first_step: int) -> StageObject
     freeze(objective, stage)
     if run.recipe.gradient_checkpointing:
         recompute_activations(objective.model)
-    if run.splits:
-        split(objective, device, bf16=run.recipe.precision == "bf16")
+    if run.is_sharded:
+        shard(objective, device, bf16=run.recipe.precision == "bf16")
     if first_step:
-        put_weights(objective, objective_weights(run.checkpoint), device)
+        load_weights(objective, objective_weights(run.checkpoint), device)
     else:
-        put_weights(objective.model, run.weights(), device)
-    return objective if run.splits else objective.to(device)
+        load_weights(objective.model, run.weights(), device)
+    return objective if run.is_sharded else objective.to(device)
 
 
 def _features(run: _Run, source: Source) -> npt.NDArray[np.float16]:
-    """Patch tokens of all clips. The encoder is one of its own, since that of the run may be split."""
+    """Patch tokens of all clips, from an encoder of its own, since the run's may be sharded."""
     model = empty_model(run.start.config)
     fill(model.vision_encoder, run.weights(), "vision_encoder.")
     model.vision_encoder.to(run.accelerator.device)
@@ -190,16 +190,16 @@ def _features(run: _Run, source: Source) -> npt.NDArray[np.float16]:
 def _accelerator(recipe: Recipe, device: str) -> Accelerator:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "device cuda was asked for and torch sees none", remedy="use `device='cpu'`, or see `blip3v doctor`"
+            "device is cuda, but torch finds no CUDA device", remedy="use `device='cpu'`, or see `blip3v doctor`"
         )
     mixed = "no" if recipe.precision == "fp32" else recipe.precision
-    # Without it every process would hold all gradients twice.
+    # Without this, every process would hold all gradients twice.
     shared = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[shared])
-    if accelerator.distributed_type not in _KINDS:
+    if accelerator.distributed_type not in _DISTRIBUTED_TYPES:
         raise UsageError(
-            f"accelerate was told to use {accelerator.distributed_type.value}; launch without it: whether the model "
-            "is split says the recipe (parallel)"
+            f"accelerate is configured to use {accelerator.distributed_type.value}; launch without it: the recipe "
+            "decides whether the model is sharded (parallel)"
         )
     return accelerator
 
@@ -223,29 +223,30 @@ def _position(options: TrainOptions, digest: str) -> Position:
         return Position(0, 0, digest)
     if not options.resume:
         raise UsageError(
-            f"{options.output} holds a run already", remedy="go on with `resume=True`, or choose another `output`"
+            f"{options.output} already contains a run",
+            remedy="continue it with `resume=True`, or choose another `output`",
         )
     if found.recipe_sha256 != digest:
         raise ConfigError(
-            f"the run in {options.output} follows another recipe, or began on another number of devices; "
-            "resume it as it began"
+            f"the run in {options.output} was started with another recipe or another number of devices; "
+            "resume it with the same ones"
         )
     return found
 
 
-def _cut_log(path: Path, position: Position) -> None:
-    """Drops what was logged after the checkpoint: those steps come again."""
-    # A kill may have torn the last line; what stands behind the last newline is no record.
+def _truncate_log(path: Path, position: Position) -> None:
+    """Drops the records logged after the checkpoint: those steps will run again."""
+    # A kill may have cut the last line short; whatever follows the last newline is not a record.
     lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
     records = [(json.loads(line), line) for line in lines]
     kept = [line for x, line in records if (x["stage"], x["step"]) <= (position.stage, position.step)]
     write_file(path, "".join(f"{line}\n" for line in kept))
 
 
-def _finish(run: _Run, began: float) -> Path:
+def _finish(run: _Run, started: float) -> Path:
     path = run.options.output / "model"
     if run.accelerator.is_main_process:
-        # From the checkpoint, so that no process has to hold the joined model.
+        # From the checkpoint, so that no process has to hold the gathered model.
         model = empty_model(run.start.config)
         fill(model, model_weights(run.checkpoint))
         save_model_folder(
@@ -255,18 +256,18 @@ def _finish(run: _Run, began: float) -> Path:
             run.start.preprocessor,
             run.start.chat.generation,
             run.start.chat.template,
-            _record(run, began),
+            _record(run, started),
             replace=True,
         )
     run.accelerator.wait_for_everyone()
     return path
 
 
-def _record(run: _Run, began: float) -> dict[str, Any]:
+def _record(run: _Run, started: float) -> dict[str, Any]:
     return {
         "recipe": run.recipe.to_dict(),
         "origin": run.start.origin,
-        "last_session_s": round(time.time() - began, 1),
+        "last_session_s": round(time.time() - started, 1),
         "device": str(run.accelerator.device.type),
         "num_processes": run.accelerator.num_processes,
         "num_threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""What a stage's task means: which loss, which data, which batches."""
+"""Maps a stage's task to its loss, its data and its batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blip3v.training.start import Start
 
 __all__ = ["objective_of", "stage_batches", "stage_source"]
 
-# What each stage shows of the synthetic films.
+# What each task uses of the synthetic films.
 _FILM_TASKS: dict[Task, FilmTask] = {
     "patches": "image-captions",
     "image-captions": "image-captions",
@@ -29,21 +29,21 @@ _OBJECTIVES: dict[Task, type[StageObjective]] = {"patches": PatchObjective, "obj
 
 
 def objective_of(stage: Stage) -> type[StageObjective]:
-    """The loss of a stage."""
+    """The class of a stage's objective."""
     return _OBJECTIVES.get(stage.task, Objective)
 
 
 def stage_source(stage: Stage, data: str | None, *, num_frames: int, seed: int) -> Source:
-    """Films, or the clips of a JSON list.
+    """The data of a stage: films, or the clips of a JSON list.
 
     Args:
-        stage: says how many films, or which list.
-        data: the list where the stage names none.
+        stage: gives the number of films, or the list.
+        data: the list to use if the stage names none.
         num_frames: frames of a clip.
         seed: of the choice of frames and questions.
 
     Raises:
-        UsageError: the stage needs a list and none is named.
+        UsageError: the stage needs a list and none is given.
         ConfigError: the list is not valid.
     """
     if stage.num_films:
@@ -63,11 +63,11 @@ def stage_batches(
     """The batch of every step of a stage."""
     task, size, config = planned.stage.task, planned.batch_size, start.config
     if task == "patches":
-        assert isinstance(source, FilmSource), "the recipe's check asks for films"
+        assert isinstance(source, FilmSource), "Stage requires films for this task"
         grid = config.vision.image_size // config.vision.patch_size
         return PatchBatches(source, start.preprocessor, size, seed, grid)
     if task == "objects":
-        assert isinstance(source, FilmSource), "the recipe's check asks for films"
-        assert features is not None, "and for cached features"
+        assert isinstance(source, FilmSource), "Stage requires films for this task"
+        assert features is not None, "Stage requires cached features for this task"
         return ObjectBatches(source, features, size, seed, frames_read(config))
     return Batches(source, start.chat, start.preprocessor, size, seed, features)

@@ -1,7 +1,7 @@
-"""What a run starts from: a checkpoint, two pretrained towers, or nothing. Weights are read one by one.
+"""What a run starts from: a checkpoint, two pretrained towers, or random weights. Weights are read one by one.
 
-What is given is copied, what is not is drawn: a temporal encoder that the checkpoint does not have, or all between two
-towers. The rows that the model adds to Phi-3's tables are drawn from N(0, 0.02), its biases are zero.
+Existing weights are copied, the others are random: a temporal encoder that the checkpoint lacks, or everything between
+two towers. The rows that the model adds to Phi-3's tables are drawn from N(0, 0.02), and its biases are zero.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["PARTS", "Start", "find_start"]
 
-# The temporal encoder is counted by itself, though it lies inside the vision tokenizer.
+# The temporal encoder is counted separately, although it is inside the vision tokenizer.
 PARTS = ("vision_encoder", "vision_tokenizer", "temporal_encoder", "lang_model")
 
-_FILM_ANSWER_TOKENS = 48  # the default bound of an answer about a film
-_ANSWER_TOKENS = 1024  # the released bound
+_FILM_ANSWER_TOKENS = 48  # the default limit for an answer about a film
+_ANSWER_TOKENS = 1024  # the released limit
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
-_FOLLOWED = ("vocab_size", "num_latents")  # what a checkpoint of the same preset may have other numbers of
-_ROW_STD = 0.02  # of the library's own rows
+_FROM_CHECKPOINT = ("vocab_size", "num_latents")  # sizes in which a checkpoint may differ from its preset
+_ROW_STD = 0.02  # as the library initialises its own rows
 
 
 @dataclass(frozen=True)
 class Start:
-    """The model at step 0, and how it is spoken to."""
+    """The model at step 0, with its tokenizer, chat format and preprocessing."""
 
     config: ModelConfig
     weights: Mapping[str, Tensor]  # by the model's names
@@ -56,14 +56,14 @@ class Start:
 
 
 def find_start(recipe: Recipe, init: Path | None) -> Start:
-    """Opens what ``recipe`` starts from; random parts are drawn from torch's generator.
+    """Opens what ``recipe`` starts from; random weights are drawn from torch's generator.
 
     Args:
-        recipe: names its towers itself.
+        recipe: the recipe, which also names the folders of pretrained towers.
         init: the checkpoint to start from: anything that ``open_checkpoint`` reads.
 
     Raises:
-        UsageError: a checkpoint is named where the recipe takes none, or none where it takes one.
+        UsageError: a checkpoint is given but the recipe takes none, or it takes one and none is given.
         ConfigError: the checkpoint and the recipe's preset differ in shape.
         ArtifactError: a folder that cannot be used.
     """
@@ -87,30 +87,31 @@ def _find(recipe: Recipe, init: Path | None) -> Start:
             f"this recipe starts from {recipe.init!r}",
             remedy=f"name its folder, or another checkpoint of the preset {recipe.preset}, as `init`",
         )
-    return _from_nothing(recipe)
+    return _from_scratch(recipe)
 
 
 def _from_checkpoint(recipe: Recipe, path: Path) -> Start:
     checkpoint = _open(path, None if recipe.tokenizer is None else Path(recipe.tokenizer))
     given, config = checkpoint.config, recipe.model_config(_sized(preset(recipe.preset), checkpoint.config, path))
     same = with_frames(given, config.num_frames).temporal == config.temporal
-    drawn = _drawn(recipe, config)
+    temporal = _random_temporal(recipe, config)
     sources = {
-        name: checkpoint.weights if same or not name.startswith(_TEMPORAL) else drawn for name in state_shapes(config)
+        name: checkpoint.weights if same or not name.startswith(_TEMPORAL) else temporal
+        for name in state_shapes(config)
     }
-    other = f"drawn, since {path} has {_form(given)} and the recipe {_form(config)}" if drawn else "has no weights"
-    origin = dict.fromkeys(PARTS, str(path)) | {"temporal_encoder": str(path) if same and drawn else other}
+    other = f"random, since {path} has {_form(given)} and the recipe {_form(config)}" if temporal else "has no weights"
+    origin = dict.fromkeys(PARTS, str(path)) | {"temporal_encoder": str(path) if same and temporal else other}
     chat = ChatFormat(_tokenizer(checkpoint.tokenizer_json, path), checkpoint.chat_template, checkpoint.generation)
     return Start(config, Gathered(sources), origin, checkpoint.tokenizer_json, chat, checkpoint.preprocessor)
 
 
 def _open(path: Path, tokenizer: Path | None) -> Checkpoint:
     if path.is_file() and tokenizer is None:
-        raise UsageError(f"{path} holds weights alone; name the folder of their tokenizer as tokenizer in the recipe")
+        raise UsageError(f"{path} contains only weights; name the folder of their tokenizer as tokenizer in the recipe")
     try:
         return open_checkpoint(path, tokenizer=tokenizer)
     except UsageError:
-        # The image model has no temporal encoder, and nothing of one is copied then, whatever it is called.
+        # The image model has no temporal encoder: none is copied then, so the name does not matter.
         return open_checkpoint(path, tokenizer=tokenizer, encoder="none")
 
 
@@ -121,30 +122,30 @@ def _from_towers(recipe: Recipe, vision: Path, language: Path) -> Start:
         raise ConfigError(f"{language} has {rows} embedding rows; the preset needs {own.text.num_base_tokens}")
     text = dataclasses.replace(own.text, vocab_size=rows)
     config = recipe.model_config(dataclasses.replace(own, text=text))
-    drawn = _named("vision_tokenizer.", PerceiverResampler(config)) | _added_rows(config.text)
-    parts = (vision_weights(vision, config), language_weights(language, config), drawn)
+    rest = _named("vision_tokenizer.", PerceiverResampler(config)) | _added_rows(config.text)
+    parts = (vision_weights(vision, config), language_weights(language, config), rest)
     weights = Gathered({name: part for part in parts for name in part})
     folder = Path(recipe.tokenizer) if recipe.tokenizer is not None else language
     tokenizer_json = _tokenizer_json(folder)
     tokenizer = _tokenizer(tokenizer_json, folder)
     if tokenizer.num_tokens != config.text.num_logits:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.num_tokens} tokens and the preset {config.text.num_logits}; "
+            f"the tokenizer has {tokenizer.num_tokens} tokens, but the preset has {config.text.num_logits}; "
             "name the folder of the model's own tokenizer as tokenizer in the recipe"
         )
     generation = GenerationConfig(system_prompt=RELEASED_SYSTEM_PROMPT, max_new_tokens=_ANSWER_TOKENS)
     chat = ChatFormat(tokenizer, RELEASED_TEMPLATE, generation)
     preprocessor = PreprocessorConfig(image_size=config.vision.image_size)
-    origin = dict.fromkeys(PARTS, "drawn") | {"vision_encoder": str(vision), "lang_model": str(language)}
+    origin = dict.fromkeys(PARTS, "random") | {"vision_encoder": str(vision), "lang_model": str(language)}
     return Start(config, weights, origin, tokenizer_json, chat, preprocessor)
 
 
-def _from_nothing(recipe: Recipe) -> Start:
+def _from_scratch(recipe: Recipe) -> Start:
     config = recipe.model_config()
     if config.name != "tiny":
         raise UsageError(
             f"preset {config.name} has no tokenizer of its own",
-            remedy="name a checkpoint as `init`, or write the folders of pretrained towers into the recipe (vision, "
+            remedy="name a checkpoint as `init`, or set the folders of pretrained towers in the recipe (vision, "
             "language, tokenizer)",
         )
     tokenizer = train_tokenizer(film_texts(), vocab_size_base=config.text.num_base_tokens)
@@ -152,25 +153,25 @@ def _from_nothing(recipe: Recipe) -> Start:
     chat = ChatFormat(Tokenizer(tokenizer), RELEASED_TEMPLATE, generation)
     preprocessor = PreprocessorConfig(image_size=config.vision.image_size)
     model = new_model(config) if recipe.start == "spread" else Blip3Video(config)
-    origin = dict.fromkeys(PARTS, "drawn")
+    origin = dict.fromkeys(PARTS, "random")
     return Start(config, model.state_dict(), origin, tokenizer.to_str(pretty=True), chat, preprocessor)
 
 
 def _sized(own: ModelConfig, given: ModelConfig, path: Path) -> ModelConfig:
-    """The preset with the checkpoint's numbers of embedding rows and latents; all other sizes must be the same."""
+    """The preset with the checkpoint's numbers of embedding rows and latents; all other sizes must be equal."""
     for part in ("vision", "resampler", "text"):
         want, have = (dataclasses.asdict(getattr(config, part)) for config in (own, given))
         for name, value in want.items():
-            if name not in _FOLLOWED and have[name] != value:
+            if name not in _FROM_CHECKPOINT and have[name] != value:
                 raise ConfigError(
-                    f"the weights to start from do not fit the recipe's model: {part}.{name} of {path} is "
-                    f"{have[name]}, and of preset {own.name} {value}; take a recipe and a checkpoint of the same preset"
+                    f"the initial weights do not fit the recipe's model: {part}.{name} is {have[name]} in {path} and "
+                    f"{value} in preset {own.name}; use a recipe and a checkpoint of the same preset"
                 )
     return dataclasses.replace(own, resampler=given.resampler, text=given.text)
 
 
-def _drawn(recipe: Recipe, config: ModelConfig) -> dict[str, Tensor]:
-    """Weights that a checkpoint may lack. Spread ones are those of a whole model, which is drawn for them."""
+def _random_temporal(recipe: Recipe, config: ModelConfig) -> dict[str, Tensor]:
+    """Random weights of the temporal encoder. With ``spread`` they are taken from a whole random model."""
     if recipe.start == "spread":
         return {name: x for name, x in new_model(config).state_dict().items() if name.startswith(_TEMPORAL)}
     return _named(_TEMPORAL, build_temporal(config))
@@ -187,7 +188,7 @@ def _added_rows(config: TextConfig) -> dict[str, Tensor]:
 
 
 def _tokenizer_json(folder: Path) -> str:
-    """Of one of our own model folders, or of a released one."""
+    """Text of the ``tokenizer.json`` of one of our model folders, or of a released folder."""
     own = folder / "tokenizer.json"
     if own.is_file() and (folder / "preprocessor.json").is_file():
         return own.read_text("utf-8")

@@ -1,7 +1,7 @@
 """Pretrained towers to train from: SigLIP and Phi-3 as the transformers library saves them, under the model's names.
 
-Weights are read when they are asked for. Every tensor of a folder has a place here or a reason to be left out; another
-one is an error. What is not here: whole checkpoints of the model (``blip3v/model/checkpoint.py``).
+Weights are read on access. Every tensor of a folder is either used or left out for a known reason; any other is an
+error. Not here: whole checkpoints of the model (``blip3v/model/checkpoint.py``).
 """
 
 # Shapes: V rows of the vocabulary, D width.
@@ -22,10 +22,10 @@ __all__ = ["language_weights", "num_language_rows", "vision_weights"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _VISION, _LANGUAGE = "vision_encoder.", "lang_model."
-# Beside the vision tower stand the text tower and the loss's two numbers; the pooling head is not used by the model.
+# Besides the vision tower, SigLIP has a text tower and the loss's two scalars; the model does not use the pooling head.
 _NOT_VISION = ("text_model.", "logit_scale", "logit_bias")
 _POOL_HEAD = "head."
-# What the model adds to Phi-3, which no folder of it holds.
+# What the model adds to Phi-3, so that no Phi-3 folder contains it.
 _ADDED = (
     "lang_model.model.embed_tokens.additional_embedding.weight",
     "lang_model.lm_head.bias",
@@ -36,11 +36,11 @@ _TABLE = "model.embed_tokens.weight"
 
 
 def vision_weights(folder: Path, config: ModelConfig) -> FileWeights:
-    """Weights of the vision encoder from a folder of SigLIP, with or without its text tower.
+    """Weights of the vision encoder from a SigLIP folder, with or without its text tower.
 
     Raises:
-        ArtifactMissingError: a file is not there.
-        ArtifactError: tensors that are unknown, missing or misshapen, by name, or settings that are not the model's.
+        ArtifactMissingError: a file is missing.
+        ArtifactError: unknown, missing or misshapen tensors, by name, or settings that differ from the model's.
     """
     _check_settings(folder, _vision_settings(config.vision), "vision_config")
     found = _stored(folder)
@@ -53,11 +53,11 @@ def vision_weights(folder: Path, config: ModelConfig) -> FileWeights:
 
 
 def language_weights(folder: Path, config: ModelConfig) -> FileWeights:
-    """Weights of the language model, without what the model adds to it, from a folder of Phi-3.
+    """Weights of the language model from a Phi-3 folder, without those that the model adds to it.
 
     Raises:
-        ArtifactMissingError: a file is not there.
-        ArtifactError: tensors that are unknown, missing or misshapen, by name, or settings that are not the model's.
+        ArtifactMissingError: a file is missing.
+        ArtifactError: unknown, missing or misshapen tensors, by name, or settings that differ from the model's.
     """
     _check_settings(folder, _text_settings(config.text), None)
     ours = {_LANGUAGE + name: (Place(file, name), stored) for name, (file, stored) in _stored(folder).items()}
@@ -66,35 +66,35 @@ def language_weights(folder: Path, config: ModelConfig) -> FileWeights:
 
 
 def num_language_rows(folder: Path) -> int:
-    """Rows of the embedding in a folder of Phi-3.
+    """Number of embedding rows in a Phi-3 folder.
 
     Raises:
-        ArtifactMissingError: a file is not there.
-        ArtifactError: the folder holds no embedding.
+        ArtifactMissingError: a file is missing.
+        ArtifactError: the folder contains no embedding.
     """
     found = _stored(folder)
     if _TABLE not in found:
-        raise ArtifactError(f"{folder} holds no {_TABLE}; a folder as Phi3ForCausalLM saves it is expected")
+        raise ArtifactError(f"{folder} has no tensor {_TABLE}; a folder saved by Phi3ForCausalLM is expected")
     shape_VD = found[_TABLE][1].shape
     return shape_VD[0]
 
 
 def _stored(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
-    """Every tensor of a folder with the file that it lies in."""
+    """Every tensor of a folder, with its file."""
     if (folder / _SINGLE).is_file():
         names = [_SINGLE]
     elif (folder / _INDEX).is_file():
         names = sorted(set(strict_json.read_json(folder / _INDEX).get("weight_map", {}).values()))
     else:
         raise ArtifactMissingError(
-            f"{folder} holds neither {_SINGLE} nor {_INDEX}; a folder of safetensors is expected"
+            f"{folder} contains neither {_SINGLE} nor {_INDEX}; a folder of safetensors is expected"
         )
     found = {}
     for file in names:
         if Path(file).name != file:
-            raise ArtifactError(f"{folder / _INDEX} names the file {file!r}; files of the same folder are expected")
+            raise ArtifactError(f"{folder / _INDEX} names the file {file!r}; only files in the same folder are allowed")
         if not (folder / file).is_file():
-            raise ArtifactMissingError(f"{folder / file} is not there, and {_INDEX} names it; copy it too")
+            raise ArtifactMissingError(f"{folder / file} does not exist, but {_INDEX} names it; copy it too")
         found.update({name: (folder / file, stored) for name, stored in read_tensor_infos(folder / file).items()})
     return found
 
@@ -108,7 +108,7 @@ def _weights(
 ) -> FileWeights:
     problems = compare({name: stored for name, (_, stored) in ours.items()}, wanted)
     if problems:
-        raise ArtifactError(f"{folder} does not hold the tower of the recipe's preset: {listed(problems)}")
+        raise ArtifactError(f"{folder} does not contain the tower of the recipe's preset: {listed(problems)}")
     return FileWeights({name: ours[name][0] for name in wanted})
 
 
@@ -139,10 +139,10 @@ def _text_settings(config: TextConfig) -> dict[str, tuple[object, ...]]:
 
 
 def _check_settings(folder: Path, wanted: Mapping[str, tuple[object, ...]], part: str | None) -> None:
-    """Compares what shapes do not show, as far as the folder says it."""
+    """Compares the settings that shapes do not show, as far as ``config.json`` states them."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ArtifactMissingError(f"{path} is not there; it says how the weights are used")
+        raise ArtifactMissingError(f"{path} does not exist; it states how the weights are used")
     values: dict[str, Any] = strict_json.read_json(path)
     values = values.get(part, values) if part is not None else values
     values = values | (values.get("rope_parameters") or {})

@@ -1,6 +1,6 @@
-"""Video in: open a file, sample frames, resize and normalise. Torch-free.
+"""Video input: open a file, sample frames, resize and normalise. Torch-free.
 
-``load_pixels`` is the way from a video to what the model takes; the other names are its steps.
+``load_pixels`` goes from a video to the model's input; the other names are its steps.
 """
 
 from blip3v.video.clip import Clip, SampledFrame, load_clip, load_pixels

@@ -1,7 +1,7 @@
 """From a video to sampled frames, and on to pixels: what runtime, export, bench and server call.
 
-A file is decoded in a process of its own (``blip3v.video_decoder``), so that a broken or hostile one cannot take the
-caller down. The frames that come back are the ones that the sampler named, or an error: never others in their place.
+A file is decoded in a process of its own (``blip3v.video_decoder``), so that a broken or hostile file cannot take the
+caller down. A load returns exactly the frames that the sampler chose or raises an error; it never substitutes others.
 
 Letters: T sampled frames, H height, W width, S side of the model's image.
 """
@@ -25,7 +25,7 @@ from blip3v.video_decoder.ranges import check_range, frames_between
 
 __all__ = ["Clip", "Interrupting", "SampledFrame", "load_clip", "load_pixels"]
 
-# Enters a block with the function that ends it early, from any thread.
+# Given a function that ends a block early, from any thread, returns the context manager to run that block in.
 Interrupting = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 _DEFAULT_LIMITS = VideoLimits()
@@ -33,27 +33,27 @@ _DEFAULT_LIMITS = VideoLimits()
 
 @dataclass(frozen=True)
 class SampledFrame:
-    """Where a frame stands in the video."""
+    """Position of a frame in the video."""
 
     index: int  # in display order, 0 is the video's first frame
-    time_s: float  # from the video's first frame on
+    time_s: float  # since the video's first frame
 
 
 @dataclass(frozen=True)
 class Clip:
     """Sampled frames and where they come from.
 
-    A frame that was sampled twice is one array twice. Frames that were given as arrays are not copied.
+    A frame sampled twice is the same array twice. Frames given as arrays are not copied.
     """
 
-    frames: tuple[np.ndarray, ...]  # uint8 (H, W, 3) each, RGB, at the video's size, turned as players show it
+    frames: tuple[np.ndarray, ...]  # uint8 (H, W, 3) each, RGB, at the video's size, oriented as players show it
     sampled: tuple[SampledFrame, ...]  # one for each of frames
-    num_source_frames: int  # that the sampler chose from: the video's, or its part's
-    duration_s: float  # of the video, or of its part
-    fps: float  # mean over the video; 0 where one frame has no duration
+    num_source_frames: int  # that the sampler chose from: the video's, or those of the selected part
+    duration_s: float  # of the video, or of the selected part
+    fps: float  # mean over the video; 0 if a single frame has no duration
     width: int  # of the first sampled frame; images may differ
     height: int
-    num_broken: int  # broken frames that were met on the way and not sampled
+    num_broken: int  # broken frames found on the way that were not sampled
 
 
 def load_clip(
@@ -74,39 +74,39 @@ def load_clip(
         video: a file, bytes, a file object, a folder or sequence of images, or an array (see ``VideoInput``).
         num_frames: frames to sample, at least 1.
         rule: how to sample, see ``sample_indices``.
-        start_s: only frames from this time on; seconds from the video's first frame.
+        start_s: only frames from this time on; seconds since the video's first frame.
         end_s: only frames before this time.
-        fps: pictures a second of images and arrays, which have no clock; None means 1. Refused for a file.
-        limits: what the load may cost.
-        seed: makes ``rule="train"`` repeatable; refused with other rules, which draw nothing.
-        interrupting: entered while the decoder process runs, with the function that ends that process; to cancel a
-            load from another thread. What it raises in place of the ``VideoError`` of a dead process reaches the
-            caller.
+        fps: frame rate of images and arrays, which have no timestamps; None means 1. Refused for a file.
+        limits: limits on what the load may cost.
+        seed: makes ``rule="train"`` repeatable; refused with other rules, which are not random.
+        interrupting: surrounds the run of the decoder process and is given the function that ends it, to cancel a
+            load from another thread. An exception that it raises in place of the ``VideoError`` of a dead process
+            reaches the caller.
 
     Returns:
-        The clip. Frame times come from the file's own time stamps, also at a variable frame rate.
+        The clip. Frame times come from the file's own timestamps, also at a variable frame rate.
 
     Raises:
-        UsageError: an argument that cannot be used, or no frame between ``start_s`` and ``end_s``.
-        UnsupportedVideoError: not a video, a playlist, or no picture stream.
-        CorruptVideoError: a sampled frame is not there or cannot be decoded.
+        UsageError: an invalid argument, or no frame between ``start_s`` and ``end_s``.
+        UnsupportedVideoError: not a video, a playlist, or no video stream.
+        CorruptVideoError: a sampled frame is missing or cannot be decoded.
         VideoTooLargeError: over a limit of bytes, pixels, frames, duration or memory.
         VideoTimeoutError: over ``limits.timeout_s``.
         VideoError: the file cannot be opened.
     """
     check_range(start_s, end_s)
     if fps is not None and not 0 < fps < float("inf"):
-        raise UsageError(f"fps is {fps}; pictures a second, above 0, are needed")
+        raise UsageError(f"fps is {fps}; a finite number above 0 is needed")
     if seed is not None and rule != "train":
-        raise UsageError(f"seed is {seed}, but sampling rule {rule!r} draws nothing; only 'train' takes a seed")
+        raise UsageError(f"seed is {seed}, but sampling rule {rule!r} is not random; only 'train' takes a seed")
     sampler = _Sampler(num_frames, rule, seed, start_s, end_s)
-    # A wrong rule or count must show before the video is opened.
+    # Refuses a wrong rule or count before the video is opened.
     sampler.indices(0, 1)
     with open_source(video, limits) as source:
         if isinstance(source, Pictures):
             return _from_pictures(source, sampler, 1.0 if fps is None else fps, limits, interrupting)
         if fps is not None:
-            raise UsageError(f"fps is {fps}, but a video file has its own times; fps is for images and arrays")
+            raise UsageError(f"fps is {fps}, but a video file has its own timestamps; fps is for images and arrays")
         return _from_file(source, sampler, limits, interrupting)
 
 
@@ -170,11 +170,11 @@ def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupt
     descriptor = file.fileno()
     with DecoderProcess(limits, file_descriptors=(descriptor,)) as decoder, interrupting(decoder.kill):
         decoder.open({"fd": descriptor, "start_s": sampler.start_s, "end_s": sampler.end_s})
-        found = decoder.receive()
-        sampler.check_not_empty(found["low"], found["high"], found["num_frames"], found["end_s"])
-        indices = sampler.indices(found["low"], found["high"])
+        info = decoder.receive()
+        sampler.check_not_empty(info["low"], info["high"], info["num_frames"], info["end_s"])
+        indices = sampler.indices(info["low"], info["high"])
         wanted = sorted(set(indices))
-        _check_memory(len(wanted), found["width"] * found["height"] * 3, limits)
+        _check_memory(len(wanted), info["width"] * info["height"] * 3, limits)
         decoder.send({"wanted": wanted})
         pictures: dict[int, np.ndarray] = {}
         times_s: dict[int, float] = {}
@@ -186,9 +186,9 @@ def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupt
     return Clip(
         frames=tuple(pictures[index] for index in indices),
         sampled=tuple(SampledFrame(index, times_s[index]) for index in indices),
-        num_source_frames=found["high"] - found["low"],
-        duration_s=found["duration_s"],
-        fps=found["fps"],
+        num_source_frames=info["high"] - info["low"],
+        duration_s=info["duration_s"],
+        fps=info["fps"],
         width=first.shape[1],
         height=first.shape[0],
         num_broken=num_broken,
@@ -202,7 +202,7 @@ def _from_pictures(
     end_s = len(times_s) / fps
     if end_s > limits.max_duration_s:
         raise VideoTooLargeError(
-            f"{len(times_s)} pictures at {fps:g} a second last {end_s:.1f} s; the limit is {limits.max_duration_s:g} s "
+            f"{len(times_s)} pictures at {fps:g} fps last {end_s:.1f} s; the limit is {limits.max_duration_s:g} s "
             "(max_duration_s)"
         )
     low, high = frames_between(times_s, sampler.start_s, sampler.end_s)

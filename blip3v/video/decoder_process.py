@@ -1,4 +1,4 @@
-"""The caller's side of the decoder process (``blip3v.video_decoder``): start it, talk to it, never leave it behind."""
+"""The caller's side of the decoder process (``blip3v.video_decoder``): starts it, talks to it, always ends it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _ERRORS = {
 class DecoderProcess:
     """One decoder process for one load, as a context manager: it is dead and reaped when the block ends.
 
-    Every method raises a ``VideoError`` that says why when the process refuses, crashes or runs out of time.
+    If the process refuses, crashes or runs out of time, every method raises a ``VideoError`` that says why.
     """
 
     def __init__(self, limits: VideoLimits, *, file_descriptors: tuple[int, ...] = ()) -> None:
         """Starts the process.
 
         Args:
-            limits: what the load may cost; memory is bounded inside the process, time by a clock of this one.
+            limits: limits on the load; the process bounds its own memory, this side bounds its time.
             file_descriptors: open files that the process inherits under the same numbers.
 
         Raises:
@@ -60,13 +60,13 @@ class DecoderProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=file_descriptors,
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the caller, which then ends this process
+                start_new_session=True,  # Ctrl-C reaches the caller only, which then ends this process
             )
         except OSError as error:
             raise VideoError(f"the decoder process cannot be started with {_COMMAND[0]!r}: {error}") from error
-        self._clock = threading.Timer(limits.timeout_s, self._end_late)
-        self._clock.daemon = True
-        self._clock.start()
+        self._timer = threading.Timer(limits.timeout_s, self._time_out)
+        self._timer.daemon = True
+        self._timer.start()
 
     def __enter__(self) -> DecoderProcess:
         return self
@@ -74,7 +74,7 @@ class DecoderProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clock.cancel()
+        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -82,42 +82,42 @@ class DecoderProcess:
             try:
                 pipe.close()
             except BrokenPipeError:
-                # What was not sent to a dead process is of no use.
+                # Data that a dead process did not read does not matter.
                 continue
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Sends one request; the first one also carries the limits."""
+        """Sends one request; ``open`` sends the first one."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise self._death() from error
+            raise self._exit_error() from error
 
     def open(self, request: Mapping[str, Any]) -> None:
         """Sends the first request, with the limits added to it."""
         self.send(dict(request) | {"limits": dataclasses.asdict(self._limits)})
 
     def receive(self) -> dict[str, Any]:
-        """The next answer."""
+        """Returns the next answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise self._death()
+            raise self._exit_error()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise _ERRORS.get(answer["error"], VideoError)(answer["message"])
         return answer
 
     def receive_picture(self) -> tuple[dict[str, Any], np.ndarray]:
-        """The next answer and its picture as it is to be shown, uint8 (H, W, 3)."""
+        """Returns the next answer and its picture, oriented for display, uint8 (H, W, 3)."""
         header = self.receive()
         picture_HWC = np.empty((header["height"], header["width"], 3), np.uint8)
         # Popen's type does not say that its pipe is buffered, and only a buffered one fills the whole array.
         pipe = cast(io.BufferedReader, self._process.stdout)
         if pipe.readinto(picture_HWC.reshape(-1).data) != picture_HWC.size:
-            raise self._death()
-        transpose, flip_across, flip_down = header["turn"]
+            raise self._exit_error()
+        transpose, flip_across, flip_down = header["orientation"]
         if transpose:
             picture_HWC = picture_HWC.transpose(1, 0, 2)
         if flip_across:
@@ -127,35 +127,35 @@ class DecoderProcess:
         return header, np.ascontiguousarray(picture_HWC)
 
     def kill(self) -> None:
-        """Ends the process at once, from any thread: the method that waits for its answer raises a ``VideoError``."""
+        """Kills the process, from any thread; a method that is waiting for its answer raises a ``VideoError``."""
         self._process.kill()
 
-    def _end_late(self) -> None:
+    def _time_out(self) -> None:
         self._timed_out = True
         self.kill()
 
-    def _death(self) -> VideoError:
-        """Why the process ended before it gave its answer."""
+    def _exit_error(self) -> VideoError:
+        """The error that says why the process ended without an answer."""
         assert self._process.stderr is not None
-        said = self._process.stderr.read().decode("utf-8", "replace").strip()
+        stderr = self._process.stderr.read().decode("utf-8", "replace").strip()
         code = self._process.wait()
         if self._timed_out or code == -signal.SIGXCPU:
             return VideoTimeoutError(
-                f"decoding took longer than {self._limits.timeout_s:g} s, which is the limit (timeout_s); "
-                "give a shorter video, or a higher limit"
+                f"decoding took longer than {self._limits.timeout_s:g} s, the limit (timeout_s); "
+                "use a shorter video, or a higher limit"
             )
         if code == -signal.SIGKILL:
             return VideoTooLargeError(
                 "the decoder process was killed from outside, as the system does when memory runs out; "
-                "give a smaller video, or free memory"
+                "use a smaller video, or free memory"
             )
         if code < 0:
             return CorruptVideoError(
                 f"the decoder process crashed with {signal.Signals(-code).name}: the file is damaged or hostile; "
                 "convert it with a tool that you trust, or leave it out"
             )
-        last = said.splitlines()[-1] if said else "no message"
-        return VideoError(f"the decoder process ended with exit code {code} and no answer ({last})")
+        last = stderr.splitlines()[-1] if stderr else "no message"
+        return VideoError(f"the decoder process ended with exit code {code} and without an answer ({last})")
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What one load of a video may cost; the decoder process, which keeps to it, holds the definition."""
+"""Limits on what one load of a video may cost, defined with the decoder process that enforces them."""
 
 from blip3v.video_decoder.limits import VideoLimits
 

@@ -1,7 +1,7 @@
-"""From frames to pixels: what the released processor does, with PIL and numpy.
+"""Turns frames into pixels as the released processor does, with PIL and numpy.
 
 Squash (the released inference script) or pad to a square (the authors' training), PIL's bicubic resize, then
-(x / 255 - mean) / std. What is not here: which frames (``sampling.py``) and how they are decoded (``clip.py``).
+(x / 255 - mean) / std. Not here: which frames are sampled (``sampling.py``) and how they are decoded (``clip.py``).
 
 Letters: T frames, H height, W width, C channels (3), S side of the model's image.
 """
@@ -31,15 +31,19 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessorConfig:
-    """What ``preprocessor.json`` holds.
+    """The contents of ``preprocessor.json``.
 
     Raises:
-        ConfigError: a size below 1, an unknown resize mode, or a mean or std that cannot be used.
+        ConfigError: a size below 1, an unknown resize mode, or an invalid mean or std.
     """
 
-    image_size: int  # side of the square that the vision encoder takes, in pixels
+    image_size: int  # side of the vision encoder's square input, in pixels
     resize_mode: ResizeMode = "squash"  # squash ignores the aspect ratio; pad adds grey bars first
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # per channel, of values in [0, 1]; pad's grey too
+    image_mean: tuple[float, float, float] = (
+        0.5,
+        0.5,
+        0.5,
+    )  # per channel, of values in [0, 1]; also the bars' colour
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # per channel
     sampling: SamplingRule = "released"  # how the runtime picks frames of a clip
     schema_version: int = SCHEMA_VERSION
@@ -57,7 +61,7 @@ class PreprocessorConfig:
             raise ConfigError(f"image_std is {self.image_std}; each value must be above 0 and finite")
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``preprocessor.json`` holds, as a plain dict."""
+        """The contents of ``preprocessor.json`` as a plain dict."""
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
@@ -69,7 +73,7 @@ class PreprocessorConfig:
         """Reads ``preprocessor.json``.
 
         Raises:
-            ConfigError: not JSON, an unknown or missing key, another schema version, or a value that cannot be used.
+            ConfigError: not JSON, an unknown or missing key, another schema version, or an invalid value.
         """
         values = strict_json.read_json(path)
         version = values.get("schema_version")
@@ -89,14 +93,14 @@ def preprocess(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.n
         float32 (T, 3, S, S); in [-1, 1] with the released mean and std.
 
     Raises:
-        UsageError: no frame, or a frame of another dtype or shape.
+        UsageError: no frames, or a frame with another dtype or shape.
     """
     if len(frames) == 0:
         raise UsageError("there are no frames to preprocess; at least 1 is needed")
     pixels_TCSS = np.empty((len(frames), 3, config.image_size, config.image_size), np.float32)
     previous: np.ndarray | None = None
     for index, frame_HWC in enumerate(frames):
-        # A short clip repeats one frame, always in a row: it is resized once.
+        # A short clip repeats frames, always consecutively: each is resized once.
         if frame_HWC is previous:
             pixels_TCSS[index] = pixels_TCSS[index - 1]
         else:

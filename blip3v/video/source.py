@@ -1,6 +1,6 @@
-"""What a caller may give as a video, brought to one of three forms: an open file, image files, or arrays.
+"""Brings whatever a caller may pass as a video into one of three forms: an open file, image files, or arrays.
 
-Paths are local files; addresses are never fetched. What is not here: decoding (``clip.py``).
+Paths are local files; URLs are never fetched. Not here: decoding (``clip.py``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from blip3v.video_decoder.limits import VideoLimits
 __all__ = ["IMAGE_SUFFIXES", "Pictures", "VideoInput", "open_source"]
 
 VideoInput = str | Path | bytes | BinaryIO | np.ndarray | Sequence[str | Path | np.ndarray]
-"""A video file by its path, its bytes or a file object open for reading bytes; or pictures: a folder of image files, a
-sequence of image paths and uint8 (H, W, 3) arrays, or one uint8 (T, H, W, 3) array. Colours are RGB."""
+"""A video file as a path, bytes or a binary file object; or pictures: a folder of image files, a sequence of image
+paths and uint8 (H, W, 3) arrays, or one uint8 (T, H, W, 3) array. Colours are RGB."""
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -33,24 +33,24 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures without a clock, in order: paths of image files, or uint8 (H, W, 3) arrays."""
+    """Pictures without timestamps, in order: paths of image files, or uint8 (H, W, 3) arrays."""
 
     items: tuple[str | np.ndarray, ...]
 
 
 @contextmanager
 def open_source(video: VideoInput, limits: VideoLimits) -> Iterator[BinaryIO | Pictures]:
-    """Opens ``video``; what was opened is closed, and what was copied is gone, when the block ends.
+    """Opens ``video``; when the block ends, opened files are closed and copies are deleted.
 
-    Bytes and file objects go to a temporary file that has no name, so that none can stay behind.
+    Bytes and file objects are copied to an unnamed temporary file, so that none can be left behind.
 
     Yields:
         A readable file with a descriptor, or ``Pictures``.
 
     Raises:
-        UsageError: something that is no ``VideoInput``.
+        UsageError: something that is not a ``VideoInput``.
         VideoError: no such file.
-        UnsupportedVideoError: an address, a device, or a folder without images.
+        UnsupportedVideoError: a URL, a device, or a folder without images.
         VideoTooLargeError: over ``max_bytes``, ``max_frames_walked`` or ``max_pixels``.
     """
     if isinstance(video, str | Path):
@@ -68,15 +68,15 @@ def open_source(video: VideoInput, limits: VideoLimits) -> Iterator[BinaryIO | P
     elif isinstance(video, np.ndarray):
         yield _checked(Pictures(tuple(_checked_array(video))), limits)
     elif isinstance(video, Sequence):
-        yield _checked(Pictures(tuple(_item(item, place) for place, item in enumerate(video))), limits)
+        yield _checked(Pictures(tuple(_item(item, index) for index, item in enumerate(video))), limits)
     elif hasattr(video, "read"):
         with tempfile.TemporaryFile() as file:
             _copy(video, file, limits)
             yield file
     else:
         raise UsageError(
-            f"a {type(video).__name__} is no video; give a path, bytes, a binary file object, a uint8 (T, H, W, 3) "
-            "array, or a sequence of image paths or arrays"
+            f"an object of type {type(video).__name__} is not a video; give a path, bytes, a binary file object, a "
+            "uint8 (T, H, W, 3) array, or a sequence of image paths or arrays"
         )
 
 
@@ -89,7 +89,7 @@ def _open_file(path: str | Path, limits: VideoLimits) -> BinaryIO:
         return open(path, "rb")
     except (OSError, ValueError) as error:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(path)):
-            raise UnsupportedVideoError(f"{path} is an address, and blip3v fetches none; download the video") from error
+            raise UnsupportedVideoError(f"{path} is a URL, which blip3v does not fetch; download the video") from error
         reason = error.strerror if isinstance(error, OSError) else error
         raise VideoError(f"{path} cannot be opened ({reason}); give the path of a video file") from error
 
@@ -98,7 +98,7 @@ def _copy(source: BinaryIO, target: BinaryIO, limits: VideoLimits) -> None:
     num_bytes = 0
     while chunk := source.read(_COPY_BYTES):
         if not isinstance(chunk, bytes):
-            raise UsageError("the file object gives text; open it for reading bytes, with mode 'rb'")
+            raise UsageError("the file object returns text; open it in binary mode, 'rb'")
         num_bytes += len(chunk)
         limits.check_bytes(num_bytes, "the video so far")
         target.write(chunk)
@@ -106,12 +106,12 @@ def _copy(source: BinaryIO, target: BinaryIO, limits: VideoLimits) -> None:
 
 
 def _images_of_folder(folder: Path) -> tuple[str, ...]:
-    """Image files of a folder by natural name (2 before 10). Hidden files and other suffixes are no frames."""
+    """Image files of a folder in natural order (2 before 10), without hidden files and other suffixes."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise UnsupportedVideoError(
-            f"{folder} holds no image; a folder of {', '.join(IMAGE_SUFFIXES)} files is a video"
+            f"{folder} contains no images; a folder of {', '.join(IMAGE_SUFFIXES)} files is a video"
         )
     return tuple(os.path.join(folder, name) for name in sorted(images, key=_natural))
 
@@ -121,14 +121,14 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts], name
 
 
-def _item(item: object, place: int) -> str | np.ndarray:
+def _item(item: object, index: int) -> str | np.ndarray:
     if isinstance(item, str | Path):
         return os.fspath(item)
     if isinstance(item, np.ndarray):
         if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or 0 in item.shape:
-            raise UsageError(f"picture {place} is {item.dtype} {item.shape}; RGB, uint8 (H, W, 3), is needed")
+            raise UsageError(f"picture {index} is {item.dtype} {item.shape}; RGB, uint8 (H, W, 3), is needed")
         return item
-    raise UsageError(f"picture {place} is a {type(item).__name__}; a path or a uint8 (H, W, 3) array is needed")
+    raise UsageError(f"picture {index} has type {type(item).__name__}; a path or a uint8 (H, W, 3) array is needed")
 
 
 def _checked_array(video_THWC: np.ndarray) -> np.ndarray:

@@ -1,16 +1,16 @@
 """The decoder process: ``python -m blip3v.video_decoder``. It reads requests on stdin and answers on stdout.
 
     in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
-    out  {"num_frames": 75, "low": 0, "high": 62, ...}                 what it holds; the range is [low, high)
-    in   {"wanted": [4, 12, 20]}                                       display indices, rising
-    out  {"index": 4, "time_s": 0.16, "width": ..., "turn": ...} + raw RGB bytes, for each
+    out  {"num_frames": 75, "low": 0, "high": 62, ...}                 its contents; the range is [low, high)
+    in   {"wanted": [4, 12, 20]}                                       display indices, increasing
+    out  {"index": 4, "time_s": 0.16, "width": ..., "orientation": ...} + raw RGB bytes, for each
     out  {"num_broken": 0}
 
     in   {"images": ["a.jpg", "b.jpg"], "limits": {...}}
-    out  {"width": ..., "height": ..., "turn": ...} + raw RGB bytes, for each
+    out  {"width": ..., "height": ..., "orientation": ...} + raw RGB bytes, for each
 
-One JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
-crashes, spins or eats memory does it here and not in the caller. numpy is not imported: a quick start matters more.
+Each JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
+crashes, hangs or exhausts memory does so here and not in the caller. numpy is not imported, so that the start is quick.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 
 try:
     import resource
-except ImportError:  # no such module outside Unix: there only the wall clock bounds this process
+except ImportError:  # Unix only: elsewhere only the caller's timer bounds this process
     resource = None  # type: ignore[assignment]
 
-# As large as a picture that a decoder makes room for at once, at 8K.
+# Size of an 8K picture, for which a decoder allocates memory at once.
 _PICTURE_BYTES = 56 * 1024**2
 
 
 def main() -> None:
-    """Serves one load and ends."""
+    """Serves one load, then exits."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # A library that prints must not print into the answers.
     os.dup2(2, 1)
     request = json.loads(source.readline())
     limits = VideoLimits(**request["limits"])
     try:
-        _bound(limits)
+        _limit_resources(limits)
         if "images" in request:
             _serve_images(request["images"], limits, sink)
         else:
@@ -68,12 +68,12 @@ def main() -> None:
     sink.flush()
 
 
-def _bound(limits: VideoLimits) -> None:
+def _limit_resources(limits: VideoLimits) -> None:
     if resource is None:
         return
     bounds = {
         resource.RLIMIT_AS: limits.max_memory_bytes,
-        # A backstop for a process whose parent was killed: the parent's own clock comes first.
+        # A backstop in case the parent was killed: otherwise the parent's timer comes first.
         resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
@@ -86,7 +86,7 @@ def _bound(limits: VideoLimits) -> None:
 
 def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO) -> None:
     # Imported under the memory limit, and not at all for images.
-    from blip3v.video_decoder.container import is_cut_short, open_container, video_stream
+    from blip3v.video_decoder.container import is_truncated, open_container, video_stream
     from blip3v.video_decoder.pick import pick
     from blip3v.video_decoder.walk import walk_file
 
@@ -97,8 +97,8 @@ def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: Binary
             container = open_container(file)
             return container, video_stream(container, limits)
 
-        walk = walk_file(opener, limits, cut_short=is_cut_short(file))
-        _send(sink, _described_video(walk, request))
+        walk = walk_file(opener, limits, truncated=is_truncated(file))
+        _send(sink, _video_info(walk, request))
         sink.flush()
         wanted = json.loads(source.readline())["wanted"]
         for index, frame in pick(opener, walk, wanted):
@@ -107,7 +107,7 @@ def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: Binary
         _send(sink, {"num_broken": len(walk.broken - set(wanted))})
 
 
-def _described_video(walk: Walk, request: Mapping[str, Any]) -> dict[str, Any]:
+def _video_info(walk: Walk, request: Mapping[str, Any]) -> dict[str, Any]:
     low, high = frames_between(walk.times_s, request["start_s"], request["end_s"])
     times_s = [*walk.times_s, walk.end_s]
     return {
@@ -125,7 +125,7 @@ def _described_video(walk: Walk, request: Mapping[str, Any]) -> dict[str, Any]:
 def _send_frame(sink: BinaryIO, frame: VideoFrame, header: dict[str, Any]) -> None:
     picture = frame.to_rgb()
     plane = picture.planes[0]
-    _send(sink, header | {"width": picture.width, "height": picture.height, "turn": _turn(frame)})
+    _send(sink, header | {"width": picture.width, "height": picture.height, "orientation": _orientation(frame)})
     rows = memoryview(plane)
     row_bytes = picture.width * 3
     if plane.line_size == row_bytes:
@@ -135,9 +135,9 @@ def _send_frame(sink: BinaryIO, frame: VideoFrame, header: dict[str, Any]) -> No
         sink.write(rows[start : start + row_bytes])
 
 
-def _turn(frame: VideoFrame) -> list[bool]:
-    """How the picture is shown: [transpose, flip left-right, flip top-bottom], in that order."""
-    # PyAV's stub knows one kind of side data only.
+def _orientation(frame: VideoFrame) -> list[bool]:
+    """How to orient the picture for display: [transpose, flip left-right, flip top-bottom], in that order."""
+    # PyAV's stub knows only one kind of side data.
     stored = cast("Buffer | None", frame.side_data.get("DISPLAYMATRIX"))
     if stored is None:
         return [False, False, False]
@@ -149,7 +149,7 @@ def _turn(frame: VideoFrame) -> list[bool]:
     if b == c == 0 and a and d:
         return [False, a < 0, d < 0]
     raise UnsupportedVideoError(
-        "the file asks players to turn its pictures by an angle that is no quarter turn; convert it first"
+        "the file tells players to rotate its pictures by something other than quarter turns; convert it first"
     )
 
 
@@ -160,7 +160,7 @@ def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None
     for path in paths:
         picture = open_image(path, limits)
         pixels = picture.tobytes()
-        _send(sink, {"width": picture.width, "height": picture.height, "turn": [False, False, False]})
+        _send(sink, {"width": picture.width, "height": picture.height, "orientation": [False, False, False]})
         sink.write(pixels)
 
 
@@ -170,14 +170,14 @@ def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
 
 def _out_of_memory(limits: VideoLimits) -> VideoTooLargeError:
     return VideoTooLargeError(
-        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, which is the limit (max_memory_bytes)"
+        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, the limit (max_memory_bytes)"
     )
 
 
 def _memory_was_short(limits: VideoLimits) -> bool:
-    """Whether the address space came so near its bound that a picture may not have fitted.
+    """Whether the address space came so close to its limit that a picture may not have fitted.
 
-    H.264's decoder calls a frame that it has no memory for broken. Only Linux tells the peak.
+    The H.264 decoder reports a frame as broken if it has no memory for it. Only Linux reports the peak.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:

@@ -1,7 +1,7 @@
-"""Opens a video file inside the decoder process, and tells a file that was cut short.
+"""Opens a video file inside the decoder process, and detects truncated files.
 
-Only formats that hold their own pictures are let in: playlists (hls, dash, concat) and picture patterns (image2) would
-make ffmpeg open other files. Content decides, not the file's name.
+Only formats that contain their own pictures are allowed: playlists (hls, dash, concat) and picture patterns (image2)
+would make ffmpeg open other files. The content decides, not the file's name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def open_container(file: BinaryIO) -> InputContainer:
 
     Raises:
         UnsupportedVideoError: not a video, or a format that may reach other files.
-        CorruptVideoError: the start is a video's, the rest cannot be read.
+        CorruptVideoError: it starts like a video, but the rest cannot be read.
     """
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
@@ -45,18 +45,16 @@ def open_container(file: BinaryIO) -> InputContainer:
 
 
 def video_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
-    """The stream with the pictures, set up to decode; cover art does not count.
+    """The video stream, set up to decode; cover art does not count.
 
     Raises:
-        UnsupportedVideoError: no picture stream, or no decoder for it.
+        UnsupportedVideoError: no video stream, or no decoder for it.
         VideoTooLargeError: its pictures are over ``limits.max_pixels``.
     """
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise UnsupportedVideoError(
-            f"the file has no picture stream (streams: {kinds}); give a file with a video track"
-        )
+        raise UnsupportedVideoError(f"the file has no video stream (streams: {kinds}); give a file with a video track")
     best = container.streams.best("video")
     stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
     codec = stream.codec_context
@@ -65,15 +63,15 @@ def video_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
             "this build of PyAV has no decoder for the video track; convert the file to H.264 mp4"
         )
     limits.check_pixels(codec.width, codec.height)
-    # One thread: with frame threads the decoder may hand out a patched-up picture before it knows that it is one.
+    # One thread: with frame threads the decoder may return a picture with concealed errors before it knows of them.
     codec.thread_count = 1
     return stream
 
 
-def is_cut_short(file: BinaryIO) -> bool:
+def is_truncated(file: BinaryIO) -> bool:
     """Whether the container's own sizes reach beyond the end of the file (mp4, mov, mkv, webm, avi).
 
-    Formats that state no size give False. The file's position does not matter and is kept.
+    False for formats that state no size. The file's position does not matter and is preserved.
     """
     position = file.tell()
     try:
@@ -99,10 +97,10 @@ def _refusal(file: BinaryIO, error: Exception) -> UnsupportedVideoError | Corrup
     if any(start in head for start in _PLAYLISTS):
         return UnsupportedVideoError("the file is a playlist, which names other files; give the video file itself")
     if any(head[offset:].startswith(starts) for offset, starts in _KNOWN_STARTS.items()):
-        cut = " and ends too early" if is_cut_short(file) else ""
+        cut = " and ends too early" if is_truncated(file) else ""
         return CorruptVideoError(f"the file starts like a video{cut}, but its index cannot be read ({_reason(error)})")
     return UnsupportedVideoError(
-        f"the file is not a video of a supported format ({_reason(error)}); mp4, mov, mkv, webm, avi and mpeg are"
+        f"the file is not a video in a supported format, such as mp4, mov, mkv, webm, avi or mpeg ({_reason(error)})"
     )
 
 
@@ -112,41 +110,41 @@ def _reason(error: Exception) -> str:
 
 
 def _chunks_end(file: BinaryIO, size: int, length_of: Callable[[bytes, int], int | None]) -> int:
-    """Where the last top-level chunk says that it ends."""
+    """Offset at which the last top-level chunk should end, by its own size."""
     end = 0
     while end < size:
         file.seek(end)
         length = length_of(file.read(16), size - end)
         if length is None:
-            # Not a chunk: bytes behind the last one belong to nobody.
+            # Not a chunk: bytes after the last one are ignored.
             return size
         end += length
     return end
 
 
-def _mp4_box(header: bytes, rest: int) -> int | None:
-    """Length of the box that starts with ``header``; None where it is no box."""
+def _mp4_box(header: bytes, remaining: int) -> int | None:
+    """Length of the box that starts with ``header``; None if it is not a box."""
     if len(header) < 8:
-        return rest + 1
+        return remaining + 1
     length, kind = struct.unpack(">I4s", header[:8])
     if not all(32 <= byte < 127 for byte in kind):
         return None
     if length == 0:
-        return rest
+        return remaining
     if length == 1:
         length = int.from_bytes(header[8:16], "big")
     return length if length >= 8 else None
 
 
-def _riff_chunk(header: bytes, rest: int) -> int | None:
-    """Length of the RIFF chunk that starts with ``header``; None where it is none."""
+def _riff_chunk(header: bytes, remaining: int) -> int | None:
+    """Length of the RIFF chunk that starts with ``header``; None if it is not a RIFF chunk."""
     if header[:4] != b"RIFF":
         return None
-    return 8 + int.from_bytes(header[4:8], "little") if len(header) >= 8 else rest + 1
+    return 8 + int.from_bytes(header[4:8], "little") if len(header) >= 8 else remaining + 1
 
 
 def _matroska_end(file: BinaryIO, size: int) -> int:
-    """Where the Segment says that it ends; ``size`` where it does not say."""
+    """Offset at which the Segment should end, by its own size; ``size`` if it states none."""
     file.seek(4)
     header_length = _vint(file)
     if header_length is None:
@@ -159,7 +157,7 @@ def _matroska_end(file: BinaryIO, size: int) -> int:
 
 
 def _vint(file: BinaryIO) -> int | None:
-    """EBML's variable-length size; None where it is unknown or not there."""
+    """EBML's variable-length size; None if it is unknown or missing."""
     first = file.read(1)
     if not first or not first[0]:
         return None

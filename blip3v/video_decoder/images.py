@@ -13,13 +13,13 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 def open_image(path: str, limits: VideoLimits) -> Image.Image:
-    """The picture at ``path`` in RGB, turned as its EXIF data says; of an animation, the first picture.
+    """The picture at ``path`` in RGB, oriented by its EXIF data; the first picture of an animation.
 
     Raises:
-        CorruptVideoError: it is not an image, or not a whole one.
+        CorruptVideoError: it is not an image, or an incomplete one.
         VideoTooLargeError: over ``max_bytes`` or ``max_pixels``.
     """
-    # Our own limit stands in for PIL's, which only warns.
+    # Our own limit replaces PIL's, which only warns.
     Image.MAX_IMAGE_PIXELS = None
     try:
         limits.check_bytes(os.stat(path).st_size, path)

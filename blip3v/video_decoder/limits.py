@@ -1,4 +1,4 @@
-"""What one load of a video may cost. Apart from the rest so that the decoder process imports little."""
+"""Limits on what one load of a video may cost. Separate from the rest, so that the decoder process imports little."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from blip3v.errors import UsageError, VideoTooLargeError
 __all__ = ["VideoLimits"]
 
 
-# Python and the video libraries, before the first picture.
+# For Python and the video libraries, before the first picture.
 _LEAST_MEMORY_BYTES = 192 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """Upper bounds; a video over one of them is a ``VideoTooLargeError`` or a ``VideoTimeoutError``.
+    """Upper bounds; a video over one of them raises a ``VideoTooLargeError`` or a ``VideoTimeoutError``.
 
-    The defaults take 8K pictures and films of some hours. A server that reads from strangers should lower them.
+    The defaults allow 8K pictures and films of several hours. A server that reads untrusted files should lower them.
 
     Raises:
-        UsageError: a bound that is not above 0, or ``max_memory_bytes`` below 192 MiB, which the decoder alone takes.
+        UsageError: a bound that is not above 0, or ``max_memory_bytes`` below 192 MiB, which the decoder alone needs.
     """
 
     max_bytes: int = 8 * 1024**3  # of the file, or of one image
     max_pixels: int = 8192 * 4320  # width x height of one frame
-    max_frames_walked: int = 1_000_000  # frames that the file, folder or array holds
-    max_duration_s: float = 6 * 3600.0  # of the whole file, also where only a part is asked for
+    max_frames_walked: int = 1_000_000  # frames in the file, folder or array
+    max_duration_s: float = 6 * 3600.0  # of the whole file, even if only a part is loaded
     max_memory_bytes: int = 2 * 1024**3  # address space of the decoder process; also the frames that a load returns
     timeout_s: float = 120.0  # wall clock of one load
 

@@ -1,4 +1,4 @@
-"""Decodes the wanted frames of a walked file, and gives none that is broken or damaged (see ``walk.py``)."""
+"""Decodes the wanted frames of a walked file, and never returns a broken or damaged one (see ``walk.py``)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from blip3v.video_decoder.walk import REORDER, Opener, Walk, decode
 
 __all__ = ["pick"]
 
-# Below this it is cheaper to decode straight on than to jump, and every frame on the way is looked at.
-_MIN_JUMP = 128
+# Below this, decoding straight on is cheaper than seeking, and every frame on the way is checked.
+_MIN_SEEK = 128
 
 
 def pick(opener: Opener, walk: Walk, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
     """Decodes the frames ``wanted``.
 
-    Long stretches without a wanted frame are jumped over. ``walk.broken`` grows by the broken frames met on the way.
+    Seeks over long stretches without a wanted frame. Broken frames found on the way are added to ``walk.broken``.
 
     Args:
-        opener: opens the file anew, at its start.
+        opener: opens the file again, at its start.
         walk: the file's frames.
-        wanted: display indices, rising, none twice.
+        wanted: display indices, strictly increasing.
 
     Yields:
         (index, picture) for each of ``wanted``, in order.
@@ -35,44 +35,44 @@ def pick(opener: Opener, walk: Walk, wanted: Sequence[int]) -> Iterator[tuple[in
         CorruptVideoError: a wanted frame is broken or damaged; it names the frame and its time.
     """
     for group, members in _runs(walk, wanted):
-        num_given = 0
+        num_yielded = 0
         before = set(walk.broken)
         try:
             for item in _run(opener, walk, group, members):
                 yield item
-                num_given += 1
+                num_yielded += 1
         except CorruptVideoError:
             if group == 0:
                 raise
-            # A jump may land late, or the decoder may miss what came before: a run from the first frame decides.
+            # A seek may land late, or the decoder may miss what came before: a run from the first frame decides.
             walk.broken.clear()
             walk.broken.update(before)
-            yield from _run(opener, walk, 0, members[num_given:])
+            yield from _run(opener, walk, 0, members[num_yielded:])
 
 
 def _runs(walk: Walk, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Splits ``wanted`` into runs of decoding, each with the group at whose keyframe it starts."""
+    """Splits ``wanted`` into decoding runs, each with the group at whose keyframe it starts."""
     runs: list[tuple[int, list[int]]] = []
     place = 0
     for index in wanted:
         group = walk.group[index]
-        # A frame shown before its group's keyframe needs the group before.
+        # A frame displayed before its group's keyframe needs the previous group.
         group -= group > 0 and index < walk.key_index[group]
         key_place = walk.order[walk.key_index[group]]
-        jumps = group > 0 and walk.index_of_pts is not None and key_place - place >= _MIN_JUMP
-        if jumps or not runs:
-            runs.append((group if jumps else 0, []))
+        seeks = group > 0 and walk.index_of_pts is not None and key_place - place >= _MIN_SEEK
+        if seeks or not runs:
+            runs.append((group if seeks else 0, []))
         runs[-1][1].append(index)
         place = walk.order[index]
     return runs
 
 
 def _run(opener: Opener, walk: Walk, group: int, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Decodes from the keyframe of ``group`` to a little behind the last of ``wanted``."""
+    """Decodes from the keyframe of ``group`` to a little past the last of ``wanted``."""
     container, stream = opener()
     with container:
         if group:
-            _jump(container, stream, walk, group)
+            _seek(container, stream, walk, group)
         queue, targets = list(reversed(wanted)), set(wanted)
         held: dict[int, VideoFrame] = {}
         next_index = walk.key_index[group] if group else 0
@@ -85,7 +85,7 @@ def _run(opener: Opener, walk: Walk, group: int, wanted: Sequence[int]) -> Itera
                 walk.broken.add(index)
             elif index in targets:
                 held[index] = frame
-            # A break can come to light after a frame that it damages was shown.
+            # A broken frame may be detected after the display of a frame that it damages.
             yield from _settled(walk, queue, held, next_index - REORDER)
             if not queue:
                 return
@@ -94,7 +94,7 @@ def _run(opener: Opener, walk: Walk, group: int, wanted: Sequence[int]) -> Itera
 
 
 def _settled(walk: Walk, queue: list[int], held: dict[int, VideoFrame], limit: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Gives the wanted frames below ``limit``, of which no more news can come."""
+    """Yields the wanted frames below ``limit``, whose state can no longer change."""
     while queue and queue[-1] < limit:
         index = queue.pop()
         if walk.is_damaged(index):
@@ -110,7 +110,7 @@ def _indexed(container: InputContainer, stream: VideoStream, walk: Walk) -> Iter
             yield walk.index_of_pts[frame.pts], frame
 
 
-def _jump(container: InputContainer, stream: VideoStream, walk: Walk, group: int) -> None:
+def _seek(container: InputContainer, stream: VideoStream, walk: Walk, group: int) -> None:
     try:
         container.seek(walk.key_pts[group], stream=stream)
     except av.FFmpegError as error:
@@ -123,13 +123,13 @@ def _error(walk: Walk, index: int) -> CorruptVideoError:
         causes = [b for b in walk.broken if walk.order[b] < walk.order[index]]
         cause = max(causes, key=lambda b: walk.order[b])
         return CorruptVideoError(
-            f"{where} was sampled, and it may build on frame {cause}, which cannot be decoded; "
+            f"{where} was sampled, but it may depend on frame {cause}, which cannot be decoded; "
             "repair the file, or pick a part without it (start and end)"
         )
-    if index >= walk.num_held:
+    if index >= walk.num_present:
         return CorruptVideoError(
-            f"{where} was sampled, but the file ends before it, after frame {walk.num_held - 1}; get the whole file, "
-            "or pick a part that is there (start and end)"
+            f"{where} was sampled, but the file ends before it, after frame {walk.num_present - 1}; get the whole "
+            "file, or pick a part that it contains (start and end)"
         )
     return CorruptVideoError(
         f"{where} was sampled, but it cannot be decoded; repair the file, or pick a part without it (start and end)"

@@ -10,7 +10,7 @@ from blip3v.errors import UsageError
 
 __all__ = ["check_range", "frames_between"]
 
-# Times are fractions of a clock: this takes up what rounding them to a float, and to six digits in print, loses.
+# Times are multiples of a time base: this absorbs the error of rounding them to a float and to six printed digits.
 _ROUNDING_S = 5e-7
 
 

@@ -1,11 +1,11 @@
-"""The list of a file's frames in display order, made before any picture is kept.
+"""Lists a file's frames in display order, before any picture is kept.
 
-Where the container states a time for every packet and the codec gives one frame for each, packets are enough. Else the
-file is decoded once just to count. Both forms give the same ``Walk``.
+If the container states a time for every packet and the codec has one frame in each, the packets suffice. Otherwise the
+file is decoded once just to count. Both ways return the same ``Walk``.
 
-A frame is broken where the file ends before it, where its data is not whole, or where the decoder gives nothing or a
-patched-up picture. What is decoded after a broken frame and before the next keyframe may build on it, so it is damaged.
-Changed bytes that still decode to a whole picture cannot be told: most formats carry no checksum.
+A frame is broken if the file ends before it, if its data is incomplete, or if the decoder returns nothing or a picture
+with concealed errors. Frames decoded after a broken frame and before the next keyframe may depend on it, so they are
+damaged. Changed bytes that still decode to a whole picture cannot be detected: most formats have no checksums.
 """
 
 from __future__ import annotations
@@ -40,42 +40,42 @@ Opener = Callable[[], tuple[InputContainer, VideoStream]]
 class Walk:
     """Every frame of a file, in display order.
 
-    ``group`` numbers the stretch from one keyframe to the next, in decode order, that a frame belongs to.
+    ``group`` is the number of a frame's keyframe interval: from one keyframe to the next, in decode order.
     """
 
-    width: int  # as stored, before any turn
+    width: int  # as stored, before any rotation
     height: int
     times_s: list[float]  # of each frame, the first is 0
-    end_s: float  # where the last frame ends
-    fps: float  # mean; 0 where one frame has no duration
+    end_s: float  # when the last frame ends
+    fps: float  # mean; 0 if a single frame has no duration
     order: list[int]  # a frame's place in decode order
     group: list[int]
     key_index: list[int]  # of each group, the display index of its keyframe
-    key_pts: list[int]  # of each group; empty where frames are known by their place alone
-    index_of_pts: dict[int, int] | None  # None: frames are known by their place alone
+    key_pts: list[int]  # of each group; empty if frames are identified by their place alone
+    index_of_pts: dict[int, int] | None  # None: frames are identified by their place alone
     broken: set[int] = field(default_factory=set)
-    num_missing: int = 0  # frames at the end that the file should hold and does not
+    num_missing: int = 0  # frames at the end that the file should contain and does not
 
     @property
     def num_frames(self) -> int:
-        """Frames of the file, broken and missing ones too."""
+        """Number of frames, including broken and missing ones."""
         return len(self.times_s)
 
     @property
-    def num_held(self) -> int:
-        """Frames that the file holds."""
+    def num_present(self) -> int:
+        """Number of frames that the file contains."""
         return self.num_frames - self.num_missing
 
     def is_damaged(self, index: int) -> bool:
-        """Whether frame ``index`` is broken or may build on a broken frame."""
+        """Whether frame ``index`` is broken or may depend on a broken frame."""
         group = self.group[index]
-        # Frames shown before their group's keyframe lean on the group before it as well.
+        # Frames displayed before their group's keyframe depend on the previous group as well.
         first = group - 1 if index < self.key_index[group] else group
         return any(first <= self.group[b] <= group and self.order[b] <= self.order[index] for b in self.broken)
 
 
 def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """Frames as the decoder gives them; None for a packet that it refused."""
+    """Frames as the decoder returns them; None for a packet that it refused."""
     for packet in _packets(container, stream):
         try:
             yield from packet.decode()
@@ -85,38 +85,38 @@ def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFram
             yield None
 
 
-def walk_file(opener: Opener, limits: VideoLimits, *, cut_short: bool) -> Walk:
+def walk_file(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Walk:
     """Lists the frames of a file.
 
     Args:
-        opener: opens the file anew, at its start.
+        opener: opens the file again, at its start.
         limits: bounds on frames and duration.
-        cut_short: whether the file ends before its own end.
+        truncated: whether the file is shorter than it states.
 
     Raises:
         VideoTooLargeError: over ``max_frames_walked`` or ``max_duration_s``.
-        CorruptVideoError: no frame can be had, or the file is cut short and does not say how much is missing.
-        UnsupportedVideoError: frames have no time and the file states no frame rate.
+        CorruptVideoError: no frame can be decoded, or the file is truncated and does not say how much is missing.
+        UnsupportedVideoError: frames have no times and the file states no frame rate.
     """
     container, stream = opener()
     with container:
         packets = _list_packets(container, stream, limits)
         if not packets:
-            raise CorruptVideoError("the video track holds no frame; the file ends before the first one")
-        found = _from_packets(stream, packets) if _tells_frames(container, stream, packets) else None
-        if found is None:
-            found = _from_frames(opener, limits)
-        if cut_short:
-            _add_missing(found, container, stream, packets)
-    if found.end_s > limits.max_duration_s:
+            raise CorruptVideoError("the video track has no frames; the file ends before the first one")
+        walk = _from_packets(stream, packets) if _packets_suffice(container, stream, packets) else None
+        if walk is None:
+            walk = _from_frames(opener, limits)
+        if truncated:
+            _add_missing(walk, container, stream, packets)
+    if walk.end_s > limits.max_duration_s:
         raise VideoTooLargeError(
-            f"the video lasts {found.end_s:.1f} s; the limit is {limits.max_duration_s:g} s (max_duration_s)"
+            f"the video lasts {walk.end_s:.1f} s; the limit is {limits.max_duration_s:g} s (max_duration_s)"
         )
-    return found
+    return walk
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Packets up to the first place that cannot be read; the frames behind it are missing, which the walk sees."""
+    """Packets up to the first place that cannot be read; the frames after it are missing, which the walk detects."""
     try:
         yield from container.demux(stream)
     except MemoryError:
@@ -150,11 +150,11 @@ def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoL
 def _check_count(count: int, limits: VideoLimits) -> None:
     if count > limits.max_frames_walked:
         raise VideoTooLargeError(
-            f"the video has more than {limits.max_frames_walked} frames, which is the limit (max_frames_walked)"
+            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked)"
         )
 
 
-def _tells_frames(container: InputContainer, stream: VideoStream, packets: list[_Entry]) -> bool:
+def _packets_suffice(container: InputContainer, stream: VideoStream, packets: list[_Entry]) -> bool:
     if container.format.name in _NO_TRUE_TIMES or stream.codec_context.name not in _ONE_FRAME_A_PACKET:
         return False
     times = [packet.pts for packet in packets if packet.is_shown]
@@ -164,7 +164,7 @@ def _tells_frames(container: InputContainer, stream: VideoStream, packets: list[
 def _from_packets(stream: VideoStream, packets: list[_Entry]) -> Walk:
     first_key = next(i for i, packet in enumerate(packets) if packet.is_key)
     start = packets[first_key].pts
-    # Frames before the first keyframe cannot be decoded and no player shows them: the video starts at it.
+    # Frames before the first keyframe cannot be decoded and no player shows them: the video starts at the keyframe.
     kept = [
         (packet.pts, packet)
         for packet in packets[first_key:]
@@ -240,44 +240,44 @@ def _times_of_frames(pts: list[int | None], container: InputContainer, stream: V
         return _seconds(known, stream)
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
-        raise UnsupportedVideoError("the file gives its frames neither a time nor a rate; convert it to mp4")
+        raise UnsupportedVideoError("the file states neither frame times nor a frame rate; convert it to mp4")
     return [float(index / rate) for index in range(len(pts))]
 
 
-def _add_missing(found: Walk, container: InputContainer, stream: VideoStream, packets: list[_Entry]) -> None:
-    """Appends the frames that a file which was cut short does not hold, as broken ones at the mean rate."""
+def _add_missing(walk: Walk, container: InputContainer, stream: VideoStream, packets: list[_Entry]) -> None:
+    """Appends the frames that a truncated file lacks, as broken ones at the mean rate."""
     if stream.frames and stream.frames <= len(packets):
         return
-    num_unsure = _num_unsure(found, stream, packets)
-    rate = float(stream.average_rate or found.fps)
+    num_uncertain = _num_uncertain(walk, stream, packets)
+    rate = float(stream.average_rate or walk.fps)
     if stream.frames:
         num_missing = stream.frames - len(packets)
     elif container.duration and "mp4" not in container.format.name:
-        num_missing = round(container.duration / av.time_base * rate) - found.num_frames
+        num_missing = round(container.duration / av.time_base * rate) - walk.num_frames
     else:
         raise CorruptVideoError(
-            f"the file ends too early, after frame {found.num_frames - 1} at {found.times_s[-1]:.3f} s, and does not "
+            f"the file ends too early, after frame {walk.num_frames - 1} at {walk.times_s[-1]:.3f} s, and does not "
             "say how many frames it should have; get the whole file"
         )
     num_missing = max(0, num_missing)
     for _ in range(num_missing):
-        found.order.append(found.num_frames)
-        found.group.append(found.group[-1])
-        found.times_s.append(found.end_s)
-        found.end_s += 1 / rate if rate else 0.0
-    found.num_missing = num_missing + num_unsure
-    found.broken.update(range(found.num_held, found.num_frames))
+        walk.order.append(walk.num_frames)
+        walk.group.append(walk.group[-1])
+        walk.times_s.append(walk.end_s)
+        walk.end_s += 1 / rate if rate else 0.0
+    walk.num_missing = num_missing + num_uncertain
+    walk.broken.update(range(walk.num_present, walk.num_frames))
 
 
-def _num_unsure(found: Walk, stream: VideoStream, packets: list[_Entry]) -> int:
-    """Frames at the end of a cut file that may stand behind a missing one, so that their index is not sure.
+def _num_uncertain(walk: Walk, stream: VideoStream, packets: list[_Entry]) -> int:
+    """Number of frames at the end of a truncated file that may follow a missing one, so that their index is uncertain.
 
-    A packet that is missing has a later decode time than the last one that is there, and it is shown no earlier.
+    A missing packet has a later decode time than the last one present, and it is displayed no earlier than that.
     """
     last_dts = max((packet.dts for packet in packets if packet.dts is not None), default=None)
-    if found.index_of_pts is None or last_dts is None:
-        return min(REORDER, found.num_frames) if stream.codec_context.has_b_frames else 0
-    return sum(pts > last_dts for pts in found.index_of_pts)
+    if walk.index_of_pts is None or last_dts is None:
+        return min(REORDER, walk.num_frames) if stream.codec_context.has_b_frames else 0
+    return sum(pts > last_dts for pts in walk.index_of_pts)
 
 
 def _seconds(pts: list[int], stream: VideoStream) -> list[float]:
@@ -290,7 +290,7 @@ def _time_base(stream: VideoStream) -> Fraction:
 
 
 def _end(times_s: list[float], last_duration_s: float, stream: VideoStream) -> tuple[float, float]:
-    """Where the last frame ends, and the mean frame rate."""
+    """When the last frame ends, and the mean frame rate."""
     if last_duration_s <= 0:
         rate = stream.average_rate or stream.guessed_rate
         mean_gap_s = times_s[-1] / (len(times_s) - 1) if len(times_s) > 1 else 0.0

@@ -111,5 +111,5 @@ def _check_misses(report: Report) -> None:
         shown = "; ".join(misses[:4]) + (f"; and {len(misses) - 4} more" if len(misses) > 4 else "")
         raise ParityError(
             f"{len(misses)} rows of parity missed their tolerance: {shown}; the JSON holds every error; "
-            "a miss in float32 means a wrong computation, in half precision alone an overflow or too tight a tolerance"
+            "a miss in float32 means a wrong computation, one in half precision alone an overflow or a tight tolerance"
         )

@@ -21,10 +21,10 @@ from blip3v.video import PreprocessorConfig
 
 @dataclass(frozen=True)
 class SmallBundles:
-    """The bundles, and what they were made from."""
+    """What was exported, and from what."""
 
     models: Path  # folder of tiny-none and tiny-tokenlearner with one layer each and random weights
-    cache: Path  # folder of the bundles
+    cache: Path  # folder that holds the bundles
     paths: list[Path]  # in the order of SMALL_ROWS
 
 
@@ -35,7 +35,7 @@ def film_tokenizer_json() -> str:
 
 @functools.cache
 def small_bundles(base: Path) -> SmallBundles:
-    """Makes them in ``base``, the session's temporary folder, once per session."""
+    """Exports them to ``base``, the session's temporary folder; once per session."""
     models, cache = base / "bench-models", base / "bench-cache"
     for encoder in ("none", "tokenlearner"):
         config = _small(with_encoder(preset("tiny"), encoder))

@@ -1,4 +1,4 @@
-"""Samples and rows with known seconds, and rows that are really measured."""
+"""Samples and rows with known seconds, and the rows that the tests really measure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample(scale: float = 1.0) -> Sample:
 def row(
     scales: Sequence[float], *, encoder: str = "none", weights: str = "trained", num_video_tokens: int | None = None
 ) -> ReportRow:
-    """A row whose turns took ``sample()`` times the given scales."""
+    """A row whose turns took ``scales`` times as long as ``sample()``."""
     own = 1024 if encoder == "none" else 32
     facts = BundleFacts(
         name=f"bundle-{encoder}",

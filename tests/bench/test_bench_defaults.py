@@ -11,16 +11,16 @@ from blip3v.bench import default_bundles
 from blip3v.bundle import open_bundle
 
 
-def test_made_bundles_are_kept_and_broken_ones_made_again(made: SmallBundles) -> None:
+def test_bundles_are_kept_and_damaged_ones_exported_again(made: SmallBundles) -> None:
     cache, models, bundles = made.cache, made.models, made.paths
     before = {path: path.stat().st_ino for path in bundles}
     lines: list[str] = []
     assert default_bundles(cache, models=models, rows=SMALL_ROWS, progress=lines.append) == bundles
     assert {path: path.stat().st_ino for path in bundles} == before
-    assert [line.rpartition(" is ")[2] for line in lines] == ["there", "there"]
+    assert lines == [f"using {path}" for path in bundles]
     (bundles[1] / "config.json").write_text("{}")
     assert default_bundles(cache, models=models, rows=SMALL_ROWS[1:], progress=lines.append) == bundles[1:]
-    assert "is broken and made again" in lines[2]
+    assert "is damaged and exported again" in lines[2]
     open_bundle(bundles[1])
 
 

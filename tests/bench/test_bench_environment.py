@@ -38,7 +38,7 @@ def test_facts_come_from_proc_and_the_control_group(tmp_path: Path) -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_system_that_tells_nothing_gives_no_made_up_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_made_up_on_a_system_that_reports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     found = describe_environment(tmp_path)
     assert (found["physical_cores"], found["cpu_quota"]) == (None, None)

@@ -14,7 +14,7 @@ from blip3v.errors import RequestError
 from blip3v.text import Tokenizer, train_tokenizer
 
 
-def test_subjects_take_turns_and_the_warm_up_is_thrown_away() -> None:
+def test_subjects_take_turns_and_the_warm_up_is_discarded() -> None:
     order: list[str] = []
     clock: Iterator[int] = iter(range(100))
 
@@ -30,7 +30,7 @@ def test_subjects_take_turns_and_the_warm_up_is_thrown_away() -> None:
         [subject(name) for name in "ABCD"], warmup=2, repetitions=3, progress=lambda *counts: done.append(counts)
     )
     assert "".join(order) == "ABCD" * 5
-    assert [[taken.file_decode_s for taken in samples] for samples in found] == [
+    assert [[one.file_decode_s for one in samples] for samples in found] == [
         [8, 12, 16],
         [9, 13, 17],
         [10, 14, 18],
@@ -40,10 +40,10 @@ def test_subjects_take_turns_and_the_warm_up_is_thrown_away() -> None:
 
 
 def test_the_parts_of_a_sample_add_up() -> None:
-    taken = sample()
-    assert taken.language_model_s == 19.5
-    assert taken.per_token_s == 0.5
-    assert taken.other_s == 0.5
+    one = sample()
+    assert one.language_model_s == 19.5
+    assert one.per_token_s == 0.5
+    assert one.other_s == 0.5
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def film_tokenizer(tokenizer_json: str) -> Tokenizer:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(num_tokens=st.integers(1, 64))
-def test_the_question_has_exactly_the_requested_tokens(film_tokenizer: Tokenizer, num_tokens: int) -> None:
+def test_the_question_has_exactly_the_wanted_number_of_tokens(film_tokenizer: Tokenizer, num_tokens: int) -> None:
     assert len(film_tokenizer.encode(question_of_length(film_tokenizer, num_tokens))) == num_tokens
 
 
@@ -66,13 +66,13 @@ def test_the_question_is_film_questions(film_tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [271, 300, 608], ids=str)
-def test_a_tokenizer_of_other_texts_gets_its_question_too(vocab_size: int) -> None:
+def test_a_tokenizer_trained_on_other_texts_gets_its_question_too(vocab_size: int) -> None:
     tokenizer = Tokenizer(train_tokenizer(["to be or not to be"], vocab_size_base=vocab_size))
     assert len(tokenizer.encode(question_of_length(tokenizer, 32))) == 32
 
 
 class _EvenTokenizer(Tokenizer):
-    """A stub that encodes every text with an even number of tokens."""
+    """A stub that encodes every text as an even number of tokens."""
 
     def encode(self, text: str) -> list[int]:
         return [0] * (2 * len(text.replace("?", " ? ").split()))

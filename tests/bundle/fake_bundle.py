@@ -1,4 +1,4 @@
-"""A bundle of a few kilobytes: real configs, tokenizer and embeddings, graphs without nodes."""
+"""A bundle of a few kilobytes: real configs, tokenizer and embeddings, but graphs without nodes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def embedding_table() -> npt.NDArray[np.float16]:
 
 
 def write_files(folder: Path) -> None:
-    """All files of the bundle except the manifest."""
+    """Writes all files of the bundle but the manifest."""
     CONFIG.save(folder / "config.json")
     GenerationConfig(system_prompt=None, max_new_tokens=16).save(folder / "generation.json")
     PreprocessorConfig(image_size=CONFIG.vision.image_size).save(folder / "preprocessor.json")
@@ -77,7 +77,7 @@ def write_files(folder: Path) -> None:
 
 
 def write_fake_bundle(path: Path, *, force: bool = False, opset: int = 24) -> Path:
-    """Makes the bundle; bundles with different ``opset`` differ."""
+    """Writes the bundle; ``opset`` tells two of them apart."""
     with BundleWriter(path, force=force) as writer:
         write_files(writer.path)
         return writer.publish(dataclasses.replace(fake_manifest(), opset=opset))

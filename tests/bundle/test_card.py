@@ -9,7 +9,7 @@ from fake_bundle import FP16_TEXT, fake_manifest
 from blip3v.bundle import render_card
 
 
-def test_the_card_says_what_it_is_and_how_to_run_it() -> None:
+def test_the_card_describes_the_bundle_and_how_to_run_it() -> None:
     card = render_card(fake_manifest(), FP16_TEXT)
     assert card.startswith("# tiny with tokenlearner, 32 video tokens, fp16\n")
     for text in ("from blip3v.runtime import VideoLM", "blip3v ask VIDEO", "CC-BY-NC-4.0", "Apache-2.0", "| 0.0015 |"):

@@ -1,4 +1,4 @@
-"""The table of precisions: parsing and formatting names, what each stores where, and islands."""
+"""The table of precisions: parsing names, what each one stores, and islands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIXED = "video_encoder=fp16,decoder=fp32"
 
 
 @pytest.mark.parametrize("name", [*PRECISIONS, MIXED])
-def test_a_name_comes_back(name: str) -> None:
+def test_a_name_survives_the_round_trip(name: str) -> None:
     assert Precision.parse(name).name == str(Precision.parse(name)) == name
 
 
@@ -34,7 +34,7 @@ def test_a_choice_for_each_graph() -> None:
         *("encoder=fp16,decoder=fp16", f"{MIXED},decoder=fp32", "video_encoder=fp16,decoder="),
     ],
 )
-def test_another_name_is_refused_with_those_that_exist(text: str) -> None:
+def test_another_name_is_refused_with_the_ones_that_exist(text: str) -> None:
     with pytest.raises(UsageError, match="allowed: fp32, fp16, or one for each graph, as in video_encoder="):
         Precision.parse(text)
 
@@ -53,14 +53,14 @@ def test_fp16_keeps_its_islands() -> None:
     assert fp16.decoder.format_of(["layers.0.o_proj.weight"]) == "float16"
     assert fp16.decoder.format_of(["lm_head"]) == "float16"
     assert fp16.decoder.format_of(["lm_head_bias"]) == "float32"
-    # A recurrence's weights have two names; those of other encoders are named differently.
+    # The weights of a recurrence have two names; those of other encoders have different ones.
     names = ["vision_tokenizer.temporal_encoder.initial_memory", "temporal.encoder.initial_memory"]
     assert fp16.video_encoder.format_of(names) == "float32"
     assert fp16.video_encoder.format_of(["temporal.final_output.mlp.1.weight"]) == "float16"
     assert Precision.parse("fp32").decoder.islands == ()
 
 
-def test_the_first_island_that_matches_holds() -> None:
+def test_the_first_island_that_matches_applies() -> None:
     islands = (
         Island(name="head", parameters=("lm_head",), weights="float16"),
         Island(name="rest", parameters=("lm_*", "layers.?.o_proj.weight"), weights="other"),

@@ -1,4 +1,4 @@
-"""Opening: a valid bundle, and every way in which one can be broken or hostile."""
+"""Opening: an intact bundle, and every way in which one can be broken or hostile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def change_manifest(bundle: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_sound_bundle_opens(pristine_bundle: Path) -> None:
+def test_an_intact_bundle_opens(pristine_bundle: Path) -> None:
     opened = open_bundle(pristine_bundle)
     assert opened.config == CONFIG
     assert opened.manifest.kv.bytes_per_token == 2 * 6 * 4 * 32 * 2  # keys and values, layers, heads, width, bytes
@@ -106,7 +106,7 @@ def test_an_extra_or_misnamed_file_is_found(bundle: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["docs", "onnx/deeper", ".git"])
 def test_an_extra_folder_is_found(bundle: Path, name: str) -> None:
     (bundle / name).mkdir()
-    with pytest.raises(ArtifactError, match="folder that no bundle has"):
+    with pytest.raises(ArtifactError, match="folder that does not belong in a bundle"):
         open_bundle(bundle)
 
 
@@ -127,7 +127,7 @@ def test_a_symbolic_link_is_refused_wherever_it_points(bundle: Path, tmp_path: P
 def test_a_pipe_is_refused_and_not_read(bundle: Path) -> None:
     (bundle / "README.md").unlink()
     os.mkfifo(bundle / "README.md")
-    with pytest.raises(ArtifactError, match="no regular file"):
+    with pytest.raises(ArtifactError, match="is not a regular file"):
         open_bundle(bundle)
 
 
@@ -144,7 +144,7 @@ def test_a_manifest_cannot_name_files_elsewhere(bundle: Path, name: str) -> None
         open_bundle(bundle)
 
 
-def test_a_graph_cannot_lie_elsewhere(bundle: Path) -> None:
+def test_a_graph_cannot_be_elsewhere(bundle: Path) -> None:
     values = json.loads((bundle / "manifest.json").read_text())
     values["graphs"]["decoder"]["file"] = "../decoder.onnx"
     (bundle / "manifest.json").write_text(json.dumps(values))
@@ -163,7 +163,9 @@ def test_inputs_and_outputs_that_contradict_config_and_precision_are_refused(bun
     graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
     graphs["video_encoder"]["inputs"][0]["dtype"] = "float32"
     change_manifest(bundle, graphs=graphs)
-    with pytest.raises(ArtifactError, match=r"inputs and outputs of video_encoder .* config\.json at fp16"):
+    with pytest.raises(
+        ArtifactError, match=r"inputs and outputs of video_encoder .* do not match config\.json at fp16"
+    ):
         open_bundle(bundle)
 
 
@@ -187,14 +189,14 @@ def test_a_broken_manifest_is_one_clear_error(bundle: Path, text: str) -> None:
         open_bundle(bundle)
 
 
-def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError, match="blip3v export"):
         open_bundle(tmp_path)
     with pytest.raises(ArtifactMissingError, match="not a folder"):
         open_bundle(tmp_path / "nothing")
 
 
-def test_a_manifest_must_list_every_needed_file(bundle: Path) -> None:
+def test_a_manifest_must_list_every_required_file(bundle: Path) -> None:
     values = json.loads((bundle / "manifest.json").read_text())
     del values["files"]["config.json"]
     (bundle / "manifest.json").write_text(json.dumps(values))
@@ -236,19 +238,19 @@ def safetensors(header: str, num_data_bytes: int) -> bytes:
 SMALL = '{"embed_tokens": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}}'
 BAD_EMBEDDINGS = {
     "other-shape": (safetensors(SMALL, 12), "is float16 (2, 3); the decoder needs float16 (611, 128)"),
-    "trailing-bytes": (safetensors(SMALL, 13), "needs 12 bytes, 13 follow"),
-    "short": (safetensors(SMALL, 11), "needs 12 bytes, 11 follow"),
+    "trailing-bytes": (safetensors(SMALL, 13), "needs 12 bytes; 13 follow"),
+    "short": (safetensors(SMALL, 11), "needs 12 bytes; 11 follow"),
     "offset": (safetensors(SMALL.replace("[0, 12]", "[4, 16]"), 16), "offsets"),
     "overflow": (safetensors(SMALL.replace("[2, 3]", "[4611686018427387904, 4]"), 12), "needs"),
     "negative": (safetensors(SMALL.replace("[2, 3]", "[-2, -3]"), 12), "at least 1"),
     "true-shape": (safetensors(SMALL.replace("[2, 3]", "[true, 6]"), 12), "at least 1"),
     "flat": (safetensors(SMALL.replace("[2, 3]", "[6]"), 12), "two sizes"),
     "int": (safetensors(SMALL.replace("F16", "I16"), 12), "F16 or F32"),
-    "list-dtype": (safetensors(SMALL.replace('"F16"', '["F16"]'), 12), "no embedding table"),
-    "twice": (safetensors(SMALL[:-1] + "," + SMALL[1:], 12), "twice"),
+    "list-dtype": (safetensors(SMALL.replace('"F16"', '["F16"]'), 12), "is not an embedding table"),
+    "twice": (safetensors(SMALL[:-1] + "," + SMALL[1:], 12), "duplicate key"),
     "other-name": (safetensors(SMALL.replace("embed_tokens", "wte"), 12), "only embed_tokens"),
-    "not-json": (safetensors("{", 12), "no embedding table"),
-    "list": (safetensors("[]", 12), "no JSON object"),
+    "not-json": (safetensors("{", 12), "is not an embedding table"),
+    "list": (safetensors("[]", 12), "is not a JSON object"),
     "huge-header": (b"\xff" * 8, "its header would have"),
     "cut-header": (safetensors(SMALL, 0)[:20], "ends inside"),
     "empty": (b"", "its header"),
@@ -265,7 +267,7 @@ def test_hostile_embeddings_are_refused(bundle: Path, content: bytes, message: s
     assert not verify_bundle(bundle).ok
 
 
-def test_external_data_belongs_to_the_graph_that_its_name_begins_with(pristine_bundle: Path) -> None:
+def test_external_data_belongs_to_the_graph_whose_name_it_starts_with(pristine_bundle: Path) -> None:
     opened = open_bundle(pristine_bundle)
     assert opened.graph_files("decoder") == ["onnx/decoder.onnx", "onnx/decoder.data"]
     assert opened.graph_files("video_encoder") == ["onnx/video_encoder.onnx"]
@@ -279,7 +281,7 @@ def test_embeddings_of_another_dtype_than_the_decoders_are_refused(bundle: Path)
         open_bundle(bundle).embeddings()
 
 
-def test_a_chat_template_of_endless_size_is_refused(bundle: Path) -> None:
+def test_a_chat_template_that_is_too_large_is_refused(bundle: Path) -> None:
     rewrite(bundle, "chat_template.jinja", b"a" * 70_000)
     with pytest.raises(ArtifactError, match="at most 65536"):
         open_bundle(bundle)

@@ -42,7 +42,7 @@ def opset(bundle: Path) -> int:
     return open_bundle(bundle).manifest.opset
 
 
-def test_a_published_bundle_opens_and_nothing_else_stays(tmp_path: Path) -> None:
+def test_a_published_bundle_opens_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = write_fake_bundle(tmp_path / "deep" / "bundle")
     assert path == tmp_path / "deep" / "bundle"
     assert opset(path) == 24
@@ -60,13 +60,13 @@ def test_a_bundle_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit], ids=["error", "ctrl-c", "exit"])
-def test_nothing_stays_after_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
+def test_nothing_is_left_after_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
         write_but(tmp_path / "bundle", fail_with(error))
     assert names(tmp_path) == []
 
 
-def test_nothing_stays_without_publish(tmp_path: Path) -> None:
+def test_nothing_is_left_without_publish(tmp_path: Path) -> None:
     with BundleWriter(tmp_path / "bundle") as writer:
         write_files(writer.path)
     assert names(tmp_path) == []
@@ -80,8 +80,8 @@ def test_an_incomplete_bundle_is_not_published(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "reports/bench.json", "onnx/decoder.bin"])
-def test_a_file_that_no_bundle_holds_is_not_published(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ArtifactError, match="cannot hold it"):
+def test_a_file_that_does_not_belong_in_a_bundle_is_not_published(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArtifactError, match="does not belong there"):
         write_but(tmp_path / "bundle", lambda folder: (folder / name).write_text("x"))
     assert names(tmp_path) == []
 
@@ -162,7 +162,7 @@ def test_a_damaged_bundle_can_be_replaced(tmp_path: Path) -> None:
     [["thesis.tex"], ["manifest.json", "thesis.tex"], ["config.json"]],
     ids=["foreign", "with-a-manifest", "no-manifest"],
 )
-def test_a_folder_that_is_no_bundle_is_never_deleted(tmp_path: Path, content: list[str]) -> None:
+def test_a_folder_that_is_not_a_bundle_is_never_deleted(tmp_path: Path, content: list[str]) -> None:
     path = tmp_path / "work"
     path.mkdir()
     for name in content:
@@ -173,7 +173,7 @@ def test_a_folder_that_is_no_bundle_is_never_deleted(tmp_path: Path, content: li
     assert names(tmp_path) == ["work"]
 
 
-def test_an_empty_folder_is_taken_with_force_only(tmp_path: Path) -> None:
+def test_an_empty_folder_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with pytest.raises(UsageError, match="exists"):
         write_fake_bundle(tmp_path / "bundle")
@@ -182,13 +182,13 @@ def test_an_empty_folder_is_taken_with_force_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling"])
-def test_a_target_that_is_no_folder_stays(tmp_path: Path, kind: str) -> None:
+def test_a_target_that_is_not_a_folder_stays(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "target"
     if kind == "file":
         target.write_text("mine")
     else:
         target.symlink_to(write_fake_bundle(tmp_path / "real") if kind == "link" else tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         write_fake_bundle(target, force=True)
     assert target.is_symlink() or target.read_text() == "mine"
 
@@ -267,8 +267,8 @@ def test_only_abandoned_siblings_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True], ids=["no-force", "force"])
-def test_writers_at_once_never_mix(tmp_path: Path, force: bool) -> None:
-    """Without force one wins and the others get the error; with force the last wins. The result is one bundle."""
+def test_concurrent_writers_never_mix(tmp_path: Path, force: bool) -> None:
+    """Without force one wins and the others fail; with force the last wins. Either way one complete bundle is left."""
     target, errors, start = tmp_path / "bundle", [], threading.Barrier(4)
 
     def write(number: int) -> None:

@@ -37,19 +37,17 @@ def _ask(*arguments: str) -> Result:
     return CliRunner().invoke(command, list(arguments), catch_exceptions=False)
 
 
-def test_the_answer_is_alone_on_stdout(bundle_path: Path, lm: VideoLM) -> None:
+def test_only_the_answer_is_on_stdout(bundle_path: Path, lm: VideoLM) -> None:
     result = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--threads", "1")
     expected = lm.ask(CLIP, QUESTION)
     assert result.stdout == expected.text + "\n"
     for index, time_s in expected.frames:
         assert f"{index} ({time_s:.2f} s)" in result.stderr
     assert "8 of them video" in result.stderr
-    assert "ms a token" in result.stderr
+    assert "ms per token" in result.stderr
 
 
-def test_what_a_large_model_takes_is_said_before_it_is_opened(
-    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cost_of_opening_a_large_model_is_printed_first(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "opening" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
     monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
     lines = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--max-context", "128").stderr.splitlines()
@@ -99,7 +97,7 @@ def test_refusals(bundle_path: Path, flags: list[str], error: type[Exception]) -
         _ask(CLIP, QUESTION, *model, *flags)
 
 
-def test_without_a_model_the_one_bundle_of_the_folder_is_taken(
+def test_without_a_model_the_only_bundle_in_the_folder_is_used(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,5 +114,5 @@ def test_without_a_model_the_one_bundle_of_the_folder_is_taken(
 
 def test_help_has_examples_and_defaults() -> None:
     text = _ask("--help").stdout
-    assert text.count("blip3v ask ") == 2
+    assert text.count("blip3v ask ") == 3
     assert "[default: 0.0]" in text

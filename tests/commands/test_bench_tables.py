@@ -19,7 +19,7 @@ def printed(found: BenchReport) -> str:
 
 
 def test_without_the_baseline_there_are_no_ratios() -> None:
-    assert "No ratio: nothing was measured with all tokens" in printed(report(row([1, 2], encoder="tokenlearner")))
+    assert "No ratios: nothing was measured with all tokens" in printed(report(row([1, 2], encoder="tokenlearner")))
 
 
 def test_one_bundle_at_several_counts_is_named_in_the_notes() -> None:
@@ -43,7 +43,7 @@ def test_tables_show_speeds_ratios_stages_and_what_is_untrained() -> None:
         "2.00x",
         "128",
     ]
-    assert "New tokens a second, by video tokens: 2.00 behind 1024, 4.00 behind 32." in text
+    assert "New tokens per second, by video tokens: 2.00 with 1024, 4.00 with 32." in text
     assert "their answers mean nothing" in text
     assert "Stored fp16, computed fp32 on ONNX Runtime CPU." in text
     prefill = next(line for line in lines if "prefill" in line and "±" in line)

@@ -30,7 +30,7 @@ def test_the_command_writes_reports_and_refuses(tmp_path: Path, capsys: pytest.C
     again = CliRunner().invoke(command, arguments)
     assert isinstance(again.exception, UsageError)
     assert cli._run(["data", *arguments]) == 2
-    assert capsys.readouterr().err.endswith("exists already; choose another --output, or replace it with --force\n")
+    assert capsys.readouterr().err.endswith("already exists; choose another --output, or replace it with --force\n")
     forced = CliRunner().invoke(command, [*arguments[:3], "1", *arguments[4:], "--force", "--json"])
     summary = json.loads(forced.stdout)
     assert summary["num_clips"] == 1

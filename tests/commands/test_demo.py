@@ -37,7 +37,7 @@ def _demo(*arguments: str) -> Result:
     return CliRunner().invoke(demo.command, list(arguments), catch_exceptions=False)
 
 
-def test_a_folder_of_the_user_is_left_alone(elsewhere: Path) -> None:
+def test_a_users_folder_is_left_alone(elsewhere: Path) -> None:
     own = elsewhere / "blip3v-demo"
     own.mkdir()
     (own / "thesis.txt").write_text("mine")
@@ -56,7 +56,7 @@ def test_a_link_is_not_followed(elsewhere: Path) -> None:
     assert (target / demo._MARK).exists()
 
 
-def test_the_demos_own_folder_is_made_new() -> None:
+def test_the_demos_own_folder_is_created_from_scratch() -> None:
     demo._make_folder()
     (demo._FOLDER / "stale.json").touch()
     demo._make_folder()
@@ -67,8 +67,8 @@ def test_the_default_film_is_the_committed_clip(elsewhere: Path) -> None:
     committed = next(clip for clip in read_film_set(EXAMPLES / "questions.json").clips if clip.file == "turn.mp4")
     assert default_film() == committed
     assert write_default_clip(elsewhere).name == committed.file
-    assert {asked.kind for asked in demo._questions(committed)} == {"turn", "direction", "shape"}
-    assert sum(asked.needs_time for asked in demo._questions(committed)) == 2
+    assert {item.kind for item in demo._questions(committed)} == {"turn", "direction", "shape"}
+    assert sum(item.needs_time for item in demo._questions(committed)) == 2
 
 
 @pytest.mark.parametrize("package", demo._BARRED)
@@ -88,13 +88,13 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(elsewhere: Path) -> None:
         env=child_environment(),
     )
     assert done.returncode == 3, done.stderr
-    assert "nowhere/tiny-tokenlearner is not there" in done.stderr
+    assert "nowhere/tiny-tokenlearner does not exist" in done.stderr
     assert "the demo ends here: blip3v export failed" in done.stderr
     assert "done in" not in done.stdout
 
 
 def test_with_stubs_a_wrong_answer_is_shown_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step's process is a stub that answers only the first question correctly."""
+    """The step's process is a stub: it answers only the first question correctly."""
     clip, record = demo._make_folder()
     texts = iter(["up then right ", "up", "square"])
 
@@ -102,12 +102,12 @@ def test_with_stubs_a_wrong_answer_is_shown_as_wrong(monkeypatch: pytest.MonkeyP
         return json.dumps({"text": next(texts), "frames": FRAMES})
 
     monkeypatch.setattr(demo, "_run", run)
-    said: list[str] = []
-    answers = demo._ask(clip, record, said.append)
+    lines: list[str] = []
+    answers = demo._ask(clip, record, lines.append)
     assert [answer.right for answer in answers] == [True, False, False]
-    assert "  \u2717 up (wrong; true is: left)" in said
-    assert "  \u2713 up then right  (true)" in said
-    assert said[-1] == "frames that the model saw: 4 (0.16 s)"
+    assert "  \u2717 up (wrong; the true answer is: left)" in lines
+    assert "  \u2713 up then right  (correct)" in lines
+    assert lines[-1] == "frames that the model saw: 4 (0.16 s)"
 
 
 def test_help_has_two_examples() -> None:
@@ -118,7 +118,7 @@ def test_help_has_two_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_demo(elsewhere: Path) -> None:
-    """Runs all steps for real with random weights: the answers are wrong, and it says so and exits with 0."""
+    """All real steps, with random weights: the answers are wrong, and the demo says so and succeeds."""
     tokenizer = train_tokenizer(film_texts(60), vocab_size_base=preset("tiny").text.num_base_tokens).to_str()
     for encoder in ("none", "gttm", "tokenlearner"):
         save_model_folder(
@@ -144,5 +144,5 @@ def test_the_whole_demo(elsewhere: Path) -> None:
     assert [row["num_video_tokens"] for row in found["bench"]["rows"]] == [1024, 128, 32, 16]
     assert [row["weights"] for row in found["bench"]["rows"]] == [*["trained"] * 3, "untrained"]
     assert "parity with PyTorch fp32 (fp16)" in done.stderr
-    assert "0 of 3 answers right" in done.stderr
+    assert "0 of 3 answers correct" in done.stderr
     assert found["bench"] == json.loads((elsewhere / "blip3v-demo" / "bench.json").read_text("utf-8"))

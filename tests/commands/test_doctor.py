@@ -1,4 +1,4 @@
-"""``blip3v doctor``: facts against what the system reports, and the conclusions from them."""
+"""``blip3v doctor``: the facts against what the system reports, and what follows from them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ WORKING_VIDEO = VideoCodecs(h264_decoder=True, h264_encoder=True)
 
 
 def everything(name: str) -> str:
-    """Every package, in a version newer than any required one."""
+    """A version newer than any required."""
     return "99.0"
 
 
 def without(*missing: str):
-    """An environment that lacks some packages."""
-    return lambda name: None if name in missing else "99.0+cpu"  # a CPU build is not checked for CUDA
+    """An environment with all packages but the ones named."""
+    return lambda name: None if name in missing else "99.0+cpu"  # a CPU build is not probed for CUDA
 
 
 def test_the_table_of_extras_is_that_of_pyproject():
     declared = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
-    del declared["dev"]  # users do not need what tests and checks need
+    del declared["dev"]  # for tests and checks, not for users
     table = {
         extra: [f"{package.name}>={package.at_least}" for package in packages]
         for extra, packages in extras.EXTRAS.items()
@@ -48,7 +48,7 @@ def test_every_module_of_the_table_belongs_to_its_package():
     providers = importlib.metadata.packages_distributions()
     for packages in extras.EXTRAS.values():
         for package in packages:
-            if package.name not in ENGINES:  # two packages own that folder, one of them installed
+            if package.name not in ENGINES:  # both packages own that folder, and only one is installed
                 assert package.name in [name.replace("_", "-") for name in providers[package.module]]
 
 
@@ -91,12 +91,12 @@ def test_versions_are_those_of_the_installed_packages():
     assert states["torch"].extras == ("export", "train")
 
 
-def test_everything_there_means_everything_runs():
+def test_with_every_package_everything_runs():
     found = verdicts(examine_packages(everything), WORKING_ENGINE, WORKING_VIDEO)
     assert {verb: verdict.can_run for verb, verdict in found.items()} == {"ask": True, "export": True, "train": True}
 
 
-def test_asking_needs_no_torch():
+def test_ask_does_not_need_torch():
     found = verdicts(examine_packages(without("torch")), WORKING_ENGINE, WORKING_VIDEO)
     assert {verb: verdict.can_run for verb, verdict in found.items()} == {"ask": True, "export": False, "train": False}
     assert found["export"].missing == ('torch is not installed; run `pip install "blip3v[export]"`',)
@@ -175,7 +175,7 @@ def test_json_is_one_object_with_every_fact():
     assert report["verbs"]["ask"] == {"can_run": True, "missing": []}
 
 
-def test_two_builds_of_onnxruntime_are_refused_with_the_line_that_mends_it(
+def test_two_builds_of_onnxruntime_are_refused_with_the_command_that_fixes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Both wheels own the folder `onnxruntime`: the last one installed wins, and removing either breaks the other."""
@@ -191,7 +191,7 @@ def test_two_builds_of_onnxruntime_are_refused_with_the_line_that_mends_it(
 
 
 def test_install_lines_survive_the_table(monkeypatch: pytest.MonkeyPatch):
-    """The brackets of an extra are markup to rich, which would drop them: `pip install "blip3v"`."""
+    """Rich reads the brackets of an extra as markup and would drop them: `pip install "blip3v"`."""
     monkeypatch.setattr("blip3v.doctor.examine_packages", lambda: examine_packages(without("matplotlib")))
     result = CliRunner().invoke(command, [], catch_exceptions=False)
     assert result.exit_code == 0
@@ -199,6 +199,6 @@ def test_install_lines_survive_the_table(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_doctor_itself_imports_no_torch():
-    """Importing torch takes seconds, and a machine that only answers does not have it."""
+    """Importing it takes seconds, and a machine that only answers does not have it."""
     code = "import sys; from blip3v.doctor import examine; examine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a failed check leaves nothing."""
+"""``blip3v export`` as a user runs it: what it writes, what it refuses, and that a mismatch leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_without_a_check_the_manifest_says_so(ready_graphs: Graphs, folder: Path
         ("video_encoder", "temporal.final_output.mlp.1.weight", "temporal"),
     ],
 )
-def test_a_wrong_weight_is_a_miss_and_leaves_nothing(
+def test_a_wrong_weight_is_a_mismatch_and_leaves_nothing(
     ready_graphs: Graphs,
     folder: Path,
     tmp_path: Path,
@@ -123,12 +123,12 @@ def test_a_dry_run_writes_nothing(
         (["--preset", "tiny"], 2, "--preset has no effect with --model"),
         (["--init", "random"], 2, "--init has no effect with --model"),
         (["--encoder", "gttm"], 2, "holds the encoder tokenlearner, not gttm"),
-        (["--tokens", "16"], 2, "give 32 tokens for 8 frames, not 16"),
+        (["--tokens", "16"], 2, "produce 32 tokens from 8 frames, not 16"),
         (["--target", "tensorrt"], 2, "is not 'onnxruntime'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_option_that_cannot_hold_is_refused(
+def test_an_option_that_cannot_apply_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     output = tmp_path / "bundle"
@@ -137,7 +137,7 @@ def test_an_option_that_cannot_hold_is_refused(
     assert not output.exists()
 
 
-def test_a_folder_with_broken_weights_is_one_line_and_leaves_nothing(
+def test_a_folder_with_broken_weights_gives_one_line_and_leaves_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = folder / "model.safetensors"
@@ -146,7 +146,7 @@ def test_a_folder_with_broken_weights_is_one_line_and_leaves_nothing(
     assert run("-m", folder, "-o", output) == 3
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert "not a whole safetensors file" in errors[0]
+    assert "not a complete safetensors file" in errors[0]
     assert not output.parent.exists()
 
 
@@ -157,7 +157,7 @@ def test_a_clip_that_does_not_fit_the_context_is_refused_before_the_work(
     assert "2048 video tokens with a question" in capsys.readouterr().err
 
 
-def test_a_preset_without_weights_names_the_ways_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preset_without_weights_suggests_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--preset", "xgen-mm-vid", "-o", tmp_path / "bundle") == 2
     assert "--init random" in capsys.readouterr().err
 

@@ -29,7 +29,7 @@ def bundle(pristine_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine_bundle, tmp_path / "bundle"))
 
 
-def test_inspect_shows_what_a_bundle_is(pristine_bundle: Path) -> None:
+def test_inspect_shows_what_a_bundle_contains(pristine_bundle: Path) -> None:
     result = CliRunner().invoke(inspect, [str(pristine_bundle)], catch_exceptions=False)
     assert result.exit_code == 0
     for text in (
@@ -48,7 +48,7 @@ def test_inspect_shows_what_a_bundle_is(pristine_bundle: Path) -> None:
     assert result.stdout.splitlines()[-1] == f'next: blip3v ask VIDEO "QUESTION" -m {pristine_bundle}'
 
 
-def test_inspect_gives_one_json_object(pristine_bundle: Path) -> None:
+def test_inspect_prints_one_json_object(pristine_bundle: Path) -> None:
     result = CliRunner().invoke(inspect, [str(pristine_bundle), "--json"], catch_exceptions=False)
     values = json.loads(result.stdout)
     assert values["manifest"]["weights"]["decoder"]["float16"]["num_elements"] == 32
@@ -64,13 +64,13 @@ def test_inspect_of_an_untrained_bundle_says_so_and_offers_bench(bundle: Path, k
     values["parity"] = None
     (bundle / "manifest.json").write_text(json.dumps(values))
     result = CliRunner().invoke(inspect, [str(bundle)], catch_exceptions=False)
-    assert "good for measuring only" in result.stdout
+    assert "good for benchmarks only" in result.stdout
     assert "--no-check" in result.stdout
     assert f"next: blip3v bench {bundle}" in result.stdout
 
 
-def test_inspect_does_not_take_markup_from_a_manifest(bundle: Path) -> None:
-    """Rich would interpret ``[red]`` in a hostile manifest as markup."""
+def test_inspect_does_not_interpret_markup_in_a_manifest(bundle: Path) -> None:
+    """Rich would interpret ``[red]`` in a hostile manifest."""
     values = json.loads((bundle / "manifest.json").read_text())
     values["created_by"] = {"[/red][bold]": "1"}
     (bundle / "manifest.json").write_text(json.dumps(values))
@@ -82,7 +82,7 @@ def test_verify_names_every_file(pristine_bundle: Path) -> None:
     result = CliRunner().invoke(verify, [str(pristine_bundle)], catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout.count("\nok ") == 10
-    assert "all 11 files are the ones that were written" in result.stdout
+    assert "all 11 files are unchanged" in result.stdout
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
@@ -99,7 +99,7 @@ def test_verify_reports_and_then_refuses(bundle: Path, flags: list[str]) -> None
         assert "changed  README.md" in result.stdout
 
 
-def test_verify_finds_what_right_hashes_hide(bundle: Path) -> None:
+def test_verify_finds_what_correct_hashes_hide(bundle: Path) -> None:
     rewrite(bundle, "config.json", b"{}")
     result = CliRunner().invoke(verify, [str(bundle)])
     assert isinstance(result.exception, ArtifactHashError)
@@ -107,7 +107,7 @@ def test_verify_finds_what_right_hashes_hide(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [inspect, verify], ids=["inspect", "verify"])
-def test_commands_refuse_what_is_no_bundle(tmp_path: Path, command: object) -> None:
+def test_commands_refuse_what_is_not_a_bundle(tmp_path: Path, command: object) -> None:
     result = CliRunner().invoke(command, [str(tmp_path / "nothing")])  # type: ignore[arg-type]
     assert isinstance(result.exception, ArtifactMissingError)
 

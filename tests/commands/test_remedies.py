@@ -1,4 +1,4 @@
-"""What library errors say about parameters, the command line says about options."""
+"""Remedies that the library phrases as Python arguments are shown as options on the command line."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ def test_nothing_to_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_an_encoder_that_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refusal(capsys, "export", "--encoder", "mean", "-o", tmp_path / "bundle")
-    assert "name a model folder as --model, or take random weights with --init random" in error
+    assert "pass a model folder as --model, or use random weights with --init random" in error

@@ -19,13 +19,13 @@ def test_a_dry_run_reads_well(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == "tiny, gttm, 128 tokens for 8 frames; fp32, fsdp, without gradient checkpointing"
-    assert "lang_model: drawn" in lines
+    assert "lang_model: random" in lines
     assert "stage 1: objects, 10 clips" in lines
     assert any(line.startswith("  trained: ") and "object_head" in line for line in lines)
     assert any(line.startswith("  4 devices: 3 steps of 8 clips") for line in lines)
 
 
-def test_the_command_trains_and_says_what_is_next(tmp_path: Path) -> None:
+def test_the_command_trains_and_prints_what_is_next(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(
         'preset = "tiny"\nencoder = "mean"\nseed = 1\n[[stages]]\ntask = "video-captions"\nnum_films = 2\n'

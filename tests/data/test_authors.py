@@ -1,4 +1,4 @@
-"""The authors' JSON list: what it yields, and that every error in it names the record and the field."""
+"""The authors' JSON list: its samples, and that every error names the record and the field."""
 
 import json
 import re
@@ -78,20 +78,23 @@ def test_time_ranges(fields: dict[str, Any], expected: tuple[float | None, float
 
 
 WRONG: dict[str, tuple[object, str]] = {
-    "not an object": ("cat.mp4", "record 1 is a text; an object with path and conversations is expected"),
+    "not an object": ("cat.mp4", "record 1 is a string; an object with path and conversations is expected"),
     "no path": ({"conversations": []}, "record 1 lacks the field 'path'"),
     "no conversations": ({"path": "cat.mp4"}, "record 1 lacks the field 'conversations'"),
-    "unknown field": (record(video="cat.mp4"), "record 1 has the field 'video', which is not read; allowed: path"),
-    "mask": (record(annotation=[]), "record 1 has the field 'annotation', which is not read"),
+    "unknown field": (record(video="cat.mp4"), "record 1 has the field 'video', which is not supported; allowed: path"),
+    "mask": (record(annotation=[]), "record 1 has the field 'annotation', which is not supported"),
     "path is a number": (record(path=3), "record 1: path is 3"),
     "path is empty": (record(path=""), "record 1: path is ''"),
     "path holds a zero": (record(path="cat\0.mp4"), "record 1: path is 'cat"),
-    "no such file": (record(path="dog.mp4"), "record 1: path is 'dog.mp4', and there is no "),
+    "no such file": (record(path="dog.mp4"), "record 1: path is 'dog.mp4', but "),
     "folder without frames": (record(path="empty"), "record 1: path is the folder "),
-    "no turns": (record(conversations=[]), "record 1: conversations is a list of 0; pairs of"),
-    "turns are null": (record(conversations=None), "record 1: conversations is null; pairs of"),
-    "no answer": (record(conversations=talk("<image>\nWhat?")), "record 1: conversations is a list of 1; pairs of"),
-    "message is a text": (record(conversations=["a", "b"]), "record 1: conversations[0] is a text; an object"),
+    "no turns": (record(conversations=[]), "record 1: conversations is a list of 0; one or more pairs of"),
+    "turns are null": (record(conversations=None), "record 1: conversations is null; one or more pairs of"),
+    "no answer": (
+        record(conversations=talk("<image>\nWhat?")),
+        "record 1: conversations is a list of 1; one or more pairs of",
+    ),
+    "message is a string": (record(conversations=["a", "b"]), "record 1: conversations[0] is a string; an object"),
     "message without value": (
         record(conversations=[{"from": "human"}, {"from": "gpt"}]),
         "record 1: conversations[0] lacks the field 'value'",
@@ -106,40 +109,40 @@ WRONG: dict[str, tuple[object, str]] = {
     ),
     "value is a number": (
         record(conversations=[{"from": "human", "value": "<image> a"}, {"from": "gpt", "value": 5}]),
-        "record 1: conversations[1]: value is a number; a text is expected",
+        "record 1: conversations[1]: value is a number; a string is expected",
     ),
-    "no image": (record(conversations=talk("What?", "that")), "conversations[0]: value holds <image> 0 times"),
+    "no image": (record(conversations=talk("What?", "that")), "conversations[0]: value contains <image> 0 times"),
     "two images": (
         record(conversations=talk("<image><image>\nWhat?", "that")),
-        "record 1: conversations[0]: value holds <image> 2 times",
+        "record 1: conversations[0]: value contains <image> 2 times",
     ),
-    "image inside": (record(conversations=talk("In <image> what?", "that")), "holds <image> inside the text"),
+    "image inside": (record(conversations=talk("In <image> what?", "that")), "contains <image> inside the text"),
     "image later": (
         record(conversations=talk("<image>\nWhat?", "that", "<image> And?", "this")),
-        "record 1: conversations[2]: value holds <image>; only the first",
+        "record 1: conversations[2]: value contains <image>; only the first",
     ),
-    "empty question": (record(conversations=talk("<image>\n ", "that")), "conversations[0]: value holds no text"),
-    "empty answer": (record(conversations=talk("<image>\nWhat?", "")), "conversations[1]: value holds no text"),
+    "empty question": (record(conversations=talk("<image>\n ", "that")), "conversations[0]: value contains no text"),
+    "empty answer": (record(conversations=talk("<image>\nWhat?", "")), "conversations[1]: value contains no text"),
     "three stamps": (record(clip_timestamps=["00:00:00"] * 3), "record 1: clip_timestamps is ['00:00:00', "),
     "stamps in seconds": (record(clip_timestamps=[0, 1]), "record 1: clip_timestamps is [0, 1]; [start, end] as"),
     "bad stamp": (
         record(clip_timestamps=["00:00:00", "00:61:00"]),
-        "record 1: clip_timestamps[1] is '00:61:00'; seconds from 0 up or \"HH:MM:SS.sss\" is expected",
+        "record 1: clip_timestamps[1] is '00:61:00'; seconds from 0 or \"HH:MM:SS.sss\" is expected",
     ),
     "stamps reversed": (record(clip_timestamps=["00:00:05", "00:00:02"]), "clip_timestamps[1] is '00:00:02', which"),
     "both ranges": (
         record(clip_timestamps=["00:00:00", "00:00:02"], end_time=3),
-        "record 1 holds clip_timestamps beside start_time or end_time",
+        "record 1 has both clip_timestamps and start_time or end_time",
     ),
-    "negative start": (record(start_time=-1), "record 1: start_time is -1; seconds from 0 up"),
-    "true start": (record(start_time=True), "record 1: start_time is True; seconds from 0 up"),
+    "negative start": (record(start_time=-1), "record 1: start_time is -1; seconds from 0 or"),
+    "true start": (record(start_time=True), "record 1: start_time is True; seconds from 0 or"),
     "end at 0": (record(end_time=0), "record 1: end_time is 0, which is not after 0 s"),
     "range of frames": (record(path="frames", start_time=1), "record 1 gives a time range for a folder of frames"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG.values(), ids=list(WRONG))
-def test_what_is_wrong_is_named(wrong: object, message: str, folder: Path) -> None:
+def test_an_error_names_the_record_and_the_field(wrong: object, message: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         read(folder, record(), wrong)
     assert str(folder / "list.json") in str(caught.value)
@@ -151,14 +154,14 @@ def test_what_is_wrong_is_named(wrong: object, message: str, folder: Path) -> No
     [
         ("", "cannot be read as JSON"),
         ("[{]", "cannot be read as JSON"),
-        ("{}", "holds an object; a list of records"),
-        ('[{"path": "a", "path": "b"}]', "'path' stands twice"),
+        ("{}", "is an object; a list of records"),
+        ('[{"path": "a", "path": "b"}]', "'path' appears twice"),
         ('[{"path": "cat.mp4", "start_time": NaN}]', "list.json"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],
     ids=["empty", "broken", "object", "twice", "nan", "deep"],
 )
-def test_files_that_are_no_list(text: str, message: str, folder: Path) -> None:
+def test_files_that_are_not_a_list(text: str, message: str, folder: Path) -> None:
     path = folder / "list.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -1,4 +1,4 @@
-"""Captions match the film's own records, and a frame's caption mentions only what is in view."""
+"""Captions agree with the film, and a frame's caption describes only what is in view."""
 
 import dataclasses
 import re
@@ -17,15 +17,15 @@ def test_film_caption_names_both_objects_and_holds_the_answers(train_films: list
         assert caption.endswith(".")
         named = set(THING.findall(caption))
         assert named == {(item.size, item.colour, item.shape) for item in film.objects}
-        for asked in questions(film):
-            if asked.kind == "bounces":
-                assert ("bounces " + asked.answer in caption) == (asked.answer != "never")
-            elif asked.kind == "turn":
-                assert f"moves {asked.answer}" in caption or f"bounces once, moving {asked.answer}" in caption
-            elif asked.kind == "direction":
-                assert (asked.answer if asked.answer != "it does not move" else "stays still") in caption
-            elif asked.kind == "when":
-                assert f"appears {asked.answer}" in caption
+        for question in questions(film):
+            if question.kind == "bounces":
+                assert ("bounces " + question.answer in caption) == (question.answer != "never")
+            elif question.kind == "turn":
+                assert f"moves {question.answer}" in caption or f"bounces once, moving {question.answer}" in caption
+            elif question.kind == "direction":
+                assert (question.answer if question.answer != "it does not move" else "stays still") in caption
+            elif question.kind == "when":
+                assert f"appears {question.answer}" in caption
         if film.family == "order":
             first = next(q.answer for q in questions(film) if q.kind == "order" and "last" not in q.text)
             assert first in caption.split(" first, then ")[0]

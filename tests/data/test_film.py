@@ -1,4 +1,4 @@
-"""Films: stable for ever, inside the frame, apart from one another, and with held-out pairs only where promised."""
+"""Films: always the same, inside the frame, apart from each other, and with held-out pairs only where promised."""
 
 import hashlib
 from collections import Counter
@@ -43,7 +43,7 @@ def test_any_seed_gives_a_film_that_keeps_its_promises(seed: int, split: Split) 
 
 
 def test_films_never_change() -> None:
-    """Shipped checkpoints and their scores depend on these films: with another digest all of them must be remade."""
+    """Shipped checkpoints and their scores depend on these films: with another digest all must be made again."""
     digest = hashlib.sha256()
     for split in ("train", "test"):
         for seed in range(50):
@@ -89,7 +89,7 @@ def test_legs_are_long_enough_to_be_seen(family: str, train_films: list[Film]) -
             travels.append(lengths.sum())
             if family != "speed" and item.path.kind != "still":
                 assert (lengths >= shortest[item.path.kind] - 1e-4).all()
-            # The words describe what the points do.
+            # The points move in the directions that the words name.
             for leg, step in zip(item.path.legs, np.diff(item.path.points, axis=0), strict=True):
                 assert np.allclose(step / np.hypot(*step), DIRECTIONS[leg], atol=1e-3)
         if family == "speed":
@@ -98,7 +98,7 @@ def test_legs_are_long_enough_to_be_seen(family: str, train_films: list[Film]) -
 
 
 def test_sizes_and_shapes_are_independent_of_the_motion(train_films: list[Film]) -> None:
-    """Size must not reveal motion: large objects are harder to place, which must not bias their motion."""
+    """A size must not reveal a motion: placing is harder for large objects, and must not bias them."""
     large = Counter[str]()
     total = Counter[str]()
     for film in train_films:

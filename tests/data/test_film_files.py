@@ -1,4 +1,4 @@
-"""Film files: the encoded film is the drawn one, folders are written atomically, and the committed examples."""
+"""Film files: they show what was drawn, folders are written atomically, and the committed examples are as scripted."""
 
 import importlib.util
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_missing_encoder_is_named(short_film: Film, tmp_path: Path, monkeypatch:
         write_mp4(short_film, tmp_path / "film.mp4")
 
 
-def test_folder_that_is_not_there_is_a_video_error(short_film: Film, tmp_path: Path) -> None:
+def test_missing_folder_is_a_video_error(short_film: Film, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="cannot be written"):
         write_mp4(short_film, tmp_path / "none" / "film.mp4", height=240)
 
@@ -106,12 +106,12 @@ def test_force_never_removes_other_files(short_film: Film, tmp_path: Path) -> No
     folder = tmp_path / "films"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years")
-    with pytest.raises(UsageError, match=r"holds thesis\.txt, which is not a film file"):
+    with pytest.raises(UsageError, match=r"contains thesis\.txt, which is not a film file"):
         write_films(folder, {"a.mp4": short_film}, height=240, force=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is not a folder"):
         write_films(tmp_path / "file", {"a.mp4": short_film}, height=240, force=True)
-    with pytest.raises(UsageError, match="make it first: mkdir -p"):
+    with pytest.raises(UsageError, match="create it first: mkdir -p"):
         write_films(tmp_path / "no" / "films", {"a.mp4": short_film}, height=240)
 
 
@@ -120,7 +120,7 @@ def test_film_set_reads_back(short_film: Film, tmp_path: Path) -> None:
     path = tmp_path / "films" / QUESTIONS_FILE
     assert read_film_set(path) == written == describe({"a.mp4": short_film}, height=240)
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 9'))
-    with pytest.raises(ConfigError, match="schema_version 9; 1 is read"):
+    with pytest.raises(ConfigError, match="schema_version 9; only 1 is supported"):
         read_film_set(path)
 
 
@@ -149,7 +149,7 @@ def test_examples_are_short_small_and_show_their_names(make: ModuleType) -> None
         "speed.mp4": "speed",
     }
     for clip in read_film_set(EXAMPLES / QUESTIONS_FILE).clips:
-        assert shows[clip.file] in {asked.kind for asked in clip.questions}
+        assert shows[clip.file] in {question.kind for question in clip.questions}
         assert 3 <= clip.duration_s <= 6
         assert not clip.unseen_pair
         assert (EXAMPLES / clip.file).stat().st_size < 100_000

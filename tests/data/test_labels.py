@@ -55,7 +55,7 @@ def test_an_object_is_drawn_where_its_label_says() -> None:
             assert list(SHAPES)[words[1] - 1] == item.shape
 
 
-def test_the_object_of_the_earlier_colour_comes_first_and_one_alone_stands_twice() -> None:
+def test_the_object_of_the_earlier_colour_comes_first_and_one_alone_appears_twice() -> None:
     alone = 0
     for film in FILMS:
         words = object_labels(film, TIMES).words_NA.reshape(8, OBJECTS_PER_FRAME, 3)
@@ -66,8 +66,8 @@ def test_the_object_of_the_earlier_colour_comes_first_and_one_alone_stands_twice
     assert alone > 20
 
 
-def test_a_motion_is_the_way_since_the_object_came_into_view() -> None:
-    """Directions agree with the drawn movement between two frames of the same leg."""
+def test_a_motion_is_the_displacement_since_the_object_came_into_view() -> None:
+    """Directions agree with the drawn displacements between two frames on one leg."""
     units = np.array([(0.0, 0.0), (0.0, 0.0), *DIRECTIONS.values()])
     checked = 0
     for film in FILMS:

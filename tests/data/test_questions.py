@@ -1,4 +1,4 @@
-"""Questions: true, evenly spread, and useless to a model that does not look at the film."""
+"""Questions: answered truly, evenly spread, and of no help to a model that does not look at the film."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -23,21 +23,21 @@ BLIND_READERS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("reader", BLIND_READERS.values(), ids=list(BLIND_READERS))
 def test_a_blind_reader_gains_little(reader: Callable[[str], str], train_films: list[Film]) -> None:
-    """It learns the commonest answer to what it reads of the question on 2,000 films, and is tested on 1,000 others."""
+    """On 2,000 films it learns the commonest answer to what it reads of a question; 1,000 others test it."""
     learned: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     common: dict[str, Counter[str]] = defaultdict(Counter)
     for film in train_films[:2000]:
-        for asked in questions(film):
-            learned[asked.kind, reader(asked.text)][asked.answer] += 1
-            common[asked.kind][asked.answer] += 1
+        for question in questions(film):
+            learned[question.kind, reader(question.text)][question.answer] += 1
+            common[question.kind][question.answer] += 1
     right, plain, total = Counter[str](), Counter[str](), Counter[str]()
     for film in train_films[2000:]:
-        for asked in questions(film):
-            guess = common[asked.kind].most_common(1)[0][0]
-            known = learned[asked.kind, reader(asked.text)]
-            right[asked.kind] += asked.answer == (known.most_common(1)[0][0] if known else guess)
-            plain[asked.kind] += asked.answer == guess
-            total[asked.kind] += 1
+        for question in questions(film):
+            guess = common[question.kind].most_common(1)[0][0]
+            known = learned[question.kind, reader(question.text)]
+            right[question.kind] += question.answer == (known.most_common(1)[0][0] if known else guess)
+            plain[question.kind] += question.answer == guess
+            total[question.kind] += 1
     assert set(total) == set(KINDS)
     for kind in KINDS:
         assert (right[kind] - plain[kind]) / total[kind] < 0.06, kind
@@ -46,8 +46,8 @@ def test_a_blind_reader_gains_little(reader: Callable[[str], str], train_films: 
 def test_answers_are_spread_evenly(train_films: list[Film]) -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for film in train_films:
-        for asked in questions(film):
-            counts[asked.kind][asked.answer] += 1
+        for question in questions(film):
+            counts[question.kind][question.answer] += 1
     for kind in KINDS:
         total = sum(counts[kind].values())
         assert max(counts[kind].values()) / total < 2.2 / len(counts[kind]), kind
@@ -58,47 +58,47 @@ def test_answers_are_spread_evenly(train_films: list[Film]) -> None:
 
 def test_no_question_names_its_answer(train_films: list[Film]) -> None:
     for film in train_films:
-        for asked in questions(film):
-            if asked.kind in ("colour", "shape", "order", "appear", "disappear", "speed"):
-                assert not set(asked.answer.split()) & set(words(asked.text))
-            elif asked.kind == "size":
-                assert ("small" in words(asked.text)) == (
-                    "large" in words(asked.text)
-                ) or "how large" in asked.text.lower()
+        for question in questions(film):
+            if question.kind in ("colour", "shape", "order", "appear", "disappear", "speed"):
+                assert not set(question.answer.split()) & set(words(question.text))
+            elif question.kind == "size":
+                assert ("small" in words(question.text)) == (
+                    "large" in words(question.text)
+                ) or "how large" in question.text.lower()
             else:
-                assert asked.answer not in asked.text
+                assert question.answer not in question.text
 
 
 def test_fields_follow_from_the_kind(train_films: list[Film]) -> None:
     for film in train_films[:300]:
         names = {item.name for item in film.objects}
-        for asked in questions(film):
-            assert asked.needs_time == (asked.kind in TIME_KINDS)
-            assert asked.answer in ANSWERS[asked.kind]
-            assert asked.answer == asked.answer.lower()
-            if asked.rival is not None:
-                assert {asked.answer, asked.rival} == names
+        for question in questions(film):
+            assert question.needs_time == (question.kind in TIME_KINDS)
+            assert question.answer in ANSWERS[question.kind]
+            assert question.answer == question.answer.lower()
+            if question.rival is not None:
+                assert {question.answer, question.rival} == names
         assert questions(film) == questions(make_film(film.seed, film.split))
-        texts = [asked.text for asked in questions(film)]
+        texts = [question.text for question in questions(film)]
         assert len(set(texts)) == len(texts)
 
 
 def test_multiple_choice_has_one_right_option_anywhere(train_films: list[Film]) -> None:
     letters = Counter[str]()
     for film in train_films[:400]:
-        for number, asked in enumerate(questions(film)):
-            choice = multiple_choice(asked, film.seed * 50 + number)
-            assert choice == multiple_choice(asked, film.seed * 50 + number)
+        for number, question in enumerate(questions(film)):
+            choice = multiple_choice(question, film.seed * 50 + number)
+            assert choice == multiple_choice(question, film.seed * 50 + number)
             text, *lines = choice.text.split("\n")
             options = dict(line.split(". ", 1) for line in lines)
-            assert text == asked.text
+            assert text == question.text
             assert list(options) == list("ABCDE")
             assert len(set(options.values())) == 5
-            assert options[choice.answer] == asked.answer
+            assert options[choice.answer] == question.answer
             letters[choice.answer] += 1
-            if asked.rival is not None:
-                assert asked.rival in options.values()
-                # No two options share a word, so no word gives a hint.
+            if question.rival is not None:
+                assert question.rival in options.values()
+                # No two options share a word, so no word is a hint.
                 assert len({word for option in options.values() for word in option.split()}) == 10
     assert all(0.17 < count / sum(letters.values()) < 0.23 for count in letters.values())
 
@@ -115,13 +115,13 @@ def test_held_out_set_is_what_it_says(held_out: list[tuple[Film, Question]]) -> 
     assert set(films.values()) == {4}
     assert all(film.split == "test" for film, _ in held_out)
     assert sum(film.unseen for film, _ in held_out) == 500
-    kinds = Counter(asked.kind for _, asked in held_out)
+    kinds = Counter(question.kind for _, question in held_out)
     assert set(kinds) == set(KINDS)
     assert min(kinds.values()) >= 80
     assert sum(kinds[kind] for kind in TIME_KINDS) > 1000
-    assert len({asked.answer for _, asked in held_out}) >= 60
-    assert len({(film.seed, asked.text) for film, asked in held_out}) == 2000
-    assert all(asked in questions(film) for film, asked in held_out[::50])
+    assert len({question.answer for _, question in held_out}) >= 60
+    assert len({(film.seed, question.text) for film, question in held_out}) == 2000
+    assert all(question in questions(film) for film, question in held_out[::50])
 
 
 def test_held_out_set_is_stable(held_out: list[tuple[Film, Question]]) -> None:

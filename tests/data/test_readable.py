@@ -93,9 +93,9 @@ def read(film: Film, question: Question, times: Floats) -> str:
 
 @pytest.mark.parametrize("kind", TIME_KINDS)
 def test_every_answer_can_be_read_from_eight_frames(kind: str, train_films: list[Film]) -> None:
-    asked = [(film, q) for film in train_films[:1500] for q in questions(film) if q.kind == kind][:250]
-    assert len(asked) >= 200
-    for film, question in asked:
+    cases = [(film, q) for film in train_films[:1500] for q in questions(film) if q.kind == kind][:250]
+    assert len(cases) >= 200
+    for film, question in cases:
         for times in samplings(film.num_frames):
             assert read(film, question, times) == question.answer, (film.seed, question.text, times)
 

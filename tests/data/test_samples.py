@@ -1,4 +1,4 @@
-"""Training samples: determined by their numbers, true to the film, and never from a held-out film."""
+"""Training samples: repeatable, true of the film, and never from a held-out film."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_frames_and_pairs_follow_from_index_and_visit(task: FilmTask) -> None:
     assert any(one.pairs(index, 0) != one.pairs(index, 1) for index in range(10)) == (task != "video-captions")
 
 
-def test_every_question_of_the_set_that_is_asked_has_its_true_answer() -> None:
+def test_every_sampled_question_has_its_true_answer() -> None:
     for index in range(50):
         known = {(q.text, q.answer) for q in questions(make_film(index, "train"))}
-        asked = source("instructions").pairs(index, 0)
-        assert asked
-        assert {(pair.question, pair.answer) for pair in asked} <= known
+        pairs = source("instructions").pairs(index, 0)
+        assert pairs
+        assert {(pair.question, pair.answer) for pair in pairs} <= known

@@ -1,4 +1,4 @@
-"""The score of answerers with a known score, and of an untrained model."""
+"""The scores of answerers whose score is known, and of an untrained model."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ test_questions.__test__ = False  # type: ignore[attr-defined]
 
 
 class Knows:
-    """Answers the kinds it knows, with surrounding white space, and gives useless answers to the others."""
+    """Answers the kinds it knows, surrounded by white space, and the others with a question mark."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
         self.kinds = kinds
 
-    def answer(self, film: Film, asked: Sequence[Question]) -> list[str]:
-        return [f" {question.answer}\n" if question.kind in self.kinds else "?" for question in asked]
+    def answer(self, film: Film, questions: Sequence[Question]) -> list[str]:
+        return [f" {question.answer}\n" if question.kind in self.kinds else "?" for question in questions]
 
 
-def test_one_who_knows_all_scores_one() -> None:
+def test_an_answerer_that_knows_everything_scores_one() -> None:
     report = evaluate(Knows(KINDS), num_questions=400, num_train_films=200)
     assert (report.exact_match, report.exact_match_time, report.exact_match_unseen) == (1.0, 1.0, 1.0)
     assert sum(kind.num_questions for kind in report.kinds) == report.num_questions == 400
@@ -42,15 +42,15 @@ def test_one_who_knows_all_scores_one() -> None:
 
 def test_the_share_of_each_kind_is_its_own() -> None:
     report = evaluate(Knows(["colour", "turn"]), num_questions=400, num_train_films=200)
-    asked = [question for _, question in held_out(400)]
-    right = sum(question.kind in ("colour", "turn") for question in asked)
+    questions = [question for _, question in held_out(400)]
+    right = sum(question.kind in ("colour", "turn") for question in questions)
     assert report.exact_match == pytest.approx(right / 400)
-    timed = [question for question in asked if question.kind in TIME_KINDS]
+    timed = [question for question in questions if question.kind in TIME_KINDS]
     assert report.exact_match_time == pytest.approx(sum(q.kind == "turn" for q in timed) / len(timed))
     assert {kind.kind for kind in report.kinds if kind.exact_match == 1.0} == {"colour", "turn"}
 
 
-def test_no_reader_of_questions_alone_beats_the_commonest_answer_by_ten_points() -> None:
+def test_seeing_only_the_question_does_not_beat_the_commonest_answer_by_ten_points() -> None:
     report = evaluate(Knows([]), num_questions=2000, num_train_films=20000)
     assert report.exact_match == 0.0
     assert report.blind < report.commonest + 0.10
@@ -79,8 +79,8 @@ def test_an_untrained_model_scores_next_to_nothing(folder: Path) -> None:
     assert report.exact_match < 0.2
 
 
-def test_questions_of_unlike_length_are_answered_as_one_by_one(folder: Path) -> None:
+def test_questions_of_different_lengths_are_answered_as_if_one_by_one(folder: Path) -> None:
     answerer = ReferenceAnswerer(folder)
     film, _ = held_out(4)[0]
-    asked = [question for _, question in held_out(4)]
-    assert answerer.answer(film, asked) == [answerer.answer(film, [question])[0] for question in asked]
+    questions = [question for _, question in held_out(4)]
+    assert answerer.answer(film, questions) == [answerer.answer(film, [question])[0] for question in questions]

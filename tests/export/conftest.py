@@ -1,4 +1,4 @@
-"""Fixtures of the exporter's tests: one export per session, since each takes seconds."""
+"""Fixtures of the exporter's tests: each export is made once per session, since it takes seconds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from export_models import Exported, export_decoder, export_video_encoder, small_
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small model folder that the test may break."""
+    """A small model folder that a test may break."""
     return write_folder(tmp_path / "model", small_config())
 
 
 @pytest.fixture(scope="session")
 def video_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Exported]:
-    """The exported video encoder of (encoder, precision)."""
+    """Returns the exported video encoder for (encoder, precision)."""
     return functools.partial(export_video_encoder, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """The exported decoder: fp32, fp16 or windowed (fp32)."""
+    """Returns the exported decoder: fp32, fp16 or windowed (fp32)."""
     return functools.partial(export_decoder, tmp_path_factory.getbasetemp())

@@ -26,7 +26,7 @@ from blip3v.video import PreprocessorConfig
 
 TEXTS = ["Which way does the red circle turn?", "The blue square moves to the left, then up.", "left right up down"]
 FloatArray = NDArray[np.float32]
-# Settings of TextConfig for the windowed decoder: few KV heads and a window shorter than the prompt.
+# TextConfig settings of one of the tests' decoders: few KV heads, and a window shorter than the prompt.
 WINDOWED = {"sliding_window": 8, "num_kv_heads": 2}
 
 
@@ -55,7 +55,7 @@ def write_folder(path: Path, config: ModelConfig, seed: int = 0, model: Blip3Vid
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph on disk and the model that it was exported from."""
+    """A graph on disk and the model that it was made from."""
 
     path: Path
     model: Blip3Video
@@ -66,7 +66,7 @@ class Exported:
 
 @functools.cache
 def export_video_encoder(base: Path, encoder: str, precision: str) -> Exported:
-    """The video encoder, exported once per session; ``base`` is the session's temporary folder."""
+    """The exported video encoder, made once per session; ``base`` is the session's temporary folder."""
     model = random_model(small_config(encoder))
     path = _new_folder(base / f"graph-{encoder}-{precision}") / "video_encoder.onnx"
     spec = PRECISIONS[precision].video_encoder
@@ -76,7 +76,7 @@ def export_video_encoder(base: Path, encoder: str, precision: str) -> Exported:
 
 @functools.cache
 def export_decoder(base: Path, kind: str) -> Exported:
-    """The decoder (fp32, fp16 or windowed, which is fp32), exported once per session; ``base`` as above."""
+    """The exported decoder, fp32, fp16 or windowed (fp32), made once per session; ``base`` as above."""
     config = small_config("tokenlearner", **(WINDOWED if kind == "windowed" else {}))
     model = random_model(config)
     path = _new_folder(base / f"graph-decoder-{kind}") / "decoder.onnx"
@@ -112,7 +112,7 @@ class SharedBuffers:
         self._num_logits = text.num_logits
 
     def __call__(self, embeds_BtD: FloatArray, lengths: list[int], logits_index: list[int]) -> FloatArray:
-        """Logits (B, V); ``lengths`` count the valid tokens of each row after this call."""
+        """Logits (B, V); ``lengths`` are the valid tokens of each row after this call."""
         binding = self._session.io_binding()
         logits_BV = np.full((self._rows, self._num_logits), np.nan, np.float32)
         inputs = {

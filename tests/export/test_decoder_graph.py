@@ -22,7 +22,7 @@ FP16_ATOL = 1e-2
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "windowed"])
 @pytest.mark.parametrize(("rows", "length", "capacity"), [(1, 1, 1), (3, 4, 9), (2, 17, 32)], ids=str)
-def test_prefill_at_sizes_that_were_not_the_examples(
+def test_prefill_at_sizes_other_than_the_examples(
     decoder: Decoders, kind: str, rows: int, length: int, capacity: int
 ) -> None:
     exported = decoder(kind)
@@ -48,7 +48,7 @@ def test_cached_equals_uncached_for_every_split(decoder: Decoders, kind: str) ->
         np.testing.assert_allclose(got[0], expected_LV[split - 1], atol=FP32_ATOL, err_msg=f"prefill of {split}")
         chunk = run(embeds_LD[None, split:], [length], [length - split - 1])
         np.testing.assert_allclose(chunk[0], expected_LV[-1], atol=FP32_ATOL, err_msg=f"chunk after {split}")
-        # Again from the split on, one token per call, overwriting what the chunk left in the cache.
+        # Again from the split on, one token per call, overwriting the chunk's entries in the cache.
         for position in range(split, length):
             step = run(embeds_LD[None, position : position + 1], [position + 1], [0])
             np.testing.assert_allclose(step[0], expected_LV[position], atol=FP32_ATOL, err_msg=f"step {position}")
@@ -89,7 +89,7 @@ def test_the_cache_is_written_in_place_and_only_where_tokens_are(decoder: Decode
 
 
 def test_the_sliding_window_is_the_libraries_own(decoder: Decoders) -> None:
-    """A window of 8 changes the logits of a longer prompt exactly as transformers' Phi-3 with sliding_window=8 does."""
+    """A window of 8 changes the logits of a longer prompt, just as in transformers' Phi-3 with sliding_window=8."""
     windowed = decoder("windowed").model
     assert windowed.config.text.sliding_window == 8
     embeds_LD = embeddings(windowed.config.text, 17)
@@ -103,8 +103,8 @@ def test_the_sliding_window_is_the_libraries_own(decoder: Decoders) -> None:
 
 
 @pytest.mark.parametrize("text", [{}, WINDOWED], ids=["full", "windowed"])
-def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
-    """The object that replaces the kernel in PyTorch equals the library's attention, with ragged rows and in chunks."""
+def test_the_reference_attention_equals_the_librarys(text: dict[str, int]) -> None:
+    """The object that stands in for the kernel in PyTorch equals the library's attention, ragged and chunked."""
     model = random_model(small_config(**text))
     config = model.config.text
     graph = DecoderGraph(model.lang_model, config, ReferenceAttention(config)).eval()
@@ -128,7 +128,7 @@ def test_the_reference_attention_means_the_same(text: dict[str, int]) -> None:
 
 
 def test_the_symbolic_attention_cannot_pass_for_a_reference() -> None:
-    """In PyTorch it returns zeros, so a parity check that used it by mistake would fail at once."""
+    """Run in PyTorch it returns zeros, so a parity check that used it by mistake would fail at once."""
     model = random_model(small_config())
     config = model.config.text
     graph = DecoderGraph(model.lang_model, config, OnnxRuntimeAttention(config)).eval()

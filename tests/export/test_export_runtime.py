@@ -39,7 +39,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference_ids(folder: Path, film: Path) -> list[int]:
-    """Greedy decoding of the PyTorch model, recomputing every step from the pixels."""
+    """Greedy decoding with the PyTorch model from the pixels on, without a cache."""
     loaded = load_model_folder(folder)
     preprocessor = PreprocessorConfig.load(loaded.preprocessor)
     generation = GenerationConfig.load(loaded.generation)
@@ -55,11 +55,11 @@ def reference_ids(folder: Path, film: Path) -> list[int]:
 
 
 def hash_by_references(bundle: Path) -> str:
-    """The encoder's hash over the files that its graph really reads, to which stored video tokens are bound."""
+    """The encoder's hash over the files that its graph actually reads; stored video tokens are bound to it."""
     graph = onnx.load(bundle / "onnx" / "video_encoder.onnx", load_external_data=False).graph
     entries = [entry for tensor in graph.initializer for entry in tensor.external_data]
     names = {entry.value for entry in entries if entry.key == "location"}
-    assert names, "weights lie beside the graph"
+    assert names, "the weights are beside the graph"
     digest = hashlib.sha256()
     for name in ("video_encoder.onnx", *sorted(names)):
         content = (bundle / "onnx" / name).read_bytes()
@@ -68,15 +68,15 @@ def hash_by_references(bundle: Path) -> str:
 
 
 def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     result = export_bundle(
         folder_source(model_folder),
         tmp_path / "bundle",
         precision=Precision.parse("fp32"),
-        progress=lambda stage, done=0, total=0: told.append((stage, done, total)),
+        progress=lambda stage, done=0, total=0: reports.append((stage, done, total)),
     )
-    assert told[0] == ("export video encoder", 0, 0)
-    written = [(done, total) for stage, done, total in told if stage == "write decoder"]
+    assert reports[0] == ("export video encoder", 0, 0)
+    written = [(done, total) for stage, done, total in reports if stage == "write decoder"]
     assert written == [(done, len(written)) for done in range(1, len(written) + 1)]
     assert result.parity is not None
     assert result.parity.passed
@@ -108,7 +108,7 @@ def test_graphs_of_different_precisions_answer_together(model_folder: Path, film
     assert report["schema_version"] == 2
     assert report["precision"] == mixed
     assert report["passed"]
-    # The decoder is fed by an fp16 encoder. Activations are checked where the dtype can overflow.
+    # The decoder is fed by an fp16 encoder. Activations are checked for graphs whose dtype can overflow.
     assert {name: limit["relative_error"] for name, limit in report["tolerances"].items()} == {
         "video_encoder": 2e-2,
         "decoder": 2e-2,

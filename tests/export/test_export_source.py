@@ -47,7 +47,7 @@ def test_an_unknown_token_count_lists_those_that_exist() -> None:
         resolve_source(init="random", encoder="tokenlearner", num_video_tokens=17)
 
 
-def test_frames_change_only_a_count_of_so_many_a_frame_and_no_weight(tmp_path: Path) -> None:
+def test_frames_change_only_a_count_per_frame_and_no_weight(tmp_path: Path) -> None:
     counts = {"none": 5 * 128, "per-frame": 5 * 4, "ttm": 5 * 16, "tokenlearner": 32, "gttm": 128}
     for encoder, expected in counts.items():
         path = write_folder(tmp_path / encoder, small_config(encoder))
@@ -69,7 +69,7 @@ def test_a_new_encoder_keeps_the_base(folder: Path) -> None:
 
 
 def test_the_estimate_counts_the_released_models_weights() -> None:
-    """All weights of the released 128-token checkpoint except the pooling head and the read layer, which are unused."""
+    """All weights of the released 128-token checkpoint but the pooling head and the read layer, which are never run."""
     released, pooling_head, read_layer, frequencies = 4_418_604_771, 15_238_352, 332_288, 576
     unused_rows = (32064 - 32012) * 3072
     counts = estimate(preset("xgen-mm-vid"), Precision.parse("fp16")).num_weights

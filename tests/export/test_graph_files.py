@@ -1,4 +1,4 @@
-"""The files: inputs and outputs as in the contract, real fp16, and nothing about the machine they were made on."""
+"""What is in the files: the inputs and outputs of the contract, real fp16, nothing about the machine that made them."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ FP32 = PRECISIONS["fp32"].video_encoder
 TYPES = {"float32": 1, "float16": 10, "int32": 6, "int64": 7}
 
 
-def check_ports(path: Path, io: GraphIO, floats: str) -> None:
+def check_io(path: Path, io: GraphIO, floats: str) -> None:
     graph = onnx.load(path, load_external_data=False).graph
-    for ports, values in ((io.inputs, graph.input), (io.outputs, graph.output)):
-        assert [value.name for value in values] == [port.name for port in ports]
-        for port, value in zip(ports, values, strict=True):
+    for specs, values in ((io.inputs, graph.input), (io.outputs, graph.output)):
+        assert [value.name for value in values] == [spec.name for spec in specs]
+        for spec, value in zip(specs, values, strict=True):
             tensor = value.type.tensor_type
-            assert tensor.elem_type == TYPES[floats if port.dtype in SYMBOLIC_DTYPES else port.dtype], port.name
-            assert tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim) == port.axes, port.name
+            assert tensor.elem_type == TYPES[floats if spec.dtype in SYMBOLIC_DTYPES else spec.dtype], spec.name
+            assert tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim) == spec.axes, spec.name
 
 
 def test_the_inputs_and_outputs_are_the_contracts(video_encoder: VideoEncoders, decoder: Decoders) -> None:
     for precision, compute in (("fp32", "float32"), ("fp16", "float16")):
         encoder = video_encoder("tokenlearner", precision)
-        check_ports(encoder.path, video_encoder_io(encoder.model.config), compute)
-        check_ports(decoder(precision).path, decoder_io(decoder(precision).model.config), compute)
+        check_io(encoder.path, video_encoder_io(encoder.model.config), compute)
+        check_io(decoder(precision).path, decoder_io(decoder(precision).model.config), compute)
 
 
-def test_fp16_weights_are_fp16_but_for_the_islands(video_encoder: VideoEncoders, decoder: Decoders) -> None:
+def test_fp16_weights_are_fp16_except_for_the_islands(video_encoder: VideoEncoders, decoder: Decoders) -> None:
     graphs = {
         "decoder": ir.load(decoder("fp16").path),
         "tokenlearner": ir.load(video_encoder("tokenlearner", "fp16").path),
@@ -72,7 +72,7 @@ def test_fp16_weights_are_fp16_but_for_the_islands(video_encoder: VideoEncoders,
 
 
 def test_only_a_recurrence_has_weights_that_the_scan_island_names() -> None:
-    """The island matches the name ``temporal.encoder.*``, which no other encoder may use."""
+    """The island is matched by the name ``temporal.encoder.*``, which no other encoder may use."""
     spec = PRECISIONS["fp16"].video_encoder
     for encoder in encoder_names():
         module = VideoEncoderGraph(random_model(small_config(encoder)))
@@ -91,7 +91,7 @@ def test_no_path_of_this_machine_is_in_the_files(video_encoder: VideoEncoders, d
     for path in paths:
         content = path.read_bytes()
         assert [text for text in machine if text.encode() in content] == [], path.name
-        assert path.with_suffix(".data").stat().st_size > 10 * path.stat().st_size, "weights lie beside the graph"
+        assert path.with_suffix(".data").stat().st_size > 10 * path.stat().st_size, "the weights are beside the graph"
 
 
 def test_nodes_and_matrices_are_named_after_their_modules(decoder: Decoders) -> None:
@@ -102,7 +102,7 @@ def test_nodes_and_matrices_are_named_after_their_modules(decoder: Decoders) -> 
 
 
 @pytest.mark.parametrize(
-    ("port", "message"),
+    ("spec", "message"),
     [
         (TensorSpec("frames", "compute", (2, "num_frames", 3, 32, 32)), "axes"),
         (TensorSpec("frames", "int64", ("batch", "num_frames", 3, 32, 32)), "INT64"),
@@ -111,17 +111,17 @@ def test_nodes_and_matrices_are_named_after_their_modules(decoder: Decoders) -> 
     ids=["axis", "dtype", "name"],
 )
 def test_a_graph_that_breaks_the_contract_is_refused(
-    video_encoder: VideoEncoders, port: TensorSpec, message: str
+    video_encoder: VideoEncoders, spec: TensorSpec, message: str
 ) -> None:
     exported = video_encoder("tokenlearner", "fp32")
     outputs = video_encoder_io(exported.model.config).outputs
     with pytest.raises(ExportError, match=message):
-        fit_io(ir.load(exported.path), GraphIO((port,), outputs).resolved(FP32))
+        fit_io(ir.load(exported.path), GraphIO((spec,), outputs).resolved(FP32))
 
 
-def test_an_input_axis_that_is_fixed_and_should_be_free_is_refused(video_encoder: VideoEncoders) -> None:
+def test_a_fixed_input_axis_that_should_be_free_is_refused(video_encoder: VideoEncoders) -> None:
     exported = video_encoder("tokenlearner", "fp32")
     model = ir.load(exported.path)
     model.graph.inputs[0].shape = ir.Shape([1, "num_frames", 3, 32, 32])
-    with pytest.raises(ExportError, match="came out with the axes"):
+    with pytest.raises(ExportError, match="was exported with the axes"):
         fit_io(model, video_encoder_io(exported.model.config).resolved(FP32))

@@ -1,4 +1,4 @@
-"""A temporal encoder from another installed package: discovered, configured, exported, and not needed to answer."""
+"""A temporal encoder from another installed package: found, configured, exported, and not needed for answering."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from blip3v.model.temporal import encoder_names, find_encoder, registry, tempora
 
 CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
 
-# A recurrence, so the exporter must use a Scan, with a setting and a weight of its own.
+# A recurrence, so that the exporter has to scan it, with its own setting and weight.
 MODULE = """
 from dataclasses import dataclass
 
@@ -67,7 +67,7 @@ ENCODER = EncoderSpec(
 
 
 def install(site: Path, package: str, encoders: dict[str, str], module: str = MODULE) -> Path:
-    """Writes what pip would install into site-packages."""
+    """Writes what pip leaves in site-packages."""
     name = package.replace("-", "_")
     metadata = site / f"{name}-1.2.dist-info"
     metadata.mkdir(parents=True)
@@ -80,7 +80,7 @@ def install(site: Path, package: str, encoders: dict[str, str], module: str = MO
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty site-packages folder for this process; entry points are read again for it."""
+    """An empty site-packages folder for this process, with no entry points cached before or after."""
     folder = tmp_path / "site-packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -97,7 +97,7 @@ def running_mean(site: Path) -> Path:
 
 
 def blip3v(*args: str, site: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the command line with ``site`` installed; it ends by printing the names of the heavy modules it imported."""
+    """Runs the command line with the packages in ``site``; its stderr ends with the heavy modules that it imported."""
     code = (
         "import sys\nfrom blip3v.cli import main\ntry:\n    main()\nfinally:\n"
         "    heavy = ('torch', 'onnx', 'blip3v_running_mean', 'blip3v.model.temporal.registry')\n"
@@ -139,7 +139,7 @@ def test_its_settings_are_read_by_its_own_file(running_mean: Path, tmp_path: Pat
         ({"kep": 0.5}, "kep has no effect on running-mean; did you mean 'keep'"),
         ({"keep": 1.5}, "running-mean: keep is 1.5; a number from 0 to below 1"),
         ({"keep": "much"}, "running-mean: settings: keep is 'much'; float is expected"),
-        ({"num_video_tokens": 32}, "running-mean cannot give 32 tokens for 8 frames; allowed: 128"),
+        ({"num_video_tokens": 32}, "running-mean cannot produce 32 tokens from 8 frames; allowed: 128"),
     ]:
         with pytest.raises(ConfigError, match=says):
             with_encoder(config, "running-mean", **options)  # type: ignore[arg-type]
@@ -169,12 +169,12 @@ def test_it_is_exported_with_parity_and_its_bundle_answers_without_it(
         open_model_folder(folder)
 
 
-def test_a_name_that_two_give_is_refused_with_both(running_mean: Path) -> None:
+def test_a_name_with_two_providers_is_refused_naming_both(running_mean: Path) -> None:
     install(
         running_mean, "other-encoders", {"running-mean": "other_encoders:ENCODER", "gttm": "other_encoders:ENCODER"}
     )
     assert encoder_names() == (*registry.BUILT_IN, "running-mean")
-    with pytest.raises(ConfigError, match=r"'gttm' is given by blip3v and by other-encoders 1\.2 \(other_encoders:"):
+    with pytest.raises(ConfigError, match=r"'gttm' is provided by blip3v and by other-encoders 1\.2 \(other_encoders:"):
         find_encoder("gttm")
     with pytest.raises(ConfigError) as caught:
         find_encoder("running-mean")

@@ -1,4 +1,4 @@
-"""Weights that enter a graph after tracing: when they are read, and what is refused."""
+"""Weights that are added to a graph after tracing: when they are read, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FP32, FP16 = PRECISIONS["fp32"].decoder, PRECISIONS["fp16"].decoder
 
 
 class Watched(Mapping[str, Tensor]):
-    """Counts how often each weight is read."""
+    """Records every read of a weight."""
 
     def __init__(self, config: ModelConfig, changed: Mapping[str, Tensor] | None = None) -> None:
         self._weights = RandomWeights(config)
@@ -59,7 +59,9 @@ def test_the_stored_weights_are_the_models_own(tmp_path: Path) -> None:
     stored = ir.load(tmp_path / "decoder.onnx").graph.initializers
     state = random_model(config).state_dict()
     for layer in range(config.text.num_layers):
-        wanted = state[f"lang_model.model.layers.{layer}.self_attn.o_proj.weight"]  # square, so its shape shows nothing
+        wanted = state[
+            f"lang_model.model.layers.{layer}.self_attn.o_proj.weight"
+        ]  # square: its shape would not show a transposition
         value = stored[f"layers.{layer}.o_proj.weight"].const_value
         assert value is not None
         np.testing.assert_array_equal(value.numpy(), wanted.numpy().T)
@@ -90,7 +92,7 @@ def _graph(**initializers: np.ndarray) -> ir.Model:
 
 
 def test_a_constant_that_was_computed_from_a_weight_is_refused() -> None:
-    """With NaN placeholders it is NaN; with zero placeholders it would silently be zero."""
+    """With placeholders it is NaN; with zeros in their place it would have been a silent zero."""
     with pytest.raises(ExportError, match="the constant folded from a weight"):
         set_lazy_initializers(_graph(folded=np.array([1.0, np.nan], np.float32)), {}, {})
 
@@ -100,7 +102,7 @@ def test_a_weight_that_the_graph_does_not_hold_is_refused() -> None:
         set_lazy_initializers(_graph(other=np.ones(2, np.float32)), {"norm.weight": lambda: torch.ones(2)}, {})
 
 
-def test_a_transposed_weight_is_turned_when_it_is_read() -> None:
+def test_a_transposed_weight_is_transposed_on_reading() -> None:
     model = _graph(matrix=np.full((2, 3), np.nan, np.float32))
     model.graph.initializers["matrix"].metadata_props[TRANSPOSED] = "1"
     set_lazy_initializers(model, {"matrix": lambda: torch.arange(6.0).reshape(3, 2)}, {"matrix": "float32"})
@@ -110,7 +112,7 @@ def test_a_transposed_weight_is_turned_when_it_is_read() -> None:
 
 
 def test_small_placeholders_all_differ() -> None:
-    """Torch merges small constants with equal bits, so two norms of one width would become one."""
+    """Torch merges small constants with equal bits: two norms of the same width would become one."""
     with torch.device("meta"):
         module = nn.Sequential(nn.LayerNorm(96), nn.LayerNorm(96), nn.Linear(96, 4096))
     for precision in (FP32, FP16):

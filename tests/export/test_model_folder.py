@@ -1,4 +1,4 @@
-"""Model folders: round trip, atomicity, and one clear error for each way in which a folder can be broken."""
+"""Model folders: the round trip, atomicity, and one clear error for each way a folder can be broken."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_names_are_the_released_ones(folder: Path) -> None:
     assert all(name.startswith("vlm.") for name in names)
 
 
-def test_half_precision_keeps_the_time_stamps_whole(tmp_path: Path, folder: Path) -> None:
+def test_half_precision_keeps_the_time_stamps_in_fp32(tmp_path: Path, folder: Path) -> None:
     read = load_model_folder(folder)
     texts = read.tokenizer.read_text("utf-8"), read.chat_template.read_text("utf-8")
     half = tmp_path / "half"
@@ -79,7 +79,7 @@ def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
 def test_truncated_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+    with pytest.raises(ArtifactError, match="not a complete safetensors file"):
         load_model_folder(folder)
 
 

@@ -1,4 +1,4 @@
-"""The parity measures against plain formulas, and what counts as a miss."""
+"""The measures of parity against plain formulas, and what fails a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FP32, FP16 = PRECISIONS["fp32"].decoder, PRECISIONS["fp16"].decoder
 FP16_LARGEST = 65504.0
 
 
-def test_the_measures_are_those_that_the_names_say() -> None:
+def test_the_measures_match_their_formulas() -> None:
     ours, theirs = np.array([[1.0, 2.0], [3.0, 4.5]]), np.array([[1.0, 2.0], [3.0, -4.0]])
     row = compare("vision", "case", ours, theirs, FP32.tolerance)
     assert row.relative_error == 8.5 / 4
@@ -37,7 +37,7 @@ def test_the_measures_are_those_that_the_names_say() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_limit_is_the_tables(precision: str) -> None:
+def test_the_limit_comes_from_the_table(precision: str) -> None:
     theirs = np.linspace(-1, 1, 1001)
     limit = PRECISIONS[precision].tolerance.relative_error
     for factor, passes in ((0.99, True), (1.01, False)):
@@ -102,7 +102,7 @@ def test_a_clean_report_passes() -> None:
     ],
     ids=["token", "stage", "overflow"],
 )
-def test_each_kind_of_miss_fails_the_report(changes: dict[str, object], message: str) -> None:
+def test_each_kind_of_mismatch_fails_the_report(changes: dict[str, object], message: str) -> None:
     assert not report(**changes).passed
     with pytest.raises(ParityError, match=message):
         report(**changes).check()
@@ -122,7 +122,7 @@ def test_an_overflow_in_fp16_is_found_where_it_happens() -> None:
     assert broken["decoder.layers.1"] > FP16_LARGEST
 
 
-def test_the_largest_value_is_the_forward_passes_own() -> None:
+def test_the_largest_value_is_that_of_the_forward_pass() -> None:
     model = random_model(small_config("mean"))
     frames = np.random.default_rng(0).uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32)
     ranges = video_encoder_ranges(model, frames, PRECISIONS["fp16"].video_encoder)

@@ -13,17 +13,23 @@ from export_models import Exported, small_config
 
 from blip3v.bundle.precision import PRECISIONS
 from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
-from blip3v.model.temporal import encoder_names, with_encoder
+from blip3v.model.temporal import encoder_names, find_encoder, with_encoder
+from blip3v.model.temporal.recurrence import Recurrence
 from blip3v.model.weights import random_model
 
 VideoEncoders = Callable[[str, str], Exported]
 
-# Sizes other than the traced one (2 clips of 3 frames); a loop over frames would be fixed at 3.
+# Sizes other than the example's (2 clips of 3 frames); a loop over frames would be fixed at 3.
 SIZES = [(1, 1), (3, 2), (1, 8), (2, 11)]
 
 
-RECURRENT = ["gttm", "ttm", "mambalike"]
-# Counts and forms other than an encoder's usual one, at 8 frames.
+def _is_recurrent(encoder: str) -> bool:
+    module = find_encoder(encoder).module
+    return isinstance(module, type) and issubclass(module, Recurrence)
+
+
+RECURRENT = [name for name in encoder_names() if _is_recurrent(name)]
+# Counts and forms other than an encoder's usual one, for 8 frames.
 FORMS: list[tuple[str, Mapping[str, object]]] = [
     *(("tokenlearner", {"num_video_tokens": m, "time_stamps": False}) for m in (16, 128, 256)),
     *(
@@ -89,7 +95,7 @@ def test_the_order_of_frames_matters_to_a_recurrence(video_encoder: VideoEncoder
     session = video_encoder(encoder, "fp32").session()
     frames = _frames(1, 4)
     forwards, backwards = (session.run(None, {"frames": part})[0] for part in (frames, frames[:, ::-1].copy()))
-    # ttm outputs each frame's tokens; those of the last frame depend on all others.
+    # ttm outputs each frame's tokens; the last frame's depend on all the others.
     last = slice(-16, None) if encoder == "ttm" else slice(None)
     same_frame_last = session.run(None, {"frames": frames[:, [1, 0, 2, 3]].copy()})[0]
     assert np.abs(forwards - backwards).max() > 1e-3

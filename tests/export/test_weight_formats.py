@@ -59,7 +59,7 @@ class Int8Columns:
 
 
 def dequantised(weight: Tensor) -> Tensor:
-    """The weight that the graph computes with, in PyTorch's layout (N, K)."""
+    """The values that the graph computes with, for a weight in PyTorch's layout, (N, K)."""
     scales = weight.abs().amax(1, keepdim=True) / LARGEST
     return (weight / scales).round() * scales
 
@@ -79,7 +79,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Int8Columns:
 
 
 class Counted(Mapping[str, Tensor]):
-    """Random weights that record which ones are read."""
+    """Random weights that record what is read."""
 
     def __init__(self) -> None:
         self._weights = RandomWeights(small_config())
@@ -102,7 +102,7 @@ def test_one_weight_becomes_several_tensors_lazily_and_computes_the_same(toy: In
     assert weights.read == []
     save_graph(graph, path)
     assert len(weights.read) == len(set(weights.read)) > 0, "a weight is read once for all its tensors"
-    assert toy.most_alive <= 2, "the tensors of one weight at the most are in memory"
+    assert toy.most_alive <= 2, "at most the tensors of one weight are in memory"
 
     stored = ir.load(path).graph.initializers
     shape = stored["layers.1.down_proj.weight.values"].shape
@@ -117,7 +117,7 @@ def test_one_weight_becomes_several_tensors_lazily_and_computes_the_same(toy: In
         if "_proj." in name:
             parameter.copy_(dequantised(parameter))
     embeds_LD = embeddings(config.text, 9)
-    # ONNX Runtime fuses the pair into MatMulNBits, which by default also rounds its other input to int8; 1 means fp32.
+    # ONNX Runtime fuses the pair into MatMulNBits, and by default rounds its other input to int8 too; 1 is fp32.
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -125,7 +125,7 @@ def test_one_weight_becomes_several_tensors_lazily_and_computes_the_same(toy: In
     np.testing.assert_allclose(got[0], uncached_logits(reference, embeds_LD)[-1], atol=2e-5, rtol=0)
 
 
-def test_a_bundle_of_it_exports_passes_parity_and_answers(toy: Int8Columns, tmp_path: Path) -> None:
+def test_a_bundle_in_this_format_exports_passes_parity_and_answers(toy: Int8Columns, tmp_path: Path) -> None:
     source = folder_source(write_folder(tmp_path / "model", small_config()))
     precision = Precision.parse("video_encoder=fp32,decoder=int8-toy")
     result = export_bundle(source, tmp_path / "bundle", precision=precision)

@@ -1,4 +1,4 @@
-"""The small checkpoint in the released form, for tests that need its weights."""
+"""The small checkpoint in the released form, for tests that need real weights."""
 
 from __future__ import annotations
 

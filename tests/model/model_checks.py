@@ -17,13 +17,13 @@ SIZES = {"num_layers": 2, "num_heads": 3, "ff_mult": 2}  # of the encoders that 
 
 
 def small_config(encoder: str, **choices: object) -> ModelConfig:
-    """A model small enough for plain loops over all its numbers: 32 tokens a frame, width 24."""
+    """A model small enough for plain loops over every number: 32 tokens per frame, 24 wide."""
     tiny = with_encoder(preset("tiny"), "none")
     small = dataclasses.replace(
         tiny,
         vision=dataclasses.replace(tiny.vision, hidden_size=24, num_heads=2),
         resampler=dataclasses.replace(tiny.resampler, num_latents=32),
-        name="small",  # of no preset, so that every encoder is the released form
+        name="small",  # not a preset's name, so that every encoder is the released form
     )
     read = find_encoder(encoder).setting_names
     sizes = {name: value for name, value in SIZES.items() if name in read}

@@ -1,6 +1,6 @@
 """Plain numpy formulas in float64 for one clip, written from the paper and the fact sheet of the released code.
 
-Nothing here imports blip3v: a formula takes arrays, and weights under their released names.
+Nothing here imports blip3v: formulas take arrays, and weights by their released names.
 """
 
 # Shapes: T frames, N tokens of a frame, R rows of any kind, D width, G memory slots.
@@ -82,7 +82,7 @@ def stamped(x_TND: Array) -> Array:
 
 
 def perceive(patches_RD: Array, w: Weights, layers: int, heads: int, inner: int) -> Array:
-    """The resampler's blocks: returns latents (R, D) after attending to ``patches_RD`` and to themselves."""
+    """The resampler's blocks: latents (R, D) after attending to ``patches_RD`` and to themselves."""
     latents = w["latents"]
     for i in range(layers):
         n = layer_norm(latents, w, f"layers.{i}.0.norm_latents")
@@ -96,7 +96,7 @@ def perceive(patches_RD: Array, w: Weights, layers: int, heads: int, inner: int)
 
 
 def gttm_memories(x_TND: Array, w: Weights, layers: int, heads: int) -> Array:
-    """The last memories of all groups, (N, G, D), computed group by group through all frames."""
+    """The final memories of all groups, (N, G, D): one group after another, each through all frames."""
     memories = []
     for group, memory in enumerate(w["initial_memory"]):
         for token in stamped(x_TND)[:, group]:
@@ -107,7 +107,7 @@ def gttm_memories(x_TND: Array, w: Weights, layers: int, heads: int) -> Array:
 
 
 def ttm_steps(x_TND: Array, w: Weights, layers: int, heads: int) -> tuple[Array, list[Array]]:
-    """The last memory of the vanilla TTM, and the processed tokens of every frame, before its output layer."""
+    """The final memory of the vanilla TTM, and the processed tokens of every frame, before its output layer."""
     memory, processed = w["initial_memory"], []
     for frame in x_TND:
         read = token_learner(np.concatenate([memory, frame]), w, "ttm_unit.read_layer.")
@@ -117,7 +117,7 @@ def ttm_steps(x_TND: Array, w: Weights, layers: int, heads: int) -> tuple[Array,
 
 
 def gated_memories(x_TND: Array, w: Weights) -> Array:
-    """The last memories (N, G, D) of the gated recurrence, computed element by element."""
+    """The final memories (N, G, D) of the gated recurrence, computed element by element."""
     memory = w["initial_memory"].copy()
     for frame in stamped(x_TND):
         for group, token in enumerate(frame):

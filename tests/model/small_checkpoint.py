@@ -1,6 +1,6 @@
-"""The released form at a small size: every file is as in the release, but the weights take little space and time.
+"""The released form at a small size: the same files as in the release, with weights that take little space and time.
 
-Tests that use it request the fixture ``small_preset`` (``conftest.py``), which shrinks the preset to match.
+Tests that use it take the fixture ``small_preset`` (``conftest.py``), which shrinks the preset to match.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def small_preset() -> ModelConfig:
 
 
 def small_shapes(form: str = "gttm") -> Shapes:
-    """The released names at the small size, unused ones included."""
+    """The released names at the small size, including the unused ones."""
     head = {
         "probe": (1, 1, WIDTH),
         "attention.in_proj_weight": (3 * WIDTH, WIDTH),
@@ -64,8 +64,8 @@ def small_shapes(form: str = "gttm") -> Shapes:
         "mlp.fc2.weight": (WIDTH, 80),
         "mlp.fc2.bias": (WIDTH,),
     }
-    dead: Shapes = {f"vision_encoder.head.{name}": shape for name, shape in head.items()}
-    return with_form(state_shapes(small_preset()) | dead, form, WIDTH)
+    unused: Shapes = {f"vision_encoder.head.{name}": shape for name, shape in head.items()}
+    return with_form(state_shapes(small_preset()) | unused, form, WIDTH)
 
 
 def made_up(name: str, shape: tuple[int, ...]) -> Tensor:

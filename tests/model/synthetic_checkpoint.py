@@ -1,8 +1,8 @@
-"""Folders that look like the released ones: same names, shapes, dtype, shards, index and small files, random weights.
+"""Folders that look like the released ones: same names, shapes, dtype, shards, index and small files, made-up weights.
 
-Names and shapes come from ``checkpoint_tensors.json`` and, for encoders without a known release, from the tables
+Names and shapes come from ``checkpoint_tensors.json`` and, for encoders that no known release has, from the tables
 below; nothing here is taken from ``blip3v.model``. ``scripts/synthetic_checkpoint.py`` writes whole folders.
-The tokenizer is not the real one: a small SentencePiece model padded with artificial pieces to the released 32,000.
+The tokenizer is not the real one: a small SentencePiece model with made-up pieces up to the released 32,000.
 """
 
 from __future__ import annotations
@@ -155,10 +155,10 @@ def write_checkpoint(
 
     Args:
         folder: created if missing.
-        shapes: shapes of the tensors by name, without ``vlm.``.
-        make: returns the tensor for a name and shape, one at a time; None: holes, which read as zeros and take no disk.
-        dtype: the dtype of all tensors.
-        shard_bytes: the largest size of a shard.
+        shapes: of the tensors, without ``vlm.``.
+        make: makes the tensor of a name and shape, one at a time; None: sparse files that read as zeros.
+        dtype: of all tensors.
+        shard_bytes: the most bytes of a shard.
         config: the content of config.json.
         preprocessor: the content of preprocessor_config.json.
     """

@@ -40,7 +40,7 @@ def test_process_layers() -> None:
 
 
 @pytest.mark.parametrize("num_video_tokens", [4, 32])
-def test_token_learner_pools_what_is_not_normalised(num_video_tokens: int) -> None:
+def test_token_learner_pools_the_unnormalised_inputs(num_video_tokens: int) -> None:
     block, x = randomise(TokenLearner(DIM, num_tokens=num_video_tokens)), tokens(2, 40, DIM)
     want = np.stack([token_learner(row, weights(block), "") for row in x.double().numpy()])
     close(block(x), want)
@@ -69,7 +69,7 @@ def test_cross_attention_puts_media_before_latents() -> None:
     ("encoder", "num_frames"), [("mean", 2), ("single-frame", 4), ("perceiver", 1), ("perceiver", 3)]
 )
 def test_resampler_projects_after_the_temporal_encoder(encoder: str, num_frames: int) -> None:
-    """It runs on each frame, on the middle frame alone, or on all patches at once, keeping the first latents."""
+    """The frames one by one, only the middle one, or all patches at once and then the first latents."""
     config = small_config(encoder)
     resampler = config.resampler
     model = randomise(PerceiverResampler(config))

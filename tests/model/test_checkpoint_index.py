@@ -1,4 +1,4 @@
-"""Invalid checkpoints: an index that disagrees with its shards, configs of other models, other folders."""
+"""What is not a checkpoint: an index that disagrees with its shards, configs of other models, other folders."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     second = shards[1].read_bytes()
     write_checkpoint(tmp_path / "again", {FIRST.removeprefix(PREFIX): RELEASED[FIRST.removeprefix(PREFIX)]})
     shards[1].write_bytes((tmp_path / "again" / "model-00001-of-00001.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match=f"{FIRST} is in model-00002-of-.* too, not only in model-00001"):
+    with pytest.raises(ArtifactError, match=f"{FIRST} is also in model-00002-of-.*, not only in model-00001"):
         open_checkpoint(tmp_path)
     shards[1].write_bytes(second[:-1])
-    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a whole safetensors file"):
+    with pytest.raises(ArtifactError, match=r"model-00002-of-.* is not a complete safetensors file"):
         open_checkpoint(tmp_path)
 
 
@@ -85,7 +85,7 @@ def test_an_index_may_not_hold_a_name_twice(tmp_path: Path) -> None:
     text = (tmp_path / INDEX).read_text()
     entry = f'"{FIRST}": "model-00001-of-00001.safetensors"'
     (tmp_path / INDEX).write_text(text.replace(entry, f"{entry}, {entry}"))
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="appears twice"):
         open_checkpoint(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_names_without_the_prefix_are_listed(tmp_path: Path) -> None:
         ({"model_type": "llama"}, "text_config: model_type 'llama'; allowed: phi3"),
         ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling"),
         ({"model_type": "phi3", "initial_tokenizer_len": "many"}, "num_base_tokens is 'many'"),
-        ({"model_type": "phi3", "num_hidden_layers": 31, "num_attention_heads": 7}, "does not divide"),
+        ({"model_type": "phi3", "num_hidden_layers": 31, "num_attention_heads": 7}, "text.num_heads, which is 7"),
     ],
 )
 def test_a_config_of_another_model_is_refused(tmp_path: Path, text: dict[str, object], match: str) -> None:
@@ -113,9 +113,9 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path, text: dict[str, ob
         open_checkpoint(folder)
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     kinds = "a released Hugging Face folder"
-    with pytest.raises(ArtifactMissingError, match=f"is not there; allowed.*{kinds}"):
+    with pytest.raises(ArtifactMissingError, match=f"does not exist; allowed.*{kinds}"):
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(ArtifactMissingError, match="found: nothing"):
         open_checkpoint(tmp_path)

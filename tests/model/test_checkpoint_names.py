@@ -1,6 +1,6 @@
-"""Which tensors a checkpoint may hold: all 768 released names, every temporal encoder, and what is refused by name.
+"""Which tensors a checkpoint may hold: all 768 released names, every temporal encoder, and what is rejected by name.
 
-The folders have holes in place of weights: names, shapes and sizes are the released ones, but only headers take disk.
+The folders are sparse: names, shapes and sizes are the released ones, but the disk holds only headers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def checkpoint(sparse: Path) -> Checkpoint:
 
 @pytest.fixture(autouse=True)
 def shapes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches the shapes, since these tests use the names of the 4B model a thousand times."""
+    """The names of the 4B model are needed a thousand times here."""
     monkeypatch.setattr(released_names, "state_shapes", _cached_shapes)
 
 
@@ -95,10 +95,10 @@ def test_the_folder_is_the_released_one_to_the_byte(sparse: Path) -> None:
     index = json.loads((sparse / INDEX).read_text())
     assert index["metadata"]["total_size"] == NUM_BYTES
     assert len(index["weight_map"]) == 768
-    assert sum(file.stat().st_blocks * 512 for file in sparse.iterdir()) < 2_000_000, "the holes take disk"
+    assert sum(file.stat().st_blocks * 512 for file in sparse.iterdir()) < 2_000_000, "the holes take disk space"
 
 
-def test_the_script_writes_such_a_folder(
+def test_the_script_writes_a_synthetic_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, script = tmp_path / "synthetic", Path(__file__).parents[2] / "scripts" / "synthetic_checkpoint.py"
@@ -129,7 +129,7 @@ def test_what_is_left_out_is_named(checkpoint: Checkpoint) -> None:
     assert parts == {
         "the pooling head: all patch tokens are used, not their pool": 15_238_352,
         "the read layer of grouped memories is built and never called": 332_288,
-        "rows 32012 to 32063 stand for no token": 52 * (3072 + 3072 + 1),
+        "rows 32012 to 32063 belong to no token": 52 * (3072 + 3072 + 1),
     }
 
 
@@ -151,8 +151,8 @@ def test_dead_rows_are_not_read(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("change", ["renamed", "missing", "transposed", "cut"])
-def test_every_single_tensor_is_missed(change: str) -> None:
-    """Removes all 768, one at a time: the error names the tensor, and its new name if it has one."""
+def test_a_change_to_any_tensor_is_noticed(change: str) -> None:
+    """All 768, one at a time: the error names the tensor or, if it was renamed, its new name."""
     for name, shape in RELEASED.items():
         wrong = {
             "renamed": renamed(RELEASED, name, f"{name}_new"),
@@ -161,7 +161,7 @@ def test_every_single_tensor_is_missed(change: str) -> None:
             "cut": RELEASED | {name: (shape[0] - 1, *shape[1:])},
         }[change]
         if wrong == RELEASED:
-            continue  # the shape of a vector or a square matrix is its own transpose
+            continue  # transposing does not change the shape of a vector or a square matrix
         with pytest.raises(ArtifactError) as caught:
             fitted(wrong)
         message = str(caught.value)
@@ -201,7 +201,7 @@ def test_a_vision_encoder_saved_without_its_pooling_head_is_fine() -> None:
     assert num_kept(fitted(bare)) == num_kept(fitted(RELEASED))
 
 
-# form -> encoder, tokens at 8 frames, elements of the temporal encoder (fact sheet), settings of its config
+# form -> encoder, tokens for 8 frames, elements of the temporal encoder (fact sheet), settings in its config
 KNOWN: dict[str, tuple[str, int, int, dict[str, object]]] = {
     "gttm": ("gttm", 128, 59_347_552, {"pooling": "mean", "num_layers": 4, "num_slots": 4}),
     "gttm-attention": ("gttm", 32, 59_347_552 + 80_384, {"pooling": "attention", "num_layers": 4}),
@@ -219,7 +219,9 @@ KNOWN: dict[str, tuple[str, int, int, dict[str, object]]] = {
 def test_the_temporal_encoder_is_found_by_its_tensors(form: str) -> None:
     encoder, num_video_tokens, num_elements, settings = KNOWN[form]
     shapes = with_form(RELEASED, form)
-    assert sum(map(prod, shapes.values())) == WITHOUT_TEMPORAL + num_elements, "the table above is not the fact sheet's"
+    assert sum(map(prod, shapes.values())) == WITHOUT_TEMPORAL + num_elements, (
+        "the table above differs from the fact sheet"
+    )
     result = fitted(shapes)
     temporal = result.config.temporal
     assert (temporal.encoder, temporal.num_video_tokens, result.config.resampler.num_latents) == (
@@ -232,22 +234,22 @@ def test_the_temporal_encoder_is_found_by_its_tensors(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", [*KNOWN, "gttm-32-latents"])
-def test_every_tensor_of_every_temporal_encoder_is_missed(form: str) -> None:
+def test_a_change_to_any_tensor_of_any_temporal_encoder_is_noticed(form: str) -> None:
     shapes = with_form(RELEASED, form)
     for name in [name for name in shapes if name.startswith(TEMPORAL)]:
         short = name.removeprefix("vision_tokenizer.")
         without = {key: x for key, x in shapes.items() if key != name}
         if form == "ttm-memory" and name.endswith("inv_freq"):
-            continue  # without time stamps it is the other ttm, with 32 tokens a frame
+            continue  # without time stamps it is the other ttm, with 32 tokens per frame
         for wrong in (renamed(shapes, name, f"{name}_new"), without):
             with pytest.raises(Blip3vError) as caught:
                 fitted(wrong)
-            # Without its first tensors a head of unknown name is not recognised: its remaining tensors are unknown.
+            # Without its first tensors a head of unknown name is not recognised as a head: the rest of it is unknown.
             head = form == "gttm-attention" and "some_head" in name
             assert short in str(caught.value) or (head and "some_head" in str(caught.value)), f"{name}: {caught.value}"
 
 
-def test_32_tokens_may_come_of_32_latents() -> None:
+def test_32_tokens_may_come_from_32_latents() -> None:
     result = fitted(with_form(RELEASED, "gttm-32-latents"))
     assert (result.config.temporal.encoder, result.config.temporal.num_video_tokens) == ("gttm", 32)
     assert (result.config.resampler.num_latents, temporal_settings(result.config).pooling) == (32, "mean")
@@ -256,7 +258,7 @@ def test_32_tokens_may_come_of_32_latents() -> None:
     assert shapes[f"{TEMPORAL}initial_memory"] == (32, 4, 1152)
 
 
-def test_the_head_of_unknown_name_goes_where_our_model_has_it() -> None:
+def test_a_head_of_unknown_name_becomes_our_models_head() -> None:
     origins = fitted(with_form(RELEASED, "gttm-attention")).origins
     assert origins[f"{TEMPORAL}final_output.mlp.3.weight"].name == f"{TEMPORAL}some_head.mlp.3.weight"
     assert (
@@ -264,7 +266,7 @@ def test_the_head_of_unknown_name_goes_where_our_model_has_it() -> None:
     )
 
 
-def test_two_heads_are_one_too_many() -> None:
+def test_two_heads_are_rejected() -> None:
     more = {TEMPORAL + name: shape for name, shape in token_learner("other_head", 16, 1152).items()}
     with pytest.raises(ArtifactError, match="TokenLearners other_head, some_head"):
         fitted(with_form(RELEASED, "gttm-attention") | more)
@@ -281,12 +283,12 @@ def test_unused_parts_of_other_encoders_are_named() -> None:
 @pytest.mark.parametrize(
     ("form", "num_video_tokens"), [("gttm", 128), ("per-frame", 64), ("ttm", 256), ("tokenlearner", 32)]
 )
-def test_sixteen_frames_are_said_by_the_caller(form: str, num_video_tokens: int) -> None:
+def test_the_caller_sets_the_number_of_frames(form: str, num_video_tokens: int) -> None:
     config = fitted(with_form(RELEASED, form), num_frames=16).config
     assert (config.num_frames, config.num_video_tokens) == (16, num_video_tokens)
 
 
-def test_without_tensors_somebody_must_say_the_encoder() -> None:
+def test_without_tensors_the_encoder_must_be_named() -> None:
     shapes = with_form(RELEASED, "weightless")
     with pytest.raises(UsageError, match=re.escape(", ".join(WEIGHTLESS)) + ".*`encoder`"):
         fitted(shapes)
@@ -298,16 +300,16 @@ def test_without_tensors_somebody_must_say_the_encoder() -> None:
         fitted(shapes, encoder="gtm")
 
 
-def test_what_the_tensors_are_goes_before_what_somebody_says() -> None:
+def test_an_encoder_that_contradicts_the_tensors_is_rejected() -> None:
     with pytest.raises(UsageError, match="the encoder gttm, not mean"):
         fitted(RELEASED, encoder="mean")
     assert fitted(RELEASED, encoder="gttm").config.temporal.encoder == "gttm"
 
 
 def test_tensors_of_no_known_encoder_are_listed() -> None:
-    with pytest.raises(ArtifactError, match=r"no known one: mixer\.weight \(7, 7\)"):
+    with pytest.raises(ArtifactError, match=r"match no known encoder: mixer\.weight \(7, 7\)"):
         fitted(with_form(RELEASED, "weightless") | {f"{TEMPORAL}mixer.weight": (7, 7)})
 
 
-def test_every_form_is_tried() -> None:
+def test_every_form_is_tested() -> None:
     assert set(FORMS) == {*KNOWN, "gttm-32-latents", "weightless"}

@@ -1,4 +1,4 @@
-"""The authors' ``.pt`` file: it reads like the released folder with the same weights, and runs no code."""
+"""The authors' ``.pt`` file: it opens like the released folder with the same weights, and runs no code."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_the_native_file_is_the_released_folder(released: Path, tmp_path: Path, 
     assert_same_weights(open_checkpoint(converted).weights, folder.weights)
 
 
-def test_a_native_tensor_may_share_its_storage(released: Path, tmp_path: Path) -> None:
-    """Slices and transposed views are saved with their whole storage."""
+def test_native_tensors_may_share_storage(released: Path, tmp_path: Path) -> None:
+    """Slices and transposed views are saved with the whole storage behind them."""
     values, path = state(), tmp_path / "checkpoint.pt"
     query = f"{TEMPORAL}ttm_unit.process_layers.0.0.to_q.weight"
     key = query.replace("to_q", "to_k")
@@ -62,33 +62,33 @@ def test_a_native_file_that_runs_code_is_refused(released: Path, tmp_path: Path)
             return Path.touch, (touched,)
 
     torch.save({"weight": torch.zeros(1), "attack": Attack()}, path)
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone: it holds more than tensors") as caught:
+    with pytest.raises(ArtifactError, match="cannot be loaded as weights only: it holds more than tensors") as caught:
         open_checkpoint(path, tokenizer=released)
     assert not touched.exists()
-    assert "weights_only" not in str(caught.value)  # PyTorch advises switching that off
+    assert "weights_only" not in str(caught.value)  # PyTorch's advice is to switch that off
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_native_files_that_are_something_else_are_refused(released: Path, tmp_path: Path) -> None:
+def test_other_files_than_state_dicts_are_refused(released: Path, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save(state(), path)
     with pytest.raises(UsageError, match=r"`blip3v convert` with .* as `tokenizer`"):
         open_checkpoint(path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ArtifactError, match="cannot be read as weights alone"):
+    with pytest.raises(ArtifactError, match="cannot be loaded as weights only"):
         open_checkpoint(path, tokenizer=released)
     torch.save(state(), path, _use_new_zipfile_serialization=False)
     with pytest.raises(ArtifactError, match=r"save it again with torch\.save"):
         open_checkpoint(path, tokenizer=released)
     torch.save({"epoch": 3, "optimizer": {}}, path)
-    with pytest.raises(ArtifactError, match="no tensors by name but keys 'epoch'; 'optimizer'"):
+    with pytest.raises(ArtifactError, match="is not a state dict: it holds keys 'epoch'; 'optimizer'"):
         open_checkpoint(path, tokenizer=released)
     torch.save({0: torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="no tensors by name but keys 0"):
+    with pytest.raises(ArtifactError, match="is not a state dict: it holds keys 0"):
         open_checkpoint(path, tokenizer=released)
     torch.save(state() | {"vlm." + EMBEDDING: torch.zeros(1)}, path)
-    with pytest.raises(ArtifactError, match="stands twice"):
+    with pytest.raises(ArtifactError, match="appears twice"):
         open_checkpoint(path, tokenizer=released)
     torch.save(state() | {EMBEDDING: torch.zeros(NUM_ROWS, 64, dtype=torch.int64)}, path)
     with pytest.raises(ArtifactError, match=re.escape(f"{EMBEDDING} is torch.int64")):
@@ -111,7 +111,7 @@ def test_tensors_without_values_of_their_own_are_refused(released: Path, tmp_pat
 
 
 def test_a_compressed_native_file_is_refused(released: Path, tmp_path: Path) -> None:
-    """torch.load(mmap=True) would read the compressed bytes as weights."""
+    """torch.load(mmap=True) would take the compressed bytes for the weights."""
     path, packed = tmp_path / "checkpoint.pt", tmp_path / "packed.pt"
     torch.save(state(), path)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
@@ -122,7 +122,7 @@ def test_a_compressed_native_file_is_refused(released: Path, tmp_path: Path) -> 
 
 
 def test_a_native_file_that_cannot_be_mapped(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel refuses a mapping larger than memory and swap together."""
+    """The kernel refuses to map more than memory and swap together."""
 
     def refuse(*_: object) -> None:
         raise RuntimeError("unable to mmap 9 bytes from file <checkpoint.pt>: Cannot allocate memory (12)\nC++ trace")

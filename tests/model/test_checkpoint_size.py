@@ -22,7 +22,7 @@ from blip3v.config import ModelConfig
 from blip3v.model.checkpoint import open_checkpoint
 from blip3v.model.weights import state_shapes
 
-# Prints the peak after filling each component alone, and after filling all of them.
+# Prints the peak memory of filling the components one at a time, then of filling all of them.
 WALK = """
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ from blip3v.model.checkpoint import open_checkpoint
 from blip3v.model.weights import empty_model, fill
 from blip3v.runtime.memory import peak_rss_bytes
 config.PRESETS["xgen-mm-vid"] = mid_preset()
-native._REMAP_BYTES = 2**26  # about as small beside this model as the real one is beside the released model
+native._REMAP_BYTES = 2**26  # as small relative to this model as the real one is to the released model
 path = Path(sys.argv[1])
 checkpoint = open_checkpoint(path, tokenizer=None if path.is_dir() else path.parent / "released")
 model = empty_model(checkpoint.config)
@@ -70,7 +70,7 @@ def mid_preset() -> ModelConfig:
 def test_memory_holds_one_component_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
 ) -> None:
-    """The files have holes; once read, they take memory like weights. Holding all at once must break the bound."""
+    """The files are sparse, but once read they take memory like weights. Holding all at once must break the bound."""
     config = mid_preset()
     monkeypatch.setitem(blip3v_config.PRESETS, "xgen-mm-vid", config)
     shapes = state_shapes(config)
@@ -81,7 +81,7 @@ def test_memory_holds_one_component_at_a_time(
         with torch.serialization.skip_data():
             torch.save({name: torch.empty(shape) for name, shape in shapes.items()}, checkpoint)
     path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    # Freed tensors return to the system at once, like the larger ones of the real model; otherwise the heap keeps them.
+    # Returns freed tensors to the system at once, like the larger ones of the real model; the heap would keep them.
     heap = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     command = [sys.executable, "-c", WALK, str(checkpoint), *path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | heap)
@@ -98,8 +98,8 @@ def test_memory_holds_one_component_at_a_time(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_released_size_with_weights_in_it() -> None:
-    """Writes a 17.7 GB checkpoint of the released size and converts it to fp16: 27 GB of disk, a few minutes."""
+def test_a_checkpoint_of_the_released_size_converts() -> None:
+    """Writes the 17.7 GB of the released checkpoint and converts it to fp16: 27 GB of disk, a few minutes."""
     with tempfile.TemporaryDirectory() as folder:  # deleted at the end, unlike pytest's own folder
         _convert_released_size(Path(folder))
 
@@ -116,7 +116,7 @@ def _convert_released_size(tmp_path: Path) -> None:
     values = json.loads(done.stdout)
     num_left_out = sum(prod(item["shape"]) for item in values["unused_keys"])
     assert values["num_elements"] + num_left_out == 4_418_604_771
-    # The largest tensor is the embedding, 394 MB in fp32; plus its fp16 copy, its bytes, and Python with PyTorch.
+    # The largest tensor is the embedding, 394 MB in fp32; add a copy in fp16, its bytes, and Python with PyTorch.
     assert values["peak_rss_bytes"] < 2 * 2**30
     converted = open_checkpoint(folder).weights
     assert set(converted) == set(state_shapes(open_checkpoint(folder).config))

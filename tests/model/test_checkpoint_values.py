@@ -1,4 +1,4 @@
-"""Checkpoints with weights in them: what is read and converted equals what was written, tensor by tensor.
+"""Checkpoints with real weights: what is read and converted equals what was written, tensor by tensor.
 
 The model is small, in the released form (``small_checkpoint.py``).
 """
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("small_preset")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_converted_folder_equals_the_source(tmp_path: Path, dtype: str) -> None:
     source = write_small(tmp_path / "released", dtype=dtype)
-    assert len(list(source.glob("*.safetensors"))) > 3, "the shards are the point"
+    assert len(list(source.glob("*.safetensors"))) > 3, "the test needs several shards"
     checkpoint = open_checkpoint(source)
     converted = convert(checkpoint, tmp_path / "converted")
     written = load_file(converted.path / "model.safetensors")
@@ -54,7 +54,7 @@ def test_a_converted_folder_equals_the_source(tmp_path: Path, dtype: str) -> Non
 
 
 def test_a_converted_folder_is_a_model_folder(released: Path, tmp_path: Path) -> None:
-    """It loads strictly, its forward pass is finite, and opening it gives the same as opening the source."""
+    """It loads strictly, its forward pass is finite, and opening it returns the same as opening the source."""
     source = open_checkpoint(released)
     folder = convert(source, tmp_path / "converted").path
     model = load_model_folder(folder).model
@@ -78,7 +78,7 @@ def test_the_config_of_a_fine_tune_is_read(released: Path) -> None:
     assert (text.hidden_size, text.num_layers, text.sliding_window, text.vocab_size) == (64, 2, 40, NUM_BASE_TOKENS)
 
 
-def test_weights_may_lie_in_one_file(released: Path, tmp_path: Path) -> None:
+def test_weights_may_be_in_one_file(released: Path, tmp_path: Path) -> None:
     one = write_small(tmp_path / "one")
     shards = sorted(one.glob("*.safetensors"))
     tensors = {name: value for shard in shards for name, value in load_file(shard).items()}
@@ -93,7 +93,7 @@ def test_arguments_without_effect_are_refused(released: Path, tmp_path: Path) ->
         open_checkpoint(released, tokenizer=released)
     folder = convert(open_checkpoint(released), tmp_path / "converted").path
     for options in ({"encoder": "gttm"}, {"num_frames": 16}):
-        with pytest.raises(UsageError, match="says encoder and frames"):
+        with pytest.raises(UsageError, match="sets the encoder and frames"):
             open_checkpoint(folder, **options)
 
 
@@ -105,7 +105,7 @@ def test_a_tokenizer_of_another_size_is_refused(released: Path) -> None:
 
 def test_a_folder_without_processor_is_refused(released: Path) -> None:
     (released / "preprocessor_config.json").unlink()
-    with pytest.raises(ArtifactMissingError, match=r"preprocessor_config\.json is not there"):
+    with pytest.raises(ArtifactMissingError, match=r"preprocessor_config\.json does not exist"):
         open_checkpoint(released)
 
 
@@ -126,7 +126,7 @@ def test_the_processor_must_fit_the_vision_encoder(released: Path) -> None:
     ],
     ids=str,
 )
-def test_a_processor_that_is_not_known_is_refused(released: Path, change: dict[str, object]) -> None:
+def test_an_unknown_processor_is_refused(released: Path, change: dict[str, object]) -> None:
     values = {**PREPROCESSOR, "size": [SIDE, SIDE], **change}
     (released / "preprocessor_config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
@@ -140,9 +140,10 @@ def test_weights_that_fp16_cannot_hold_are_named(tmp_path: Path) -> None:
         return made_up(name, shape) * (1e6 if name == norm else 1.0)
 
     checkpoint = open_checkpoint(write_small(tmp_path / "released", make=large))
-    with pytest.raises(ArtifactError, match=rf"{re.escape(norm)} holds .*e\+06, which F16 cannot; choose bf16"):
+    message = rf"{re.escape(norm)} holds .*e\+06, which F16 cannot represent; choose bf16"
+    with pytest.raises(ArtifactError, match=message):
         convert(checkpoint, tmp_path / "converted", dtype=torch.float16)
-    assert [path.name for path in tmp_path.iterdir()] == ["released"], "half a folder was left"
+    assert [path.name for path in tmp_path.iterdir()] == ["released"], "half a folder was left behind"
     convert(checkpoint, tmp_path / "converted", dtype=torch.bfloat16)
 
 
@@ -155,10 +156,12 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         convert(open_checkpoint(broken), tmp_path / "converted")
 
 
-def test_a_full_disk_is_said_before_the_work(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_work(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40 - 2**20, 2**20))
-    with pytest.raises(ArtifactError, match=r"needs about \d\S* MiB of disk and 1\.00 MiB are free"):
+    with pytest.raises(ArtifactError, match=r"needs about \d\S* MiB of disk space, and 1\.00 MiB is free"):
         convert(open_checkpoint(released), tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 
@@ -176,7 +179,7 @@ def test_the_command_says_what_it_found_and_left_out(released: Path, tmp_path: P
     assert f"released folder, xgen-mm-vid with gttm ({settings}), 16 frames to 128 tokens" in done.stderr
     assert f"{kept:,} elements in" in done.stderr
     assert "vision_encoder.head.probe" in done.stderr
-    assert "stand for no token" in " ".join(done.stderr.split())
+    assert "belong to no token" in " ".join(done.stderr.split())
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert done.stdout.startswith(f"{folder}: {format_bytes(size)}, ")
     assert f"next: blip3v export -m {folder} --precision fp16" in done.stdout
@@ -210,7 +213,7 @@ def test_only_a_model_folder_is_replaced(released: Path, tmp_path: Path) -> None
     assert open_checkpoint(folder).stored[EMBEDDING].dtype == "BF16"
 
 
-def test_the_history_of_a_trained_folder_stays(released: Path, tmp_path: Path) -> None:
+def test_the_history_of_a_trained_folder_is_kept(released: Path, tmp_path: Path) -> None:
     trained = convert(open_checkpoint(released), tmp_path / "trained").path
     (trained / "training.json").write_text('{"recipe": "mine"}')
     half = convert(open_checkpoint(trained), tmp_path / "half", dtype=torch.float16).path

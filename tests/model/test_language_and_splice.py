@@ -71,7 +71,7 @@ def test_loss_counts_only_answers(model: Blip3Video) -> None:
     position = torch.tensor([1, 1])
     loss, count = model.loss(ids, labels, position, video)
     logits = model(ids, position, video).log_softmax(-1)
-    # <image> became 4 positions: text position p >= 2 is at p + 3, and is predicted one position earlier.
+    # <image> became 4 positions: text position p >= 2 is at p + 3, and is predicted one position before.
     want = -(logits[0, 5, 30] + logits[0, 6, 31] + logits[1, 5, 40])
     assert count == 3
     torch.testing.assert_close(loss, want)
@@ -90,12 +90,12 @@ def test_greedy_with_the_cache_equals_greedy_without(model: Blip3Video) -> None:
     video = torch.randn(2, 32, 128)
     got = greedy(model, ids, position, video, max_new_tokens=12, stop_id=None)
     for row in range(2):
-        said: list[int] = []
+        answer: list[int] = []
         for _ in range(12):
-            whole = torch.cat((ids[row : row + 1], torch.tensor([said], dtype=torch.long)), dim=1)
+            whole = torch.cat((ids[row : row + 1], torch.tensor([answer], dtype=torch.long)), dim=1)
             logits = model(whole, position[row : row + 1], video[row : row + 1])
-            said.append(int(logits[0, -1].argmax()))
-        assert got[row] == said
+            answer.append(int(logits[0, -1].argmax()))
+        assert got[row] == answer
     stop = got[0][3]
     stopped = greedy(model, ids, position, video, max_new_tokens=12, stop_id=stop)
     assert stopped[0] == got[0][: got[0].index(stop)]
@@ -128,7 +128,7 @@ def test_names_and_shapes_are_the_released_ones() -> None:
 
 
 def test_the_released_size_has_the_published_number_of_parameters() -> None:
-    """768 tensors, 4,418,604,771 elements, minus the pooling head and the unused read layer, not built here."""
+    """768 tensors, 4,418,604,771 elements, minus the pooling head and the unused read layer, which we do not build."""
     state = _released(preset("xgen-mm-vid"))
     pool_head, read_layer = (11, 15_238_352), (6, 332_288)
     assert len(state) == 768 - pool_head[0] - read_layer[0]

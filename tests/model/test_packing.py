@@ -1,4 +1,4 @@
-"""Several questions in one row give the same loss and gradients as one row each."""
+"""Several questions packed into one row have the same loss and gradients as separate rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_positions_and_mask_of_two_questions() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 4], ids=["full", "window-4"])
-def test_packed_questions_equal_rows_of_their_own(window: int | None) -> None:
+def test_packed_questions_equal_separate_rows(window: int | None) -> None:
     torch.manual_seed(2)
     tiny = preset("tiny")
     model = Blip3Video(dataclasses.replace(tiny, text=dataclasses.replace(tiny.text, sliding_window=window))).eval()
@@ -49,14 +49,14 @@ def test_packed_questions_equal_rows_of_their_own(window: int | None) -> None:
     loss, count = model.loss(batch.ids_CL, batch.labels_CL, batch.image_position_C, video, batch.question_CL)
     loss.backward()
     packed = gradient()
-    apart, counted = torch.tensor(0.0), 0
+    separate, counted = torch.tensor(0.0), 0
     for clip, rows in enumerate(ROWS):
         for row in rows:
             ids = torch.tensor([row.ids])
-            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt, IGNORE_INDEX, ids)
+            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt_tokens, IGNORE_INDEX, ids)
             one, num = model.loss(ids, labels, torch.tensor([row.image_position]), video[clip : clip + 1])
-            apart, counted = apart + one, counted + int(num)
-    apart.backward()
+            separate, counted = separate + one, counted + int(num)
+    separate.backward()
     assert count == counted == 7
-    torch.testing.assert_close(loss, apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, separate, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed, gradient(), rtol=1e-4, atol=1e-6)

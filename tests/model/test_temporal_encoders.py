@@ -28,7 +28,10 @@ from blip3v.model.temporal import build_temporal, encoder_names, temporal_settin
 # Of ``small_config``.
 NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, SIZES["num_layers"], SIZES["num_heads"]
 
-# Arguments of each case. The formula of each encoder is in ``expected``.
+# Encoders whose output does not depend on the order of the frames.
+ORDER_FREE = ("tokenlearner", "perceiver", "mean", "max", "space-time-pool")
+
+# Each encoder with its options; ``expected`` has the formulas.
 CASES: list[tuple[str, dict[str, object]]] = [
     ("tokenlearner", {"num_video_tokens": 16}),
     ("tokenlearner", {"num_video_tokens": 32, "time_stamps": True}),
@@ -57,7 +60,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
 
 
 def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights) -> Array:
-    """The tokens of one clip. A count that the released form cannot produce uses the paper's form."""
+    """The tokens of one clip. A count that the released form does not produce comes from the paper's form."""
     num_video_tokens, by_form = (
         choices.get("num_video_tokens"),
         "num_video_tokens" in choices and "step_tokens" not in choices,
@@ -116,17 +119,17 @@ def test_every_encoder_has_a_formula() -> None:
 
 @pytest.mark.parametrize("encoder", encoder_names())
 @pytest.mark.parametrize("seed", [0, 1])
-def test_which_encoders_can_tell_the_order_of_frames(encoder: str, seed: int) -> None:
-    """Pooling over all frames cannot; the released tokenlearner has no time stamps, so tiny adds them."""
+def test_which_encoders_depend_on_the_order_of_frames(encoder: str, seed: int) -> None:
+    """Pooling over all frames does not; the released tokenlearner has no time stamps, which is why tiny adds them."""
     torch.manual_seed(seed)
     model = randomise(PerceiverResampler(small_config(encoder)))
     patches = tokens(1, 4, 64, DIM)
-    order_free = encoder in ("tokenlearner", "perceiver", "mean", "max", "space-time-pool")
+    order_free = encoder in ORDER_FREE
     difference = (model(patches) - model(patches.flip(1))).abs().max()
     assert difference < 1e-5 if order_free else difference > 1e-4
 
 
-def test_time_stamps_tell_the_order_to_tokenlearner() -> None:
+def test_time_stamps_make_tokenlearner_depend_on_the_order() -> None:
     assert not temporal_settings(with_encoder(preset("xgen-mm-vid"), "tokenlearner")).time_stamps
     assert temporal_settings(preset("tiny")).time_stamps
     x, model = tokens(1, 8, NUM_LATENTS, DIM), _build("tokenlearner", time_stamps=True)
@@ -134,7 +137,7 @@ def test_time_stamps_tell_the_order_to_tokenlearner() -> None:
 
 
 @pytest.mark.parametrize("encoder", ["ttm", "per-frame", "none"])
-def test_what_a_frame_puts_out_does_not_depend_on_later_frames(encoder: str) -> None:
+def test_the_output_of_a_frame_does_not_depend_on_later_frames(encoder: str) -> None:
     x, model = tokens(2, 6, NUM_LATENTS, DIM), _build(encoder)
     early = model(x[:, :3])
     close(early, model(x)[:, : early.shape[1]].detach().double().numpy())
@@ -167,7 +170,7 @@ def test_the_transformer_sees_all_frames_and_no_positions() -> None:
 
 @pytest.mark.parametrize(("encoder", "choices"), CASES)
 def test_gradients_reach_every_weight(encoder: str, choices: dict[str, object]) -> None:
-    """An unused weight would be dead and must not be built."""
+    """A weight that nothing reads is not to be built."""
     model = _build(encoder, **choices)
     model(tokens(2, 3, NUM_LATENTS, DIM).requires_grad_()).square().sum().backward()
     assert [name for name, x in model.named_parameters() if x.grad is None or not x.grad.any()] == []

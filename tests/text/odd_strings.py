@@ -95,7 +95,7 @@ def repetitive_texts() -> list[str]:
 
 def train_sentencepiece(path: Path, texts: list[str], num_pieces: int) -> None:
     """Trains a model with Llama's settings and writes it to ``path``."""
-    import sentencepiece  # installed only for the tests and in the goldens' environment
+    import sentencepiece  # only the tests' environment and the goldens' have it
 
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
@@ -117,9 +117,9 @@ def train_sentencepiece(path: Path, texts: list[str], num_pieces: int) -> None:
 def odd_strings(count: int, seed: int) -> list[str]:
     """``count`` strings: first every part alone and every special token next to some text, then random mixtures."""
     parts = [SPECIAL, NEARLY_SPECIAL, WORDS, WHITE_SPACE, ODD, REPEATED]
-    beside = ["", " ", "\n", "\x1c", "\u2581", "a", " a", "\na", "<|end|>", "<image>", "<|user|>"]
+    neighbours = ["", " ", "\n", "\x1c", "\u2581", "a", " a", "\na", "<|end|>", "<image>", "<|user|>"]
     strings = ["", *(part for group in parts for part in group)]
-    strings += [left + token + right for token in SPECIAL for left in beside[:6] for right in beside]
+    strings += [left + token + right for token in SPECIAL for left in neighbours[:6] for right in neighbours]
     rng = random.Random(seed)
     while len(strings) < count:
         groups = rng.choices(parts, weights=[4, 2, 6, 6, 2, 1], k=rng.randint(1, 14))
@@ -131,6 +131,6 @@ def odd_strings(count: int, seed: int) -> list[str]:
 
 
 def _random_text(rng: random.Random) -> str:
-    """Any characters except surrogates, half of them from the first few hundred."""
+    """Any characters but surrogates, half of them among the first few hundred."""
     codes = [rng.randrange(0x300) if rng.random() < 0.5 else rng.randrange(0x110000) for _ in range(rng.randint(1, 8))]
     return "".join(chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF)

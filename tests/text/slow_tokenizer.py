@@ -1,8 +1,8 @@
-"""The slow ``LlamaTokenizer(legacy=False)``, restated plainly over the sentencepiece package.
+"""The slow ``LlamaTokenizer(legacy=False)``, reimplemented plainly with the sentencepiece package.
 
-Its four steps: U+2581 becomes a space and a space is put before the text; added tokens are cut out, those with rstrip
-together with the white space after them; the rest goes through SentencePiece without a dummy prefix; a lone mark before
-a named token is removed again.
+Its four steps: U+2581 becomes a space, and one is prepended to the text; added tokens are split off, and those with
+rstrip strip the white space after them; the rest is SentencePiece without a dummy prefix; a lone mark before a named
+token is removed again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SlowTokenizer:
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
         decoder = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
         self.ids = {token["content"]: int(key) for key, token in decoder.items()}
-        self.swallowing = {token["content"] for token in decoder.values() if token["rstrip"]}
+        self.stripping = {token["content"] for token in decoder.values() if token["rstrip"]}
 
     def encode(self, text: str) -> list[int]:
         if not text:
@@ -41,7 +41,7 @@ class SlowTokenizer:
         return ids[1:] if alone else ids
 
     def _plain(self, part: str, before: str) -> list[int]:
-        if before in self.swallowing:
+        if before in self.stripping:
             part = part.lstrip()
         if not part.startswith((MARK, " ")):
             return self.pieces.encode(part)

@@ -1,4 +1,4 @@
-"""Prompts: one image, no forged turns, further turns that extend the cache, the splice."""
+"""Prompts: one image, no forged turns, follow-up turns that fit the cache, the splice."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_special_token_in_a_message_is_refused_by_name(film_tokenizer: Tokeniz
     messages = [Message(role, f"What{token} turns?"), *ask("Which?")]
     with pytest.raises(RequestError) as caught:
         build_prompt(film_tokenizer, RELEASED_TEMPLATE, PLAIN, messages)
-    assert f"{role} message holds the special token {token};" in str(caught.value)
+    assert f"{role} message contains the special token {token};" in str(caught.value)
     with pytest.raises(RequestError, match="special token"):
         continue_prompt(film_tokenizer, RELEASED_TEMPLATE, f"What{token} turns?")
 
@@ -101,7 +101,7 @@ def test_an_empty_question_is_refused(film_tokenizer: Tokenizer, question: str) 
 
 @pytest.fixture(scope="module")
 def keeping_tokenizer() -> Tokenizer:
-    """Like the film tokenizer, but no marker swallows the newline after it."""
+    """Like the film tokenizer, but no marker strips the newline after it."""
     values = json.loads(train_tokenizer(["What turns left?"] * 9, vocab_size_base=608).to_str())
     for token in values["added_tokens"]:
         token["rstrip"] = False
@@ -129,7 +129,7 @@ def test_turn_by_turn_equals_the_conversation_at_once(
     ["{{ messages[0].content }}", "{% for m in messages %}{{ m.content }} {% endfor %}"],
     ids=["drops-answers", "no-end"],
 )
-def test_a_template_that_does_not_close_turns_cannot_go_on(film_tokenizer: Tokenizer, template: str) -> None:
+def test_a_template_that_does_not_close_turns_cannot_continue(film_tokenizer: Tokenizer, template: str) -> None:
     with pytest.raises(ConfigError, match="assistant's turn"):
         continue_prompt(film_tokenizer, template, "And then?")
 

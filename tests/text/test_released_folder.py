@@ -53,16 +53,16 @@ CONFIG_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "from-slow": (lambda c: c.update(from_slow=True), "unknown key 'from_slow'"),
     "no-tokens": (lambda c: c.pop("added_tokens_decoder"), "added_tokens_decoder is None"),
     "token-is-text": (lambda c: c["added_tokens_decoder"].update({USER_ID: "<|user|>"}), "is '<|user|>'; an object"),
-    "other-token": (edit_token(USER_ID, content="<|human|>"), "the released token of this id is <|user|>"),
+    "other-token": (edit_token(USER_ID, content="<|human|>"), "the released token with this id is <|user|>"),
     "lstrip": (edit_token(USER_ID, lstrip=True), "lstrip is True; allowed: false"),
     "single-word": (edit_token(USER_ID, single_word=True), "single_word is True; allowed: false"),
     "rstrip-is-text": (edit_token(USER_ID, rstrip="yes"), "rstrip is 'yes'; allowed: true, false"),
     "unknown-flag": (edit_token(USER_ID, lower=True), "an object with content, lstrip"),
-    "one-more": (lambda c: c["added_tokens_decoder"].update({"700": {}}), "['700'] is no released id"),
+    "one-more": (lambda c: c["added_tokens_decoder"].update({"700": {}}), "['700'] is not a released id"),
     "one-less": (lambda c: c["added_tokens_decoder"].pop(USER_ID), f"added_tokens_decoder lacks the ids {USER_ID}"),
     "no-image": (lambda c: c["added_tokens_decoder"].pop(IMAGE_ID), f"added_tokens_decoder lacks the ids {IMAGE_ID}"),
     "additional": (lambda c: c.update(additional_special_tokens=["<image>"]), "special_tokens is ['<image>']"),
-    "additional-odd": (lambda c: c["additional_special_tokens"].append("<x>"), "special_tokens holds ['<x>']"),
+    "additional-odd": (lambda c: c["additional_special_tokens"].append("<x>"), "special_tokens contains ['<x>']"),
     "additional-type": (lambda c: c.update(additional_special_tokens="<x>"), "a list of tokens is expected"),
 }  # fmt: skip
 
@@ -86,9 +86,9 @@ def test_tokens_may_be_written_as_objects(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("added_tokens.json", lambda v: v.update({"<|user|>": 5}), f"is 5; tokenizer_config.json gives it {USER_ID}"),
-        ("added_tokens.json", lambda v: v.pop("<image>"), f"is None; tokenizer_config.json gives it {IMAGE_ID}"),
-        ("added_tokens.json", lambda v: v.update({"<x>": 7}), "is 7; tokenizer_config.json gives it None"),
+        ("added_tokens.json", lambda v: v.update({"<|user|>": 5}), f"is 5; tokenizer_config.json says {USER_ID}"),
+        ("added_tokens.json", lambda v: v.pop("<image>"), f"is None; tokenizer_config.json says {IMAGE_ID}"),
+        ("added_tokens.json", lambda v: v.update({"<x>": 7}), "is 7; tokenizer_config.json says None"),
         ("special_tokens_map.json", lambda v: v.update(eos_token="</s>"), "eos_token is '</s>'; tokenizer_config"),
         ("special_tokens_map.json", lambda v: v["additional_special_tokens"].pop(), "tokens is ['<image>', "),
     ],
@@ -103,9 +103,9 @@ def test_files_that_disagree(folder: Path, name: str, change: Callable[[dict[str
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer_config.json"])
-def test_a_file_that_is_not_there(folder: Path, name: str) -> None:
+def test_a_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(ArtifactMissingError, match=rf"{name} is not there"):
+    with pytest.raises(ArtifactMissingError, match=rf"{name} does not exist"):
         released_tokenizer_json(folder)
 
 
@@ -149,12 +149,12 @@ MODEL_CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "user-defined": (change_piece(FIRST_LEARNED, type=4), "user-defined; allowed after </s>: normal and byte"),
     "unused": (change_piece(FIRST_LEARNED, type=5), "is of type unused"),
     "missing-byte": (change_piece(100, type=1), "there are 255 byte pieces"),
-    "twice": (change_piece(FIRST_LEARNED, piece="a"), "the piece 'a' stands twice"),
+    "twice": (change_piece(FIRST_LEARNED, piece="a"), "the piece 'a' appears twice"),
     "empty-piece": (change_piece(FIRST_LEARNED, piece=""), "has 0 characters; allowed: 1 to 256"),
     "long-piece": (change_piece(FIRST_LEARNED, piece="a" * 257), "has 257 characters"),
     "infinite": (change_piece(FIRST_LEARNED, score=float("inf")), "has the score inf"),
     "same-score": (same_score, "two pieces have the same score"),
-    "unknown-char": (change_piece(FIRST_LEARNED, piece="a\u20ac"), "holds '\u20ac', which is no piece of its own"),
+    "unknown-char": (change_piece(FIRST_LEARNED, piece="a\u20ac"), "contains '\u20ac', which is not itself a piece"),
     "joins-unk": (join_unk, "joins the end of <unk> to a space"),
 }  # fmt: skip
 
@@ -180,12 +180,12 @@ def test_a_model_of_another_kind(folder: Path, change: Callable[[Any], object], 
         (b"\xff" * 11, "more than 64 bits"),
         (b"\x0b", "wire type 3"),
         (b"\x08\x01", "pieces is a number"),
-        (b"\x0a\x04\x0a\x02\xff\xfe", "pieces[0].piece is no UTF-8"),
+        (b"\x0a\x04\x0a\x02\xff\xfe", "pieces[0].piece is not UTF-8"),
         (b"\x0a\x05\x0a\x01a\x10\x01", "score of the wrong wire type"),
     ],
     ids=["empty", "cut", "cut-number", "long-number", "group", "number", "utf-8", "score"],
 )
-def test_bytes_that_are_no_model(folder: Path, data: bytes, message: str) -> None:
+def test_bytes_that_are_not_a_model(folder: Path, data: bytes, message: str) -> None:
     (folder / "tokenizer.model").write_bytes(data)
     with pytest.raises(ArtifactError) as caught:
         released_tokenizer_json(folder)

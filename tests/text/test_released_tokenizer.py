@@ -1,7 +1,7 @@
-"""The converted tokenizer produces the ids of the slow one on every string.
+"""The ids of the converted tokenizer are those of the slow one, for every string.
 
-There are two oracles: goldens written by transformers' own class (scripts/make_tokenizer_goldens.py), and a
-restatement of it over the sentencepiece package, which covers strings and models that the goldens do not.
+Two oracles: goldens written by transformers' own class (scripts/make_tokenizer_goldens.py), and a reimplementation of
+it with the sentencepiece package, for strings and models that the goldens do not cover.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ def test_ids_are_those_of_the_slow_tokenizer_on_every_golden(released: Tokenizer
     assert different == {}
 
 
-def test_the_restated_slow_tokenizer_is_the_slow_tokenizer(slow: SlowTokenizer) -> None:
+def test_the_reimplemented_slow_tokenizer_is_the_slow_tokenizer(slow: SlowTokenizer) -> None:
     assert sorted(NAMED) == GOLDENS["special"]
     assert [text for text, ids in GOLDENS["ids"] if slow.encode(text) != ids] == []
 
 
 def trained_folder(folder: Path, texts: list[str], num_pieces: int) -> Path:
-    """A released folder whose pieces are trained here."""
+    """A released folder whose pieces are learned in the test."""
     train_sentencepiece(folder / "trained.model", texts, num_pieces)
     write_released_tokenizer(folder, model=folder / "trained.model", num_pieces=num_pieces)
     return folder
@@ -179,7 +179,7 @@ def test_a_tokenizer_json_in_the_folder_is_not_read(tmp_path: Path, folder: Path
 
 
 def test_flags_are_those_of_the_file(tmp_path: Path) -> None:
-    """`<image>` swallows its newline only if the file says so."""
+    """`<image>` strips the newline after it only if the file says so."""
     path = write_released_tokenizer(tmp_path) / "tokenizer_config.json"
     config = json.loads(path.read_text())
     config["added_tokens_decoder"][str(NUM_BASE_TOKENS)]["rstrip"] = True
@@ -224,10 +224,10 @@ def test_the_released_prompt(released: Tokenizer) -> None:
     assert [released.token(i) for i in prompt.ids[-2:]] == ["<|end|>", "<|assistant|>"]
 
 
-def test_a_further_turn_is_what_the_whole_conversation_has(released: Tokenizer) -> None:
+def test_a_follow_up_turn_has_the_ids_of_the_whole_conversation(released: Tokenizer) -> None:
     golden = {text: ids for text, ids in GOLDENS["ids"] if text.endswith("<|assistant|>\n")}
     ids = build_prompt(released, RELEASED_TEMPLATE, RELEASED, [Message("user", QUESTION)]).ids
-    ids = [*ids, *released.encode_behind("<|assistant|>", "It turns left."), released.end_id]
+    ids = [*ids, *released.encode_after("<|assistant|>", "It turns left."), released.end_id]
     ids += continue_prompt(released, RELEASED_TEMPLATE, "  How many times?\n")
     assert ids == golden[max(golden, key=len)]
 
@@ -241,12 +241,12 @@ def test_a_message_that_becomes_a_special_token_is_refused(released: Tokenizer) 
         continue_prompt(released, RELEASED_TEMPLATE, forged)
 
 
-def test_behind_a_marker_no_mark_begins_the_text(released: Tokenizer, film_tokenizer: Tokenizer) -> None:
-    assert [released.token(i) for i in released.encode_behind("<|assistant|>", "\n a")] == ["a"]
-    assert released.encode("a") != released.encode_behind("<|assistant|>", "a")
-    assert film_tokenizer.encode("red circle") == film_tokenizer.encode_behind("<|assistant|>", "red circle")
-    with pytest.raises(RequestError, match="'<x>' is no special token"):
-        released.encode_behind("<x>", "a")
+def test_after_a_marker_no_mark_begins_the_text(released: Tokenizer, film_tokenizer: Tokenizer) -> None:
+    assert [released.token(i) for i in released.encode_after("<|assistant|>", "\n a")] == ["a"]
+    assert released.encode("a") != released.encode_after("<|assistant|>", "a")
+    assert film_tokenizer.encode("red circle") == film_tokenizer.encode_after("<|assistant|>", "red circle")
+    with pytest.raises(RequestError, match="'<x>' is not a special token"):
+        released.encode_after("<x>", "a")
 
 
 @pytest.mark.parametrize("generation_prompt", [True, False], ids=["prompt", "whole"])
@@ -263,5 +263,5 @@ def test_the_released_template_and_ours_write_the_same(folder: Path, generation_
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("part", [" ", "<|user|> \n", "a b ", "\U0001f3ac", "<|user|"])
-def test_a_long_text_takes_no_square_time(released: Tokenizer, part: str) -> None:
+def test_a_long_text_does_not_take_quadratic_time(released: Tokenizer, part: str) -> None:
     assert released.encode(part * (2**17 // len(part)))

@@ -1,4 +1,4 @@
-"""The released form, and templates that try to escape, to run for ever or to exhaust memory."""
+"""The released template, and templates that try to break out, run forever or exhaust the memory."""
 
 from __future__ import annotations
 

@@ -76,16 +76,16 @@ def logged(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_two_processes_train_as_one_does_and_one_of_them_speaks(tmp_path: Path) -> None:
-    """Batches are split, gradients are reduced, features are computed by one process and read by both."""
+def test_two_processes_train_as_one_does_and_one_of_them_reports(tmp_path: Path) -> None:
+    """Batches are split, gradients reduced, and features computed by one process and read by both."""
     recipe = tmp_path / "r.toml"
     recipe.write_text(
         f'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\ngradient_checkpointing = true\n{STAGES}'
     )
     alone, _ = run(recipe, tmp_path / "one", sys.executable)
-    together, said = run(recipe, tmp_path / "two", *TWO)
+    together, stdout = run(recipe, tmp_path / "two", *TWO)
     assert together == pytest.approx(alone, rel=1e-3)
-    assert said.splitlines() == [str(tmp_path / "two" / "model")]
+    assert stdout.splitlines() == [str(tmp_path / "two" / "model")]
     record = json.loads((tmp_path / "two" / "model" / "training.json").read_text("utf-8"))
     assert record["num_processes"] == 2
 
@@ -103,8 +103,8 @@ def run_here(recipe: Path, output: Path) -> list[float]:
     return logged(output)
 
 
-def split_recipe(path: Path, *, precision: str, parallel: str) -> Path:
-    """Two stages that train all but the vision encoder: answers from pixels, then from cached features."""
+def answers_recipe(path: Path, *, precision: str, parallel: str) -> Path:
+    """Two stages that train everything but the vision encoder: on pixels, then on cached features."""
     head = 'preset = "tiny"\nencoder = "tokenlearner"\nseed = 1\nlog_every = 1\nsave_every = 2\nstart = "spread"\n'
     head += f'precision = "{precision}"\nparallel = "{parallel}"\ngradient_checkpointing = true\n'
     captions = STAGE.format(task="video-captions", freeze='["vision_encoder"]', cached="false")
@@ -113,10 +113,10 @@ def split_recipe(path: Path, *, precision: str, parallel: str) -> Path:
     return path
 
 
-def test_a_split_model_trains_as_a_whole_one_and_goes_on_where_it_was_killed(tmp_path: Path) -> None:
-    """FSDP on two processes, killed after step 3 of stage 2, when step 2 was the last one saved."""
-    plain = split_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")
-    recipe = split_recipe(tmp_path / "split.toml", precision="fp32", parallel="fsdp")
+def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(tmp_path: Path) -> None:
+    """FSDP on two processes, ended after step 3 of stage 2, whose last saved step was 2."""
+    plain = answers_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")
+    recipe = answers_recipe(tmp_path / "split.toml", precision="fp32", parallel="fsdp")
     alone = run_here(plain, tmp_path / "one")
     (tmp_path / "stopped.py").write_text(STOPPED, "utf-8")
     output = tmp_path / "two"
@@ -124,20 +124,20 @@ def test_a_split_model_trains_as_a_whole_one_and_goes_on_where_it_was_killed(tmp
     assert stopped.returncode != 0
     assert len(logged(output)) == 5, stopped.stderr[-3000:]
     assert not (output / "model").exists()
-    together, said = run(recipe, output, *TWO, resume=True)
+    together, stdout = run(recipe, output, *TWO, resume=True)
     assert together == pytest.approx(alone, rel=1e-4)
-    assert said.splitlines() == [str(output / "model")]
+    assert stdout.splitlines() == [str(output / "model")]
     whole, parts = (load_model_folder(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))
     assert all(torch.allclose(whole[name], parts[name], atol=2e-3) for name in whole)
-    moments = [load_file(tmp_path / name / "checkpoint" / "optimizer.safetensors") for name in ("one", "two")]
-    assert {name: x.shape for name, x in moments[0].items()} == {name: x.shape for name, x in moments[1].items()}
+    states = [load_file(tmp_path / name / "checkpoint" / "optimizer.safetensors") for name in ("one", "two")]
+    assert {name: x.shape for name, x in states[0].items()} == {name: x.shape for name, x in states[1].items()}
 
 
 @pytest.mark.slow
-def test_a_split_model_in_bf16_keeps_fp32_weights(tmp_path: Path) -> None:
-    """Layers compute in bf16; weights and moments are fp32, so small updates are not lost."""
-    alone = run_here(split_recipe(tmp_path / "a.toml", precision="bf16", parallel="ddp"), tmp_path / "one")
-    recipe = split_recipe(tmp_path / "b.toml", precision="bf16", parallel="fsdp")
+def test_a_sharded_model_in_bf16_keeps_fp32_weights(tmp_path: Path) -> None:
+    """Layers compute in bf16; weights and optimizer state are fp32, so that small steps are not lost."""
+    alone = run_here(answers_recipe(tmp_path / "a.toml", precision="bf16", parallel="ddp"), tmp_path / "one")
+    recipe = answers_recipe(tmp_path / "b.toml", precision="bf16", parallel="fsdp")
     together, _ = run(recipe, tmp_path / "two", *TWO)
     assert together == pytest.approx(alone, rel=1e-2)
     for name in ("one", "two"):

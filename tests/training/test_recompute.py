@@ -28,7 +28,7 @@ def batch() -> Batch:
 
 
 def kept_and_gradients(encoder: str, *, recompute: bool) -> tuple[int, float, dict[str, Tensor]]:
-    """Returns the bytes that the forward pass keeps besides the weights, the loss, and the gradients."""
+    """Bytes that the forward pass keeps besides the weights, the loss, and the gradients."""
     model = random_model(with_encoder(preset("tiny"), encoder)).requires_grad_(True)
     if recompute:
         recompute_activations(model)

@@ -1,4 +1,4 @@
-"""What a run starts from: towers saved by the transformers library, checkpoints of every kind, and refusals."""
+"""What a run starts from: towers as the transformers library saves them, all kinds of checkpoint, and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import RandomWeights, empty_model, fill, state_shapes
 from blip3v.text import GenerationConfig
 from blip3v.training import Recipe, Stage
-from blip3v.training.parallel import put_weights
+from blip3v.training.parallel import load_weights
 from blip3v.training.recipe import PlannedStage
 from blip3v.training.run import TrainOptions, train
 from blip3v.training.start import Start, find_start
@@ -82,8 +82,8 @@ def phi3_config(**changes: Any) -> Phi3Config:
     return Phi3Config(**(values | changes))
 
 
-def unlike(model: torch.nn.Module) -> None:
-    """Replaces the ones and zeros in the vectors of a new model, so that a swap shows."""
+def perturb(model: torch.nn.Module) -> None:
+    """Changes the ones and zeros of a new model in every vector, so that a swap shows."""
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
 
@@ -92,7 +92,7 @@ def unlike(model: torch.nn.Module) -> None:
 def vision(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiglipVisionModel, Path]:
     torch.manual_seed(1)
     model, folder = SiglipVisionModel(siglip_config()).eval(), tmp_path_factory.mktemp("siglip")
-    unlike(model)
+    perturb(model)
     model.save_pretrained(folder)
     return model, folder
 
@@ -102,7 +102,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phi3ForCausalLM,
     """A language model folder with several shards and a tokenizer."""
     torch.manual_seed(2)
     model, folder = Phi3ForCausalLM(phi3_config()).eval(), tmp_path_factory.mktemp("phi3")
-    unlike(model)
+    perturb(model)
     model.save_pretrained(folder, max_shard_size="1MB")
     assert (folder / "model.safetensors.index.json").is_file()
     write_released_tokenizer(folder)
@@ -137,13 +137,13 @@ def test_two_towers_compute_what_the_library_computes(
     assert logits.shape[-1] == 611
     assert start.origin == {
         "vision_encoder": str(vision[1]),
-        "vision_tokenizer": "drawn",
-        "temporal_encoder": "drawn",
+        "vision_tokenizer": "random",
+        "temporal_encoder": "random",
         "lang_model": str(language[1]),
     }
 
 
-def test_what_no_tower_holds_is_drawn_from_the_seed_and_biases_are_zero(
+def test_what_no_tower_contains_is_drawn_from_the_seed_and_biases_are_zero(
     vision: tuple[SiglipVisionModel, Path], language: tuple[Phi3ForCausalLM, Path]
 ) -> None:
     starts = []
@@ -167,7 +167,7 @@ def test_a_siglip_with_its_text_tower_and_pooling_head_gives_the_same_weights(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
     )
     model = SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=siglip_config().to_dict())).eval()
-    unlike(model)
+    perturb(model)
     model.save_pretrained(tmp_path)
     ours = model_of(find_start(towers(tmp_path, language[1]), None))
     frames = torch.rand(1, 1, 3, 64, 64) * 2 - 1
@@ -177,7 +177,7 @@ def test_a_siglip_with_its_text_tower_and_pooling_head_gives_the_same_weights(
 
 
 def edited(source: Path, folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    """A copy of a single-file folder with different tensors."""
+    """A copy of a single-file folder with edited tensors."""
     tensors = load_file(source / "model.safetensors")
     edit(tensors)
     folder.mkdir()
@@ -214,7 +214,7 @@ def test_a_tower_with_other_tensors_is_refused_by_name(
 
 
 def rewritten(source: Path, folder: Path, **values: object) -> Path:
-    """A copy of a folder with a different config.json."""
+    """A copy of a folder with other values in its config.json."""
     folder.mkdir()
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -233,7 +233,7 @@ def rewritten(source: Path, folder: Path, **values: object) -> Path:
     ],
     ids=["heads", "activation", "window", "rope"],
 )
-def test_a_tower_that_computes_otherwise_is_refused(
+def test_a_tower_that_computes_something_else_is_refused(
     tmp_path: Path,
     vision: tuple[SiglipVisionModel, Path],
     language: tuple[Phi3ForCausalLM, Path],
@@ -241,7 +241,7 @@ def test_a_tower_that_computes_otherwise_is_refused(
     values: dict[str, object],
     message: str,
 ) -> None:
-    """Shapes do not show these differences."""
+    """Shapes do not show these settings."""
     folders = {"vision": vision[1], "language": language[1]}
     folders[tower] = rewritten(folders[tower], tmp_path / "other", **values)
     with pytest.raises(ArtifactError, match=message):
@@ -305,14 +305,14 @@ def test_a_checkpoint_is_copied_whole_and_its_rows_are_kept(folder: Path) -> Non
     ids=["tokenlearner", "gttm-2-slots", "ttm"],
 )
 def test_another_temporal_encoder_starts_as_the_authors_start_it(folder: Path, changes: dict[str, object]) -> None:
-    """All else is the checkpoint's; the encoder starts with torch's defaults, without the gain of small models."""
+    """The rest is the checkpoint's; the encoder is initialised by torch, without the gain for small models."""
     recipe = dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
     torch.manual_seed(7)
     start = find_start(recipe, folder)
     model, want = model_of(start), load_model_folder(folder).model.state_dict()
     inside = "vision_tokenizer.temporal_encoder."
     assert all(torch.equal(x, want[name]) for name, x in model.state_dict().items() if not name.startswith(inside))
-    assert start.origin["temporal_encoder"].startswith("drawn, since")
+    assert start.origin["temporal_encoder"].startswith("random, since")
     linear = [x for name, x in model.named_parameters() if name.startswith(inside) and ".mlp.3.weight" in name]
     assert linear
     for weight in linear:
@@ -332,7 +332,7 @@ def test_frames_are_resized_as_the_checkpoint_or_the_recipe_says(folder: Path) -
 
 def test_a_checkpoint_of_another_preset_is_refused_with_the_size(folder: Path) -> None:
     recipe = dataclasses.replace(BASE, preset="xgen-mm-vid")
-    with pytest.raises(ConfigError, match=r"vision.image_size of .* is 64, and of preset xgen-mm-vid 384"):
+    with pytest.raises(ConfigError, match=r"vision.image_size is 64 in .* and 384 in preset xgen-mm-vid"):
         find_start(recipe, folder)
 
 
@@ -342,11 +342,11 @@ def test_a_checkpoint_of_another_preset_is_refused_with_the_size(folder: Path) -
         ({"init": "the image model"}, None, "starts from 'the image model'"),
         ({"preset": "xgen-mm-vid"}, None, "name a checkpoint with --init"),
         ({"vision": "a", "language": "b"}, "c", "leave --init out"),
-        ({}, "nowhere", "nowhere is not there"),
+        ({}, "nowhere", "nowhere does not exist"),
     ],
     ids=["named", "no-tokenizer", "both", "nowhere"],
 )
-def test_a_start_that_cannot_be_says_what_to_name(changes: dict[str, str], init: str | None, message: str) -> None:
+def test_an_unusable_start_says_what_to_name(changes: dict[str, str], init: str | None, message: str) -> None:
     recipe = dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
     with pytest.raises(Blip3vError, match=message):
         find_start(recipe, None if init is None else Path(init))
@@ -398,7 +398,7 @@ class Counted(Mapping[str, torch.Tensor]):
 def test_a_model_takes_its_weights_one_at_a_time_and_shares_none() -> None:
     """The 4B model's weights are 18 GB and do not fit twice. A file that changes later must not change the run."""
     weights, model = Counted(TINY), empty_model(TINY)
-    put_weights(model, weights, torch.device("cpu"))
+    load_weights(model, weights, torch.device("cpu"))
     assert weights.most == 1
     state = model.state_dict()
     assert all(torch.equal(state[name], weights.random[name]) for name in weights)
@@ -412,10 +412,8 @@ class Silent:
     def step(self, step: int, num_steps: int, loss: float) -> None: ...
 
 
-def test_a_native_checkpoint_is_fine_tuned_and_is_a_model_folder_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A small version of the authors' .pt: one step of AdamW changes everything except the vision encoder."""
+def test_a_native_checkpoint_is_fine_tuned_into_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small version of the authors' .pt: the vision encoder stays, the rest moves by one step of AdamW."""
     temporal = TemporalConfig(encoder="tokenlearner", num_video_tokens=32)
     small = dataclasses.replace(TINY, name="xgen-mm-vid", temporal=temporal)
     monkeypatch.setitem(PRESETS, "xgen-mm-vid", small)

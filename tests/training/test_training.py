@@ -68,7 +68,7 @@ def logged(run: Path) -> list[tuple[int, int, float]]:
 
 
 def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not_bit_for_bit(tmp_path: Path) -> None:
-    """Killed in the first stage, then in the second after step 5, when step 4 was the last one saved."""
+    """Killed in the first stage, then in the second after step 5, whose last saved step was 4."""
     plan = recipe(PATCHES, CAPTIONS)
     whole = train(plan, TrainOptions(output=tmp_path / "whole", device="cpu"), Silent())
     for at, kill in enumerate([(0, 3), (1, 5), None]):
@@ -91,7 +91,7 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not_bit_for_bit(t
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_training_learns_and_leaves_what_is_frozen(tmp_path: Path) -> None:
+def test_training_learns_and_leaves_frozen_weights_alone(tmp_path: Path) -> None:
     stage = dataclasses.replace(CAPTIONS, num_films=2, num_steps=25, learning_rate=3e-3)
     seen = Silent()
     short = dataclasses.replace(stage, num_steps=1)
@@ -124,7 +124,7 @@ def test_the_stage_of_objects_trains_encoder_and_language_model(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_films": 0}, "give num_films"), ({"cache_features": False}, "set cache_features")],
+    [({"num_films": 0}, "set num_films"), ({"cache_features": False}, "set cache_features")],
     ids=["no-films", "no-cache"],
 )
 def test_a_stage_of_objects_says_what_it_needs(change: dict[str, object], message: str) -> None:
@@ -133,7 +133,7 @@ def test_a_stage_of_objects_says_what_it_needs(change: dict[str, object], messag
 
 
 def test_cached_features_give_the_losses_of_computed_ones(tmp_path: Path) -> None:
-    """Up to the rounding of fp16, the dtype of the cache; a second run reads the same file."""
+    """Up to the rounding of the cache to fp16; a second run reads the same file."""
     plain, cached, again = Silent(), Silent(), Silent()
     with_cache = recipe(dataclasses.replace(CAPTIONS, cache_features=True))
     cache = tmp_path / "cache"
@@ -157,7 +157,7 @@ def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_a_new_temporal_encoder_grows_on_a_base(tmp_path: Path) -> None:
+def test_a_new_temporal_encoder_is_trained_on_a_base(tmp_path: Path) -> None:
     base = train(
         recipe(PATCHES, encoder="single-frame"), TrainOptions(output=tmp_path / "base", device="cpu"), Silent()
     )
@@ -200,12 +200,12 @@ def test_shipped_recipes_are_valid_and_the_paper_size_freezes_its_vision() -> No
         ('preset = "tiny"\nencodr = "mean"', "did you mean 'encoder'"),
         ("preset = [", "cannot be read as TOML"),
         ('preset = "huge"\nencoder = "mean"\nseed = 1\nstages = []', "preset 'huge' is unknown"),
-        ('preset = "tiny"\nencoder = "mean"\nseed = 1\nstages = []', "holds no stage"),
+        ('preset = "tiny"\nencoder = "mean"\nseed = 1\nstages = []', "has no stages"),
         ('preset = "tiny"\nencoder = "gttm"\nseed = 1\nstages = []\ntemporal.num_slot = 2', "num_slots"),
     ],
     ids=["missing", "misspelt", "broken", "preset", "no-stage", "temporal"],
 )
-def test_a_recipe_that_is_not_valid_says_why(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_recipe_says_why(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "r.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -217,7 +217,7 @@ def test_a_run_is_never_overwritten_and_never_resumed_with_another_recipe(tmp_pa
     with pytest.raises(UsageError, match="no checkpoint to resume"):
         train(recipe(PATCHES), dataclasses.replace(options, resume=True), Silent())
     train(recipe(PATCHES), options, Silent())
-    with pytest.raises(UsageError, match="go on with `resume=True`, or choose another `output`"):
+    with pytest.raises(UsageError, match="continue it with `resume=True`, or choose another `output`"):
         train(recipe(PATCHES), options, Silent())
     with pytest.raises(ConfigError, match="another recipe"):
         train(recipe(CAPTIONS), dataclasses.replace(options, resume=True), Silent())

@@ -1,4 +1,4 @@
-"""Real video files, written once per session."""
+"""Real video files, written once a session."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def damaged(path: Path, target: Path, change: Callable[[bytearray], None]) -> Pa
 
 
 def zeroed(path: Path, target: Path, place: int, *, first: float = 0.0, last: float = 1.0) -> Path:
-    """A copy with part of the packet at ``place`` in decode order zeroed."""
+    """A copy with part of the packet at ``place`` in decode order set to zero."""
     _, start, size, _ = packets(path)[place]
     low, high = start + int(first * size), start + int(last * size)
 
@@ -66,8 +66,8 @@ def test_a_broken_frame_that_is_sampled_is_an_error(no_b_frames: Path, tmp_path:
         load_clip(broken, num_frames=1, rule="uniform", start_s=30 / 25)
 
 
-def test_a_patched_up_picture_is_no_answer(no_b_frames: Path, tmp_path: Path) -> None:
-    """A few bad bytes inside a packet: the decoder conceals them with pixels of other frames and reports no error."""
+def test_a_picture_with_concealed_errors_is_refused(no_b_frames: Path, tmp_path: Path) -> None:
+    """A few bad bytes inside a packet: the decoder hides them with pixels of other frames and reports no error."""
     for tenth in range(2, 10):
         broken = zeroed(no_b_frames, tmp_path / "broken.mp4", 30, first=tenth / 10, last=tenth / 10 + 0.05)
         with av.open(str(broken)) as container:
@@ -84,9 +84,9 @@ def test_a_patched_up_picture_is_no_answer(no_b_frames: Path, tmp_path: Path) ->
         load_clip(broken, num_frames=1, rule="uniform", start_s=30 / 25)
 
 
-def test_a_frame_that_builds_on_a_broken_one_is_an_error(no_b_frames: Path, tmp_path: Path) -> None:
+def test_a_frame_that_depends_on_a_broken_one_is_an_error(no_b_frames: Path, tmp_path: Path) -> None:
     broken = zeroed(no_b_frames, tmp_path / "broken.mp4", 30)
-    with pytest.raises(CorruptVideoError, match=r"frame 33 at 1\.320 s was sampled, and it may build on frame 30"):
+    with pytest.raises(CorruptVideoError, match=r"frame 33 at 1\.320 s was sampled, but it may depend on frame 30"):
         load_clip(broken, num_frames=1, rule="uniform", start_s=33 / 25)
 
 
@@ -102,20 +102,20 @@ def test_broken_frames_that_are_not_sampled_are_counted(no_b_frames: Path, tmp_p
         np.testing.assert_array_equal(frame, reference[index])
 
 
-def test_a_break_is_noticed_after_the_frame_that_leans_on_it_was_shown(film: Film, tmp_path: Path) -> None:
-    """A B frame is shown before the later frame that it was predicted from, which is the broken one here."""
+def test_a_broken_frame_is_noticed_after_the_frame_that_depends_on_it_was_displayed(film: Film, tmp_path: Path) -> None:
+    """A B frame is displayed before a later frame from which it is predicted, which is the broken one here."""
     path = film("b-frames.mp4", 60, gop=60, options={"x264-params": "bframes=3:b-adapt=0:scenecut=0"})
     order = [index for index, *_ in packets(path)]
-    # In decode order a P frame precedes the B frames that are displayed before it.
+    # In decode order a P frame comes before the B frames that are displayed before it.
     place = next(i for i in range(20, 40) if order[i] > order[i + 1])
     broken = zeroed(path, tmp_path / "broken.mp4", place)
-    leaning = order[place + 1]
-    with pytest.raises(CorruptVideoError, match=f"frame {leaning} .* may build on frame {order[place]}"):
-        load_clip(broken, num_frames=1, rule="uniform", start_s=leaning / 25)
+    dependent = order[place + 1]
+    with pytest.raises(CorruptVideoError, match=f"frame {dependent} .* may depend on frame {order[place]}"):
+        load_clip(broken, num_frames=1, rule="uniform", start_s=dependent / 25)
 
 
 @pytest.mark.parametrize("extra", [0, 20], ids=["between-packets", "inside-a-packet"])
-def test_a_cut_mp4_gives_only_what_is_there(no_b_frames: Path, tmp_path: Path, extra: int) -> None:
+def test_a_truncated_mp4_returns_only_what_it_contains(no_b_frames: Path, tmp_path: Path, extra: int) -> None:
     short = cut(no_b_frames, tmp_path / "cut.mp4", 40, extra=extra)
     with pytest.raises(CorruptVideoError, match=r"frame \d+ at \d.\d{3} s was sampled, but"):
         load_clip(short, num_frames=8)
@@ -136,17 +136,17 @@ def test_a_cut_mp4_gives_only_what_is_there(no_b_frames: Path, tmp_path: Path, e
         pytest.param("cut-h264.avi", {"options": {"bf": "0"}}, id="h264-avi"),
     ],
 )
-def test_other_containers_that_are_cut(film: Film, tmp_path: Path, name: str, options: dict) -> None:
+def test_other_containers_that_are_truncated(film: Film, tmp_path: Path, name: str, options: dict) -> None:
     short = cut(film(name, 60, **options), tmp_path / name, 40, extra=7)
     with pytest.raises(CorruptVideoError, match=r"was sampled, but"):
         load_clip(short, num_frames=8)
     clip = load_clip(short, num_frames=4, end_s=1.2)
     assert [read_number(frame) for frame in clip.frames] == [sampled.index for sampled in clip.sampled]
-    # Near the cut some B frames may be missing: those that are there count as broken too.
+    # Near the cut B frames may be missing in between: those that are present count as broken too.
     assert 20 <= clip.num_broken <= 22
 
 
-def test_a_cut_fragmented_mp4_does_not_say_how_long_it_was(film: Film, tmp_path: Path) -> None:
+def test_a_truncated_fragmented_mp4_does_not_say_how_long_it_was(film: Film, tmp_path: Path) -> None:
     path = film("fragments-60.mp4", 60, container_options={"movflags": "frag_keyframe+empty_moov"})
     short = cut(path, tmp_path / "cut.mp4", 40)
     with pytest.raises(CorruptVideoError, match="ends too early"):
@@ -161,7 +161,7 @@ def test_an_mp4_without_its_index_is_corrupt(film: Film, tmp_path: Path) -> None
         load_clip(tmp_path / "cut.mp4", num_frames=2)
 
 
-def test_garbage_behind_the_last_chunk_is_ignored(plain: Path, tmp_path: Path) -> None:
+def test_garbage_after_the_last_chunk_is_ignored(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "tail.mp4").write_bytes(plain.read_bytes() + b"\0\1\2\3trailing")
     assert load_clip(tmp_path / "tail.mp4", num_frames=2).num_broken == 0
 
@@ -197,8 +197,8 @@ def test_a_playlist_of_a_real_segment_is_refused_too(film: Film, tmp_path: Path)
         load_clip(playlist, num_frames=2)
 
 
-def test_sound_alone_is_no_video(audio_only: Path) -> None:
-    with pytest.raises(UnsupportedVideoError, match=r"no picture stream .*audio"):
+def test_sound_alone_is_not_a_video(audio_only: Path) -> None:
+    with pytest.raises(UnsupportedVideoError, match=r"no video stream .*audio"):
         load_clip(audio_only, num_frames=2)
 
 
@@ -207,12 +207,12 @@ def test_sound_alone_is_no_video(audio_only: Path) -> None:
     [
         pytest.param("missing.mp4", "cannot be opened", id="missing"),
         pytest.param("nul\0byte.mp4", "cannot be opened", id="nul"),
-        pytest.param("https://example.org/film.mp4", "address", id="address"),
+        pytest.param("https://example.org/film.mp4", "is a URL", id="url"),
         pytest.param("/dev/zero", "neither a file nor a folder", id="device"),
         pytest.param("concat:a.mp4|b.mp4", "cannot be opened", id="protocol"),
     ],
 )
-def test_paths_that_are_no_local_file(name: str, message: str) -> None:
+def test_paths_that_are_not_a_local_file(name: str, message: str) -> None:
     with pytest.raises(VideoError, match=message):
         load_clip(name, num_frames=2)
 
@@ -253,7 +253,7 @@ def test_limits_let_through_what_is_at_them(plain: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_damage_gives_a_clip_or_an_error_of_ours(no_b_frames: Path, tmp_path: Path, seed: int) -> None:
-    """Random bytes are changed, in every third file also in its index."""
+    """Bytes changed at random, in every third file also those of its index."""
     rng = np.random.default_rng(seed)
     low = 0 if seed % 3 == 0 else packets(no_b_frames)[0][1]
 

@@ -1,4 +1,4 @@
-"""Decoding of intact files: the right frames, at the right times, as players show them."""
+"""Clips of intact files: the right frames, at the right times, as players show them."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ from blip3v.video_decoder.container import open_container, video_stream
 from blip3v.video_decoder.walk import decode, walk_file
 
 TURNS = {
-    # name: (a, b, c, d) of the track's matrix, and what a player shows
+    # name: (a, b, c, d) of the track's matrix, and what a player displays
     "quarter-right": ((0, 1, -1, 0), lambda picture: np.rot90(picture, -1)),
     "half": ((-1, 0, 0, -1), lambda picture: np.rot90(picture, 2)),
     "quarter-left": ((0, -1, 1, 0), lambda picture: np.rot90(picture, 1)),
@@ -97,7 +97,7 @@ def test_pictures_are_turned_as_players_do(plain: Path, tmp_path: Path, matrix: 
 
 
 def test_a_track_matrix_turns_the_ramp_the_right_way(plain: Path, tmp_path: Path) -> None:
-    """Independent of how matrices are read: red is on the left, so a quarter turn clockwise brings it to the top."""
+    """Independent of how matrices are read: red is on the left, so a quarter turn to the right brings it to the top."""
     frame = load_clip(turned(plain, (0, 1, -1, 0), tmp_path / "right.mp4"), num_frames=1).frames[0]
     right_half = frame[:, frame.shape[1] * 3 // 4]
     assert right_half[2, 0] > 200
@@ -173,8 +173,8 @@ def test_bytes_and_file_objects(plain: Path, form: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"x264-params": "open-gop=1:bframes=3"}], ids=["closed-gop", "open-gop"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_jumps_in_a_long_file_give_the_same_frames(film: Film, suffix: str, options: dict) -> None:
-    """Frames far apart are reached by seeking to a keyframe: 4 of 900 are wanted, on keyframes and next to them."""
+def test_seeks_in_a_long_file_return_the_same_frames(film: Film, suffix: str, options: dict) -> None:
+    """Frames far apart are reached by seeking to a keyframe: 4 wanted ones of 900, next to and on keyframes."""
     path = film(f"long-{len(options)}.{suffix}", 900, gop=30, options=options)
     reference = reference_frames(path)
     keys = sorted(index for index, *_, is_key in packets(path) if is_key)
@@ -203,17 +203,17 @@ def test_only_what_is_needed_is_decoded_in_a_long_file(film: Film, monkeypatch: 
             container = open_container(file)
             return container, video_stream(container, VideoLimits())
 
-        found = walk_file(opener, VideoLimits(), cut_short=False)
+        found = walk_file(opener, VideoLimits(), truncated=False)
         monkeypatch.setattr(pick_module, "decode", counting)
         picked = [index for index, _ in pick_module.pick(opener, found, [10, 400, 410, 899])]
     assert picked == [10, 400, 410, 899]
     assert found.broken == set()
-    # Three stretches, each from a keyframe to just after the wanted frame.
+    # Three stretches, each from a keyframe to a little past the wanted frame.
     assert num_decoded < 3 * (30 + 30)
 
 
 def test_frames_that_an_edit_list_hides_are_not_counted(film: Film, tmp_path: Path) -> None:
-    """A copy that starts 5 frames into its material, as written by tools that cut without re-encoding."""
+    """A copy that starts 5 frames into its material, as editing tools write it without encoding again."""
     path = tmp_path / "edited.mp4"
     with av.open(str(film("plain.mp4", 60))) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -245,7 +245,7 @@ def test_frames_before_the_first_keyframe_are_not_counted(film: Film, tmp_path: 
     assert clip.sampled[0].time_s == 0
 
 
-def test_train_rule_draws_by_its_seed(plain: Path) -> None:
+def test_train_rule_depends_on_its_seed(plain: Path) -> None:
     first, again = (load_clip(plain, num_frames=4, rule="train", seed=3) for _ in range(2))
     assert indices(first) == indices(again) == numbers(first)
     assert {tuple(indices(load_clip(plain, num_frames=7, rule="train", seed=seed))) for seed in range(5)} != {
@@ -264,12 +264,12 @@ def test_pixels_are_the_clip_preprocessed(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"start_s": 99.0}, "60 frames from 0 to 2.400 s", id="behind-the-end"),
+        pytest.param({"start_s": 99.0}, "60 frames from 0 to 2.400 s", id="past-the-end"),
         pytest.param({"start_s": -1.0}, "start is -1.0 s", id="negative"),
         pytest.param({"start_s": 1.0, "end_s": 1.0}, "not after start", id="backwards"),
         pytest.param({"end_s": float("nan")}, "end is nan", id="nan"),
-        pytest.param({"fps": 5.0}, "its own times", id="fps-of-a-file"),
-        pytest.param({"seed": 5}, "draws nothing", id="seed-without-chance"),
+        pytest.param({"fps": 5.0}, "its own timestamps", id="fps-of-a-file"),
+        pytest.param({"seed": 5}, "is not random", id="seed-of-a-fixed-rule"),
         pytest.param({"rule": "best"}, "unknown", id="rule"),
         pytest.param({"num_frames": 0}, "at least 1", id="no-frames"),
     ],

@@ -132,12 +132,12 @@ def test_an_image_file_over_its_size_is_refused(tmp_path: Path) -> None:
         pytest.param(np.zeros((0, 8, 8, 3), np.uint8), r"\(0, 8, 8, 3\)", id="no-frames"),
         pytest.param([], "empty", id="empty"),
         pytest.param([np.zeros((8, 8), np.uint8)], "picture 0 is uint8", id="grey"),
-        pytest.param(["a.png", 5], "picture 1 is a int", id="number-in-a-list"),
-        pytest.param(5, "int is no video", id="number"),
-        pytest.param(None, "NoneType is no video", id="none"),
+        pytest.param(["a.png", 5], "picture 1 has type int", id="number-in-a-list"),
+        pytest.param(5, "int is not a video", id="number"),
+        pytest.param(None, "NoneType is not a video", id="none"),
     ],
 )
-def test_what_is_no_video_input(video: object, message: str) -> None:
+def test_what_is_not_a_video_input(video: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_clip(video, num_frames=2)  # type: ignore[arg-type]
 
@@ -149,7 +149,7 @@ def test_a_text_stream_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedVideoError, match="holds no image"):
+    with pytest.raises(UnsupportedVideoError, match="contains no images"):
         load_clip(tmp_path, num_frames=2)
 
 

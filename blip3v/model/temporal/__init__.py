@@ -1,8 +1,8 @@
-"""Temporal encoders: the tokens of T frames, (B, T, N, D), become M tokens, (B, M, D). One encoder a file.
+"""Temporal encoders: they turn the tokens of T frames, (B, T, N, D), into M tokens, (B, M, D). One encoder per file.
 
-An encoder's file holds all that is known of it: settings, token counts, its form in a checkpoint, which patches it
-wants, and the module; ``spec.py`` says how. Importing this package imports no torch, so that the command line can list
-encoders. To add one see CONTRIBUTING.md; what each computes stands in ``docs/encoders.md``.
+An encoder's file holds everything about it: settings, token counts, its form in a checkpoint, the patches it wants, and
+the module; ``spec.py`` says how. Importing this package does not import torch, so that the command line can list
+encoders. To add one, see CONTRIBUTING.md; ``docs/encoders.md`` says what each computes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The module that every temporal encoder is."""
+"""The base class of all temporal encoders."""
 
-# Shapes: B batch, T frames, F frames after the arrangement, P patches, N tokens of a frame, D width, M tokens out.
+# Shapes: B batch, T frames, F frames after the arrangement, P patches, N tokens per frame, D width, M tokens out.
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["TemporalEncoder"]
 
 
 class TemporalEncoder(nn.Module):
-    """(B, T, N, D) to (B, M, D). A subclass has ``forward``, and ``arrange`` where it wants other patches."""
+    """(B, T, N, D) to (B, M, D). Subclasses define ``forward``, and override ``arrange`` if they want other patches."""
 
     def __init__(self, config: ModelConfig, settings: object) -> None:
         super().__init__()
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
-        """The patches that the resampler attends to, (B, F, P, D): here those of each frame, as they are."""
+        """Returns the patches that the resampler attends to, (B, F, P, D): by default each frame's own, unchanged."""
         return patches_BTPD

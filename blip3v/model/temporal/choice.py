@@ -1,6 +1,6 @@
-"""The temporal encoder of a config: its settings read and checked, another one chosen, its module built.
+"""The temporal encoder of a config: reading and checking its settings, choosing another one, building its module.
 
-``config.temporal`` holds settings as they stand in ``config.json``; only the encoder's own file knows what they mean.
+``config.temporal`` holds settings as they are in ``config.json``; only the encoder's own file knows what they mean.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ __all__ = ["build_temporal", "frames_read", "temporal_settings", "with_encoder",
 
 
 def temporal_settings(config: ModelConfig) -> Any:
-    """The settings of the config's encoder, as its own dataclass, after every check of them and of the token count.
+    """Returns the settings of the config's encoder as its own dataclass, after checking them and the token count.
 
     Raises:
-        ConfigError: an unknown encoder or setting, settings that do not fit, or a count that the encoder cannot give.
+        ConfigError: an unknown encoder or setting, invalid settings, or a count that the encoder cannot produce.
     """
     spec, name = find_encoder(config.temporal.encoder), config.temporal.encoder
     settings = _parse(spec, name, config.temporal.settings)
     allowed = spec.token_counts(settings, _clip(config)).allowed
     if config.num_video_tokens not in allowed:
         raise _wrong_count(name, config.num_video_tokens, config.num_frames, allowed)
-    with _told_by(name):
+    with _naming_encoder(name):
         spec.check(settings, config)
     return settings
 
 
 def build_temporal(config: ModelConfig) -> TemporalEncoder:
-    """The config's temporal encoder, with random weights.
+    """Builds the config's temporal encoder with random weights.
 
     Raises:
-        ConfigError: as ``temporal_settings``.
+        ConfigError: as for ``temporal_settings``.
     """
     return find_encoder(config.temporal.encoder).module(config, temporal_settings(config))
 
 
 def frames_read(config: ModelConfig) -> slice:
-    """Which frames of a clip the config's encoder reads."""
+    """Returns the frames of a clip that the config's encoder reads."""
     return find_encoder(config.temporal.encoder).frames_read(config.num_frames)
 
 
@@ -62,29 +62,29 @@ def with_encoder(
     num_frames: int | None = None,
     **options: object,
 ) -> ModelConfig:
-    """The same model with another temporal encoder, token count or frame count.
+    """Returns the config with another temporal encoder, token count or frame count.
 
-    The config's own encoder keeps its settings; another one comes at the size of the config's preset, in its released
-    form. Where only another form gives ``num_video_tokens`` it is that one, unless ``options`` settle it.
+    The config's own encoder keeps its settings; another one gets the size of the config's preset and its released form.
+    If only another form produces ``num_video_tokens``, that form is used, unless ``options`` rule it out.
 
     Args:
         config: the model.
         encoder: one of ``encoder_names()``.
         num_video_tokens: tokens out; None: the encoder's usual count.
-        num_frames: frames of a clip; None: as before.
+        num_frames: frames per clip; None: unchanged.
         **options: settings of the encoder by name.
 
     Raises:
-        ConfigError: an unknown encoder, a count that it cannot give, or an option that it does not have.
+        ConfigError: an unknown encoder, a count that it cannot produce, or an option that it does not have.
     """
     spec = find_encoder(encoder)
-    own = encoder == config.temporal.encoder
-    start = _parse(spec, encoder, config.temporal.settings) if own else spec.at_preset(config.name)
-    _refuse_without_effect(spec, encoder, options)
-    asked = _parse(spec, encoder, dataclasses.asdict(start) | options)
+    same_encoder = encoder == config.temporal.encoder
+    base = _parse(spec, encoder, config.temporal.settings) if same_encoder else spec.at_preset(config.name)
+    _refuse_unknown_options(spec, encoder, options)
+    requested = _parse(spec, encoder, dataclasses.asdict(base) | options)
     frames = config.num_frames if num_frames is None else num_frames
     clip = ClipSize(num_frames=frames, num_latents=config.resampler.num_latents)
-    forms = [(form, spec.token_counts(form, clip)) for form in spec.forms(asked, tuple(options), num_video_tokens)]
+    forms = [(form, spec.token_counts(form, clip)) for form in spec.forms(requested, tuple(options), num_video_tokens)]
     if num_video_tokens is None:
         chosen, count = forms[0][0], forms[0][1].default
     else:
@@ -97,10 +97,10 @@ def with_encoder(
 
 
 def with_frames(config: ModelConfig, num_frames: int) -> ModelConfig:
-    """The same model, weights included, for clips of another length; a count per frame follows.
+    """Returns the config of the same model and weights for clips of another length; a count per frame scales with it.
 
     Raises:
-        ConfigError: the encoder cannot give its tokens from so few frames.
+        ConfigError: the encoder cannot produce its tokens from ``num_frames`` frames.
     """
     spec, settings = find_encoder(config.temporal.encoder), temporal_settings(config)
     count = config.num_video_tokens
@@ -110,13 +110,13 @@ def with_frames(config: ModelConfig, num_frames: int) -> ModelConfig:
 
 
 def _parse(spec: EncoderSpec[Any], name: str, values: Mapping[str, Any]) -> Any:
-    with _told_by(name):
+    with _naming_encoder(name):
         return strict_json.from_dict(spec.settings, values, "settings")
 
 
 @contextmanager
-def _told_by(name: str) -> Iterator[None]:
-    """Puts the encoder's name before what its own file refuses."""
+def _naming_encoder(name: str) -> Iterator[None]:
+    """Prefixes the encoder's name to errors from its own file."""
     try:
         yield
     except ConfigError as error:
@@ -126,7 +126,7 @@ def _told_by(name: str) -> Iterator[None]:
 def _checked(
     config: ModelConfig, encoder: str, settings: Any, *, num_video_tokens: int, num_frames: int
 ) -> ModelConfig:
-    # As JSON gives them back, so that a config equals the one that is read from its file.
+    # Through JSON, so that the config equals the one that is read back from its file.
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
     temporal = dataclasses.replace(config.temporal, encoder=encoder, num_video_tokens=num_video_tokens, settings=values)
     changed = dataclasses.replace(config, temporal=temporal, num_frames=num_frames)
@@ -138,15 +138,16 @@ def _clip(config: ModelConfig) -> ClipSize:
     return ClipSize(num_frames=config.num_frames, num_latents=config.resampler.num_latents)
 
 
-def _refuse_without_effect(spec: EncoderSpec[Any], name: str, options: Iterable[str]) -> None:
-    read = spec.setting_names
+def _refuse_unknown_options(spec: EncoderSpec[Any], name: str, options: Iterable[str]) -> None:
+    known = spec.setting_names
     for option in options:
-        if option not in read:
-            near = difflib.get_close_matches(option, read, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it reads {', '.join(read) or 'no setting'}"
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            listed = f"its settings are {', '.join(known)}" if known else "it has no settings"
+            hint = f"did you mean {near[0]!r}?" if near else listed
             raise ConfigError(f"{option} has no effect on {name}; {hint}")
 
 
 def _wrong_count(name: str, count: int, num_frames: int, allowed: Iterable[int]) -> ConfigError:
     counts = ", ".join(map(str, sorted(allowed)))
-    return ConfigError(f"{name} cannot give {count} tokens for {num_frames} frames; allowed: {counts}")
+    return ConfigError(f"{name} cannot produce {count} tokens from {num_frames} frames; allowed: {counts}")

@@ -1,7 +1,7 @@
-"""What gttm and mambalike share: a small memory for each group, carried from frame to frame, and how it is pooled.
+"""What gttm and mambalike share: a small memory per group, carried from frame to frame, and its pooling.
 
-Every resampler token position is a group; groups never mix before the pooling. Released is the mean over the slots of a
-group; the paper pools all memories by attention.
+Every resampler token position is a group; groups never mix before the pooling. The released form averages the slots of
+each group; the paper pools all memories by attention.
 """
 
 # Shapes: B batch, T frames, N groups, G memory slots, D width, R rows = B*N, M tokens out.
@@ -26,9 +26,9 @@ __all__ = ["GroupedRecurrence", "GroupedSettings", "grouped_token_counts", "pool
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedSettings:
-    """The released form by default."""
+    """Defaults to the released form."""
 
-    num_slots: int = 4  # memory slots of a group
+    num_slots: int = 4  # memory slots per group
     pooling: Literal["mean", "attention"] = "mean"  # over the slots of each group, or over all memories
 
     def __post_init__(self) -> None:
@@ -51,13 +51,13 @@ class GroupedRecurrence(Recurrence):
         )
 
     def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial memory (R, G, D) and time-stamped tokens by frame (T, R, D)."""
+        """Returns the initial memory (R, G, D) and the time-stamped tokens by frame (T, R, D)."""
         memory_RGD = self.initial_memory.expand(x_BTND.shape[0], -1, -1, -1).flatten(0, 1)
         tokens_TRD = self.pos_emb(x_BTND).transpose(0, 1).flatten(1, 2)
         return memory_RGD, tokens_TRD
 
     def finish(self, memory_RGD: Tensor, outputs: Tensor) -> Tensor:
-        """Pools the last memories: (R, G, D) to (B, M, D)."""
+        """Pools the final memories: (R, G, D) to (B, M, D)."""
         memory_BNGD = memory_RGD.view(-1, *self.initial_memory.shape)
         if self.final_output is None:
             return memory_BNGD.mean(dim=2)
@@ -66,12 +66,12 @@ class GroupedRecurrence(Recurrence):
 
 
 def grouped_token_counts(settings: GroupedSettings, clip: ClipSize) -> TokenCounts:
-    """A token of each group by the mean; any learned count by attention."""
+    """Returns one token per group for the mean, and any learned count for attention."""
     return TokenCounts((clip.num_latents,) if settings.pooling == "mean" else LEARNED_TOKENS)
 
 
 def pooling_forms(settings: G, given: Collection[str], num_video_tokens: int | None) -> Sequence[G]:
-    """The pooling that ``settings`` has, then the other one, unless the user gave it."""
+    """Returns the pooling of ``settings`` first, then the other one unless the user gave the pooling."""
     if "pooling" in given:
         return (settings,)
     others = (dataclasses.replace(settings, pooling=pooling) for pooling in ("mean", "attention"))

@@ -1,9 +1,9 @@
 """Grouped Token Turing Machine: the paper's sequential encoder and the released one (paper section 2.3).
 
 Every resampler token position is a group with a small memory of its own; all groups share the weights and never mix.
-At each frame a group processes its memory with the frame's token and writes the memory anew. The output is the mean
-over the memory slots (released), or the paper's attentional pooling of all memories. The released module also holds a
-read layer that it never calls; it is not built here.
+At each frame a group processes its memory with the frame's token and rewrites the memory. The output is the mean over
+the memory slots (released), or the paper's attentional pooling of all memories. The released module also holds a read
+layer that it never calls; it is not built here.
 """
 
 # Shapes: B batch, T frames, N groups, G memory slots, D width, R rows = B*N.
@@ -28,11 +28,11 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(GroupedSettings):
-    """The released form by default; with the slots and the pooling of the groups."""
+    """Defaults to the released form; adds to the slots and pooling of the groups."""
 
-    num_layers: int = 4  # that process memory and token at every frame
-    num_heads: int = 8  # of their attention
-    ff_mult: int = 4  # width of their feed-forward, in units of the token width
+    num_layers: int = 4  # layers that process memory and token at every frame
+    num_heads: int = 8  # attention heads of those layers
+    ff_mult: int = 4  # their feed-forward width, in units of the token width
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +40,7 @@ class Settings(GroupedSettings):
 
 
 class _Unit(nn.Module):
-    """Process and write of one group at one frame."""
+    """The process and write steps of one group at one frame."""
 
     def __init__(self, dim: int, settings: Settings) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Unit(nn.Module):
         self.write_layer = TokenLearner(dim, num_tokens=settings.num_slots)
 
     def forward(self, memory_RGD: Tensor, token_RD: Tensor) -> Tensor:
-        """Memory (R, G, D) and the frame's tokens (R, D) to the new memory (R, G, D)."""
+        """Maps memory (R, G, D) and the frame's tokens (R, D) to the new memory (R, G, D)."""
         processed = self.process_layers(torch.cat((memory_RGD, token_RD[:, None]), dim=1))
         written_RGD: Tensor = self.write_layer(torch.cat((memory_RGD, processed), dim=1))
         return written_RGD
@@ -64,15 +64,15 @@ class GroupedTTM(GroupedRecurrence):
         self.ttm_unit = _Unit(config.vision.hidden_size, settings)
 
     def step(self, memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory after one more frame; a frame puts nothing out."""
+        """Returns the memory after one more frame; frames have no output."""
         updated_RGD: Tensor = self.ttm_unit(memory_RGD, token_RD)
         return updated_RGD, no_output(updated_RGD)
 
 
 def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
-    """The released form, or with a TokenLearner of any name more: the attentional pooling of the paper."""
+    """Finds the released form, or the paper's attentional pooling if there is one more TokenLearner, of any name."""
     memory = shapes.get("initial_memory")
-    # ttm has a unit of the same name; its memory has no groups, and its unit an output layer.
+    # ttm has a unit of the same name; its memory has no groups, and its unit has an output layer.
     grouped = not has_part(shapes, "ttm_unit.output_layer") if memory is None else len(memory) == 3
     if not has_part(shapes, "ttm_unit") or not grouped:
         return None
@@ -80,7 +80,7 @@ def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
     heads = sorted(token_learners(shapes) - {read, write})
     if len(heads) > 1:
         raise ArtifactError(
-            f"the temporal encoder has the TokenLearners {', '.join(heads)}; gttm has at most one beside its read and "
+            f"the temporal encoder has the TokenLearners {', '.join(heads)}; gttm has at most one besides its read and "
             "write layers, which pools the memory"
         )
     layers, slots = num_layers(shapes, "ttm_unit.process_layers"), num_tokens(shapes, write)

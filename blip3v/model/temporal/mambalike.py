@@ -1,10 +1,10 @@
-"""Grouped gated recurrence: a variant in the authors' code that the paper does not have.
+"""Grouped gated recurrence: a variant in the authors' code that is not in the paper.
 
 Groups, memories, time stamps and output are those of gttm; the step is linear in the memory:
 memory <- sigmoid(gate) * memory + gate * token. The gate of a slot comes from an MLP that sees one number of the token
-at a time, 1 -> 2G -> G, behind a LayerNorm over that one number. Such a norm gives its bias whatever the number is, so
-that the authors' gates depend on weights alone; the form is kept. Their second MLP, ``expand_mlp2``, is never
-called (both gates come from the first) and is not built here.
+at a time, 1 -> 2G -> G, after a LayerNorm over that one number. Such a norm returns its bias whatever the number is, so
+the authors' gates depend only on weights; the form is kept. Their second MLP, ``expand_mlp2``, is never called (both
+gates come from the first) and is not built here.
 """
 
 # Shapes: B batch, T frames, N groups, G memory slots, D width, R rows = B*N.
@@ -36,7 +36,7 @@ class GatedRecurrence(GroupedRecurrence):
         )
 
     def step(self, memory_RGD: Tensor, token_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory after one more frame; a frame puts nothing out."""
+        """Returns the memory after one more frame; frames have no output."""
         gate_RGD = self.expand_mlp(token_RD[..., None]).transpose(1, 2)
         updated_RGD = gate_RGD.sigmoid() * memory_RGD + gate_RGD * token_RD[:, None]
         return updated_RGD, no_output(updated_RGD)

@@ -15,7 +15,7 @@ class Max(TemporalEncoder):
     """(B, T, N, D) to (B, N, D), any T."""
 
     def forward(self, x_BTND: Tensor) -> Tensor:
-        """The largest over T of each number."""
+        """Takes the elementwise maximum over T."""
         return x_BTND.amax(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Mean over the frames, as in the authors' code, or the sum that the paper writes."""
+"""Mean over the frames, as in the authors' code, or their sum, as in the paper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The released form by default."""
+    """Defaults to the released form."""
 
     pooling: Literal["mean", "sum"] = "mean"  # over the frames
 
@@ -30,7 +30,7 @@ class Mean(TemporalEncoder):
         self.pooling = settings.pooling
 
     def forward(self, x_BTND: Tensor) -> Tensor:
-        """Averages or adds over T."""
+        """Averages or sums over T."""
         return x_BTND.sum(dim=1) if self.pooling == "sum" else x_BTND.mean(dim=1)
 
 

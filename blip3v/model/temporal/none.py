@@ -1,4 +1,4 @@
-"""No reduction: every frame's tokens, one frame after the other. The 1024-token baseline of the paper."""
+"""No reduction: the tokens of all frames, one frame after another. The paper's 1024-token baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attentional pooling of each frame by itself: the same TokenLearner makes m tokens of every frame."""
+"""Attentional pooling of each frame separately: the same TokenLearner pools every frame into m tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from blip3v.model.temporal.stored import HEAD, num_tokens, parts
 
 __all__ = ["ENCODER"]
 
-_TOKENS = (2, 4, 8, 16, 32)  # of a frame
+_TOKENS = (2, 4, 8, 16, 32)  # per frame
 _RELEASED_TOKENS = 4
 
 
 class PerFrameTokenLearner(TemporalEncoder):
-    """(B, T, N, D) to (B, T*m, D), frame-major, any T; m is ``num_video_tokens`` by ``num_frames``."""
+    """(B, T, N, D) to (B, T*m, D), frame-major, any T; m is ``num_video_tokens / num_frames``."""
 
     def __init__(self, config: ModelConfig, settings: NoSettings) -> None:
         super().__init__(config, settings)
-        of_a_frame = config.num_video_tokens // config.num_frames
-        self.final_output = TokenLearner(config.vision.hidden_size, num_tokens=of_a_frame)
+        tokens_per_frame = config.num_video_tokens // config.num_frames
+        self.final_output = TokenLearner(config.vision.hidden_size, num_tokens=tokens_per_frame)
 
     def forward(self, x_BTND: Tensor) -> Tensor:
-        """Pools every frame, and puts the frames one after the other."""
+        """Pools every frame and concatenates the results."""
         pooled: Tensor = self.final_output(x_BTND.flatten(0, 1))
         return pooled.view(*x_BTND.shape[:2], *pooled.shape[1:]).flatten(1, 2)
 
@@ -36,7 +36,7 @@ def _token_counts(settings: NoSettings, clip: ClipSize) -> TokenCounts:
 
 
 def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
-    """A TokenLearner alone with the authors' count for one frame: over all frames it would give more."""
+    """Finds a lone TokenLearner with the authors' count for one frame; one over all frames would have more tokens."""
     if parts(shapes) != {HEAD} or num_tokens(shapes, HEAD) != _RELEASED_TOKENS:
         return None
     return CheckpointForm(num_video_tokens=_RELEASED_TOKENS * config.num_frames)

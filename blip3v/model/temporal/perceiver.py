@@ -1,6 +1,6 @@
 """The resampler itself as the temporal encoder: its latents attend to the patches of all frames at once.
 
-The first M latents are the output. There are no weights beside the resampler's, and nothing tells the order of frames.
+The first M latents are the output. There are no weights besides the resampler's, and nothing encodes the frame order.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["ENCODER"]
 
 
 class JointPerceiver(TemporalEncoder):
-    """(B, 1, L, D), what the resampler makes of ``arrange``, to (B, M, D); any T."""
+    """(B, 1, L, D), the resampler's output for ``arrange``, to (B, M, D); any T."""
 
     def __init__(self, config: ModelConfig, settings: NoSettings) -> None:
         super().__init__(config, settings)
         self.num_video_tokens = config.num_video_tokens
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
-        """The patches of all frames as those of one: (B, T, P, D) to (B, 1, T*P, D)."""
+        """Joins the patches of all frames into one frame: (B, T, P, D) to (B, 1, T*P, D)."""
         return patches_BTPD.flatten(1, 2)[:, None]
 
     def forward(self, x_B1LD: Tensor) -> Tensor:
@@ -32,8 +32,8 @@ class JointPerceiver(TemporalEncoder):
 
 
 def _token_counts(settings: NoSettings, clip: ClipSize) -> TokenCounts:
-    some = {count for count in LEARNED_TOKENS if count <= clip.num_latents}
-    return TokenCounts(tuple(sorted(some | {clip.num_latents})))
+    counts = {count for count in LEARNED_TOKENS if count <= clip.num_latents}
+    return TokenCounts(tuple(sorted(counts | {clip.num_latents})))
 
 
 ENCODER = EncoderSpec(settings=NoSettings, module=JointPerceiver, token_counts=_token_counts, find=weightless)

@@ -1,10 +1,10 @@
-"""What the encoders have in common that read the frames one after the other and keep a memory of fixed size.
+"""The base class of encoders that read the frames one after another and carry a memory of fixed size.
 
 The reference runs them as a plain loop over the frames. The exporter runs the same ``step`` as one ONNX Scan, since a
 loop would fix the number of frames in the graph (``export/video_encoder_graph.py``).
 """
 
-# Shapes: B batch, T frames, N tokens of a frame, D width, M tokens out.
+# Shapes: B batch, T frames, N tokens per frame, D width, M tokens out.
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Recurrence(TemporalEncoder):
 
     @abstractmethod
     def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory before the first frame, and what ``step`` reads of each frame, frames on the first axis."""
+        """Returns the memory before the first frame, and what ``step`` reads of each frame, frames first."""
 
     @abstractmethod
     def step(self, memory: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory after one more frame, and what this frame puts out; ``no_output`` where that is nothing."""
+        """Returns the memory after one more frame, and this frame's output; ``no_output`` if it has none."""
 
     @abstractmethod
     def finish(self, memory: Tensor, outputs: Tensor) -> Tensor:
-        """(B, M, D) from the last memory and the outputs of all frames, frames on the first axis."""
+        """Returns (B, M, D) from the final memory and the outputs of all frames, frames on the first axis."""
 
     def forward(self, x_BTND: Tensor) -> Tensor:
-        """Runs the frames one after the other."""
+        """Runs the frames one after another."""
         memory, frames = self.start(x_BTND)
         outputs = []
         for frame in frames:
@@ -46,5 +46,5 @@ class Recurrence(TemporalEncoder):
 
 
 def no_output(memory: Tensor) -> Tensor:
-    """A scan has to put out something at each frame; one number costs nothing."""
+    """Returns a dummy output: a scan has to output something at each frame, and one number costs nothing."""
     return memory.flatten()[:1].clone()

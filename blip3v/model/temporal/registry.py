@@ -1,12 +1,12 @@
-"""Which temporal encoders there are: those of this package, and those that installed packages register.
+"""The available temporal encoders: those of this package, and those that installed packages register.
 
-Another package registers one as an entry point of the group ``blip3v.temporal_encoders``: its name, and the
+Another package registers one as an entry point in the group ``blip3v.temporal_encoders``: its name and its
 ``EncoderSpec``. In its pyproject.toml:
 
     [project.entry-points."blip3v.temporal_encoders"]
     my-encoder = "my_package.my_encoder:ENCODER"
 
-Listing names reads the metadata of installed packages and imports none of them, torch neither.
+Listing names reads the metadata of installed packages and imports none of them, nor torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["BUILT_IN", "GROUP", "encoder_names", "find_encoder"]
 
 GROUP = "blip3v.temporal_encoders"
 
-# One encoder a line: its name, and beside this file a module of that name with an underscore for every hyphen.
+# One encoder per line. Its module in this folder has the same name, with underscores for hyphens.
 BUILT_IN = (
     "tokenlearner",
     "gttm",
@@ -41,25 +41,25 @@ BUILT_IN = (
 
 
 def encoder_names() -> tuple[str, ...]:
-    """Every encoder's name: the built-in ones, then those of installed packages by name."""
+    """Returns every encoder's name: the built-in ones, then those of installed packages, sorted."""
     others = {point.name for point in _installed()} - set(BUILT_IN)
     return (*BUILT_IN, *sorted(others))
 
 
 def find_encoder(name: str) -> EncoderSpec[Any]:
-    """The encoder ``name``; its module, and with it torch, is imported.
+    """Returns the encoder ``name``; imports its module, and with it torch.
 
     Raises:
-        ConfigError: no encoder or several have this name, or the package that has it cannot be used.
+        ConfigError: no encoder or several have this name, or the package that provides it cannot be used.
     """
     points = [point for point in _installed() if point.name == name]
-    givers = ["blip3v"] * (name in BUILT_IN) + [_giver(point) for point in points]
-    if not givers:
+    providers = ["blip3v"] * (name in BUILT_IN) + [_provider(point) for point in points]
+    if not providers:
         raise ConfigError(f"encoder {name!r} is unknown; allowed: {', '.join(encoder_names())}")
-    if len(givers) > 1:
+    if len(providers) > 1:
         raise ConfigError(
-            f"encoder {name!r} is given by {' and by '.join(givers)}; a name must belong to one of them: uninstall the "
-            "other, or ask its authors to rename theirs"
+            f"encoder {name!r} is provided by {' and by '.join(providers)}; a name must be unique: uninstall the "
+            "other package, or ask its authors to rename theirs"
         )
     if not points:
         built_in: EncoderSpec[Any] = importlib.import_module(f"{__package__}.{name.replace('-', '_')}").ENCODER
@@ -69,7 +69,7 @@ def find_encoder(name: str) -> EncoderSpec[Any]:
 
 @functools.cache
 def _installed() -> tuple[EntryPoint, ...]:
-    # What is installed does not change while a process runs, and reading it takes a while.
+    # Installed packages do not change while a process runs, and reading their metadata takes a while.
     return tuple(entry_points(group=GROUP))
 
 
@@ -78,17 +78,17 @@ def _load(point: EntryPoint) -> EncoderSpec[Any]:
         spec = point.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"encoder {point.name!r} of {_giver(point)} cannot be loaded: {error}; install the package again, or "
+            f"encoder {point.name!r} of {_provider(point)} cannot be loaded: {error}; install the package again, or "
             "uninstall it"
         ) from error
     if not isinstance(spec, EncoderSpec):
         raise ConfigError(
-            f"encoder {point.name!r} of {_giver(point)} is of type {type(spec).__name__}; an EncoderSpec of "
+            f"encoder {point.name!r} of {_provider(point)} is of type {type(spec).__name__}; an EncoderSpec of "
             f"{EncoderSpec.__module__} is expected"
         )
     return spec
 
 
-def _giver(point: EntryPoint) -> str:
+def _provider(point: EntryPoint) -> str:
     package = "a package without metadata" if point.dist is None else f"{point.dist.name} {point.dist.version}"
     return f"{package} ({point.value})"

@@ -1,4 +1,4 @@
-"""The middle sampled frame alone: the paper's one-frame baseline."""
+"""Only the middle sampled frame: the paper's one-frame baseline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SingleFrame(TemporalEncoder):
     """(B, T, N, D) to (B, N, D): frame T // 2."""
 
     def arrange(self, patches_BTPD: Tensor) -> Tensor:
-        """The middle frame alone, since the others would be dropped: (B, T, P, D) to (B, 1, P, D)."""
+        """Keeps only the middle frame, since the others would be dropped: (B, T, P, D) to (B, 1, P, D)."""
         return patches_BTPD[:, patches_BTPD.shape[1] // 2, None]
 
     def forward(self, x_BTND: Tensor) -> Tensor:

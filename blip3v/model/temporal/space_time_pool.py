@@ -1,6 +1,6 @@
-"""Maximum over windows of neighbouring tokens in all frames: space-time pooling without weights."""
+"""Maximum over windows of neighbouring tokens across all frames: space-time pooling without weights."""
 
-# Shapes: B batch, T frames, N tokens of a frame, M tokens out, W tokens of a window = N/M, D width.
+# Shapes: B batch, T frames, N tokens per frame, M tokens out, W = N/M tokens per window, D width.
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class SpaceTimePool(TemporalEncoder):
         self.num_video_tokens = config.num_video_tokens
 
     def forward(self, x_BTND: Tensor) -> Tensor:
-        """The largest of each window, number by number."""
+        """Takes the elementwise maximum of each window."""
         *lead, num_tokens, dim = x_BTND.shape
         windows_BTMWD = x_BTND.reshape(*lead, self.num_video_tokens, num_tokens // self.num_video_tokens, dim)
         return windows_BTMWD.amax(dim=(1, 3))
 
 
 def _token_counts(settings: NoSettings, clip: ClipSize) -> TokenCounts:
-    whole = {count for count in LEARNED_TOKENS if clip.num_latents % count == 0}
-    return TokenCounts(tuple(sorted(whole | {clip.num_latents})))
+    divisors = {count for count in LEARNED_TOKENS if clip.num_latents % count == 0}
+    return TokenCounts(tuple(sorted(divisors | {clip.num_latents})))
 
 
 ENCODER = EncoderSpec(settings=NoSettings, module=SpaceTimePool, token_counts=_token_counts, find=weightless)

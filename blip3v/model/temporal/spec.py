@@ -1,7 +1,7 @@
-"""What an encoder's file says about its encoder: one ``EncoderSpec``, exported as ``ENCODER``.
+"""What an encoder's file declares about its encoder: one ``EncoderSpec``, exported as ``ENCODER``.
 
-The rest of the code reads encoders through it alone. Loads without torch, so that names and specs can be passed around
-by code that builds nothing. Not here: which encoders there are (``registry.py``).
+The rest of the code sees encoders only through it. This module loads without torch, so that code that builds nothing
+can pass names and specs around. Not here: which encoders exist (``registry.py``).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ S = TypeVar("S")
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by their names after ``temporal_encoder.``
 
-LEARNED_TOKENS = (16, 32, 64, 128, 256)  # counts that an encoder with learned pooling is built for
+LEARNED_TOKENS = (16, 32, 64, 128, 256)  # the counts that encoders with learned pooling are built for
 _USUAL_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSize:
-    """What comes in: ``num_frames`` frames of ``num_latents`` tokens each."""
+    """The size of an encoder's input: ``num_frames`` frames of ``num_latents`` tokens each."""
 
     num_frames: int
     num_latents: int
@@ -48,15 +48,15 @@ class ClipSize:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """The token counts that an encoder can give for clips of one size."""
+    """The token counts that an encoder can produce for clips of one size."""
 
     allowed: tuple[int, ...]  # ascending, never empty
-    usual: int | None = None  # where nobody asks for one; None: 32 if it is allowed, else the largest
-    per_frame: bool = False  # whether a model's count grows with the frames of its clips
+    usual: int | None = None  # unless one is requested; None: 32 if allowed, else the largest
+    per_frame: bool = False  # whether a model's count grows with the number of frames
 
     @property
     def default(self) -> int:
-        """The count of a model for which none is asked."""
+        """The count of a model for which none is requested."""
         if self.usual is not None:
             return self.usual
         return _USUAL_TOKENS if _USUAL_TOKENS in self.allowed else self.allowed[-1]
@@ -64,7 +64,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointForm:
-    """What the tensors of an authors' checkpoint say about the encoder that they belong to."""
+    """What the tensors of an authors' checkpoint say about their encoder."""
 
     num_video_tokens: int | None = None  # None: the encoder's usual count
     options: Mapping[str, object] = field(default_factory=dict)  # settings that follow from the shapes
@@ -85,7 +85,7 @@ def _nothing_to_check(settings: object, config: ModelConfig) -> None:
     return
 
 
-def _no_authors(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
+def _not_in_checkpoints(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
     return None
 
 
@@ -95,42 +95,42 @@ def _every_frame(num_frames: int) -> slice:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec(Generic[S]):
-    """One temporal encoder. Only the first three fields have to be given."""
+    """One temporal encoder. Only the first three fields are required."""
 
-    # A frozen dataclass whose defaults are the released form. Its ``__post_init__`` may refuse values (ConfigError).
+    # A frozen dataclass whose defaults are the released form. Its ``__post_init__`` may reject values (ConfigError).
     settings: type[S]
-    # Builds the module with random weights, for a config whose settings and count are checked.
+    # Builds the module with random weights, from a config whose settings and count have been checked.
     module: Callable[[ModelConfig, S], TemporalEncoder]
-    # The token rule.
+    # The token counts for given settings and clip size.
     token_counts: Callable[[S, ClipSize], TokenCounts]
-    # Settings at the size of a preset, by its name, where they are not the defaults.
+    # Settings at the size of a preset, by preset name, if they are not the defaults.
     presets: Mapping[str, S] = field(default_factory=dict)
-    # The forms that may give a count, the preferred one first: (settings, names of the settings that the user gave and
-    # that no form may change, the count or None).
+    # The forms that may produce a count, the preferred one first. Arguments: settings, names of the settings that the
+    # user gave and that no form may change, the count or None.
     forms: Callable[[S, Collection[str], int | None], Sequence[S]] = _one_form
-    # Raises ConfigError where settings and the rest of the model do not fit together.
+    # Raises ConfigError if the settings do not fit the rest of the model.
     check: Callable[[S, ModelConfig], None] = _nothing_to_check
     # The form in an authors' checkpoint, from its tensors and a config that is right but for the temporal encoder.
-    # None: they are not this encoder's. An encoder without weights answers to no tensors at all.
-    find: Callable[[Shapes, ModelConfig], CheckpointForm | None] = _no_authors
-    # Which of so many frames it reads.
+    # None: the tensors are not this encoder's. An encoder without weights matches if there are no tensors at all.
+    find: Callable[[Shapes, ModelConfig], CheckpointForm | None] = _not_in_checkpoints
+    # Which frames it reads, given their number.
     frames_read: Callable[[int], slice] = _every_frame
 
     @property
     def setting_names(self) -> tuple[str, ...]:
-        """The settings that it reads."""
+        """The names of its settings."""
         return tuple(item.name for item in dataclasses.fields(self.settings))  # type: ignore[arg-type]
 
     def at_preset(self, preset_name: str) -> S:
-        """Settings at the size of a preset; those of the released form where the preset has none of its own."""
+        """Returns the settings at the size of a preset; the released form's if the preset has none of its own."""
         return self.presets[preset_name] if preset_name in self.presets else self.settings()
 
 
 def at_least_one(settings: Any, *names: str) -> None:
-    """Refuses counts and sizes below 1.
+    """Rejects counts and sizes below 1.
 
     Raises:
-        ConfigError: says which.
+        ConfigError: names the setting and its value.
     """
     for name in names:
         if getattr(settings, name) < 1:
@@ -138,10 +138,10 @@ def at_least_one(settings: Any, *names: str) -> None:
 
 
 def check_heads(num_heads: int, config: ModelConfig) -> None:
-    """Refuses a number of heads that the width of a token cannot be divided into.
+    """Rejects a number of heads that does not divide the token width.
 
     Raises:
-        ConfigError: says both numbers.
+        ConfigError: names both numbers.
     """
     width = config.vision.hidden_size
     if width % num_heads:

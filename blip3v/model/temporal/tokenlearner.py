@@ -1,7 +1,7 @@
 """Space-time attentional pooling: one TokenLearner over the tokens of all frames (paper section 2.3).
 
-The released encoder gives its input no time stamps, so its output does not depend on the order of the frames.
-``time_stamps`` adds those of the sequential encoder; off is the released form.
+The released encoder adds no time stamps to its input, so its output does not depend on the order of the frames.
+``time_stamps`` adds those of the sequential encoder; the released form has it off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The released form by default."""
+    """Defaults to the released form."""
 
     time_stamps: bool = False  # add the time-stamp encoding of gttm to the tokens
 
@@ -46,7 +46,7 @@ class SpaceTimeTokenLearner(TemporalEncoder):
 
 
 def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
-    """A TokenLearner alone, or with time stamps. One of fewer tokens pools single frames: ``per-frame``."""
+    """Finds a lone TokenLearner, or one with time stamps. One of fewer tokens pools single frames: ``per-frame``."""
     found = parts(shapes)
     if not {HEAD} <= found <= {HEAD, "pos_emb"}:
         return None

@@ -1,7 +1,7 @@
 """A transformer over the tokens of all frames that keeps the last M of them (paper Eq. 1, after Mirasol3B).
 
-Attention sees all frames in both directions, and there is no positional encoding: as in the authors' code, the order
-of the frames shows only in which positions are kept.
+Attention is bidirectional over all frames, without positional encoding: as in the authors' code, the order of the
+frames shows only in which positions are kept.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The released form by default."""
+    """Defaults to the released form."""
 
     num_layers: int = 4
-    num_heads: int = 8  # of the attention
-    ff_mult: int = 4  # width of the feed-forward, in units of the token width
+    num_heads: int = 8  # attention heads
+    ff_mult: int = 4  # feed-forward width, in units of the token width
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_layers", "num_heads", "ff_mult")
@@ -60,9 +60,9 @@ class SpaceTimeTransformer(TemporalEncoder):
 
 
 def _token_counts(settings: Settings, clip: ClipSize) -> TokenCounts:
-    some = {count for count in LEARNED_TOKENS if count <= clip.num_latents * clip.num_frames}
-    # Usual are the positions of the last frame.
-    return TokenCounts(tuple(sorted(some | {clip.num_latents})), usual=clip.num_latents)
+    counts = {count for count in LEARNED_TOKENS if count <= clip.num_latents * clip.num_frames}
+    # By default, the positions of the last frame.
+    return TokenCounts(tuple(sorted(counts | {clip.num_latents})), usual=clip.num_latents)
 
 
 def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:

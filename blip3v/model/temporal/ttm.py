@@ -1,12 +1,12 @@
 """Token Turing Machine without groups: the paper's vanilla baseline, after Ryoo et al. 2022.
 
-At each frame the memory and the frame's tokens are read into a few tokens, processed, and written to a new memory,
-all by attentional pooling. The output is what every frame puts out, one frame after the other, or the last memory.
-Where the original differs: the input does not reach the write, the memory starts learned and not at zero, there is no
-norm after the process layers and no positions at read and write; ``time_stamps`` adds those of gttm.
+At each frame the memory and the frame's tokens are read into a few tokens, processed, and written to a new memory;
+reading and writing are attentional pooling. The output is the outputs of all frames, one after another, or the final
+memory. Unlike in the original, the input does not reach the write, the memory starts learned rather than at zero, and
+there is no norm after the process layers, and read and write have no positions; ``time_stamps`` adds those of gttm.
 """
 
-# Shapes: B batch, T frames, N tokens of a frame, C memory tokens, P process tokens, O tokens out of a frame, D width.
+# Shapes: B batch, T frames, N tokens per frame, C memory tokens, P process tokens, O output tokens per frame, D width.
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The authors' form with an output at every frame by default; the paper gives no sizes."""
+    """Defaults to the authors' form with an output at every frame; the paper gives no sizes."""
 
-    num_layers: int = 2  # that process what is read at every frame
-    num_heads: int = 8  # of their attention
-    ff_mult: int = 4  # width of their feed-forward, in units of the token width
+    num_layers: int = 2  # layers that process what is read at every frame
+    num_heads: int = 8  # attention heads of those layers
+    ff_mult: int = 4  # their feed-forward width, in units of the token width
     time_stamps: bool = False  # add the time-stamp encoding of gttm to the tokens
-    process_tokens: int = 64  # that a frame and the memory are read into
+    process_tokens: int = 64  # tokens that a frame and the memory are read into
     memory_tokens: int = 128
-    step_tokens: int = 16  # out of each frame
-    memory_output: bool = False  # the last memory is the output, instead of each frame's tokens
+    step_tokens: int = 16  # output tokens per frame
+    memory_output: bool = False  # output the final memory instead of each frame's tokens
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_layers", "num_heads", "ff_mult", "process_tokens", "memory_tokens", "step_tokens")
 
 
 class _Unit(nn.Module):
-    """Read, process, write and output at one frame."""
+    """The read, process, write and output steps of one frame."""
 
     def __init__(self, dim: int, settings: Settings) -> None:
         super().__init__()
@@ -63,18 +63,18 @@ class _Unit(nn.Module):
         )
         self.read_layer = TokenLearner(dim, num_tokens=settings.process_tokens)
         self.write_layer = TokenLearner(dim, num_tokens=settings.memory_tokens)
-        # The authors build it where the memory is the output, too, and do not use it there.
+        # The authors also build it when the memory is the output, but do not use it then.
         self.output_layer = None if settings.memory_output else TokenLearner(dim, num_tokens=settings.step_tokens)
 
     def forward(self, memory_BCD: Tensor, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory (B, C, D) and the frame's tokens (B, N, D) to the new memory and the frame's output (B, O, D)."""
+        """Maps memory (B, C, D) and the frame's tokens (B, N, D) to the new memory and the frame's output (B, O, D)."""
         processed_BPD = self.process_layers(self.read_layer(torch.cat((memory_BCD, tokens_BND), dim=1)))
         written_BCD = self.write_layer(torch.cat((memory_BCD, processed_BPD), dim=1))
         return written_BCD, no_output(written_BCD) if self.output_layer is None else self.output_layer(processed_BPD)
 
 
 class VanillaTTM(Recurrence):
-    """(B, T, N, D) to (B, T*O, D), frame-major, or to the last memory (B, C, D); any T."""
+    """(B, T, N, D) to (B, T*O, D), frame-major, or to the final memory (B, C, D); any T."""
 
     def __init__(self, config: ModelConfig, settings: Settings) -> None:
         super().__init__(config, settings)
@@ -84,17 +84,17 @@ class VanillaTTM(Recurrence):
         self.ttm_unit = _Unit(dim, settings)
 
     def start(self, x_BTND: Tensor) -> tuple[Tensor, Tensor]:
-        """Initial memory (B, C, D) and the tokens by frame (T, B, N, D)."""
+        """Returns the initial memory (B, C, D) and the tokens by frame (T, B, N, D)."""
         stamped_BTND = x_BTND if self.pos_emb is None else self.pos_emb(x_BTND)
         return self.initial_memory.expand(x_BTND.shape[0], -1, -1).clone(), stamped_BTND.transpose(0, 1)
 
     def step(self, memory_BCD: Tensor, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """The memory after one more frame, and the frame's tokens out (B, O, D)."""
+        """Returns the memory after one more frame, and the frame's output tokens (B, O, D)."""
         updated_BCD, output_BOD = self.ttm_unit(memory_BCD, tokens_BND)
         return updated_BCD, output_BOD
 
     def finish(self, memory_BCD: Tensor, outputs_TBOD: Tensor) -> Tensor:
-        """The frames' outputs one after the other, or the last memory."""
+        """Returns the frames' outputs one after another, or the final memory."""
         if self.ttm_unit.output_layer is None:
             return memory_BCD
         return outputs_TBOD.transpose(0, 1).flatten(1, 2)
@@ -107,7 +107,7 @@ def _token_counts(settings: Settings, clip: ClipSize) -> TokenCounts:
 
 
 def _forms(settings: Settings, given: Collection[str], num_video_tokens: int | None) -> Sequence[Settings]:
-    """Output by frame and by memory, the one that ``settings`` has first; a memory that is the output has its size."""
+    """Returns output by frame and by memory, that of ``settings`` first; an output memory has the requested size."""
     size = settings.memory_tokens
     if num_video_tokens is not None and "memory_tokens" not in given:
         size = max(num_video_tokens, 1)
@@ -126,16 +126,16 @@ def _check(settings: Settings, config: ModelConfig) -> None:
     check_heads(settings.num_heads, config)
     if settings.memory_output and settings.memory_tokens != config.num_video_tokens:
         raise ConfigError(
-            f"with memory_output it gives its {settings.memory_tokens} memory_tokens, not {config.num_video_tokens}; "
+            f"with memory_output it outputs its {settings.memory_tokens} memory_tokens, not {config.num_video_tokens}; "
             "make the two equal"
         )
 
 
 def _find(shapes: Shapes, config: ModelConfig) -> CheckpointForm | None:
-    """Of the authors' two, the one with time stamps gives its memory out and does not use its output layer."""
+    """Of the authors' two forms, the one with time stamps outputs its memory and does not use its output layer."""
     read, write, output = "ttm_unit.read_layer", "ttm_unit.write_layer", "ttm_unit.output_layer"
     memory = shapes.get("initial_memory")
-    # gttm has a unit of the same name; its memory has groups, and its unit no output layer.
+    # gttm has a unit of the same name; its memory has groups, and its unit has no output layer.
     grouped = not has_part(shapes, output) if memory is None else len(memory) == 3
     if not has_part(shapes, "ttm_unit") or grouped:
         return None

@@ -189,7 +189,7 @@ def _run(side: Side, *words: object) -> None:
 
 
 def file_hashes(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yields the sha256 of the graphs, of their text without names of free axes, of the weights and the embeddings."""
+    """Yields the sha256 of graphs, of graph texts without the names of free axes, of weights and of embeddings."""
     for what, paths in (
         ("graphs", sorted(bundle.glob("onnx/*.onnx"))),
         ("stored weights", [*sorted(bundle.glob("onnx/*.data")), bundle / "embeddings.safetensors"]),
@@ -199,7 +199,7 @@ def file_hashes(bundle: Path) -> Iterator[tuple[str, NDArray[Any]]]:
             yield f"{what} (sha256)|{name}", _sha256(path.read_bytes())
     for path in sorted(bundle.glob("onnx/*.onnx")):
         graph = str(onnx.load(path, load_external_data=False))
-        # Renaming an axis changes the file and nothing that is computed.
+        # Renaming an axis changes the file but not the computation.
         yield f"graphs but for axis names (sha256)|{path.name}", _sha256(_AXIS_NAME.sub("", graph).encode())
 
 

@@ -1,10 +1,10 @@
-"""Opens and asks the 4B model on each inference engine in turns: seconds to open, peak memory, stages, cancellation.
+"""Measures the 4B model on each inference engine in turn: seconds to open, peak memory, stages, cancellation.
 
     python scripts/full_size_engines.py /tmp/full-size benchmarks/results/full-size-engines.json
 
-Needs 24 GiB of memory and 27 GB of disk in the first folder. The bundles have random weights (encoder gttm); one that
-is already there is used. Each measurement runs in a process of its own, engine after engine, and the whole round is
-repeated. An engine that refuses or is killed is an entry too: the JSON then holds what it said.
+Needs 24 GiB of memory and 27 GB of disk in the first folder. The bundles have random weights (encoder gttm); an
+existing one is used. Each measurement runs in its own process, engine after engine, and the whole round is repeated. An
+engine that refuses or is killed also gets an entry, which holds its message.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ RUNS = [(precision, backend) for precision in ("fp16", "fp32") for backend in ("
 
 
 def main() -> None:
-    """Runs the measurements that the JSON does not hold yet, and writes it after each."""
+    """Runs the measurements that are not in the JSON yet, and writes it after each one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the bundles go")
     parser.add_argument("output", type=Path, help="the JSON")
-    parser.add_argument("-r", "--rounds", type=int, default=2, help="how often each is measured (default: 2)")
+    parser.add_argument("-r", "--rounds", type=int, default=2, help="of measurements (default: 2)")
     parser.add_argument("--measure", nargs=2, metavar=("BUNDLE", "BACKEND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(bundle: Path, backend: str) -> dict[str, Any]:
-    """One process: opens the bundle, answers once, and cancels a video encoding and a long prefill."""
+    """Runs in its own process: opens the bundle, answers once, and cancels a video encoding and a long prefill."""
     started_s = time.perf_counter()
     with VideoLM.open(bundle, backend=backend, allow_random=True) as lm:
         open_s = time.perf_counter() - started_s
@@ -92,7 +92,7 @@ def measure(bundle: Path, backend: str) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the rounds of each precision and back end; a refusal stands as it was said."""
+    """Medians over the rounds of each precision and back end; a refusal keeps its message."""
     rows = []
     for precision, backend in RUNS:
         found = [run for run in runs if (run["precision"], run["backend"]) == (precision, backend)]
@@ -128,15 +128,15 @@ def _in_a_process(bundle: Path, backend: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "-", "-", "--measure", str(bundle), backend]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if ran.returncode:
-        said = ran.stderr.strip().splitlines()
-        found = {"refused": said[-1] if said else f"ended with code {ran.returncode} (-9: killed, out of memory)"}
+        lines = ran.stderr.strip().splitlines()
+        found = {"refused": lines[-1] if lines else f"ended with code {ran.returncode} (-9: killed, out of memory)"}
     else:
         found = json.loads(ran.stdout)
     return {**found, "load_average": {"before": before, "after": load_average()}}
 
 
 def _cancelled(run: Callable[[CancelToken], object], after_s: float) -> float | None:
-    """Seconds from the cancellation to the end of the call; None: it ended before."""
+    """Seconds from the cancellation to the end of the call; None: the call ended first."""
     cancel = CancelToken()
     started_s = time.perf_counter()
     timer = threading.Timer(after_s, cancel.cancel)

@@ -84,7 +84,8 @@ def video_encoder_io(config: ModelConfig) -> GraphIO:
     """Pixels in [-1, 1], (B, F, 3, side, side), to video tokens (B, M, D)."""
     side = config.vision.image_size
     frames = TensorSpec("frames", "compute", ("batch", "num_frames", 3, side, side))
-    tokens = TensorSpec("video_tokens", "compute", ("batch", "num_video_tokens", config.text.hidden_size))
+    # The axis keeps its first name: it is in the graph, whose hash saved video tokens are bound to.
+    tokens = TensorSpec("video_tokens", "compute", ("batch", "num_tokens", config.text.hidden_size))
     return GraphIO((frames,), (tokens,))
 
 

@@ -257,7 +257,7 @@ def test_a_remedy_names_options(
 def library_strings() -> list[tuple[str, str]]:
     """Every string below the command line, docstrings included, with its file and line.
 
-    Not of ``old_manifest.py``: its advice is a whole shell command, the same for users of the command line and of Python.
+    Except ``old_manifest.py``: its advice is a whole shell command, on the command line and in Python alike.
     """
     files = [path.relative_to(ROOT) for path in sorted((ROOT / "blip3v").rglob("*.py"))]
     below = [path for path in files if path.parts[1] not in ("cli.py", "commands") and path.name != "old_manifest.py"]

@@ -62,7 +62,7 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
 
 
 def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader], formats: Mapping[str, str]) -> None:
-    """Makes every weight of the graph load when the graph is written.
+    """Gives every weight of the graph an initializer that loads it when the graph is written.
 
     Args:
         model: traced from a module with placeholder parameters, with its matrices named after their modules.
@@ -100,7 +100,7 @@ def _is_matrix(value: ir.Value) -> bool:
 def _store_as(
     graph: ir.Graph, value: ir.Value, load: Loader, weight_format: WeightFormat, converted: _Converted
 ) -> None:
-    """Replaces a weight by what the format stores for it."""
+    """Replaces a weight with what the format stores for it."""
     name, constant = str(value.name), value.const_value
     assert constant is not None, "an initializer has a value"
     shape = tuple(int(size) for size in constant.shape)  # type: ignore[arg-type]  # all are numbers

@@ -38,7 +38,7 @@ def cast(module: M, precision: GraphPrecision) -> M:
 
 
 def recast(module: M, precision: GraphPrecision, convert: Callable[[nn.Parameter, torch.dtype], Tensor]) -> M:
-    """Returns a copy of ``module`` with every parameter replaced by its ``convert`` result; buffers are unchanged.
+    """Returns a copy of ``module`` with every parameter replaced by what ``convert`` returns; buffers are unchanged.
 
     Args:
         module: not modified.

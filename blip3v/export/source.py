@@ -132,7 +132,7 @@ def folder_source(
 
 
 def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None = None, seed: int = 0) -> ExportSource:
-    """Opens a model folder and replaces its temporal encoder by a new, untrained one: for measuring speed.
+    """Opens a model folder and replaces its temporal encoder with a new, untrained one: for measuring speed.
 
     Raises:
         ConfigError: an encoder or count that does not exist.

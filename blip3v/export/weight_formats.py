@@ -62,7 +62,7 @@ class WeightFormat(Protocol):
         ...
 
     def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
-        """Replaces every use of ``weight`` by ``stored``, the initializers by suffix."""
+        """Replaces every use of ``weight`` with ``stored``, initializers by suffix."""
         ...
 
 

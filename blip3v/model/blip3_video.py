@@ -44,7 +44,7 @@ class Blip3Video(nn.Module):
 
         Args:
             ids_RL: prompt and answer, right-padded, with one ``<image>`` per row.
-            image_position_R: its index in each row.
+            image_position_R: the index of ``<image>`` in each row.
             video_RMD: the video tokens of each row.
 
         Returns:
@@ -93,7 +93,7 @@ def _splice_constant(values_RL: Tensor, position_R: Tensor, video_RMD: Tensor, c
 
 
 def splice(text_RLD: Tensor, position_R: Tensor, video_RMD: Tensor) -> Tensor:
-    """Replaces the one ``<image>`` vector of each row by the row's M video vectors.
+    """Replaces the one ``<image>`` vector of each row with the row's M video vectors.
 
     Args:
         text_RLD: (R, L, D).

@@ -96,7 +96,7 @@ def folder_name(checkpoint: Checkpoint) -> str:
 
 
 def weight_bytes(stored: Mapping[str, TensorInfo], dtype: torch.dtype | None) -> int:
-    """Returns the total size of the tensors in the file that ``convert`` writes."""
+    """Returns the total bytes of the tensors in the file that ``convert`` writes."""
     return sum(tensor_info(name, part, dtype).num_bytes for name, part in stored.items())
 
 

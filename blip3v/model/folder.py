@@ -161,7 +161,7 @@ def write_model_folder(
     training: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> None:
-    """Does what ``save_model_folder`` does with only one tensor in memory at a time.
+    """``save_model_folder`` for weights that are not all in memory: only one tensor is at a time.
 
     Args:
         path: the folder to create.
@@ -286,7 +286,7 @@ def shipped_model(encoder: str) -> Path:
     if (path / "config.json").is_file():
         return path
     found = sorted(item.name.removeprefix("tiny-") for item in models.glob("tiny-*") if item.is_dir())
-    shipped = f"shipped: {', '.join(found)}" if found else "this installation ships none"
+    shipped = f"available: {', '.join(found)}" if found else "this installation ships none"
     raise ArtifactMissingError(
         f"no trained model with the encoder {encoder!r} is shipped; {shipped}",
         remedy="pass a model folder as `model`, or use random weights with `init='random'`",

@@ -27,10 +27,10 @@ def greedy(
     Args:
         model: in eval mode.
         ids_RL: prompts, with one ``<image>`` each.
-        image_position_R: its index in each row.
+        image_position_R: the index of ``<image>`` in each row.
         video_RMD: the video tokens of each row.
-        max_new_tokens: most tokens per answer.
-        stop_id: ends a row and is not part of it; None: every row has ``max_new_tokens``.
+        max_new_tokens: the most tokens of an answer.
+        stop_id: ends a row and is not part of it; None: every row gets ``max_new_tokens`` tokens.
 
     Returns:
         R lists of ids.

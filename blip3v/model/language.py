@@ -98,7 +98,7 @@ class LanguageModel(nn.Module):
         return embedded
 
     def hidden(self, embeds_BTD: Tensor, positions_BT: Tensor | None = None, mask_B1TT: Tensor | None = None) -> Tensor:
-        """Returns the hidden states after the final norm: (B, T, D) to (B, T, D). Causal unless a mask is given."""
+        """Returns the hidden states after the final norm: (B, T, D) to (B, T, D). Causal without a mask."""
         out = self.model(inputs_embeds=embeds_BTD, position_ids=positions_BT, attention_mask=mask_B1TT, use_cache=False)
         hidden_BTD: Tensor = out.last_hidden_state
         return hidden_BTD

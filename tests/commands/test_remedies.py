@@ -38,7 +38,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
 def test_weights_alone_need_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "checkpoint.pt")
     error = refusal(capsys, "convert", tmp_path / "checkpoint.pt")
-    assert "run `blip3v convert` with the released folder whose tokenizer goes with it as --tokenizer" in error
+    assert "run `blip3v convert` with the released folder whose tokenizer goes with them as --tokenizer" in error
 
 
 def test_a_stage_on_clips_names_data(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

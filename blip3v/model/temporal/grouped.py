@@ -26,7 +26,7 @@ __all__ = ["GroupedRecurrence", "GroupedSettings", "grouped_token_counts", "pool
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedSettings:
-    """Defaults to the released form."""
+    """The defaults are the released form."""
 
     num_slots: int = 4  # memory slots per group
     pooling: Literal["mean", "attention"] = "mean"  # over the slots of each group, or over all memories

@@ -28,7 +28,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(GroupedSettings):
-    """Defaults to the released form; adds to the slots and pooling of the groups."""
+    """Extends the groups' slots and pooling; the defaults are the released form."""
 
     num_layers: int = 4  # layers that process memory and token at every frame
     num_heads: int = 8  # attention heads of those layers

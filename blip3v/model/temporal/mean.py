@@ -17,7 +17,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Defaults to the released form."""
+    """The defaults are the released form."""
 
     pooling: Literal["mean", "sum"] = "mean"  # over the frames
 

@@ -21,7 +21,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Defaults to the released form."""
+    """The defaults are the released form."""
 
     time_stamps: bool = False  # add the time-stamp encoding of gttm to the tokens
 

@@ -30,7 +30,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Defaults to the released form."""
+    """The defaults are the released form."""
 
     num_layers: int = 4
     num_heads: int = 8  # attention heads

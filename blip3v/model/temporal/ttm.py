@@ -2,8 +2,8 @@
 
 At each frame the memory and the frame's tokens are read into a few tokens, processed, and written to a new memory;
 reading and writing are attentional pooling. The output is the outputs of all frames, one after another, or the final
-memory. Unlike in the original, the input does not reach the write, the memory starts learned rather than at zero, and
-there is no norm after the process layers, and read and write have no positions; ``time_stamps`` adds those of gttm.
+memory. Unlike in the original, the input does not reach the write, the memory starts learned rather than at zero, no
+norm follows the process layers, and read and write have no positions; ``time_stamps`` adds those of gttm.
 """
 
 # Shapes: B batch, T frames, N tokens per frame, C memory tokens, P process tokens, O output tokens per frame, D width.
@@ -38,7 +38,7 @@ __all__ = ["ENCODER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Defaults to the authors' form with an output at every frame; the paper gives no sizes."""
+    """The defaults are the authors' form with an output at every frame; the paper gives no sizes."""
 
     num_layers: int = 2  # layers that process what is read at every frame
     num_heads: int = 8  # attention heads of those layers

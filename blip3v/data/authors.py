@@ -112,7 +112,7 @@ class ClipSource:
         return list(clip.frames)
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
-        """One question with its answer: each visit takes the conversation's next turn."""
+        """One question with its answer: each visit takes the next turn, after the last one the first again."""
         turns = self.samples[index].turns
         turn = turns[visit % len(turns)]
         return (Pair(turn.question, turn.answer),)

@@ -98,7 +98,7 @@ class FilmObject:
 
     @property
     def extent(self) -> float:
-        """Radius of the smallest circle around the centre that holds the object, in world units."""
+        """Radius of the smallest circle around the centre that contains the object, in world units."""
         return self.radius * SHAPES[self.shape]
 
     def visible(self, time: float) -> bool:

@@ -82,7 +82,7 @@ def _compute(
             out = np.memmap(path, dtype="<f2", mode="r+", offset=offset, shape=shape)
         out[first : first + len(chunk)] = features_CTPD.cpu().numpy()
         progress(first + len(chunk), total)
-    assert out is not None, "a source holds at least one clip"
+    assert out is not None, "a source has at least one clip"
     out.flush()
 
 

@@ -219,7 +219,7 @@ def _position(options: TrainOptions, digest: str) -> Position:
     found = load_position(_checkpoint(options))
     if found is None:
         if options.resume:
-            raise UsageError(f"{options.output} holds no checkpoint to resume", remedy="leave `resume` out")
+            raise UsageError(f"{options.output} contains no checkpoint to resume", remedy="leave `resume` out")
         return Position(0, 0, digest)
     if not options.resume:
         raise UsageError(

@@ -49,7 +49,7 @@ def test_a_stage_on_clips_names_data(recipe: Path, tmp_path: Path, capsys: pytes
 def test_nothing_to_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text(RECIPE.replace("pairs_per_clip", "num_films = 2\npairs_per_clip"), "utf-8")
     error = refusal(capsys, "train", "--recipe", recipe, "-o", tmp_path / "run", "--device", "cpu", "--resume")
-    assert error.endswith("holds no checkpoint to resume; leave --resume out\n")
+    assert error.endswith("contains no checkpoint to resume; leave --resume out\n")
 
 
 def test_an_encoder_that_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

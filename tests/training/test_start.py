@@ -340,8 +340,8 @@ def test_a_checkpoint_of_another_preset_is_refused_with_the_size(folder: Path) -
     ("changes", "init", "message"),
     [
         ({"init": "the image model"}, None, "starts from 'the image model'"),
-        ({"preset": "xgen-mm-vid"}, None, "name a checkpoint with --init"),
-        ({"vision": "a", "language": "b"}, "c", "leave --init out"),
+        ({"preset": "xgen-mm-vid"}, None, "name a checkpoint as `init`"),
+        ({"vision": "a", "language": "b"}, "c", "leave `init` out"),
         ({}, "nowhere", "nowhere does not exist"),
     ],
     ids=["named", "no-tokenizer", "both", "nowhere"],

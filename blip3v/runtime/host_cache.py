@@ -43,8 +43,11 @@ class KVCache:
         lengths: tokens that each row holds; what lies behind them is old and never read.
     """
 
-    def __init__(self, text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int) -> None:
+    def __init__(
+        self, text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int, *, round_to: int | None = None
+    ) -> None:
         self._text = text
+        self._round_to = round_to
         self._dtype = dtype
         self._block_L2BHSK = self._allocate(rows, capacity)
         self.lengths = [0] * rows
@@ -84,7 +87,7 @@ class KVCache:
             return
         old, self._block_L2BHSK = (
             self._block_L2BHSK,
-            self._allocate(self.max_rows, round_capacity(tokens, self._text.max_context)),
+            self._allocate(self.max_rows, self._rounded(tokens)),
         )
         held = max(self.lengths)
         self._block_L2BHSK[..., :held, :] = old[..., :held, :]
@@ -97,6 +100,11 @@ class KVCache:
             self._block_L2BHSK[:, :, row, :, :held] = self._block_L2BHSK[:, :, last, :, :held]
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
+
+    def _rounded(self, tokens: int) -> int:
+        if self._round_to is None:
+            return round_capacity(tokens, self._text.max_context)
+        return -(-tokens // self._round_to) * self._round_to
 
     def _allocate(self, rows: int, capacity: int) -> NDArray[Any]:
         text = self._text

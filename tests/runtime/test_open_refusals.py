@@ -139,7 +139,10 @@ def _changed(path: Path, change: Any) -> Path:
         (lambda graph: graph.output.pop(), "other outputs"),
         (lambda graph: setattr(graph.input[1].type.tensor_type, "elem_type", onnx.TensorProto.INT32), "logits_index"),
         (lambda graph: setattr(graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 65), "inputs_embeds"),
-        (lambda graph: setattr(graph.input[4].type.tensor_type, "elem_type", onnx.TensorProto.FLOAT16), "mixes"),
+        (
+            lambda graph: setattr(graph.input[4].type.tensor_type, "elem_type", onnx.TensorProto.FLOAT16),
+            "past.0.key is",
+        ),
     ],
     ids=["name", "missing-output", "dtype", "width", "mixed"],
 )

@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU, always in fp32: graphs that are stored in fp16 are widened when they are opened.
+"""OpenVINO on the CPU, always in fp32; weights that are stored in fp16 stay fp16 in memory.
 
-The decoder is rewritten when it opens (``graph.py``), so that its KV cache is OpenVINO's own state; ``sessions.py``
-runs both graphs. Neither is imported before a graph is opened.
+The decoder is rewritten when it opens (``graph.py``); ``sessions.py`` runs both graphs. Neither is imported before a
+graph is opened.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blip3v.bundle.precision import ITEM_BYTES, GraphPrecision
+from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
@@ -26,7 +26,6 @@ __all__ = ["BACKEND"]
 
 _LINE = 'pip install "blip3v[openvino]"'
 _OPEN_S_PER_GIB = 5.0
-_COMPUTED_BYTES = ITEM_BYTES["float32"]
 
 
 class OpenVinoBackend:
@@ -52,15 +51,15 @@ class OpenVinoBackend:
         return Execution(backend=self.name, engine="OpenVINO", version=version, device="CPU", dtype="fp32")
 
     def resident_bytes(self, graph: GraphFile) -> int:
-        """Weights are packed into memory in fp32, whatever they are stored in."""
-        return graph.weights_bytes * _COMPUTED_BYTES // ITEM_BYTES[graph.precision.io]
+        """Weights are packed into memory in the format in which they are stored."""
+        return graph.weights_bytes
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""
         return _OPEN_S_PER_GIB * graph.weights_bytes / 2**30
 
     def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
-        """See ``Backend``. The state is fp32 in every precision."""
+        """See ``Backend``. The cache is fp32 in every precision."""
         return cache_bytes(text, np.dtype(np.float32), 1, 1)
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OpenVinoVideoEncoder:
@@ -78,9 +77,7 @@ class OpenVinoBackend:
         self.check_installed()
         from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder
 
-        return OpenVinoDecoder(
-            graph, self.execution(graph.precision), threads, chunk, self.kv_bytes_per_token(text, graph)
-        )
+        return OpenVinoDecoder(graph, self.execution(graph.precision), text, threads, chunk)
 
 
 BACKEND = OpenVinoBackend()

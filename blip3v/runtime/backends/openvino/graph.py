@@ -1,14 +1,16 @@
-"""The decoder graph rewritten as it opens: its KV cache becomes OpenVINO's state, its attention one fused node a layer.
+"""The decoder graph rewritten as it opens: attention in OpenVINO's operators, new keys and values alone as outputs.
 
-    qkv --------- GroupQueryAttention -> o_proj      qkv -> split -> RoPE -> q ----------- SDPA -> o_proj
-    past.i.key ---^                  `-> present           |     `-> RoPE -> Concat -> k -^  ^
-    past.i.value -^                                        `---------------> Concat -> v ----'
-                                                     ReadValue -> Gather --^   `-> Assign      mask
+    qkv --------- GroupQueryAttention -> o_proj      qkv -> split -> RoPE -> q -> MatMul --> Softmax -> MatMul -> o_proj
+    past.i.key ---^                  `-> present           |     `-> RoPE -> new key -^  ^                ^
+    past.i.value -^                                        `---------------> new value --|----------------|
+                                                     past.i.key, mask -------------------'  past.i.value -'
 
-OpenVINO's CPU plugin makes one node of ReadValue, Gather, Concat, ScaledDotProductAttention and Assign, and one of the
-rotation. Both fusions look for just these forms; ``tests/runtime/test_openvino_graph.py`` sees that they fire.
+The scores against the cache and against the new keys are two products, joined for one softmax: nothing of the size of
+the cache is copied. (OpenVINO's fused attention with the cache as its state computes several new tokens after earlier
+ones like single ones, about 8 times slower, and its state is left half-written where a run is interrupted.)
 
-Letters: t new tokens, S slots, P rotation positions, D width, H heads, G KV heads, K head width, V logits.
+Letters: B rows, t new tokens, S cache capacity, P rotation positions, D width, H heads, G KV heads, K head width,
+V logits.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import numpy as np
 import openvino
 import openvino.opset16 as ops
 from openvino.frontend.onnx import ConversionExtension
-from openvino.op.util import Variable, VariableInfo
 
+from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.errors import ArtifactError
 from blip3v.runtime.backends import FoundTensor, GraphFile, check_io
 
-__all__ = ["StatefulDecoder", "read_model", "read_stateful_decoder"]
+__all__ = ["RewrittenDecoder", "compute_in_fp32", "read_decoder", "read_model"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class _Attention:
 
 
 @dataclass(frozen=True)
-class StatefulDecoder:
-    """A decoder whose KV cache is OpenVINO's state, for one packed sequence of slots.
+class RewrittenDecoder:
+    """A decoder that reads a cache and outputs what has to be written to it.
 
-    Inputs: ``inputs_embeds`` (1,t,D), ``positions`` int32 (1,t), ``mask`` bool (1,1,t,S) with S the slots after the
-    call, ``beam_idx`` int32 (1,), always [0], and ``logits_index`` int64 (B,) in [0,t).
-    Output: ``logits`` float32 (B,V).
+    Inputs: ``inputs_embeds`` (1,B*t,D), ``positions`` int32 (B,t), ``mask`` (B,1,t,S+t), added to the scores,
+    ``logits_index`` int64 (B,) in [0,B*t), ``past.i.key`` and ``past.i.value`` (B,G,S,K), S may be 0.
+    Outputs: ``logits`` (B,V), then new key and new value (B,G,t,K) of each layer. All float32.
     """
 
     model: Any  # openvino.Model
@@ -68,7 +70,7 @@ def read_model(core: Any, graph: GraphFile) -> Any:
     return model
 
 
-def read_stateful_decoder(core: Any, graph: GraphFile) -> StatefulDecoder:
+def read_decoder(core: Any, graph: GraphFile) -> RewrittenDecoder:
     """The decoder of a file, rewritten.
 
     Raises:
@@ -81,8 +83,33 @@ def read_stateful_decoder(core: Any, graph: GraphFile) -> StatefulDecoder:
     model = read_model(core, graph)
     if not found:
         raise ArtifactError(f"{graph.path} has no GroupQueryAttention; export it again")
-    _make_stateful(model, found, graph)
-    return StatefulDecoder(model, found[0].window)
+    compute_in_fp32(model)
+    _rewrite(model, found)
+    return RewrittenDecoder(model, found[0].window)
+
+
+def compute_in_fp32(model: Any) -> None:
+    """Makes everything fp32, inputs and outputs too, but the weights of matrix products: they stay fp16 if they are.
+
+    OpenVINO keeps an fp16 constant if a conversion follows that is marked as a decompression; the CPU plugin then
+    multiplies fp32 by fp16. Otherwise it would keep two fp32 copies of it, four times the file.
+    """
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Parameter" and node.get_element_type() == openvino.Type.f16:
+            node.set_element_type(openvino.Type.f32)
+        if kind == "Convert" and node.get_output_element_type(0) == openvino.Type.f16:
+            node.set_attribute("destination_type", "f32")
+        if kind == "Constant" and node.get_element_type() == openvino.Type.f16:
+            consumers = node.output(0).get_target_inputs()
+            if all(consumer.get_node().get_type_name() == "MatMul" for consumer in consumers):
+                wide = ops.convert(node, "f32")
+                wide.get_rt_info()["decompression_0"] = ""
+            else:
+                wide = ops.constant(node.get_data().astype(np.float32))
+            for consumer in consumers:
+                consumer.replace_source_output(wide.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _found(ports: Sequence[Any], wanted: Set[str]) -> list[FoundTensor]:
@@ -103,8 +130,7 @@ def _axes(port: Any) -> list[int | None]:
 def _keep_attention(node: Any, found: list[_Attention]) -> list[Any]:
     # New inputs cannot be made while the model is read: the queries stand for the result until it is.
     heads, kv_heads = node.get_attribute("num_heads"), node.get_attribute("kv_num_heads")
-    past = node.get_input(3)
-    width = past.get_partial_shape()[3].get_length()
+    width = node.get_input(3).get_partial_shape()[3].get_length()
     split = ops.variadic_split(node.get_input(0), -1, [heads * width, kv_heads * width, kv_heads * width])
     window = node.get_attribute("local_window_size", -1)
     found.append(_Attention(split, heads, kv_heads, width, window, node.get_input(7), node.get_input(8)))
@@ -113,41 +139,41 @@ def _keep_attention(node: Any, found: list[_Attention]) -> list[Any]:
     return [split.output(0), *presents]
 
 
-def _make_stateful(model: Any, found: list[_Attention], graph: GraphFile) -> None:
-    dtype = found[0].split.get_output_element_type(0)
-    positions = _parameter("positions", [1, -1], openvino.Type.i32)
-    mask = _parameter("mask", [1, 1, -1, -1], openvino.Type.boolean)
-    beam = _parameter("beam_idx", [1], openvino.Type.i32)
-    rotation = tuple(_rotation(table, positions, dtype) for table in (found[0].cos, found[0].sin))
-    variables: list[Any] = []
-    sinks: list[Any] = []
+def _rewrite(model: Any, found: list[_Attention]) -> None:
+    inputs = {name: port.get_node() for port in model.inputs for name in port.get_names()}
+    positions = _parameter("positions", [-1, -1], openvino.Type.i32)
+    mask = _parameter("mask", [-1, 1, -1, -1], openvino.Type.f32)
+    rotation = tuple(_rotation(table, positions) for table in (found[0].cos, found[0].sin))
+    shape_Bt = ops.shape_of(positions)
+    kept = [inputs["inputs_embeds"], inputs["logits_index"]]
+    written: list[Any] = []
     for layer, attention in enumerate(found):
         consumers = attention.split.output(0).get_target_inputs()
-        q, k, v = _split_heads(attention)
-        caches = []
-        for kind, new in (("key", _rotate(k, *rotation)), ("value", v)):
-            shape = [1, attention.num_kv_heads, -1, attention.head_dim]
-            variables.append(_variable(f"past.{layer}.{kind}", shape, dtype))
-            empty = ops.constant(np.zeros((1, attention.num_kv_heads, 0, attention.head_dim), dtype.to_dtype()))
-            past = ops.gather(ops.read_value(empty, variables[-1]), beam, np.int32(0))
-            present = ops.concat([past, new], 2)
-            sinks.append(ops.assign(present, variables[-1]))
-            caches.append(_repeat_heads(present, attention))
-        mixed = ops.scaled_dot_product_attention(_rotate(q, *rotation), *caches, mask)
-        width = attention.num_heads * attention.head_dim
-        joined = ops.reshape(ops.transpose(mixed, np.array([0, 2, 1, 3])), np.array([0, 0, width]), True)
+        past = inputs[past_key(layer)], inputs[past_value(layer)]
+        q, k, v = _split_heads(attention, shape_Bt)
+        q, k = _rotate(q, *rotation), _rotate(k, *rotation)
+        joined = _attend(q, k, v, *past, mask, attention)
         for consumer in consumers:
             consumer.replace_source_output(joined.output(0))
+        kept += past
+        written += [ops.result(k), ops.result(v)]
     for result in [result for result in model.get_results() if "logits" not in result.output(0).get_names()]:
         model.remove_result(result)
-    _gather_packed(model, graph)
-    kept = {"inputs_embeds", "logits_index"}
-    for parameter in [each for each in model.get_parameters() if not each.output(0).get_names() & kept]:
+    names = {name for parameter in kept for name in parameter.output(0).get_names()}
+    for parameter in [each for each in model.get_parameters() if not each.output(0).get_names() & names]:
         model.remove_parameter(parameter)
-    model.add_parameters([positions, mask, beam])
-    model.add_variables(variables)
-    model.add_sinks(sinks)
+    model.add_parameters([positions, mask])
+    model.add_results(written)
+    _gather_flat(model)
+    # One flat axis of tokens with a batch of 1, known beforehand: OpenVINO then packs weights for few tokens as well.
     model.reshape({"inputs_embeds": [1, -1, model.input("inputs_embeds").get_partial_shape()[2]]})
+
+
+def _gather_flat(model: Any) -> None:
+    """The graph selects one position of each row; with all rows in one, it selects several of that."""
+    (pick,) = (node for node in model.get_ordered_ops() if node.get_type_name() == "GatherElements")
+    picked_1BD = ops.gather(pick.input_value(0), model.input("logits_index").get_node(), np.int32(1))
+    pick.output(0).replace(ops.transpose(picked_1BD, np.array([1, 0, 2])).output(0))
 
 
 def _parameter(name: str, shape: list[int], dtype: Any) -> Any:
@@ -156,51 +182,42 @@ def _parameter(name: str, shape: list[int], dtype: Any) -> Any:
     return parameter
 
 
-def _variable(name: str, shape: list[int], dtype: Any) -> Any:
-    info = VariableInfo()
-    info.variable_id = name
-    info.data_shape = openvino.PartialShape(shape)
-    info.data_type = dtype
-    return Variable(info)
-
-
-def _rotation(table: Any, positions: Any, dtype: Any) -> Any:
-    """Rows ``positions`` of the table, (1,1,t,K): the kernel of ONNX Runtime takes half of it, OpenVINO all."""
+def _rotation(table: Any, positions: Any) -> Any:
+    """Rows ``positions`` of the table, (B,1,t,K): the kernel of ONNX Runtime takes half of it, OpenVINO all."""
     half_PK = table.get_node().get_data()
-    whole_PK = ops.constant(np.concatenate([half_PK, half_PK], axis=1).astype(dtype.to_dtype()))
+    whole_PK = ops.constant(np.concatenate([half_PK, half_PK], axis=1).astype(np.float32))
     return ops.unsqueeze(ops.gather(whole_PK, positions, np.int32(0)), np.int32(1))
 
 
-def _split_heads(attention: _Attention) -> list[Any]:
-    """Queries, keys and values, each (1,heads,t,K)."""
-    target = np.array([0, 0, -1, attention.head_dim])
-    parts = (ops.reshape(attention.split.output(index), target, True) for index in range(3))
+def _split_heads(attention: _Attention, shape_Bt: Any) -> list[Any]:
+    """Queries, keys and values, each (B,heads,t,K)."""
+    target = ops.concat([shape_Bt, np.array([-1, attention.head_dim])], 0)
+    parts = (ops.reshape(attention.split.output(index), target, False) for index in range(3))
     return [ops.transpose(part, np.array([0, 2, 1, 3])) for part in parts]
 
 
-def _rotate(x_1HtK: Any, cos: Any, sin: Any) -> Any:
-    half = x_1HtK.get_output_partial_shape(0)[3].get_length() // 2
-    # The fusion looks for just this: axis 3 and not -1, and -1 as a factor.
-    parts = ops.variadic_split(x_1HtK, np.int64(3), [half, half])
-    minus = ops.constant(np.array(-1, x_1HtK.get_output_element_type(0).to_dtype()))
-    turned = ops.concat([ops.multiply(parts.output(1), minus), parts.output(0)], -1)
-    return ops.add(ops.multiply(x_1HtK, cos), ops.multiply(turned, sin))
+def _rotate(x_BHtK: Any, cos: Any, sin: Any) -> Any:
+    half = x_BHtK.get_output_partial_shape(0)[3].get_length() // 2
+    # OpenVINO makes one node of just this form: axis 3 and not -1, and -1 as a factor.
+    parts = ops.variadic_split(x_BHtK, np.int64(3), [half, half])
+    turned = ops.concat([ops.multiply(parts.output(1), np.float32(-1)), parts.output(0)], -1)
+    return ops.add(ops.multiply(x_BHtK, cos), ops.multiply(turned, sin))
 
 
-def _repeat_heads(cache_1GSK: Any, attention: _Attention) -> Any:
-    """(1,H,S,K) from (1,G,S,K); fused too, so that nothing is copied."""
-    if attention.num_kv_heads == attention.num_heads:
-        return cache_1GSK
-    repeats = np.array([1, 1, attention.num_heads // attention.num_kv_heads, 1, 1])
-    repeated = ops.broadcast(ops.unsqueeze(cache_1GSK, np.int32(2)), repeats, broadcast_spec="BIDIRECTIONAL")
-    return ops.reshape(repeated, np.array([0, attention.num_heads, -1, attention.head_dim]), True)
+def _attend(q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any, attention: _Attention) -> Any:
+    """Mixed values (1,B*t,H*K)."""
+    heads, kv_heads, width = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    # The queries that share a KV head are its rows: (B,G,H/G*t,K).
+    q = _reheaded(ops.multiply(q, np.float32(width**-0.5)), kv_heads, width)
+    scores = ops.concat([ops.matmul(q, past_k, False, True), ops.matmul(q, k, False, True)], 3)
+    weights = _reheaded(ops.softmax(ops.add(_reheaded(scores, heads), mask), -1), kv_heads)
+    capacity = ops.slice(ops.shape_of(past_k), np.array([2]), np.array([3]), np.array([1]))
+    parts = ops.variadic_split(weights, np.int64(3), ops.concat([capacity, np.array([-1])], 0))
+    mixed = ops.add(ops.matmul(parts.output(0), past_v, False, False), ops.matmul(parts.output(1), v, False, False))
+    mixed_BtHK = ops.transpose(_reheaded(mixed, heads, width), np.array([0, 2, 1, 3]))
+    return ops.reshape(mixed_BtHK, np.array([1, -1, heads * width]), False)
 
 
-def _gather_packed(model: Any, graph: GraphFile) -> None:
-    """The graph selects one position of each row; packed, it selects several of the only sequence."""
-    picks = [node for node in model.get_ordered_ops() if node.get_type_name() == "GatherElements"]
-    if len(picks) != 1:
-        raise ArtifactError(f"{graph.path} selects its logits {len(picks)} times, expected once; export it again")
-    index = model.input("logits_index").get_node()
-    picked_1BD = ops.gather(picks[0].input_value(0), index, np.int32(1))
-    picks[0].output(0).replace(ops.transpose(picked_1BD, np.array([1, 0, 2])).output(0))
+def _reheaded(x: Any, heads: int, width: int = 0) -> Any:
+    """(B,heads,n,width) from (B,m,o,width); 0: the width that it has."""
+    return ops.reshape(x, np.array([0, heads, -1, width]), True)

@@ -1,7 +1,7 @@
-"""The opened graphs on OpenVINO, and decoder sessions whose KV cache is OpenVINO's own state.
+"""The opened graphs on OpenVINO, and decoder sessions that hold their KV cache in numpy arrays.
 
-Not here: how the decoder graph is rewritten for that (``graph.py``). Letters: B rows, t new tokens, S slots, D width,
-V logits, F frames, M video tokens.
+Not here: how the decoder graph is rewritten for that (``graph.py``). Letters: B rows, t new tokens, S cache capacity,
+G KV heads, K head width, D width, V logits, F frames, M video tokens.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from blip3v.bundle.graph_io import past_key, past_value
+from blip3v.config import TextConfig
 from blip3v.errors import BackendError, OutOfMemoryError
 from blip3v.runtime import memory
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile
-from blip3v.runtime.backends.openvino.graph import read_model, read_stateful_decoder
+from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.host_cache import KVCache, cache_bytes
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
 
 # How long a run goes on after its deadline, besides the operator that is being computed.
 _POLL_MS = 20
-# Slots that no token sees are cut out when there are this many, and more than those that are seen.
-_MAX_DEAD_SLOTS = 256
-_DEAD = -1
+# Tokens by which the capacity of a cache grows.
+_CACHE_STEP = 128
 _MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "cannot allocate memory", "std::length_error")
 
 # fp32 arithmetic, and no quantisation that was not asked for: OpenVINO's own defaults are bf16 where the processor has
-# it, an 8-bit cache and dynamic quantisation.
+# it, and dynamic quantisation.
 _CPU_CONFIG: dict[str, Any] = {
     "PERFORMANCE_HINT": "LATENCY",
     "NUM_STREAMS": 1,
     "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
 
@@ -50,6 +51,7 @@ class OpenVinoVideoEncoder:
         with engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
             model = read_model(core, graph)
+            compute_in_fp32(model)
             self._outputs = [output.any_name for output in model.outputs]
             self._compiled: Any = core.compile_model(model, "CPU")
         self._spare: list[Any] = []  # requests that nobody runs: each holds the memory of its activations
@@ -58,10 +60,10 @@ class OpenVinoVideoEncoder:
     def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
         """See ``VideoEncoder``."""
         with engine_errors("running the video encoder"), self._request() as request:
-            request.set_tensor("frames", _tensor(np.ascontiguousarray(frames_BF3SS, self._dtype)))
+            request.set_tensor("frames", _tensor(np.ascontiguousarray(frames_BF3SS, np.float32)))
             deadline.check()
             _infer(request, deadline)
-            return {name: request.get_tensor(name).data.copy() for name in self._outputs}
+            return {name: request.get_tensor(name).data.astype(self._dtype) for name in self._outputs}
 
     def close(self) -> None:
         """See ``VideoEncoder``."""
@@ -80,175 +82,211 @@ class OpenVinoDecoder:
     """See ``Decoder``. Runs of several sessions queue up for the same cores."""
 
     def __init__(
-        self, graph: GraphFile, execution: Execution, threads: int | None, chunk: int, token_bytes: int
+        self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
     ) -> None:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
         self.chunk = chunk
-        self._token_bytes = token_bytes
+        self.text = text
         with engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
-            stateful = read_stateful_decoder(core, graph)
-            self.window = stateful.window
-            self.compiled: Any = core.compile_model(stateful.model, "CPU")
+            rewritten = read_decoder(core, graph)
+            self.window = rewritten.window
+            self._compiled: Any = core.compile_model(rewritten.model, "CPU")
+            self._request: Any = self._compiled.create_infer_request()
+        self._lock = threading.Lock()
+        self._last_sizes = _sizes(0, 0, 0)  # of the last run that came to its end
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
         """See ``Decoder``."""
-        session = OpenVinoSession(self, num_rows)
-        session.reserve(num_tokens)
-        return session
+        return OpenVinoSession(self, num_rows, num_tokens)
 
     def close(self) -> None:
         """See ``Decoder``."""
-        self.compiled = None
+        self._compiled = self._request = None
 
-    def require_memory(self, num_tokens: int, what: str) -> None:
-        """Raises unless keys and values of ``num_tokens`` more fit into memory."""
-        memory.require(
-            num_tokens * self._token_bytes, what, "ask fewer questions at once, a shorter one, or for fewer new tokens"
-        )
+    def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[np.float32]]:
+        """Returns logits (B,V), then the new key and value (B,G,t,K) of each layer.
+
+        Args:
+            inputs: as ``RewrittenDecoder`` lists them.
+            deadline: interrupts the run.
+        """
+        sizes = _sizes(*inputs["positions"].shape, inputs["mask"].shape[3])
+        with _held(self._lock, deadline), engine_errors("running the decoder"):
+            try:
+                outputs = self._infer(inputs, deadline)
+            except BaseException:
+                self._settle(sizes)
+                raise
+            self._last_sizes = sizes
+            return outputs
+
+    def _infer(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[np.float32]]:
+        for name, array in inputs.items():
+            # Caches are read where they are: each run of this request sets all of them anew.
+            self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        _infer(self._request, deadline)
+        return [tensor.data.copy() for tensor in self._request.output_tensors]
+
+    def _settle(self, interrupted: tuple[int, ...]) -> None:
+        """Makes the compiled graph forget the sizes of a run that ended early.
+
+        A node infers its shapes anew only if they differ from those that it last ran with. In a run that ends early
+        some nodes have inferred and not run, and would pass on shapes of that run to the next one, if that one is like
+        the run before. One run whose sizes neither of the two had makes all of them infer.
+        """
+        taken = {*interrupted, *self._last_sizes}
+        size = next(size for size in range(2, 100) if not set(_sizes(size, size, 2 * size)) & taken)
+        text = self.text
+        past = np.zeros((size, text.num_kv_heads, size, text.head_dim), np.float32)
+        inputs = {
+            "inputs_embeds": np.zeros((1, size * size, text.hidden_size), np.float32),
+            "positions": np.zeros((size, size), np.int32),
+            "mask": np.zeros((size, 1, size, 2 * size), np.float32),
+            "logits_index": np.zeros(size, np.int64),
+            **{name(layer): past for layer in range(text.num_layers) for name in (past_key, past_value)},
+        }
+        self._infer(inputs, Deadline())
+        self._last_sizes = _sizes(size, size, 2 * size)
+
+
+def _sizes(num_rows: int, num_new: int, num_seen: int) -> tuple[int, ...]:
+    """What the shapes of one run depend on: rows, new tokens per row and in all, slots and new tokens that one sees."""
+    return num_rows, num_new, num_rows * num_new, num_seen
 
 
 class OpenVinoSession:
     """See ``DecoderSession``. A run that was interrupted or failed leaves the session as it was before.
 
-    All rows are packed into one sequence of slots: every slot knows its row and its position, and the mask lets a token
-    see the slots of its own row that are not after it. So rows of different lengths need no padding, and dropping a row
-    or truncating it only changes the mask.
+    Short prompts with nothing before them go in together, padded on the right, others row by row and in chunks.
     """
 
-    def __init__(self, decoder: OpenVinoDecoder, num_rows: int) -> None:
-        assert num_rows > 0
+    def __init__(self, decoder: OpenVinoDecoder, num_rows: int, num_tokens: int) -> None:
         self._decoder = decoder
-        self._request = decoder.compiled.create_infer_request()
-        self._request.set_tensor("beam_idx", _tensor(np.zeros(1, np.int32)))
-        self._lengths = [0] * num_rows
-        self._ids = list(range(num_rows))  # of the rows, as the slots know them: rows move, slots do not
-        self._slot_ids_S = np.empty(0, np.int32)  # _DEAD: no token sees this slot
-        self._slot_positions_S = np.empty(0, np.int32)
-        self._torn = False  # a run ended early: layers may hold slots that we do not know
+        # Attention costs what the capacity is, not what is used: it grows with use, in small steps.
+        self._cache: KVCache | None = KVCache(decoder.text, np.dtype(np.float32), num_rows, 0, round_to=_CACHE_STEP)
+        self.reserve(num_tokens)
+
+    @property
+    def cache(self) -> KVCache:
+        """The memory behind it."""
+        assert self._cache is not None, "the session is closed"
+        return self._cache
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """See ``DecoderSession``."""
-        return tuple(self._lengths)
+        return tuple(self.cache.lengths)
 
     def reserve(self, num_tokens: int) -> None:
-        """OpenVINO grows its state by itself; this only asks whether the memory is there."""
-        missing = len(self._lengths) * num_tokens - len(self._slot_ids_S)
-        self._decoder.require_memory(max(0, missing), f"a cache of {len(self._lengths)} x {num_tokens} tokens")
+        """Only checks that the memory is there: the cache grows as tokens come."""
+        cache = self.cache
+        needed = cache_bytes(self._decoder.text, np.dtype(np.float32), cache.max_rows, num_tokens)
+        memory.require(
+            max(0, needed - cache.num_bytes),
+            f"a cache of {cache.rows} x {num_tokens} tokens",
+            "ask fewer questions at once, a shorter one, or for fewer new tokens",
+        )
 
     def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         """See ``DecoderSession``."""
-        assert len(rows) == len(self._lengths)
+        assert len(rows) == self.cache.rows
         assert all(len(row) for row in rows)
-        before = len(self._slot_ids_S)
-        counts = [len(row) for row in rows]
-        embeds_tD = np.concatenate(list(rows))
-        ids_t = np.repeat(np.array(self._ids, np.int32), counts)
-        positions_t = np.concatenate(
-            [np.arange(length, length + count) for length, count in zip(self._lengths, counts, strict=True)]
-        ).astype(np.int32)
-        last_B = np.cumsum(counts) - 1
-        logits: list[NDArray[np.float32]] = []
+        if len(rows) > 1 and max(map(len, rows)) <= self._decoder.chunk:
+            return self._prefill_padded(rows, deadline)
+        before = list(self.cache.lengths)
         try:
-            for start in range(0, len(embeds_tD), self._decoder.chunk):
-                part = slice(start, start + self._decoder.chunk)
-                ends = last_B[(last_B >= start) & (last_B < start + self._decoder.chunk)] - start
-                logits.append(self._run(embeds_tD[part], ids_t[part], positions_t[part], ends, deadline))
+            return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
         except BaseException:
-            self._slot_ids_S[before:] = _DEAD
+            self.cache.lengths = before
             raise
-        self._lengths = [length + count for length, count in zip(self._lengths, counts, strict=True)]
-        return np.concatenate(logits)
 
     def step(self, embeds_BD: FloatArray) -> NDArray[np.float32]:
         """See ``DecoderSession``."""
-        ids_B, positions_B = np.array(self._ids, np.int32), np.array(self._lengths, np.int32)
-        logits_BV = self._run(embeds_BD, ids_B, positions_B, np.arange(len(self._ids)), Deadline())
-        self._lengths = [length + 1 for length in self._lengths]
-        return logits_BV
+        return self._run(0, embeds_BD[:, None], [1] * self.cache.rows, Deadline())
 
     def truncate(self, num_tokens: int) -> None:
         """See ``DecoderSession``."""
-        assert len(self._lengths) == 1
-        self._forget(0, num_tokens)
+        assert self.cache.rows == 1
+        assert num_tokens <= self.cache.lengths[0]
+        self.cache.lengths = [num_tokens]
 
     def drop_row(self, row: int) -> None:
         """See ``DecoderSession``."""
-        self._forget(row, 0)
-        last_id, last_length = self._ids.pop(), self._lengths.pop()
-        if row < len(self._ids):
-            self._ids[row], self._lengths[row] = last_id, last_length
+        self.cache.drop_row(row)
 
     def close(self) -> None:
         """See ``DecoderSession``."""
-        self._request = None
+        self._cache = None
 
-    def _forget(self, row: int, num_tokens: int) -> None:
-        """Forgets the tokens of a row after the first ``num_tokens``."""
-        assert 0 <= num_tokens <= self._lengths[row]
-        self._slot_ids_S[(self._slot_ids_S == self._ids[row]) & (self._slot_positions_S >= num_tokens)] = _DEAD
-        self._lengths[row] = num_tokens
+    def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        counts = [len(row) for row in rows]
+        embeds_BtD = np.zeros((len(rows), max(counts), rows[0].shape[1]), np.float32)
+        for index, row in enumerate(rows):
+            embeds_BtD[index, : len(row)] = row
+        return self._run(0, embeds_BtD, counts, deadline)
 
-    def _run(
-        self,
-        embeds_tD: FloatArray,
-        ids_t: NDArray[np.int32],
-        positions_t: NDArray[np.int32],
-        ends_B: NDArray[Any],
-        deadline: Deadline,
-    ) -> NDArray[np.float32]:
-        """Appends tokens of any rows and returns the logits after those at ``ends_B``, which may be none."""
-        deadline.check()
-        self._compact()
-        slot_ids_S = np.concatenate([self._slot_ids_S, ids_t])
-        slot_positions_S = np.concatenate([self._slot_positions_S, positions_t])
-        inputs = {
-            "inputs_embeds": np.ascontiguousarray(embeds_tD[None], self._decoder.dtype),
-            "positions": positions_t[None],
-            "mask": self._mask(ids_t, positions_t, slot_ids_S, slot_positions_S)[None, None],
-            # The graph needs one position even where no row ends.
-            "logits_index": ends_B.astype(np.int64) if len(ends_B) else np.zeros(1, np.int64),
+    def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
+        """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
+        for start in range(0, len(embeds_tD), self._decoder.chunk):
+            part_tD = embeds_tD[start : start + self._decoder.chunk]
+            logits_1V = self._run(row, part_tD[None], [len(part_tD)], deadline)
+        return logits_1V
+
+    def _run(self, first: int, embeds_BtD: FloatArray, counts: list[int], deadline: Deadline) -> NDArray[np.float32]:
+        """Appends ``counts`` tokens to the rows from ``first`` on; the rest of ``embeds_BtD`` is padding."""
+        cache, num_layers = self.cache, self._decoder.text.num_layers
+        rows = slice(first, first + len(counts))
+        past_B = np.array(cache.lengths[rows], np.int32)
+        positions_Bt = past_B[:, None] + np.arange(embeds_BtD.shape[1], dtype=np.int32)
+        inputs: dict[str, NDArray[Any]] = {
+            "inputs_embeds": np.ascontiguousarray(embeds_BtD, np.float32).reshape(1, -1, embeds_BtD.shape[2]),
+            # Padding may lie beyond the context.
+            "positions": np.minimum(positions_Bt, self._decoder.text.max_context - 1),
+            "mask": _mask(past_B, positions_Bt, cache.capacity, self._decoder.window),
+            "logits_index": np.arange(len(counts)) * embeds_BtD.shape[1] + np.array(counts) - 1,
         }
-        with engine_errors("running the decoder"):
-            for name, array in inputs.items():
-                self._request.set_tensor(name, _tensor(array))
-            self._torn = True
-            _infer(self._request, deadline)
-            self._torn = False
-            logits_BV: NDArray[np.float32] = self._request.get_tensor("logits").data[: len(ends_B)].copy()
-        self._slot_ids_S, self._slot_positions_S = slot_ids_S, slot_positions_S
+        for layer in range(num_layers):
+            inputs[past_key(layer)], inputs[past_value(layer)] = cache.layer(layer, rows.start, rows.stop)
+        logits_BV, *written = self._decoder.run(inputs, deadline)
+        cache.reserve(max(int(past) + count for past, count in zip(past_B, counts, strict=True)))
+        for index, count in enumerate(counts):
+            row, start = first + index, int(past_B[index])
+            for layer in range(num_layers):
+                for memory_1GSK, new_BGtK in zip(
+                    cache.layer(layer, row, row + 1), written[2 * layer : 2 * layer + 2], strict=True
+                ):
+                    memory_1GSK[0, :, start : start + count] = new_BGtK[index, :, :count]
+            cache.lengths[row] = start + count
         return logits_BV
 
-    def _mask(
-        self,
-        ids_t: NDArray[np.int32],
-        positions_t: NDArray[np.int32],
-        slot_ids_S: NDArray[np.int32],
-        slot_positions_S: NDArray[np.int32],
-    ) -> NDArray[np.bool_]:
-        """Which slots each new token sees, (t,S)."""
-        sees_tS = (slot_ids_S == ids_t[:, None]) & (slot_positions_S <= positions_t[:, None])
-        if self._decoder.window > 0:
-            sees_tS &= slot_positions_S > positions_t[:, None] - self._decoder.window
-        return np.ascontiguousarray(sees_tS)
 
-    def _compact(self) -> None:
-        """Cuts the state down to the slots that are seen, where it holds too many others or is torn."""
-        live_S = np.flatnonzero(self._slot_ids_S != _DEAD)
-        num_dead = len(self._slot_ids_S) - len(live_S)
-        if not (self._torn or (num_dead >= _MAX_DEAD_SLOTS and num_dead > len(live_S))):
-            return
-        with engine_errors("compacting the cache"):
-            if not len(live_S):
-                self._request.reset_state()
-            else:
-                self._torn = True
-                for state in self._request.query_state():
-                    state.state = _tensor(np.ascontiguousarray(state.state.data[:, :, live_S]))
-        self._torn = False
-        self._slot_ids_S, self._slot_positions_S = self._slot_ids_S[live_S], self._slot_positions_S[live_S]
+def _mask(
+    past_B: NDArray[np.int32], positions_Bt: NDArray[np.int32], capacity: int, window: int
+) -> NDArray[np.float32]:
+    """What is added to the scores, (B,1,t,S+t): 0 where a new token sees a cache slot or a new token, else -inf."""
+    num_new = positions_Bt.shape[1]
+    slots_S, news_t = np.arange(capacity), np.arange(num_new)
+    sees_cache_BtS = np.broadcast_to(slots_S < past_B[:, None, None], (len(past_B), num_new, capacity))
+    sees_new_Btt = np.broadcast_to(news_t <= news_t[:, None], (len(past_B), num_new, num_new))
+    if window > 0:
+        sees_cache_BtS = sees_cache_BtS & (slots_S > positions_Bt[..., None] - window)
+        sees_new_Btt = sees_new_Btt & (news_t > news_t[:, None] - window)
+    sees = np.concatenate([sees_cache_BtS, sees_new_Btt], axis=2)
+    return np.where(sees, np.float32(0), np.float32(-np.inf))[:, None]
+
+
+@contextlib.contextmanager
+def _held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
+    """Holds ``lock``; the deadline ends the wait for it."""
+    deadline.check()
+    while not lock.acquire(timeout=_POLL_MS / 1000):
+        deadline.check()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_core(threads: int | None) -> Any:

@@ -112,7 +112,8 @@ class OpenVinoDecoder:
             inputs: as ``RewrittenDecoder`` lists them.
             deadline: interrupts the run.
         """
-        sizes = _sizes(*inputs["positions"].shape, inputs["mask"].shape[3])
+        num_rows, num_new = inputs["positions"].shape
+        sizes = _sizes(num_rows, num_new, inputs["mask"].shape[3])
         with _held(self._lock, deadline), engine_errors("running the decoder"):
             try:
                 outputs = self._infer(inputs, deadline)
@@ -140,7 +141,7 @@ class OpenVinoDecoder:
         size = next(size for size in range(2, 100) if not set(_sizes(size, size, 2 * size)) & taken)
         text = self.text
         past = np.zeros((size, text.num_kv_heads, size, text.head_dim), np.float32)
-        inputs = {
+        inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": np.zeros((1, size * size, text.hidden_size), np.float32),
             "positions": np.zeros((size, size), np.int32),
             "mask": np.zeros((size, 1, size, 2 * size), np.float32),
@@ -239,7 +240,7 @@ class OpenVinoSession:
         cache, num_layers = self.cache, self._decoder.text.num_layers
         rows = slice(first, first + len(counts))
         past_B = np.array(cache.lengths[rows], np.int32)
-        positions_Bt = past_B[:, None] + np.arange(embeds_BtD.shape[1], dtype=np.int32)
+        positions_Bt = (past_B[:, None] + np.arange(embeds_BtD.shape[1])).astype(np.int32)
         inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": np.ascontiguousarray(embeds_BtD, np.float32).reshape(1, -1, embeds_BtD.shape[2]),
             # Padding may lie beyond the context.

@@ -165,7 +165,7 @@ def _rewrite(model: Any, found: list[_Attention]) -> None:
     model.add_parameters([positions, mask])
     model.add_results(written)
     _gather_flat(model)
-    # One flat axis of tokens with a batch of 1, known beforehand: OpenVINO then packs weights for few tokens as well.
+    # One flat axis of tokens: rows of different lengths are neighbours on it.
     model.reshape({"inputs_embeds": [1, -1, model.input("inputs_embeds").get_partial_shape()[2]]})
 
 

@@ -96,6 +96,8 @@ class OpenVinoDecoder:
             self._request: Any = self._compiled.create_infer_request()
         self._lock = threading.Lock()
         self._last_sizes = _sizes(0, 0, 0)  # of the last run that came to its end
+        with engine_errors(f"opening {graph.path}"):
+            self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
         """See ``Decoder``."""
@@ -118,7 +120,7 @@ class OpenVinoDecoder:
             try:
                 outputs = self._infer(inputs, deadline)
             except BaseException:
-                self._settle(sizes)
+                self._run_once(sizes)
                 raise
             self._last_sizes = sizes
             return outputs
@@ -130,7 +132,7 @@ class OpenVinoDecoder:
         _infer(self._request, deadline)
         return [tensor.data.copy() for tensor in self._request.output_tensors]
 
-    def _settle(self, interrupted: tuple[int, ...]) -> None:
+    def _run_once(self, interrupted: tuple[int, ...]) -> None:
         """Makes the compiled graph forget the sizes of a run that ended early.
 
         A node infers its shapes anew only if they differ from those that it last ran with. In a run that ends early

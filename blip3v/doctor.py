@@ -253,10 +253,11 @@ def verdicts(packages: Mapping[str, PackageState], engine: Engine, video: VideoC
         Verdicts for ``ask``, ``export`` and ``train``.
     """
     no_engine = [engine.problem] if engine.problem else []
+    only_openvino = packages["openvino"].works and all(packages[name].version is None for name in ENGINES)
     no_decoder = [] if video.h264_decoder else ['PyAV has no H.264 decoder; run `pip install --force-reinstall "av"`']
     missing = {
         # Either engine answers; the parity check of an export needs ONNX Runtime.
-        "ask": [*([] if packages["openvino"].works else no_engine), *no_decoder],
+        "ask": [*([] if only_openvino else no_engine), *no_decoder],
         # The graphs are checked by running them, and on a real clip.
         "export": [*_missing(packages, "export"), *no_engine, *no_decoder],
         "train": _missing(packages, "train"),

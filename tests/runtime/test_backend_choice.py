@@ -35,13 +35,20 @@ def test_auto_takes_the_highest_rank_that_is_installed(monkeypatch: pytest.Monke
     assert choose_backend("auto", "video_encoder").name == "openvino"
     assert choose_backend("auto", "decoder").name == "onnxruntime"
 
-    def missing() -> None:
-        raise ProviderError("not here")
-
-    monkeypatch.setattr(get_backend("openvino"), "check_installed", missing)
+    monkeypatch.setattr(get_backend("openvino"), "is_installed", lambda: False)
     assert choose_backend("auto", "video_encoder").name == "onnxruntime"
-    monkeypatch.setattr(get_backend("onnxruntime"), "check_installed", missing)
-    with pytest.raises(ProviderError, match="can run the decoder: onnxruntime: not here; openvino: not here"):
+
+
+def test_auto_does_not_pass_over_an_engine_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ProviderError("installed twice")
+
+    monkeypatch.setattr(get_backend("onnxruntime"), "check_installed", broken)
+    with pytest.raises(ProviderError, match="installed twice"):
+        choose_backend("auto", "decoder")
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(get_backend(name), "is_installed", lambda: False)
+    with pytest.raises(ProviderError, match="installed twice"):  # what the first would say
         choose_backend("auto", "decoder")
 
 

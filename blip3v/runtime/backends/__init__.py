@@ -197,6 +197,10 @@ class Backend(Protocol):
     devices: tuple[str, ...]  # that it runs on, as ``device=`` takes them
     rank: Mapping[GraphName, int]  # ``auto`` takes the highest of those installed
 
+    def is_installed(self) -> bool:
+        """Whether the engine's package is there, working or not; ``auto`` passes over those that are not."""
+        ...
+
     def check_installed(self) -> None:
         """Raises unless the engine can be imported.
 
@@ -304,7 +308,7 @@ def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
 
     Raises:
         UsageError: an unknown name or device.
-        ProviderError: it is not installed, or does not run on the device; for ``auto``, none does.
+        ProviderError: it is not installed, is broken, or does not run on the device; for ``auto``, none is installed.
     """
     everyone = [get_backend(each) for each in backend_names()]
     devices = sorted({known for backend in everyone for known in backend.devices})
@@ -317,16 +321,11 @@ def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
         backend.check_installed()
         return backend
     fitting = [backend for backend in everyone if device in (AUTO, *backend.devices)]
-    reasons = {}
-    for backend in sorted(fitting, key=lambda backend: -backend.rank[graph]):
-        try:
-            backend.check_installed()
-        except ProviderError as error:
-            reasons[backend.name] = str(error)
-            continue
-        return backend
-    said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    raise ProviderError(f"no inference engine can run the {graph}: {said}")
+    fitting.sort(key=lambda backend: -backend.rank[graph])
+    # Without any, the first one says what to install. One that is installed and broken is an error, not passed over.
+    backend = next((backend for backend in fitting if backend.is_installed()), fitting[0])
+    backend.check_installed()
+    return backend
 
 
 def stored_and_computed(precision: Precision) -> str:

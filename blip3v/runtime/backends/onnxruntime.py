@@ -57,6 +57,10 @@ class OnnxRuntimeBackend:
     devices = ("cpu",)
     rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
 
+    def is_installed(self) -> bool:
+        """See ``Backend``."""
+        return any(_version(name) is not None for name in _PACKAGES)
+
     def check_installed(self) -> None:
         """See ``Backend``."""
         load_onnxruntime()

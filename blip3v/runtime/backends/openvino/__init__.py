@@ -35,6 +35,10 @@ class OpenVinoBackend:
     devices = ("cpu",)
     rank: Mapping[GraphName, int] = {"video_encoder": 2, "decoder": 1}
 
+    def is_installed(self) -> bool:
+        """See ``Backend``."""
+        return _version() is not None
+
     def check_installed(self) -> None:
         """See ``Backend``."""
         try:
@@ -44,11 +48,7 @@ class OpenVinoBackend:
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        try:
-            version = importlib.metadata.version("openvino")
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        return Execution(backend=self.name, engine="OpenVINO", version=version, device="CPU", dtype="fp32")
+        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype="fp32")
 
     def resident_bytes(self, graph: GraphFile) -> int:
         """Weights are packed into memory in the format in which they are stored."""
@@ -81,3 +81,10 @@ class OpenVinoBackend:
 
 
 BACKEND = OpenVinoBackend()
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_graphs import reference_logits
-from toy_parts import DecoderMaker
+from toy_graphs import Weights, reference_logits, toy_config, write_decoder
+from toy_parts import DecoderMaker, graph_file
 
+from blip3v.bundle.graph_io import decoder_io
 from blip3v.errors import CancelledError
+from blip3v.runtime.backends import get_backend
 from blip3v.runtime.cancellation import CancelToken, Deadline
 
 _FORMS = pytest.mark.parametrize(
@@ -184,3 +187,18 @@ def test_sessions_of_several_threads_do_not_mix(make_decoder: DecoderMaker) -> N
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(decode, range(8)))
+
+
+def test_a_session_goes_on_after_its_decoder_was_closed(tmp_path: Path, backend: str, rng: np.random.Generator) -> None:
+    config = toy_config()
+    weights = Weights.random(config.text)
+    path = tmp_path / "decoder.onnx"
+    write_decoder(path, config, weights)
+    decoder = get_backend(backend).open_decoder(graph_file(path, decoder_io(config)), config.text, threads=1)
+    embeds = _embeds(rng, 12)
+    session = decoder.session(1, 12)
+    session.prefill([embeds[:8]], Deadline())
+    decoder.close()
+    expected = reference_logits(config.text, weights, embeds)
+    assert close([session.step(embeds[i : i + 1])[0] for i in range(8, 12)], expected[8:])
+    session.close()

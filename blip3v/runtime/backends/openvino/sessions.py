@@ -79,33 +79,40 @@ class OpenVinoVideoEncoder:
 
 
 class OpenVinoDecoder:
-    """See ``Decoder``. Runs of several sessions queue up for the same cores."""
+    """See ``Decoder``."""
 
     def __init__(
         self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
     ) -> None:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
+        self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, text, threads, chunk)
+
+    def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
+        """See ``Decoder``."""
+        assert self._compiled is not None, "the decoder is closed"
+        return OpenVinoSession(self._compiled, num_rows, num_tokens)
+
+    def close(self) -> None:
+        """See ``Decoder``."""
+        self._compiled = None
+
+
+class _CompiledDecoder:
+    """The compiled graph, which every session holds. Runs of several sessions queue up for the same cores."""
+
+    def __init__(self, graph: GraphFile, text: TextConfig, threads: int | None, chunk: int) -> None:
         self.chunk = chunk
         self.text = text
         with engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
             rewritten = read_decoder(core, graph)
             self.window = rewritten.window
-            self._compiled: Any = core.compile_model(rewritten.model, "CPU")
-            self._request: Any = self._compiled.create_infer_request()
+            self._request: Any = core.compile_model(rewritten.model, "CPU").create_infer_request()
         self._lock = threading.Lock()
         self._last_sizes = _sizes(0, 0, 0)  # of the last run that came to its end
         with engine_errors(f"opening {graph.path}"):
             self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
-
-    def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
-        """See ``Decoder``."""
-        return OpenVinoSession(self, num_rows, num_tokens)
-
-    def close(self) -> None:
-        """See ``Decoder``."""
-        self._compiled = self._request = None
 
     def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[np.float32]]:
         """Returns logits (B,V), then the new key and value (B,G,t,K) of each layer.
@@ -165,7 +172,7 @@ class OpenVinoSession:
     Short prompts with nothing before them go in together, padded on the right, others row by row and in chunks.
     """
 
-    def __init__(self, decoder: OpenVinoDecoder, num_rows: int, num_tokens: int) -> None:
+    def __init__(self, decoder: _CompiledDecoder, num_rows: int, num_tokens: int) -> None:
         self._decoder = decoder
         # Attention costs what the capacity is, not what is used: it grows with use, in small steps.
         self._cache: KVCache | None = KVCache(decoder.text, np.dtype(np.float32), num_rows, 0, round_to=_CACHE_STEP)

@@ -85,13 +85,17 @@ class OnnxRuntimeBackend:
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
         """See ``Backend``."""
-        return OnnxRuntimeVideoEncoder(_OpenGraph(graph, threads), self.execution(graph.precision))
+        return OnnxRuntimeVideoEncoder(
+            _OpenGraph(graph, threads, spin_after_run=False), self.execution(graph.precision)
+        )
 
     def open_decoder(
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
     ) -> OnnxRuntimeDecoder:
         """See ``Backend``."""
-        return OnnxRuntimeDecoder(_OpenGraph(graph, threads), self.execution(graph.precision), text, chunk)
+        return OnnxRuntimeDecoder(
+            _OpenGraph(graph, threads, spin_after_run=True), self.execution(graph.precision), text, chunk
+        )
 
 
 BACKEND = OnnxRuntimeBackend()
@@ -267,9 +271,12 @@ class OnnxRuntimeSession:
 class _OpenGraph:
     """One opened ONNX graph. Several threads may run it at once."""
 
-    def __init__(self, graph: GraphFile, threads: int | None) -> None:
+    def __init__(self, graph: GraphFile, threads: int | None, *, spin_after_run: bool) -> None:
         self.onnxruntime = load_onnxruntime()
         options = _session_options(self.onnxruntime, threads, mmap=use_mmap(graph.weights_bytes, graph.precision))
+        if not spin_after_run:
+            # Threads that wait for the next clip by spinning take the cores from the decoder, which runs next.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         with engine_errors(f"opening {graph.path}"):
             session = self.onnxruntime.InferenceSession(str(graph.path), options, providers=[_PROVIDER])
         if session.get_providers() != [_PROVIDER]:

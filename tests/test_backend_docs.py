@@ -32,3 +32,20 @@ def test_every_back_end_has_its_rank_on_the_page() -> None:
     for name in backend_names():
         ranks = " | ".join(str(get_backend(name).rank[graph]) for graph in GRAPHS)
         assert f"| `{name}` | {ranks} |" in PAGE
+
+
+def test_every_row_of_tiny_is_what_was_measured() -> None:
+    report = json.loads((ROOT / "benchmarks/results/bench-engines-cpu.json").read_text("utf-8"))
+    for row in report["rows"]:
+        engines = {row["backend"][graph]["backend"] for graph in GRAPHS}
+        name = f"`{engines.pop()}`" if len(engines) == 1 else "what `auto` takes"
+        chain, language = row["whole_chain"], row["language_model"]
+        cells = [
+            str(row["num_video_tokens"]),
+            name,
+            f"{chain['samples_per_s']:.2f}",
+            f"{chain['ratio']:.2f}x",
+            f"{language['samples_per_s']:.1f}",
+            f"{language['ratio']:.2f}x",
+        ]
+        assert f"| {' | '.join(cells)} |" in PAGE

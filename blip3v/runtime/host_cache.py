@@ -7,6 +7,7 @@ tokens in place and copies nothing. Letters: L layers, B rows, H KV heads, S cap
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from blip3v.config import TextConfig
 from blip3v.runtime import memory
 
-__all__ = ["CachePool", "KVCache", "cache_bytes", "round_capacity"]
+__all__ = ["CachePool", "KVCache", "cache_bytes", "pad_prompts", "round_capacity"]
 
 _SMALLEST = 64
 
@@ -31,6 +32,14 @@ def round_capacity(tokens: int, max_context: int) -> int:
 def cache_bytes(text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int) -> int:
     """Size of a cache."""
     return 2 * text.num_layers * rows * text.num_kv_heads * capacity * text.head_dim * dtype.itemsize
+
+
+def pad_prompts(rows: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Embeddings (t,D) of several prompts as one array (B,t,D), padded on the right with zeros."""
+    embeds_BtD = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), dtype)
+    for index, row in enumerate(rows):
+        embeds_BtD[index, : len(row)] = row
+    return embeds_BtD
 
 
 class KVCache:

@@ -24,7 +24,7 @@ from blip3v.config import TextConfig
 from blip3v.errors import BackendError, OutOfMemoryError, ProviderError
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, FloatArray, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.host_cache import CachePool, KVCache, cache_bytes
+from blip3v.runtime.host_cache import CachePool, KVCache, cache_bytes, pad_prompts
 
 __all__ = ["BACKEND", "OnnxRuntimeSession", "engine_errors", "load_onnxruntime", "resident_bytes", "use_mmap"]
 
@@ -213,9 +213,7 @@ class OnnxRuntimeSession:
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         assert not any(self.cache.lengths)
         lengths = [len(row) for row in rows]
-        embeds_BtD = np.zeros((len(rows), max(lengths), self._text.hidden_size), self._graph.dtype)
-        for index, row in enumerate(rows):
-            embeds_BtD[index, : len(row)] = row
+        embeds_BtD = pad_prompts(rows, self._graph.dtype)
         logits_BV = self._run(0, len(rows), embeds_BtD, [length - 1 for length in lengths], lengths, deadline)
         self.cache.lengths = lengths
         return logits_BV

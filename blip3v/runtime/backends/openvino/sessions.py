@@ -22,7 +22,7 @@ from blip3v.runtime import memory
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.host_cache import KVCache, cache_bytes
+from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
 
@@ -232,10 +232,7 @@ class OpenVinoSession:
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         counts = [len(row) for row in rows]
-        embeds_BtD = np.zeros((len(rows), max(counts), rows[0].shape[1]), np.float32)
-        for index, row in enumerate(rows):
-            embeds_BtD[index, : len(row)] = row
-        return self._run(0, embeds_BtD, counts, deadline)
+        return self._run(0, pad_prompts(rows, np.dtype(np.float32)), counts, deadline)
 
     def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from blip3v.config import TextConfig
 from blip3v.runtime import memory
 
-__all__ = ["CachePool", "KVCache", "cache_bytes", "pad_prompts", "round_capacity"]
+__all__ = ["CachePool", "KVCache", "cache_bytes", "pad_prompts", "require_cache_memory", "round_capacity"]
 
 _SMALLEST = 64
 
@@ -32,6 +32,19 @@ def round_capacity(tokens: int, max_context: int) -> int:
 def cache_bytes(text: TextConfig, dtype: np.dtype[Any], rows: int, capacity: int) -> int:
     """Size of a cache."""
     return 2 * text.num_layers * rows * text.num_kv_heads * capacity * text.head_dim * dtype.itemsize
+
+
+def require_cache_memory(num_bytes: int, rows: int, tokens: int) -> None:
+    """Raises unless ``num_bytes`` more are free for a cache of ``rows`` x ``tokens``.
+
+    Raises:
+        OutOfMemoryError: they are not.
+    """
+    memory.require(
+        num_bytes,
+        f"a cache of {rows} x {tokens} tokens",
+        "ask fewer questions at once, a shorter one, or for fewer new tokens",
+    )
 
 
 def pad_prompts(rows: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -117,11 +130,7 @@ class KVCache:
 
     def _allocate(self, rows: int, capacity: int) -> NDArray[Any]:
         text = self._text
-        memory.require(
-            cache_bytes(text, self._dtype, rows, capacity),
-            f"a cache of {rows} x {capacity} tokens",
-            "ask fewer questions at once, a shorter one, or for fewer new tokens",
-        )
+        require_cache_memory(cache_bytes(text, self._dtype, rows, capacity), rows, capacity)
         # The system hands out zeroed pages when they are first written: unused capacity costs nothing.
         return np.zeros((text.num_layers, 2, rows, text.num_kv_heads, capacity, text.head_dim), self._dtype)
 

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.config import TextConfig
 from blip3v.errors import BackendError, OutOfMemoryError
-from blip3v.runtime import memory
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts
+from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts, require_cache_memory
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
 
@@ -193,11 +192,7 @@ class OpenVinoSession:
         """Only checks that the memory is there: the cache grows as tokens come."""
         cache = self.cache
         needed = cache_bytes(self._decoder.text, np.dtype(np.float32), cache.max_rows, num_tokens)
-        memory.require(
-            max(0, needed - cache.num_bytes),
-            f"a cache of {cache.rows} x {num_tokens} tokens",
-            "ask fewer questions at once, a shorter one, or for fewer new tokens",
-        )
+        require_cache_memory(max(0, needed - cache.num_bytes), cache.rows, num_tokens)
 
     def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         """See ``DecoderSession``."""

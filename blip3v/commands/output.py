@@ -1,4 +1,4 @@
-"""What several verbs print and write when they finish: the folder they made, the next command, a JSON file."""
+"""What several verbs print and write: talk on stderr, the folder they made, the next command, a JSON file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import click
+from rich.console import Console
 
 from blip3v.bundle.manifest import Manifest
 from blip3v.errors import UsageError
@@ -15,7 +16,9 @@ from blip3v.publishing import write_file
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
-__all__ = ["Made", "after_export", "check_file", "print_made", "write_json"]
+__all__ = ["Made", "after_export", "check_file", "print_made", "quiet_option", "talk", "talk_console", "write_json"]
+
+_QUIET = "blip3v.quiet"
 
 
 class Made(Protocol):
@@ -32,6 +35,36 @@ class Made(Protocol):
 
     @property
     def peak_rss_bytes(self) -> int | None: ...  # noqa: D102
+
+
+def _set_quiet(context: click.Context, option: click.Parameter, quiet: bool) -> None:
+    context.meta[_QUIET] = quiet
+
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_quiet,
+    help="Print the result and errors only: no progress, no timings, no hints.",
+)
+
+
+def talk(text: str) -> None:
+    """Prints a line of talk (progress, timings, hints) to stderr, unless the command runs with --quiet."""
+    if not _is_quiet():
+        click.echo(text, err=True)
+
+
+def talk_console() -> Console:
+    """The rich form of ``talk``: a console on stderr that prints nothing with --quiet."""
+    return Console(stderr=True, highlight=False, quiet=_is_quiet())
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
 
 
 def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) -> None:

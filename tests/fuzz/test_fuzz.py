@@ -37,6 +37,10 @@ class Result:
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)  # "taken", or the error's type
     defects: dict[str, list[int]] = field(default_factory=dict)  # an error that is not ours, and where -> its seeds
 
+    def report(self) -> str:
+        """One line for each defect, with the seeds to run again."""
+        return "\n".join(f"{what}: seeds {seeds}" for what, seeds in self.defects.items())
+
 
 @pytest.fixture(params=list(TARGETS))
 def target(request: pytest.FixtureRequest) -> str:
@@ -55,7 +59,7 @@ def test_a_damaged_input_is_taken_or_refused(
 ) -> None:
     seed = request.config.getoption("--fuzz-seed")
     result = run(target, case, range(NUM_QUICK[target]) if seed is None else [seed])
-    assert not result.defects
+    assert not result.defects, result.report()
     assert capfd.readouterr().out == "", "a library printed to stdout"
     if seed is None:
         assert result.outcomes["taken"], "no case reached the end: only the first checks are tested"
@@ -70,7 +74,7 @@ def test_2000_damaged_inputs_are_taken_or_refused(
     result = run(target, case, range(1000, 1000 + NUM_LONG), tmp_path / "seed")
     with capfd.disabled():
         print(f"\n{target}: {NUM_LONG} cases, {dict(result.outcomes.most_common())}")
-    assert not result.defects
+    assert not result.defects, result.report()
     assert capfd.readouterr().out == "", "a library printed to stdout"
 
 

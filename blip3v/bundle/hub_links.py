@@ -19,7 +19,7 @@ from pathlib import Path
 
 from blip3v.errors import ArtifactError, BackendError
 
-__all__ = ["blob_of", "real_files"]
+__all__ = ["blob_of", "real_files", "repository_of"]
 
 _REPOSITORY = re.compile(r"models--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -37,7 +37,7 @@ def blob_of(link: Path) -> Path | None:
         OSError: the file system reports an error.
     """
     folder = link.parent.resolve()
-    repository = _repository_of(folder)
+    repository = repository_of(folder)
     blob = _target(folder / link.name)
     if repository is None or blob is None or blob.parent != repository / "blobs" or not _BLOB.fullmatch(blob.name):
         return None
@@ -100,11 +100,11 @@ def _staged(folder: Path, names: Sequence[str], stack: contextlib.ExitStack) -> 
 
 def _parents(folder: Path) -> Iterable[str | Path]:
     """Where a temporary folder may be made: hard links need the disk of the cache."""
-    repository = _repository_of(folder.resolve())
+    repository = repository_of(folder.resolve())
     return (tempfile.gettempdir(),) if repository is None else (tempfile.gettempdir(), repository)
 
 
-def _repository_of(folder: Path) -> Path | None:
+def repository_of(folder: Path) -> Path | None:
     """The folder of the hub's repository that a folder of a snapshot belongs to; ``folder`` has no links in it."""
     for commit in (folder, *folder.parents):
         snapshots, repository = commit.parent, commit.parent.parent

@@ -121,6 +121,8 @@ def resolve(
         folder, missing = _cached(hub_id)
         if folder is not None and not missing:
             return folder
+        if _is_offline():
+            raise ArtifactMissingError(f"{_not_here(hub_id, missing)}, and HF_HUB_OFFLINE forbids a download; unset it")
         if download is False:
             raise ArtifactMissingError(_not_here(hub_id, missing), remedy=remedy)
         planned = _plan(hub_id)
@@ -277,8 +279,6 @@ def _as_ours(error: Exception, hub_id: HubId) -> Blip3vError | None:
         error = error.__cause__  # why a file that is not in the cache did not come from the hub
     page = f"{constants.ENDPOINT}/{hub_id.repository}"
     what = _first_line(error)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return ArtifactMissingError(f"{_not_here(hub_id, [])}, and HF_HUB_OFFLINE forbids a download; unset it")
     if isinstance(error, errors.GatedRepoError):
         return ArtifactMissingError(
             f"{hub_id} is given only to people whom its authors let in; ask for access at {page}, then run "
@@ -311,6 +311,12 @@ def _as_ours(error: Exception, hub_id: HubId) -> Blip3vError | None:
             "folder with free space and write permission"
         )
     return None
+
+
+def _is_offline() -> bool:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return HF_HUB_OFFLINE
 
 
 def _not_here(hub_id: HubId, missing: list[str]) -> str:

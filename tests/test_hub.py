@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_bundle import write_fake_bundle
-from hub_server import COMMIT, Hub, serving
+from hub_server import COMMIT, Hub, connect, serving
 from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
@@ -47,34 +47,24 @@ MODEL_FOLDER = {
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache, which does not exist yet."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home" / "hub"
-
-
-def connect(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture
 def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving(Hub({**RELEASED, **NOT_NEEDED})) as served:
-        connect(served.endpoint, monkeypatch)
+        connect(served.endpoint, cache, monkeypatch)
         yield served
 
 
 @pytest.fixture
-def no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache, with no hub to be reached."""
+def no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub can be reached."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    connect(f"http://127.0.0.1:{port}", monkeypatch)
-    return cache
+    connect(f"http://127.0.0.1:{port}", cache, monkeypatch)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -295,15 +285,16 @@ def test_a_refusal_of_the_hub_is_one_clear_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_no_connection_is_one_clear_sentence(no_hub: Path) -> None:
+def test_no_connection_is_one_clear_sentence(no_hub: None) -> None:
     with pytest.raises(ArtifactError, match=r"the hub at http://127.* cannot be reached \(.*refused\); check"):
         resolve(ID, download=True)
 
 
-def test_offline_mode_is_one_clear_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("download", [False, True])
+def test_offline_mode_is_one_clear_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch, download: bool) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ArtifactMissingError, match="HF_HUB_OFFLINE forbids a download; unset it"):
-        resolve(ID, download=True)
+    with pytest.raises(ArtifactMissingError, match=r"HF_HUB_OFFLINE forbids a download; unset it$"):
+        resolve(ID, download=download)
     assert hub.requests == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from blip3v.commands.options import backend_option
+from blip3v.commands.options import backend_option, download_option, local_model
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
@@ -24,7 +24,10 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.argument("video", type=click.Path(path_type=Path))
 @click.argument("question")
 @click.option(
-    "-m", "--model", type=click.Path(path_type=Path), help="Bundle.  [default: the only one in the current folder]"
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Bundle, or its hub id.  [default: the only one in the current folder]",
 )
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, frames and timings.")
@@ -47,6 +50,7 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.option("--seed", type=int, default=0, show_default=True, help="Sampling seed; needs a temperature above 0.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, with this many alternatives per token.")
 @click.option("--timeout", "timeout_s", type=float, help="Time limit for the answer, in seconds.")
+@download_option
 @backend_option
 @click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu.")
 @click.option("--threads", type=int, help="Threads per operator.  [default: one per physical core]")
@@ -82,7 +86,7 @@ def command(
     if generation["logprobs"] is not None and not as_json:
         raise UsageError("--logprobs has no effect without --json")
     options = GenerationOptions(**generation)
-    folder = default_bundle(Path.cwd()) if model is None else model
+    folder = default_bundle(Path.cwd()) if model is None else local_model(model)
 
     def announce(needed: OpenEstimate) -> None:
         if needed.is_large:

@@ -139,15 +139,19 @@ def _with_image(turns: list[Message], first: int) -> list[Message]:
     return [*turns[:first], replace(turn, content=f"{IMAGE}\n{turn.content}"), *turns[first + 1 :]]
 
 
-def check_question(question: object) -> None:
+def check_question(question: object, name: str = "the question") -> None:
     """Refuses what cannot be a question, without a tokenizer; prompts check it further.
+
+    Args:
+        question: what a caller gave.
+        name: what it is, for the message.
 
     Raises:
         RequestError: not a ``str``, one with a lone surrogate, or nothing but white space.
     """
-    check_text("the question", question)
+    check_text(name, question)
     if not str(question).strip():
-        raise RequestError("the question is empty; ask something about the video")
+        raise RequestError(f"{name} is empty; ask something about the video")
 
 
 def _check_content(tokenizer: Tokenizer, turn: Message) -> None:

@@ -66,8 +66,8 @@ class VideoLM:
             ArtifactError: not a bundle, or one that is not as it was written.
             ProviderError: the engine is not installed, or installed twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
-            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, or a
-                ``max_context`` beyond the model's.
+            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, a
+                ``max_context`` beyond the model's, or a path that is not UTF-8.
         """
         if limits is not None and not isinstance(limits, VideoLimits):
             raise UsageError(f"limits has type {type(limits).__name__}; VideoLimits or None is expected")
@@ -116,6 +116,7 @@ class VideoLM:
             cancel: cancels the call from another thread.
 
         Raises:
+            UsageError: something that is not a video, times that no video has, or no Python to decode a file with.
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """

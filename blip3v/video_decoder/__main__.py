@@ -1,5 +1,7 @@
 """The decoder process: ``python -m blip3v.video_decoder``. It reads requests on stdin and answers on stdout.
 
+    out  {"blip3v": "blip3v 0.1.0", "python": "cpython-311"}           who answers, before anything is asked
+
     in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
     out  {"num_frames": 75, "low": 0, "high": 62, ...}                 its contents; the range is [low, high)
     in   {"wanted": [4, 12, 20]}                                       display indices, increasing
@@ -23,6 +25,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video_decoder.greeting import greeting
 from blip3v.video_decoder.limits import VideoLimits
 from blip3v.video_decoder.ranges import frames_between
 
@@ -48,6 +51,8 @@ def main() -> None:
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # A library that prints must not print into the answers.
     os.dup2(2, 1)
+    _send(sink, greeting())
+    sink.flush()
     request = json.loads(source.readline())
     limits = VideoLimits(**request["limits"])
     try:

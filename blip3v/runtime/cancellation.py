@@ -120,7 +120,7 @@ class Deadline:
 
 @contextmanager
 def _timer(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(max(0.0, seconds), call)
+    timer = threading.Timer(min(max(0.0, seconds), threading.TIMEOUT_MAX), call)  # longer waits raise in the thread
     timer.daemon = True
     timer.start()
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -41,13 +40,13 @@ def check_number(name: str, value: object, span: str, allowed: Callable[[float],
 
 
 def check_timeout(value: object) -> None:
-    """Refuses a ``timeout_s`` that is neither None nor a time that a thread can wait.
+    """Refuses a ``timeout_s`` that is neither None nor a time.
 
     Raises:
         RequestError: with the value.
     """
     if value is not None:
-        check_number("timeout_s", value, "of seconds above 0", lambda seconds: 0 < seconds <= threading.TIMEOUT_MAX)
+        check_number("timeout_s", value, "of seconds above 0", lambda seconds: seconds > 0)
 
 
 def checked_path(name: str, value: object) -> Path:

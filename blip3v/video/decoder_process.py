@@ -75,7 +75,7 @@ class DecoderProcess:
         except OSError as error:
             message = f"the decoder process cannot be started with {self._python!r}: {error}"
             raise (UsageError(message, remedy=REMEDY) if error.errno in _NO_PROGRAM else VideoError(message)) from error
-        self._timer = threading.Timer(limits.timeout_s, self._time_out)
+        self._timer = threading.Timer(min(limits.timeout_s, threading.TIMEOUT_MAX), self._time_out)
         self._timer.daemon = True
         self._timer.start()
 

@@ -44,6 +44,8 @@ except ImportError:  # Unix only: elsewhere only the caller's timer bounds this 
 
 # Size of an 8K picture, for which a decoder allocates memory at once.
 _PICTURE_BYTES = 56 * 1024**2
+# The highest that the system takes as limits; it counts processor time in nanoseconds.
+_LARGEST_BOUND, _LONGEST_S = 2**62, 2**31
 
 
 def main() -> None:
@@ -79,13 +81,13 @@ def _limit_resources(limits: VideoLimits) -> None:
     bounds = {
         resource.RLIMIT_AS: limits.max_memory_bytes,
         # A backstop in case the parent was killed: otherwise the parent's timer comes first.
-        resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
+        resource.RLIMIT_CPU: math.ceil(min(limits.timeout_s, _LONGEST_S)) + 2,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
     }
     for kind, bound in bounds.items():
         hard = resource.getrlimit(kind)[1]
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        bound = min(bound, _LARGEST_BOUND if hard == resource.RLIM_INFINITY else hard)
         resource.setrlimit(kind, (bound, bound))
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from blip3v.errors import RequestError, UsageError
 from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, video_lm
-from blip3v.video import VideoLimits
 
 TOKENS = np.ones((8, 64), np.float32)
 FRAMES = ((0, 0.0), (3, 0.12))
@@ -88,7 +87,7 @@ def test_options_of_another_type(unasked: VideoLM, film: np.ndarray, video: Vide
         ({"max_new_tokens": NUMBER_TOO_LONG}, "max_new_tokens is a int; a whole number, 1 to 2147483647"),
         ({"top_k": None}, "top_k is None"),
         ({"seed": "a"}, "seed is 'a'"),
-        ({"timeout_s": 1e300}, "timeout_s is 1e\\+300"),
+        ({"timeout_s": float("inf")}, "timeout_s is inf"),
         ({"timeout_s": "5"}, "timeout_s is '5'"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else ",".join(value),
@@ -226,25 +225,6 @@ def test_a_back_end_that_is_no_name(bundle_path: Path, backend: Any) -> None:
 def test_limits_of_another_type(bundle_path: Path) -> None:
     with pytest.raises(UsageError, match="limits has type dict; VideoLimits or None is expected"):
         VideoLM.open(bundle_path, limits={"max_bytes": 5})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"max_pixels": "a"}, "max_pixels is 'a'; a whole number"),
-        ({"max_bytes": 1e9}, "max_bytes is 1000000000.0; a whole number"),
-        ({"max_memory_bytes": None}, "max_memory_bytes is None"),
-        ({"max_frames_walked": True}, "max_frames_walked is True"),
-        ({"timeout_s": "a"}, "timeout_s is 'a'; a number"),
-        ({"timeout_s": float("nan")}, "timeout_s is nan"),
-        ({"timeout_s": float("inf")}, "timeout_s is inf; at most"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_limits_of_a_wrong_kind(values: dict[str, Any], message: str) -> None:
-    """An infinite timeout was none: the thread that was to keep it ended with an OverflowError."""
-    with pytest.raises(UsageError, match=message):
-        VideoLimits(**values)
 
 
 @pytest.mark.parametrize("cancel", [True, "now", object], ids=str)

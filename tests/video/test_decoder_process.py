@@ -41,6 +41,13 @@ def test_a_video_that_takes_too_long(film: Film) -> None:
     assert children() == []
 
 
+@pytest.mark.parametrize("timeout_s", [1e30, float("inf")], ids=str)
+def test_limits_beyond_the_systems_are_none(plain: Path, timeout_s: float) -> None:
+    """An OverflowError, in the thread that keeps the time and in the decoder, which blamed the file."""
+    limits = VideoLimits(timeout_s=timeout_s, max_memory_bytes=2**70)
+    assert len(load_clip(plain, num_frames=2, limits=limits).frames) == 2
+
+
 def test_a_decoder_that_spins_is_stopped(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "while True: pass")
     with pytest.raises(VideoTimeoutError, match="timeout_s"):

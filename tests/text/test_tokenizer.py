@@ -232,8 +232,8 @@ def test_a_vocabulary_with_characters_that_are_no_bytes() -> None:
     vocab = values["model"]["vocab"]
     vocab["\u4e2d"] = vocab.pop("<|reserved_0|>")
     backend = tokenizers.Tokenizer.from_str(json.dumps(values))
-    token_id = vocab["\u4e2d"]
-    assert Tokenizer(backend).decode([token_id]) == backend.decode([token_id]) == "\u4e2d"
+    ids = [vocab["\u4e2d"]]
+    assert streamed(Tokenizer(backend), ids) == backend.decode(ids) == "\u4e2d"
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.reader import Bundle, open_bundle
@@ -23,7 +24,6 @@ from blip3v.runtime.backends import (
     choose_backend,
     parse_backends,
 )
-from blip3v.runtime.checks import checked_path
 from blip3v.runtime.host_cache import round_capacity
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
@@ -77,7 +77,7 @@ def open_model(
     """Opens a bundle; see ``VideoLM.open``."""
     _check_count("threads", threads)
     backends = _choose(backend, device)
-    bundle = open_bundle(checked_path("path", path))
+    bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
             f"{bundle.path} holds random weights, made for measurements: its answers mean nothing",

@@ -72,7 +72,7 @@ class VideoLM:
         if limits is not None and not isinstance(limits, VideoLimits):
             raise UsageError(f"limits has type {type(limits).__name__}; VideoLimits or None is expected")
         model = open_model(
-            path,
+            checked_path("path", path),
             backend=backend,
             device=device,
             threads=threads,

@@ -87,8 +87,7 @@ def load_clip(
         The clip. Frame times come from the file's own timestamps, also at a variable frame rate.
 
     Raises:
-        UsageError: an invalid argument, no frame between ``start_s`` and ``end_s``, or no Python to decode with (the
-            environment variable ``BLIP3V_PYTHON`` names one).
+        UsageError: an invalid argument, or no frame between ``start_s`` and ``end_s``.
         UnsupportedVideoError: not a video, a playlist, or no video stream.
         CorruptVideoError: a sampled frame is missing or cannot be decoded.
         VideoTooLargeError: over a limit of bytes, pixels, frames, duration or memory.

@@ -93,7 +93,7 @@ def test_cancelling_interrupts_the_decoding_of_a_file(
     lm: VideoLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hang = (sys.executable, "-c", "import time; time.sleep(300)")
-    monkeypatch.setattr(decoder_process, "_COMMAND", hang)
+    monkeypatch.setattr(decoder_process, "_command", lambda: hang)
     video = tmp_path / "film.mp4"
     video.write_bytes(b"the stand-in does not read it")
     cancel = CancelToken()

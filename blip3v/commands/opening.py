@@ -11,7 +11,7 @@ from blip3v.commands.output import talk
 from blip3v.commands.questions import Question
 from blip3v.errors import UsageError
 from blip3v.runtime import GenerationOptions, OpenEstimate, VideoLM
-from blip3v.runtime.request import check_question
+from blip3v.runtime.request import check_prompt
 from blip3v.video.limits import VideoLimits
 from blip3v.video.source import open_source
 from blip3v.video_decoder.ranges import check_range
@@ -43,7 +43,7 @@ def check_questions(model: Path, questions: Sequence[Question], options: Generat
     bundle = open_bundle(model)
     for question in questions:
         with question.named():
-            check_question(bundle, question.text, options, system)
+            check_prompt(bundle, question.text, options, system)
 
 
 def open_lm(model: Path, engine: Mapping[str, Any]) -> VideoLM:

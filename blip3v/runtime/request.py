@@ -22,7 +22,7 @@ from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prom
 from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["GenerationOptions", "Model", "Request", "check_question"]
+__all__ = ["GenerationOptions", "Model", "Request", "check_prompt"]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 256
@@ -142,7 +142,7 @@ class Model:
     def first_request(
         self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
     ) -> Request:
-        """A conversation's first question; ``system`` as for ``check_question``.
+        """A conversation's first question; ``system`` as for ``check_prompt``.
 
         Raises:
             RequestError: video tokens of another encoder, a question or system text that cannot be asked, or one that
@@ -188,7 +188,7 @@ class Model:
             )
 
 
-def check_question(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> None:
+def check_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> None:
     """Checks a conversation's first question as ``Model.first_request`` does, in milliseconds and without its video.
 
     Args:

@@ -14,7 +14,7 @@ from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.chat import Chat
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
-from blip3v.runtime.request import GenerationOptions, Model, check_question
+from blip3v.runtime.request import GenerationOptions, Model, check_prompt
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
 from blip3v.video.limits import VideoLimits
@@ -167,7 +167,7 @@ class VideoLM:
         options = options or GenerationOptions()
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
-        check_question(model, question, options, system)  # before the video costs anything
+        check_prompt(model, question, options, system)  # before the video costs anything
         tokens = _video_tokens(model, video, start, end, deadline)
         return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options, system), deadline))
 
@@ -196,7 +196,7 @@ class VideoLM:
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
         for _, question in requests:
-            check_question(model, question, options, system)
+            check_prompt(model, question, options, system)
         encoded: dict[object, VideoTokens] = {}
         prepared = []
         for video, question in requests:
@@ -218,7 +218,7 @@ class VideoLM:
     ) -> Chat:
         """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
         model = self._open_model()
-        check_question(model, "?", GenerationOptions(), system)
+        check_prompt(model, "?", GenerationOptions(), system)
         return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)), system)
 
     def close(self) -> None:

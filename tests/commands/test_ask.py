@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from blip3v.commands.ask import command
 from blip3v.commands.opening import default_bundle
 from blip3v.errors import ArtifactMissingError, RequestError, UsageError, VideoError
-from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, opening, video_lm
+from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, opening, video_encoding, video_lm
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
 
@@ -123,7 +123,7 @@ SEVERAL = [QUESTION, "Why?\nReally?", "How many?"]
 def test_several_questions_are_answered_like_each_alone(
     bundle_path: Path, lm: VideoLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, encoded = video_lm.encode_video, []
+    encode, encoded = video_encoding.encode_video, []
 
     def counted(*arguments: Any) -> VideoTokens:
         encoded.append(arguments)

@@ -152,7 +152,7 @@ class _Terminal:
         )
         os.close(slave)
 
-    def type(self, text: str) -> None:
+    def send(self, text: str) -> None:
         os.write(self._master, text.encode())
 
     def num_tokens(self) -> int:
@@ -168,7 +168,7 @@ class _Terminal:
         while wanted not in self._shown:
             assert time.monotonic() < end_s, self._shown
             if not select.select([self._master], [], [], 0.5)[0]:
-                self.type(typing)
+                self.send(typing)
                 continue
             self._shown += os.read(self._master, 4096)
         before, _, self._shown = self._shown.partition(wanted)
@@ -192,23 +192,23 @@ def test_a_conversation_on_a_terminal(bundle_path: Path, lm: VideoLM, tmp_path: 
     options = ["-m", str(bundle_path), "--threads", "1", "--max-new-tokens", "8"]
     with _Terminal(tmp_path, "chat", CLIP, *options) as terminal:
         assert "\x1b" not in terminal.until("/help lists the commands, Ctrl-D ends.\r\n> ")
-        terminal.type(f"{first}\n")
+        terminal.send(f"{first}\n")
         assert terminal.until("\r\n> ") == f"{first}\n{answer}"
-        terminal.type(f"{second}\n")
+        terminal.send(f"{second}\n")
         while terminal.num_tokens() < 11:
             time.sleep(0.01)
-        terminal.type("\x03")
+        terminal.send("\x03")
         terminal.until("cancelled; the conversation is as it was before this question\r\n> ")
         assert terminal.num_tokens() <= 13  # 12, or one more if this test was slow to type
         terminal.until("Ctrl-D or /exit ends the conversation.\r\n> ", typing="\x03")
-        terminal.type(" \n")
+        terminal.send(" \n")
         terminal.until("\r\n> ")
-        terminal.type("/what\n")
+        terminal.send("/what\n")
         terminal.until("error: unknown command /what; allowed: /help, /reset, /exit\r\n> ")
-        terminal.type("<|end|>\n")
+        terminal.send("<|end|>\n")
         assert "error: the user message contains the special token <|end|>" in terminal.until("\r\n> ")
-        terminal.type(f"{second}\n")
+        terminal.send(f"{second}\n")
         assert terminal.until("\r\n> ") == f"{second}\n{next_answer}"
-        terminal.type("\x04")
+        terminal.send("\x04")
         assert "\x1b" not in terminal.until("in the process that decodes the video\r\n")
         assert terminal.process.wait(60) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ _STAGES = {
     "prefill_s": "prefill",
     "steps_s": "",
 }
+# Control characters but tab and newline, each to the replacement character.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n")}, "\ufffd")
 
 
 class Printer(Protocol):
@@ -78,13 +81,13 @@ class TextPrinter:
     def piece(self, delta: Delta) -> None:
         """Prints the piece."""
         if self._stream and delta.text:
-            click.echo(delta.text, nl=False)
+            click.echo(_harmless(delta.text), nl=False)
             self._in_line = True
 
     def answer(self, question: str, answer: Answer) -> None:
         """Prints the answer, or ends the line of its pieces."""
         if self._stream or self._several:
-            click.echo("" if self._stream else answer.text)
+            click.echo("" if self._stream else _harmless(answer.text))
         else:
             self._last = answer.text
         self._in_line = False
@@ -98,7 +101,7 @@ class TextPrinter:
     def end(self) -> None:
         """Prints the only answer."""
         if self._last is not None:
-            click.echo(self._last)
+            click.echo(_harmless(self._last))
 
 
 class JsonPrinter:
@@ -241,6 +244,11 @@ def _as_dict(model: Path, question: str, answer: Answer) -> dict[str, Any]:
 def _peaks() -> tuple[int | None, int | None]:
     """Peak memory of this process and of the video decoder's, in bytes; their sum is an upper bound of both."""
     return peak_rss_bytes(), DecoderProcess.peak_rss_bytes()
+
+
+def _harmless(text: str) -> str:
+    """The text of a model without the control characters with which it could control a terminal; files get them."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ __all__ = ["main"]
 # verb -> one line for --help; `command` in blip3v/commands/VERB.py is its click command
 _VERBS = {
     "demo": "Run the whole chain on a real clip: export, check, ask, measure.",
-    "ask": "Answer a question about a video.",
+    "ask": "Answer questions about a video.",
+    "chat": "Talk about a video.",
     "export": "Export a bundle: two ONNX graphs, checked against PyTorch.",
     "convert": "Convert a released checkpoint to a model folder.",
     "inspect": "Show what a bundle contains.",

@@ -18,7 +18,8 @@ from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.run import run_bench
 from blip3v.bundle.precision import Precision
-from blip3v.commands.options import BACKEND_HELP, download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
 from blip3v.runtime import BackendReport, OpenEstimate

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from blip3v.commands.options import download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import print_made
 from blip3v.model.temporal import encoder_names
 from blip3v.video.preprocess import ResizeMode

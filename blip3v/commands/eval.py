@@ -15,7 +15,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import blip3v
-from blip3v.commands.options import BACKEND_HELP, download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from blip3v.bundle.precision import PRECISIONS, Precision
-from blip3v.commands.options import download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import after_export, print_made
 from blip3v.config import PRESETS
 from blip3v.export.parity import Comparison, ParityReport

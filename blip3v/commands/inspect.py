@@ -15,7 +15,7 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
-from blip3v.commands.options import download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import after_export
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import stored_and_computed

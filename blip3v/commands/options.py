@@ -1,70 +1,150 @@
-"""Options that several verbs share."""
+"""Options that several verbs share.
+
+The decorators that end in ``_options`` add a group of options and give it to the command as one argument.
+"""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
-from blip3v.commands.output import is_quiet, talk
-from blip3v.hub import Download, resolve
+from blip3v.errors import UsageError
+from blip3v.runtime import GenerationOptions
 from blip3v.runtime.backends import AUTO, backend_names
 
-__all__ = ["BACKEND_HELP", "backend_option", "download_option", "local_model"]
+__all__ = [
+    "BACKEND_HELP",
+    "OutputForm",
+    "backend_option",
+    "clip_options",
+    "engine_options",
+    "generation_options",
+    "model_option",
+    "output_options",
+    "system_option",
+]
 
-_DOWNLOAD = "blip3v.download"
+OutputForm = Literal["text", "json", "jsonl"]
+_Command = Callable[..., Any]
 
 BACKEND_HELP = f"{', '.join((AUTO, *backend_names()))}, or one for each graph: video_encoder=NAME,decoder=NAME"
 
 backend_option = click.option("--backend", default=AUTO, show_default=True, help=f"Inference engine: {BACKEND_HELP}.")
 
-
-def _set_download(context: click.Context, option: click.Parameter, download: bool) -> None:
-    context.meta[_DOWNLOAD] = download
-
-
-download_option = click.option(
-    "--download",
-    is_flag=True,
-    expose_value=False,
-    callback=_set_download,
-    help="Download a model named by its hub id without asking.",
+model_option = click.option(
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Bundle, or its hub id.  [default: the only one in the current folder]",
 )
 
+system_option = click.option(
+    "--system", metavar="TEXT", help='System text before the first question; "" leaves it out.  [default: the model\'s]'
+)
 
-def local_model(name: Path) -> Path:
-    """The local path of a model that an option or argument names: a path, or a hub id (``blip3v.hub``).
+# Parameter -> option, for each group.
+_OUTPUT = {
+    "as_json": click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, frames and timings."
+    ),
+    "as_jsonl": click.option(
+        "--jsonl",
+        "as_jsonl",
+        is_flag=True,
+        help="Print a JSON object on a line for each piece of text and each answer.",
+    ),
+}
 
-    For a command with ``download_option``. What has to be downloaded is downloaded if --download was given, or if the
-    user at the terminal agrees.
+_CLIP = {
+    "start": click.option("--start", type=float, help="Start of the clip in the video, in seconds."),
+    "end": click.option("--end", type=float, help="End of the clip in the video, in seconds."),
+}
 
-    Raises:
-        ArtifactMissingError: not there and not to be downloaded, or not on the hub.
-        ArtifactError: no connection, not enough disk space, or a broken cache.
-    """
-    return resolve(name, download=_permission(name), progress=not is_quiet(), remedy=f"to download it run: {_typed()}")
+_GENERATION = {
+    "max_new_tokens": click.option(
+        "--max-new-tokens", type=int, help="Maximum tokens of the answer.  [default: the bundle's own limit]"
+    ),
+    "temperature": click.option(
+        "--temperature", type=float, default=0.0, show_default=True, help="0 picks the most likely token."
+    ),
+    "top_p": click.option(
+        "--top-p",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Sample from the most likely tokens that add up to this.",
+    ),
+    "top_k": click.option(
+        "--top-k", type=int, default=0, show_default=True, help="Sample from the K most likely tokens; 0: from all."
+    ),
+    "repetition_penalty": click.option(
+        "--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less."
+    ),
+    "stop": click.option("--stop", multiple=True, help="End the answer before this text; can be given several times."),
+    "seed": click.option(
+        "--seed", type=int, default=0, show_default=True, help="Sampling seed; needs a temperature above 0."
+    ),
+    "logprobs": click.option(
+        "--logprobs", type=int, help="With --json or --jsonl: log-probabilities, with this many alternatives per token."
+    ),
+    "timeout_s": click.option(
+        "--timeout",
+        "timeout_s",
+        type=float,
+        help="Time limit for an answer, in seconds; with one question, for the video too.",
+    ),
+}
+
+_ENGINE = {
+    "backend": backend_option,
+    "device": click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu."),
+    "threads": click.option("--threads", type=int, help="Threads per operator.  [default: one per physical core]"),
+    "max_context": click.option(
+        "--max-context", type=int, help="Maximum tokens of prompt and answer.  [default: the model's own]"
+    ),
+    "allow_random": click.option(
+        "--allow-random", is_flag=True, help="Run even a bundle with random weights; its answers mean nothing."
+    ),
+}
 
 
-def _permission(name: Path) -> bool | Callable[[Download], bool]:
-    if click.get_current_context().meta.get(_DOWNLOAD):
-        return _announce
-    # In a folder that exists, the name is a mistyped path: the hub, which the question needs, must not be asked for it.
-    is_interactive = sys.stdin.isatty() and sys.stderr.isatty()
-    return _ask if is_interactive and not name.parent.is_dir() else False
+def output_options(command: _Command) -> _Command:
+    """In what form the answers are printed: ``form``, an ``OutputForm``."""
+    return _gathered(command, "form", _OUTPUT, _form)
 
 
-def _announce(planned: Download) -> bool:
-    talk(str(planned))
-    return True
+def clip_options(command: _Command) -> _Command:
+    """Which part of the video: ``clip``, arguments of ``VideoLM.encode``."""
+    return _gathered(command, "clip", _CLIP, dict)
 
 
-def _ask(planned: Download) -> bool:
-    return click.confirm(f"{planned}\nDownload it?", err=True)
+def generation_options(command: _Command) -> _Command:
+    """How to answer: ``options``, a ``GenerationOptions``."""
+    return _gathered(command, "options", _GENERATION, GenerationOptions)
 
 
-def _typed() -> str:
-    """The command as it was typed, with --download."""
-    return shlex.join(["blip3v", *sys.argv[1:], "--download"])
+def engine_options(command: _Command) -> _Command:
+    """What computes it: ``engine``, arguments of ``VideoLM.open``."""
+    return _gathered(command, "engine", _ENGINE, dict)
+
+
+def _form(*, as_json: bool, as_jsonl: bool) -> OutputForm:
+    if as_json and as_jsonl:
+        raise UsageError("--json and --jsonl exclude each other: one object at the end, or one on each line")
+    return "json" if as_json else "jsonl" if as_jsonl else "text"
+
+
+def _gathered(
+    command: _Command, argument: str, group: Mapping[str, Callable[[_Command], _Command]], kind: Callable[..., Any]
+) -> _Command:
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        return command(**{argument: kind(**{name: values.pop(name) for name in group})}, **values)
+
+    for option in reversed([*group.values()]):
+        option(gathered)
+    return gathered

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from blip3v.commands.options import download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.training.recipe import PlannedStage, load_recipe, recipe_names
 from blip3v.units import format_bytes
 

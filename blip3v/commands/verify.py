@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from blip3v.bundle.verify import VerifyReport, verify_bundle
-from blip3v.commands.options import download_option, local_model
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.errors import ArtifactHashError
 
 __all__ = ["command"]

@@ -7,8 +7,8 @@ D width, V rows of the embedding table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,12 @@ from blip3v.errors import RequestError
 from blip3v.runtime.backends import Decoder, FloatArray, VideoEncoder
 from blip3v.runtime.checks import check_number, check_timeout, check_whole, shown
 from blip3v.runtime.types import BackendReport, VideoTokens
-from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt, continue_prompt, splice
+from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prompt, continue_prompt, splice
 from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["GenerationOptions", "Model", "Request", "checked_options", "checked_pairs"]
+__all__ = ["GenerationOptions", "Model", "Request", "check_prompt", "checked_options", "checked_pairs"]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 256
@@ -109,6 +109,22 @@ class Request:
         return self.num_prompt_tokens + self.max_new_tokens
 
 
+class _Prompted(Protocol):
+    """What a prompt is made with: a ``Model``, or a ``Bundle`` whose graphs are not opened."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def chat_template(self) -> str: ...
+
+    @property
+    def generation(self) -> GenerationConfig: ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model:
     """The parts of an opened bundle. Safe for several threads: it holds no state of a request."""
@@ -130,16 +146,19 @@ class Model:
         rows_tD: FloatArray = self.table_VD[np.asarray(ids, np.int64)].astype(self.decoder.dtype, copy=False)
         return rows_tD
 
-    def first_request(self, video: VideoTokens, question: str, options: GenerationOptions) -> Request:
-        """A conversation's first question.
+    def first_request(
+        self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
+    ) -> Request:
+        """A conversation's first question; ``system`` as for ``check_prompt``.
 
         Raises:
-            RequestError: video tokens of another encoder, a question that cannot be asked, or one that is too long.
+            RequestError: video tokens of another encoder, a question or system text that cannot be asked, or one that
+                is too long.
         """
         self._check_video(video)
-        prompt = build_prompt(self.tokenizer, self.chat_template, self.generation, [Message("user", question)])
+        prompt = _prompt(self, question, system)
         # Before anything is embedded: a hostile prompt may have a million tokens.
-        new_tokens = self._fit(prompt.length(len(video)), len(video), options)
+        new_tokens = _fit(self, prompt.length(len(video)), len(video), options)
         video_MD = video.tokens.astype(self.decoder.dtype, copy=False)  # the video encoder's precision may differ
         embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video_MD)
         return Request(video, embeds_tD, 0, new_tokens, options)
@@ -160,7 +179,7 @@ class Model:
             RequestError: a question that cannot be asked, or a conversation that becomes too long.
         """
         ids = [*open_ids, self.tokenizer.end_id, *continue_prompt(self.tokenizer, self.chat_template, question)]
-        new_tokens = self._fit(held_tokens + len(ids), len(video), options)
+        new_tokens = _fit(self, held_tokens + len(ids), len(video), options)
         return Request(video, self.embed(ids), held_tokens, new_tokens, options)
 
     def _check_video(self, video: VideoTokens) -> None:
@@ -177,21 +196,49 @@ class Model:
         if not np.isfinite(video.tokens).all():
             raise RequestError("the video tokens hold values that are not finite; encode the video again")
 
-    def _fit(self, prompt_tokens: int, video_tokens: int, options: GenerationOptions) -> int:
-        """New tokens that this request may have.
 
-        A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
-        """
-        context = self.config.text.max_context
-        asked = options.max_new_tokens
-        new_tokens = asked or max(1, min(self.generation.max_new_tokens, context - prompt_tokens))
-        if prompt_tokens + new_tokens > context:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video) and {new_tokens} new ones were "
-                f"asked for: {prompt_tokens + new_tokens} in all; the context has {context}; "
-                "shorten the question, begin a new conversation, or lower max_new_tokens"
-            )
-        return new_tokens
+def check_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> None:
+    """Checks a conversation's first question as ``Model.first_request`` does, in milliseconds and without its video.
+
+    Args:
+        parts: an opened model, or a bundle.
+        question: the question.
+        options: of its answer.
+        system: text of the system turn; None: the model's own; blank: no system turn.
+
+    Raises:
+        RequestError: a question or system text that cannot be asked, or one that is too long.
+    """
+    num_video_tokens = parts.config.num_video_tokens
+    _fit(parts, _prompt(parts, question, system).length(num_video_tokens), num_video_tokens, options)
+
+
+def _prompt(parts: _Prompted, question: str, system: str | None) -> Prompt:
+    if system is not None and not isinstance(system, str):
+        raise RequestError(f"system has type {type(system).__name__}; text is expected")
+    generation, messages = parts.generation, [Message("user", question)]
+    if system is not None and system.strip():
+        messages.insert(0, Message("system", system))
+    elif system is not None:
+        generation = replace(generation, system_prompt=None)
+    return build_prompt(parts.tokenizer, parts.chat_template, generation, messages)
+
+
+def _fit(parts: _Prompted, prompt_tokens: int, video_tokens: int, options: GenerationOptions) -> int:
+    """New tokens that a request may have.
+
+    A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
+    """
+    context = parts.config.text.max_context
+    asked = options.max_new_tokens
+    new_tokens = asked or max(1, min(parts.generation.max_new_tokens, context - prompt_tokens))
+    if prompt_tokens + new_tokens > context:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video) and {new_tokens} new ones were "
+            f"asked for: {prompt_tokens + new_tokens} in all; the context has {context}; "
+            "shorten the question, begin a new conversation, or lower max_new_tokens"
+        )
+    return new_tokens
 
 
 def checked_options(options: object) -> GenerationOptions:

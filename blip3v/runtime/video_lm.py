@@ -14,7 +14,7 @@ from blip3v.runtime.chat import Chat
 from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
-from blip3v.runtime.request import GenerationOptions, Model, checked_options, checked_pairs
+from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
 from blip3v.text.prompt import check_question
@@ -128,6 +128,7 @@ class VideoLM:
         question: str,
         *,
         options: GenerationOptions | None = None,
+        system: str | None = None,
         start: float | None = None,
         end: float | None = None,
         cancel: CancelToken | None = None,
@@ -138,6 +139,7 @@ class VideoLM:
             video: a video, or what ``encode`` gave.
             question: plain text.
             options: how to answer; None: greedy, to the bundle's own limit of tokens.
+            system: text of the system turn, which goes before the question; None: the model's own; blank: no such turn.
             start: as for ``encode``; not with ready video tokens.
             end: as for ``encode``; not with ready video tokens.
             cancel: cancels the request from another thread.
@@ -148,7 +150,9 @@ class VideoLM:
                 encoder; CancelledError or RequestTimeoutError if it was cancelled or took too long.
             BackendError: the inference engine failed.
         """
-        with self.stream(video, question, options=options, start=start, end=end, cancel=cancel) as stream:
+        with self.stream(
+            video, question, options=options, system=system, start=start, end=end, cancel=cancel
+        ) as stream:
             return stream.read()
 
     def stream(
@@ -157,6 +161,7 @@ class VideoLM:
         question: str,
         *,
         options: GenerationOptions | None = None,
+        system: str | None = None,
         start: float | None = None,
         end: float | None = None,
         cancel: CancelToken | None = None,
@@ -169,14 +174,16 @@ class VideoLM:
         check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
+        check_prompt(model, question, options, system)  # before the video costs anything
         tokens = _video_tokens(model, video, start, end, deadline)
-        return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options), deadline))
+        return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options, system), deadline))
 
     def ask_batch(
         self,
         requests: Sequence[tuple[VideoInput | VideoTokens, str]],
         *,
         options: GenerationOptions | None = None,
+        system: str | None = None,
         cancel: CancelToken | None = None,
     ) -> list[Answer]:
         """Answers several questions together; each answer is the one that ``ask`` would give.
@@ -184,6 +191,7 @@ class VideoLM:
         Args:
             requests: (video, question) pairs; a video that stands several times is encoded once.
             options: of every answer. The time limit is for all together.
+            system: of every answer, as for ``ask``.
             cancel: cancels all of them.
 
         Raises:
@@ -195,6 +203,8 @@ class VideoLM:
             return []
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
+        for _, question in pairs:
+            check_prompt(model, question, options, system)
         encoded: dict[object, VideoTokens] = {}
         prepared = []
         for video, question in pairs:
@@ -203,19 +213,21 @@ class VideoLM:
                 encoded[key] = encoded[key].without_timings()
             else:
                 encoded[key] = _video_tokens(model, video, None, None, deadline)
-            prepared.append(model.first_request(encoded[key], question, options))
+            prepared.append(model.first_request(encoded[key], question, options, system))
         return answer_together(model, prepared, deadline)
 
     def chat(
         self,
         video: VideoInput | VideoTokens,
         *,
+        system: str | None = None,
         start: float | None = None,
         end: float | None = None,
     ) -> Chat:
-        """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``encode``."""
+        """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
         model = self._open_model()
-        return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)))
+        check_prompt(model, "?", GenerationOptions(), system)
+        return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)), system)
 
     def close(self) -> None:
         """Frees the model. Answers in progress run to their end; further calls are refused."""

@@ -233,6 +233,7 @@ def _open_images(paths: list[str], limits: VideoLimits, interrupting: Interrupti
         for _ in paths:
             pictures.append(decoder.receive_picture()[1])
             _check_memory(1, sum(picture.nbytes for picture in pictures), limits)
+        decoder.receive()  # the end, with the memory it took
     return pictures
 
 

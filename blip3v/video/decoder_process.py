@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -45,6 +45,9 @@ class DecoderProcess:
     If the process refuses, crashes or runs out of time, every method raises a ``VideoError`` that says why; if the
     Python that was started is not one that can decode, a ``UsageError``.
     """
+
+    _largest_bytes: ClassVar[int] = 0
+    _largest_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, limits: VideoLimits, *, file_descriptors: tuple[int, ...] = ()) -> None:
         """Starts the process.
@@ -120,6 +123,8 @@ class DecoderProcess:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise _ERRORS.get(answer["error"], VideoError)(answer["message"])
+        with self._largest_lock:
+            DecoderProcess._largest_bytes = max(self._largest_bytes, answer.get("peak_rss_bytes") or 0)
         return answer
 
     def receive_picture(self) -> tuple[dict[str, Any], np.ndarray]:
@@ -138,6 +143,15 @@ class DecoderProcess:
         if flip_down:
             picture_HWC = picture_HWC[::-1]
         return header, np.ascontiguousarray(picture_HWC)
+
+    @classmethod
+    def peak_rss_bytes(cls) -> int | None:
+        """Largest resident memory of any one decoder process so far that ended its work.
+
+        Returns:
+            Bytes; None if there was none, or if the system does not tell (Linux does).
+        """
+        return cls._largest_bytes or None
 
     def kill(self) -> None:
         """Kills the process, from any thread; a method that is waiting for its answer raises a ``VideoError``."""

@@ -6,10 +6,11 @@
     out  {"num_frames": 75, "low": 0, "high": 62, ...}                 its contents; the range is [low, high)
     in   {"wanted": [4, 12, 20]}                                       display indices, increasing
     out  {"index": 4, "time_s": 0.16, "width": ..., "orientation": ...} + raw RGB bytes, for each
-    out  {"num_broken": 0}
+    out  {"num_broken": 0, "peak_rss_bytes": 61865984}                 the process's own memory; null if unknown
 
     in   {"images": ["a.jpg", "b.jpg"], "limits": {...}}
     out  {"width": ..., "height": ..., "orientation": ...} + raw RGB bytes, for each
+    out  {"peak_rss_bytes": 61865984}
 
 Each JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
 crashes, hangs or exhausts memory does so here and not in the caller. numpy is not imported, so that the start is quick.
@@ -111,7 +112,7 @@ def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: Binary
         for index, frame in pick(opener, walk, wanted):
             limits.check_pixels(frame.width, frame.height)
             _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
-        _send(sink, {"num_broken": len(walk.broken - set(wanted))})
+        _send(sink, {"num_broken": len(walk.broken - set(wanted)), "peak_rss_bytes": _status_bytes("VmHWM")})
 
 
 def _video_info(walk: Walk, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +170,7 @@ def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None
         pixels = picture.tobytes()
         _send(sink, {"width": picture.width, "height": picture.height, "orientation": [False, False, False]})
         sink.write(pixels)
+    _send(sink, {"peak_rss_bytes": _status_bytes("VmHWM")})
 
 
 def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
@@ -184,14 +186,19 @@ def _out_of_memory(limits: VideoLimits) -> VideoTooLargeError:
 def _memory_was_short(limits: VideoLimits) -> bool:
     """Whether the address space came so close to its limit that a picture may not have fitted.
 
-    The H.264 decoder reports a frame as broken if it has no memory for it. Only Linux reports the peak.
+    The H.264 decoder reports a frame as broken if it has no memory for it.
     """
+    return (_status_bytes("VmPeak") or 0) + _PICTURE_BYTES > limits.max_memory_bytes
+
+
+def _status_bytes(name: str) -> int | None:
+    """A size that the system keeps of this process; None unless it is Linux."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            peak = next((line for line in file if line.startswith("VmPeak:")), "VmPeak: 0 kB")
+            found = next((line for line in file if line.startswith(f"{name}:")), None)
     except OSError:
-        return False
-    return int(peak.split()[1]) * 1024 + _PICTURE_BYTES > limits.max_memory_bytes
+        return None
+    return None if found is None else int(found.split()[1]) * 1024
 
 
 def _send_error(sink: BinaryIO, error: Blip3vError) -> None:

@@ -11,9 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from film_files import Film
+from PIL import Image
 
 from blip3v.errors import CorruptVideoError, UsageError, VideoError, VideoTimeoutError, VideoTooLargeError
 from blip3v.video import VideoLimits, decoder_process, load_clip
@@ -278,3 +280,22 @@ def test_imports_stay_light(module: str, foreign: set[str]) -> None:
 def test_limits_that_make_no_sense(limits: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         VideoLimits(**limits)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process its peak")
+@pytest.mark.parametrize("kind", ["file", "pictures"])
+def test_the_peak_is_that_of_the_process_alone(
+    film: Film, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ask` left the decoder process out of its memory. getrusage would count the caller, which it is forked from."""
+    monkeypatch.setattr(decoder_process.DecoderProcess, "_largest_bytes", 0)
+    assert decoder_process.DecoderProcess.peak_rss_bytes() is None
+    held = np.ones(2**29, np.uint8)  # of the caller
+    video: Path | list[Path] = film("peak.mp4", 4, size=(1920, 1080), options={"preset": "ultrafast"})
+    if kind == "pictures":
+        video = [tmp_path / "large.png"]
+        Image.new("RGB", (4000, 3000)).save(video[0])
+    load_clip(video, num_frames=1)
+    peak = decoder_process.DecoderProcess.peak_rss_bytes()
+    assert peak is not None
+    assert 50 * 2**20 < peak < len(held)

@@ -108,7 +108,7 @@ def _source(extra: str) -> list[str]:
     """The arguments of ``pip install``, from the record that installers leave next to a package's metadata.
 
     Returns:
-        [] if the folder or file that it was installed from is gone.
+        [] if the folder or file that it was installed from is gone, or cannot be given an extra.
 
     Raises:
         ImportError: blip3v is not installed (it is run from its sources).
@@ -122,18 +122,17 @@ def _source(extra: str) -> list[str]:
     if record is None:
         return [f"{_NAME}[{extra}]"]  # from an index
     origin = json.loads(record)
-    parts = urlsplit(origin["url"])
-    path = Path(url2pathname(parts.path)) if parts.scheme == "file" else None
-    if path is not None and not path.exists():
-        return []
-    if path is not None and "dir_info" in origin:
-        return _from_folder(
-            path / origin.get("subdirectory", ""), extra, editable=origin["dir_info"].get("editable", False)
-        )
-    url = origin["url"]
+    url, subdirectory = origin["url"], origin.get("subdirectory", "")
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        path = Path(url2pathname(parts.path))
+        if not path.exists() or "vcs_info" in origin:  # older versions of pip take no git+file
+            return []
+        if "dir_info" in origin:
+            return _from_folder(path / subdirectory, extra, editable=origin["dir_info"].get("editable", False))
     if "vcs_info" in origin:
         url = f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"
-    fragment = f"#subdirectory={origin['subdirectory']}" if "subdirectory" in origin else ""
+    fragment = f"#subdirectory={subdirectory}" if subdirectory else ""
     return [f"{_NAME}[{extra}] @ {url}{fragment}"]
 
 

@@ -63,6 +63,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         ),
         pytest.param({"url": "file:///gone/blip3v.whl", "archive_info": {}}, "onnxruntime>=1.31", id="wheel is gone"),
         pytest.param({"url": "file:///gone", "dir_info": {}}, "onnxruntime>=1.31", id="folder is gone"),
+        pytest.param(
+            {"url": "file:///tmp", "vcs_info": {"vcs": "git", "commit_id": COMMIT}},
+            "onnxruntime>=1.31",
+            id="git on this disk",
+        ),
         pytest.param("{", "onnxruntime>=1.31", id="not JSON"),
         pytest.param("[]", "onnxruntime>=1.31", id="a list"),
         pytest.param({"dir_info": {}}, "onnxruntime>=1.31", id="no url"),

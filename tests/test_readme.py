@@ -47,7 +47,8 @@ class Newcomer:
     def types(self, line: str) -> str:
         """Returns what the line prints to stdout."""
         keep = '{ export -p; echo "cd $(pwd)"; } > "$1"'
-        command = ["bash", "--noprofile", "--norc", "-ec", f'. "$1"; eval "$2"; {keep}', "bash", self._state, line]
+        script = f'. "$1"; eval "$2"; {keep}'
+        command = ["bash", "--noprofile", "--norc", "-ec", script, "bash", str(self._state), line]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )
@@ -107,8 +108,7 @@ def test_the_blocks_run_in_order(newcomer: Newcomer, *, for_real: bool) -> None:
         if block.language == "python":
             (newcomer.clone / "example.py").write_text(block.text)
             questions = re.findall(r'ask\(video, "(.*?)"\)', block.text)
-            said = newcomer.types("python example.py").splitlines()
-            assert said == [_true_answer("turn.mp4", question) for question in questions]
+            assert newcomer.types("python example.py").splitlines() == [_true_answer("turn.mp4", question) for question in questions]
             assert PICTURED in questions
             continue
         for line in block.text.splitlines():

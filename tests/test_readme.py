@@ -108,7 +108,9 @@ def test_the_blocks_run_in_order(newcomer: Newcomer, *, for_real: bool) -> None:
         if block.language == "python":
             (newcomer.clone / "example.py").write_text(block.text)
             questions = re.findall(r'ask\(video, "(.*?)"\)', block.text)
-            assert newcomer.types("python example.py").splitlines() == [_true_answer("turn.mp4", question) for question in questions]
+            assert newcomer.types("python example.py").splitlines() == [
+                _true_answer("turn.mp4", question) for question in questions
+            ]
             assert PICTURED in questions
             continue
         for line in block.text.splitlines():

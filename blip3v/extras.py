@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["EXTRAS", "Package", "extra_of", "pip_command", "pip_line"]
+__all__ = ["EXTRAS", "Package", "extra_of", "pip_command", "pip_line", "reinstall_line"]
 
 _NAME = "blip3v"
 _CONSTRAINTS = "constraints.txt"  # in a checkout; it pins PyTorch
@@ -85,6 +85,11 @@ def pip_line(extra: str) -> str:
 def pip_command(verb: str, *arguments: str) -> str:
     """A pip command for the interpreter that runs, for a shell in the current folder."""
     return " ".join(map(_quoted, [*_pip(verb), *arguments]))
+
+
+def reinstall_line(package: str) -> str:
+    """The command that replaces an installed package by its published wheel."""
+    return pip_command("install", "--force-reinstall", "--only-binary", package, package)
 
 
 def _pip(verb: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from blip3v.extras import EXTRAS, pip_command, pip_line
+from blip3v.extras import EXTRAS, pip_command, pip_line, reinstall_line
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Install = Callable[[dict[str, Any] | str | None], None]
@@ -149,6 +149,10 @@ def test_an_environment_without_pip_is_left_to_uv(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/uv" if name == "uv" else None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert pip_command("install", "av") == 'uv pip install --python "/my env/bin/python" av'
+
+
+def test_a_broken_build_is_replaced_by_the_wheel() -> None:
+    assert reinstall_line("av").endswith("pip install --force-reinstall --only-binary av av")
 
 
 def test_a_host_that_embeds_python_gets_a_command_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from blip3v.bundle.graph_io import past_key, past_value, present_key, present_va
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
+from blip3v.extras import pip_command, pip_line
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, FloatArray, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.engine_errors import engine_errors, path_for_engine
@@ -41,8 +42,6 @@ _MAPPED_ABOVE_BYTES = 2**30
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _PROVIDER = "CPUExecutionProvider"
-_CPU_LINE = 'pip install "blip3v[cpu]"'
-_CUDA_LINE = 'pip install "blip3v[cuda]"'
 _engine_errors = functools.partial(engine_errors, "ONNX Runtime", "onnxruntime")
 _DTYPES = {
     "tensor(float)": "float32",
@@ -285,7 +284,7 @@ class _OpenGraph:
         if session.get_providers() != [_PROVIDER]:
             raise ProviderError(
                 f"{graph.path.name} was to run on {_PROVIDER} and ONNX Runtime took "
-                f"{', '.join(session.get_providers())}; install the plain build of it: `{_CPU_LINE}`"
+                f"{', '.join(session.get_providers())}; install the plain build of it: `{pip_line('cpu')}`"
             )
         self.session: Any = session
         self.outputs = [output.name for output in outputs]
@@ -320,14 +319,14 @@ def load_onnxruntime() -> ModuleType:
     if all(_version(name) is not None for name in _PACKAGES):
         raise ProviderError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
-            f"`pip uninstall -y onnxruntime onnxruntime-gpu` and then `{_CPU_LINE}` or `{_CUDA_LINE}`"
+            f"`{pip_command('uninstall', '-y', *_PACKAGES)}` and then `{pip_line('cpu')}` or `{pip_line('cuda')}`"
         )
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ProviderError(
-            f"ONNX Runtime cannot be imported ({error}); install one build of it: `{_CPU_LINE}` for a CPU, "
-            f"`{_CUDA_LINE}` for an NVIDIA GPU"
+            f"ONNX Runtime cannot be imported ({error}); install one build of it: `{pip_line('cpu')}` for a CPU, "
+            f"`{pip_line('cuda')}` for an NVIDIA GPU"
         ) from error
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
-from blip3v.commands.options import backend_option
+from blip3v.commands.options import backend_option, video_options
+from blip3v.commands.output import talk, talk_log
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.units import format_bytes, format_duration, format_time
+from blip3v.units import format_bytes, format_duration, format_frame
+from blip3v.video import VideoLimits
 
 __all__ = ["command"]
 
@@ -21,7 +23,7 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 
 
 @click.command("ask", short_help="Answer a question about a video.")
-@click.argument("video", type=click.Path(path_type=Path))
+@click.argument("video", type=click.Path())
 @click.argument("question")
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), help="Bundle.  [default: the only one in the current folder]"
@@ -30,6 +32,7 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, frames and timings.")
 @click.option("--start", type=float, help="Start of the clip in the video, in seconds.")
 @click.option("--end", type=float, help="End of the clip in the video, in seconds.")
+@video_options
 @click.option("--max-new-tokens", type=int, help="Maximum tokens of the answer.  [default: the bundle's own limit]")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 picks the most likely token.")
 @click.option(
@@ -53,13 +56,16 @@ _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 @click.option("--max-context", type=int, help="Maximum tokens of prompt and answer.  [default: the model's own]")
 @click.option("--allow-random", is_flag=True, help="Run even a bundle with random weights; its answers mean nothing.")
 def command(
-    video: Path,
+    video: str,
     question: str,
     model: Path | None,
     stream: bool,
     as_json: bool,
     start: float | None,
     end: float | None,
+    fps: float | None,
+    allow_url: bool,
+    allow_private_url: bool,
     backend: str,
     device: str,
     threads: int | None,
@@ -67,7 +73,7 @@ def command(
     allow_random: bool,
     **generation: Any,
 ) -> None:
-    """Answer QUESTION about VIDEO: a video file, or a folder of images.
+    """Answer QUESTION about VIDEO: a video or image file, a folder of images, or a URL with --allow-url.
 
     The answer goes to stdout; the frames that the model saw and the timings go to stderr.
 
@@ -82,6 +88,7 @@ def command(
     if generation["logprobs"] is not None and not as_json:
         raise UsageError("--logprobs has no effect without --json")
     options = GenerationOptions(**generation)
+    limits = VideoLimits(allow_url=allow_url, allow_private_url=allow_private_url)
     folder = default_bundle(Path.cwd()) if model is None else model
 
     def announce(needed: OpenEstimate) -> None:
@@ -94,11 +101,15 @@ def command(
         device=device,
         threads=threads,
         max_context=max_context,
+        limits=limits,
         allow_random=allow_random,
         on_estimate=announce,
     )
     with opened as lm:
-        with lm.stream(video, question, options=options, start=start, end=end) as pieces:
+        with (
+            talk_log("blip3v.video.download"),
+            lm.stream(video, question, options=options, start=start, end=end, fps=fps) as pieces,
+        ):
             for piece in pieces:
                 if stream:
                     click.echo(piece.text, nl=False)
@@ -126,10 +137,16 @@ def default_bundle(folder: Path) -> Path:
 
 
 def _report(answer: Answer, folder: Path) -> None:
-    frames = ", ".join(f"{index} ({format_time(time_s)})" for index, time_s in answer.frames)
+    frames = ", ".join(format_frame(index, time_s) for index, time_s in answer.frames)
     timings, usage = answer.timings, answer.usage
     click.echo(f"model: {folder} ({answer.backend})", err=True)
     click.echo(f"frames: {frames}", err=True)
+    different = answer.num_different_frames
+    if different < len(answer.frames):
+        talk(
+            f"different frames: {different} of {len(answer.frames)}, because the clip is short; "
+            "a longer one shows the model more (docs/frames.md)"
+        )
     click.echo(
         f"tokens: {usage.num_prompt_tokens} in the prompt ({usage.num_video_tokens} of them video), "
         f"{usage.num_new_tokens} new, ended by {answer.finish_reason}",
@@ -150,6 +167,7 @@ def _as_dict(answer: Answer) -> dict[str, Any]:
     """The answer for JSON: frames become objects, the time per token and the peak memory are added."""
     values = dataclasses.asdict(answer)
     values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
+    values["num_different_frames"] = answer.num_different_frames
     values["timings"]["per_token_s"] = answer.timings.per_token_s
     values["peak_rss_bytes"] = peak_rss_bytes()
     return values

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +18,17 @@ from blip3v.publishing import write_file
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
-__all__ = ["Made", "after_export", "check_file", "print_made", "quiet_option", "talk", "talk_console", "write_json"]
+__all__ = [
+    "Made",
+    "after_export",
+    "check_file",
+    "print_made",
+    "quiet_option",
+    "talk",
+    "talk_console",
+    "talk_log",
+    "write_json",
+]
 
 _QUIET = "blip3v.quiet"
 
@@ -60,6 +72,25 @@ def talk(text: str) -> None:
 def talk_console() -> Console:
     """The rich form of ``talk``: a console on stderr that prints nothing with --quiet."""
     return Console(stderr=True, highlight=False, quiet=_is_quiet())
+
+
+@contextmanager
+def talk_log(name: str) -> Iterator[None]:
+    """Makes what the library logs as ``name``, such as the progress of a download, talk while the block runs."""
+    logger, handler = logging.getLogger(name), _TalkHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class _TalkHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        talk(record.getMessage())
 
 
 def _is_quiet() -> bool:

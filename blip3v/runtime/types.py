@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length"]
-Frame = tuple[int, float]  # number of the frame in its file, from 0, and its time in seconds
+# Number of the frame in its file, from 0, and its time in seconds; None for pictures without a frame rate.
+Frame = tuple[int, float | None]
 
 _FORMAT = "blip3v.video_tokens.1"
 
@@ -119,6 +120,11 @@ class Answer:
     backend: BackendReport  # what computed it
     logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, if requested
 
+    @property
+    def num_different_frames(self) -> int:
+        """Different frames among ``frames``: fewer than these if the clip is short (``docs/frames.md``)."""
+        return _num_different(self.frames)
+
 
 @dataclass(frozen=True, eq=False)
 class VideoTokens:
@@ -142,6 +148,11 @@ class VideoTokens:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_different_frames(self) -> int:
+        """Different frames among ``frames``: fewer than these if the clip is short (``docs/frames.md``)."""
+        return _num_different(self.frames)
 
     def without_timings(self) -> VideoTokens:
         """The same tokens for another request, which did not spend the time to encode them."""
@@ -178,7 +189,7 @@ class VideoTokens:
                 if metadata.get("format") != _FORMAT or names != ["video_tokens"]:
                     raise ArtifactError(f"{source} holds no video tokens; VideoTokens.save writes such a file")
                 tokens = file.get_tensor("video_tokens")
-            frames = tuple((int(index), float(time_s)) for index, time_s in json.loads(metadata["frames"]))
+            frames = tuple(_frame(index, time_s) for index, time_s in json.loads(metadata["frames"]))
             encoder = metadata["encoder"]
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
@@ -187,3 +198,12 @@ class VideoTokens:
         if not len(tokens) or not np.isfinite(tokens).all():
             raise ArtifactError(f"{source} holds no tokens, or values that are not finite; encode the video again")
         return cls(tokens, frames, encoder)
+
+
+def _frame(index: object, time_s: object) -> Frame:
+    """A frame as ``save`` wrote it."""
+    return int(index), None if time_s is None else float(time_s)  # type: ignore[call-overload,arg-type]
+
+
+def _num_different(frames: tuple[Frame, ...]) -> int:
+    return len({index for index, _ in frames})

@@ -68,6 +68,7 @@ class _Download:
         self._stopped = False
         self._late = False
         self._num_bytes = 0
+        self._start_s = time.monotonic()
 
     def run(self, interrupting: Interrupting) -> None:
         timer = threading.Timer(self._limits.download_timeout_s, self._stop_late)
@@ -78,6 +79,7 @@ class _Download:
                 self._follow()
         finally:
             timer.cancel()
+            timer.join()  # it may be stopping right now
 
     def stop(self) -> None:
         """Ends the download: a call that waits for the network returns at once."""
@@ -134,13 +136,14 @@ class _Download:
             with _network("it cannot be asked"):
                 connection.request("GET", target.path, headers=headers)
                 response = connection.getresponse()
-            self._check()
-            location = response.getheader("Location")
-            if response.status in _REDIRECTS and location:
-                return target_of(urljoin(target.url, location))
-            self._check_response(response, target)
-            self._save(response, target)
-            return None
+            with response:
+                self._check()
+                location = response.getheader("Location")
+                if response.status in _REDIRECTS and location:
+                    return target_of(urljoin(target.url, location))
+                self._check_response(response, target)
+                self._save(response, target)
+                return None
         finally:
             self._socket = None
             connection.close()
@@ -240,7 +243,7 @@ class _Download:
         self._limits.check_bytes(expected or 0, name)
         size = "of unknown size" if expected is None else format_bytes(expected)
         _logger.info("downloading %s, %s", name, size)
-        start_s = shown_s = time.monotonic()
+        shown_s = time.monotonic()
         while chunk := self._read(response):
             self._num_bytes += len(chunk)
             self._limits.check_bytes(self._num_bytes, f"{name}, so far,")
@@ -252,7 +255,7 @@ class _Download:
             raise VideoError(
                 f"{name} ends after {self._num_bytes} of {expected} bytes: the connection was lost; try again"
             )
-        elapsed_s = time.monotonic() - start_s
+        elapsed_s = time.monotonic() - self._start_s
         _logger.info("downloaded %s in %s", format_bytes(self._num_bytes), format_duration(elapsed_s))
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:

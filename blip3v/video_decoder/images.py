@@ -85,8 +85,10 @@ def _opened(source: str | BinaryIO, limits: VideoLimits) -> Image.Image:
 
 def _webp_durations_s(file: BinaryIO) -> Iterator[float]:
     """Durations of an animation's pictures, from the headers of their chunks."""
-    file.seek(12)
-    while len(header := file.read(24)) == 24:
+    file.seek(0)
+    riff = file.read(12)
+    end = 8 + int.from_bytes(riff[4:8], "little")
+    while file.tell() < end and len(header := file.read(24)) == 24:
         kind, length = struct.unpack("<4sI", header[:8])
         if kind == b"ANMF":
             yield int.from_bytes(header[20:23], "little") / 1000 or _NO_DURATION_S

@@ -39,7 +39,7 @@ class VideoLimits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check(field.name, getattr(self, field.name), is_permission=field.type == "bool")
+            _check(field.name, getattr(self, field.name), str(field.type))
         if self.max_memory_bytes < _LEAST_MEMORY_BYTES:
             raise UsageError(
                 f"max_memory_bytes is {self.max_memory_bytes}; the decoder alone needs {_LEAST_MEMORY_BYTES}"
@@ -79,9 +79,11 @@ class VideoLimits:
             raise VideoTooLargeError(f"{name} has {num_bytes} bytes; the limit is {self.max_bytes} (max_bytes)")
 
 
-def _check(name: str, value: object, *, is_permission: bool) -> None:
-    if is_permission:
+def _check(name: str, value: object, kind: str) -> None:
+    if kind == "bool":
         if not isinstance(value, bool):
             raise UsageError(f"{name} is {value!r}; True or False is expected")
     elif isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise UsageError(f"{name} is {value!r}; a limit must be a number above 0")
+    elif kind == "int" and not isinstance(value, int):
+        raise UsageError(f"{name} is {value!r}; a whole number is expected")

@@ -139,7 +139,6 @@ def test_an_image_file_over_its_size_is_refused(tmp_path: Path) -> None:
         pytest.param([], "no pictures", id="empty"),
         pytest.param(iter([]), "no pictures", id="empty-iterator"),
         pytest.param({1, 2}, "set is not a video", id="set"),
-        pytest.param(["https://example.org/a.png"], "picture 0 is the URL", id="url-in-a-list"),
         pytest.param([np.zeros((8, 8), np.uint8)], "picture 0 is uint8", id="grey"),
         pytest.param(["a.png", 5], "picture 1 has type int", id="number-in-a-list"),
         pytest.param(5, "int is not a video", id="number"),
@@ -149,6 +148,11 @@ def test_an_image_file_over_its_size_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_a_video_input(video: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_clip(video, num_frames=2)  # type: ignore[arg-type]
+
+
+def test_a_url_in_a_list_is_refused() -> None:
+    with pytest.raises(UnsupportedVideoError, match=r"picture 0 is the URL https://example\.org/a\.png"):
+        load_clip(["https://example.org/a.png"], num_frames=2)
 
 
 def test_a_text_stream_is_refused(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ import click
 from blip3v.commands.options import backend_option, video_options
 from blip3v.commands.output import talk, talk_log
 from blip3v.errors import UsageError
-from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
+from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLimits, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.units import format_bytes, format_duration, format_frame
-from blip3v.video import VideoLimits
 
 __all__ = ["command"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,12 +10,10 @@ import pytest
 
 from blip3v.units import format_bytes
 from blip3v.video import VideoLimits, sample_indices
+from scripts import draw_frames
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/frames.md").read_text("utf-8")
-sys.path.insert(0, str(ROOT))
-
-from scripts import draw_frames  # noqa: E402
 
 ROWS = re.findall(r"^\| (\d+) \| ([\d, ]+) \| (\d+) \|$", PAGE, re.MULTILINE)
 

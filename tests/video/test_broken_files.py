@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from av.video.stream import VideoStream
 from film_files import Film, numbered_picture, packets, read_number, reference_frames
 
 from blip3v.errors import (
@@ -211,7 +209,7 @@ def test_sound_with_a_cover_picture_is_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as container:
         sound = container.add_stream("aac", rate=16000, layout="mono")
-        cover = cast(VideoStream, container.add_stream("mjpeg", rate=1))
+        cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
         cover.disposition = Disposition.attached_pic
         picture = av.VideoFrame.from_ndarray(numbered_picture(3), format="rgb24")

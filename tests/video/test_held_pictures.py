@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def numbers(clip: Clip) -> list[int]:
     return [read_number(frame) for frame in clip.frames]
 
 
-FORMS = {
+FORMS: dict[str, Callable[[], Any]] = {
     "pil-list": lambda: list(_PICTURES),
     "pil-tuple": lambda: tuple(_PICTURES),
     "pil-generator": lambda: iter(_PICTURES),
@@ -75,12 +75,12 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_frames(form: str) -> None:
     """PIL images, tensors and generators were refused, though pictures were promised."""
-    clip = load_clip(FORMS[form](), num_frames=4)  # type: ignore[no-untyped-call]
+    clip = load_clip(FORMS[form](), num_frames=4)
     assert [sampled.index for sampled in clip.sampled] == numbers(clip) == EXPECTED
     assert [sampled.time_s for sampled in clip.sampled] == [None] * 4
     for index, frame in zip(EXPECTED, clip.frames, strict=True):
         np.testing.assert_array_equal(frame, VIDEO_THWC[index])
-    timed = load_clip(FORMS[form](), num_frames=2, rule="uniform", fps=10.0, start_s=0.5, end_s=1.0)  # type: ignore[no-untyped-call]
+    timed = load_clip(FORMS[form](), num_frames=2, rule="uniform", fps=10.0, start_s=0.5, end_s=1.0)
     assert [(sampled.index, sampled.time_s) for sampled in timed.sampled] == [(5, 0.5), (9, 0.9)]
 
 
@@ -183,7 +183,7 @@ def test_an_endless_generator_meets_a_limit(limits: VideoLimits, kind: type[Exce
 def test_reading_a_generator_can_be_ended_from_outside(how: str) -> None:
     token = CancelToken()
     deadline = Deadline(0.2, None) if how == "deadline" else Deadline(None, token)
-    canceller = threading.Thread(target=lambda: (time.sleep(0.2), token.cancel()))
+    canceller = threading.Timer(0.2, token.cancel)
     canceller.start()
     with pytest.raises(RequestTimeoutError if how == "deadline" else CancelledError):
         load_clip(endless(0.01), num_frames=2, interrupting=deadline.interrupting)

@@ -132,7 +132,7 @@ def test_servers_that_misbehave(
 def test_a_download_can_be_ended_from_outside(server: FilmServer, path: str, how: str) -> None:
     token = CancelToken()
     deadline = Deadline(0.3, None) if how == "deadline" else Deadline(None, token)
-    canceller = threading.Thread(target=lambda: (time.sleep(0.3), token.cancel()))
+    canceller = threading.Timer(0.3, token.cancel)
     canceller.start()
     start_s = time.monotonic()
     with pytest.raises(RequestTimeoutError if how == "deadline" else CancelledError):
@@ -151,7 +151,7 @@ def test_a_connection_that_is_never_accepted_can_be_cancelled() -> None:
             client.setblocking(False)
             client.connect_ex(full.getsockname())
         token = CancelToken()
-        canceller = threading.Thread(target=lambda: (time.sleep(0.3), token.cancel()))
+        canceller = threading.Timer(0.3, token.cancel)
         canceller.start()
         start_s = time.monotonic()
         url = f"http://127.0.0.1:{full.getsockname()[1]}/film.mp4"

@@ -22,7 +22,7 @@ import blip3v
 from blip3v.errors import UnsupportedVideoError, VideoError, VideoTimeoutError
 from blip3v.units import format_bytes, format_duration
 from blip3v.video.interruption import Interrupting
-from blip3v.video.url import PORTS, Target, is_public, shown, target_of
+from blip3v.video.url import PORTS, Target, is_public, printable, shown, target_of
 from blip3v.video_decoder.limits import VideoLimits
 
 __all__ = ["download"]
@@ -229,14 +229,16 @@ class _Download:
         name = shown(target.url)
         if response.status != http.HTTPStatus.OK:
             raise VideoError(
-                f"{name} answers {response.status} {response.reason}; check the URL, or download the video"
+                f"{name} answers {response.status} {printable(response.reason)}; check the URL, or download the video"
             )
         kind = response.headers.get_content_type() if "Content-Type" in response.headers else ""
         if kind in ("text/html", "application/xhtml+xml"):
             raise UnsupportedVideoError(f"{name} is a web page ({kind}); give the URL of the video file itself")
         coding = response.getheader("Content-Encoding", "identity")
         if coding.lower() != "identity":
-            raise UnsupportedVideoError(f"{name} comes compressed ({coding}), which was not asked for; download it")
+            raise UnsupportedVideoError(
+                f"{name} comes compressed ({printable(coding)}), which was not asked for; download it"
+            )
 
     def _save(self, response: http.client.HTTPResponse, target: Target) -> None:
         name, expected = shown(target.url), response.length
@@ -279,7 +281,7 @@ class _NetworkError(Exception):
 
     def public(self, name: str) -> VideoError:
         cause = self.__cause__
-        reason = str(getattr(cause, "strerror", None) or cause or type(cause).__name__)
+        reason = printable(str(getattr(cause, "strerror", None) or cause or type(cause).__name__))
         if isinstance(cause, TimeoutError):
             return VideoTimeoutError(
                 f"{name}: {self._problem} ({reason}); the limits are connect_timeout_s and read_timeout_s; "

@@ -70,7 +70,7 @@ def as_array(value: object) -> np.ndarray | None:
         return value
     if not isinstance(value, ArrayLike):
         return None
-    kind = f"a {type(value).__module__.partition('.')[0]} {type(value).__name__}"
+    kind = f"the {type(value).__module__.partition('.')[0]} {type(value).__name__}"
     try:
         device = getattr(value, "__dlpack_device__", lambda: (_DLPACK_CPU, 0))()
         if int(device[0]) == _DLPACK_CPU:

@@ -165,7 +165,10 @@ def _copy(source: BinaryIO, target: BinaryIO, limits: VideoLimits) -> None:
 
 def _images_of_folder(folder: Path) -> tuple[str, ...]:
     """Image files of a folder in natural order (2 before 10), without hidden files and other suffixes."""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+    except OSError as error:
+        raise VideoError(f"the folder {folder} cannot be read ({error.strerror}); check its permissions") from error
     images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise UnsupportedVideoError(

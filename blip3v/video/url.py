@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 from blip3v.errors import UnsupportedVideoError
 from blip3v.video_decoder.limits import VideoLimits
 
-__all__ = ["PORTS", "Target", "check_allowed", "check_no_url", "is_public", "shown", "target_of", "url_in"]
+__all__ = ["PORTS", "Target", "check_allowed", "check_no_url", "is_public", "printable", "shown", "target_of", "url_in"]
 
 PORTS = {"http": 80, "https": 443}
 
@@ -105,7 +105,12 @@ def _split(url: str) -> tuple[SplitResult, int | None, str]:
 def shown(url: str) -> str:
     """The URL for messages and logs: without name, password and query, which may be secret."""
     bare = re.sub(r"(?<=://)[^/?#]*@", "", url)
-    return re.split(r"[?#]", bare, maxsplit=1)[0]
+    return printable(re.split(r"[?#]", bare, maxsplit=1)[0])
+
+
+def printable(text: str) -> str:
+    """Text of a server without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def is_public(text: str) -> bool:

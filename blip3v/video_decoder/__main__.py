@@ -212,7 +212,8 @@ def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
 
 def _out_of_memory(limits: VideoLimits) -> VideoTooLargeError:
     return VideoTooLargeError(
-        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, the limit (max_memory_bytes)"
+        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, the limit (max_memory_bytes); "
+        "scale the video down"
     )
 
 

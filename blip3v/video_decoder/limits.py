@@ -35,7 +35,7 @@ class VideoLimits:
     download_timeout_s: float = 600.0  # wall clock of a whole download
     connect_timeout_s: float = 10.0  # until a host is found, and until it answers a connection
     read_timeout_s: float = 30.0  # of a download that receives nothing
-    max_redirects: int = 5
+    max_redirects: int = 5  # of a download; may be 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -55,7 +55,8 @@ class VideoLimits:
         """
         if width * height > self.max_pixels:
             raise VideoTooLargeError(
-                f"a frame is {width}x{height} = {width * height} pixels; the limit is {self.max_pixels} (max_pixels)"
+                f"a frame is {width}x{height} = {width * height} pixels; the limit is {self.max_pixels} "
+                "(max_pixels); scale it down"
             )
 
     def check_duration(self, duration_s: float) -> None:
@@ -66,7 +67,7 @@ class VideoLimits:
         """
         if duration_s > self.max_duration_s:
             raise VideoTooLargeError(
-                f"the video lasts {duration_s:.1f} s; the limit is {self.max_duration_s:g} s (max_duration_s)"
+                f"the video lasts {duration_s:.1f} s; the limit is {self.max_duration_s:g} s (max_duration_s); cut it"
             )
 
     def check_bytes(self, num_bytes: int, name: str) -> None:
@@ -76,13 +77,17 @@ class VideoLimits:
             VideoTooLargeError: with the size and the limit.
         """
         if num_bytes > self.max_bytes:
-            raise VideoTooLargeError(f"{name} has {num_bytes} bytes; the limit is {self.max_bytes} (max_bytes)")
+            raise VideoTooLargeError(
+                f"{name} has {num_bytes} bytes; the limit is {self.max_bytes} (max_bytes); use a smaller file"
+            )
 
 
 def _check(name: str, value: object, kind: str) -> None:
     if kind == "bool":
         if not isinstance(value, bool):
             raise UsageError(f"{name} is {value!r}; True or False is expected")
+    elif name == "max_redirects" and value == 0 and not isinstance(value, bool):
+        return
     elif isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise UsageError(f"{name} is {value!r}; a limit must be a number above 0")
     elif kind == "int" and not isinstance(value, int):

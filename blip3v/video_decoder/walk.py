@@ -147,7 +147,7 @@ def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoL
 def _check_count(count: int, limits: VideoLimits) -> None:
     if count > limits.max_frames_walked:
         raise VideoTooLargeError(
-            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked)"
+            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked); cut it"
         )
 
 

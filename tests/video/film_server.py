@@ -100,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
     def nothing(self) -> None:
         self.close_connection = True
 
+    def escape(self) -> None:
+        self.wfile.write(b"HTTP/1.1 500 \x1b[2J\x1b]0;owned\x07\r\nContent-Length: 0\r\n\r\n")
+        self.close_connection = True
+
     def missing(self) -> None:
         self._head(404, {"Content-Length": 0})
 

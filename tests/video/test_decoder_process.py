@@ -200,6 +200,11 @@ def test_imports_stay_light(module: str, foreign: set[str]) -> None:
         ({"max_pixels": 0}, "max_pixels is 0"),
         ({"timeout_s": -1.0}, "timeout_s is -1"),
         ({"max_memory_bytes": 10}, "needs"),
+        ({"max_bytes": "1 GB"}, "max_bytes is '1 GB'; a limit must be a number"),
+        ({"max_pixels": 0.5}, "max_pixels is 0.5; a whole number"),
+        ({"max_redirects": -1}, "max_redirects is -1"),
+        ({"timeout_s": True}, "timeout_s is True"),
+        ({"allow_url": 1}, "allow_url is 1; True or False"),
     ],
 )
 def test_limits_that_make_no_sense(limits: dict, message: str) -> None:

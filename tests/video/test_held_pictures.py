@@ -218,7 +218,7 @@ def test_frames_that_were_not_sampled_are_freed() -> None:
     ("video", "message"),
     [
         pytest.param(_TENSOR.float(), r"the array is float32 \(20, 64, 96, 3\)", id="float-tensor"),
-        pytest.param(_TENSOR.to("meta"), "a torch Tensor cannot be read as an array", id="tensor-without-data"),
+        pytest.param(_TENSOR.to("meta"), "the torch Tensor cannot be read as an array", id="tensor-without-data"),
         pytest.param(_OnDevice((2, 0)), r"is on a device \(DLPack type 2\); copy it to the CPU first", id="cuda"),
         pytest.param(_OnDevice((1, 0)), "cannot be read as an array .*can't convert", id="no-conversion"),
         pytest.param(_TENSOR[:, :, :, :2], r"\(20, 64, 96, 2\)", id="two-colours"),

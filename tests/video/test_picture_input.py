@@ -1,5 +1,6 @@
 """Folders and sequences of images, and arrays."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from film_files import numbered_picture, read_number
 from PIL import Image
 
-from blip3v.errors import CorruptVideoError, UnsupportedVideoError, UsageError, VideoTooLargeError
+from blip3v.errors import CorruptVideoError, UnsupportedVideoError, UsageError, VideoError, VideoTooLargeError
 from blip3v.video import Clip, PreprocessorConfig, VideoLimits, load_clip, load_pixels
 
 
@@ -163,6 +164,17 @@ def test_a_text_stream_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedVideoError, match="contains no images"):
+        load_clip(tmp_path, num_frames=2)
+
+
+def test_a_folder_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came out as a bare OSError."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(VideoError, match=r"the folder .* cannot be read \(Permission denied\); check its permissions"):
         load_clip(tmp_path, num_frames=2)
 
 

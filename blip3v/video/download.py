@@ -33,6 +33,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 1 << 18
 _PROGRESS_S = 5.0
 _POLL_S = 0.02
+_LONGEST_S = 1e6  # that the system takes as a time limit of a socket
 
 
 def download(url: str, file: BinaryIO, limits: VideoLimits, interrupting: Interrupting) -> None:
@@ -71,7 +72,7 @@ class _Download:
         self._start_s = time.monotonic()
 
     def run(self, interrupting: Interrupting) -> None:
-        timer = threading.Timer(self._limits.download_timeout_s, self._stop_late)
+        timer = threading.Timer(_clamped(self._limits.download_timeout_s), self._stop_late)
         timer.daemon = True
         timer.start()
         try:
@@ -170,7 +171,7 @@ class _Download:
     def _open(self, family: int, address: tuple[str, int], target: Target) -> socket.socket:
         connected = socket.socket(family, socket.SOCK_STREAM)
         try:
-            connected.settimeout(self._limits.connect_timeout_s)
+            connected.settimeout(_clamped(self._limits.connect_timeout_s))
             self._adopt(connected)
             connected.connect(address)
             if target.scheme == "https":
@@ -178,7 +179,7 @@ class _Download:
                 connected = context.wrap_socket(connected, server_hostname=target.host, do_handshake_on_connect=False)
                 self._adopt(connected)
                 connected.do_handshake()
-            connected.settimeout(self._limits.read_timeout_s)
+            connected.settimeout(_clamped(self._limits.read_timeout_s))
         except BaseException:
             connected.close()
             raise
@@ -269,6 +270,10 @@ class _Download:
     def _check(self) -> None:
         if self._stopped:
             raise _StoppedError
+
+
+def _clamped(seconds: float) -> float:
+    return min(seconds, _LONGEST_S)
 
 
 class _NetworkError(Exception):

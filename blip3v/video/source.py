@@ -23,7 +23,7 @@ from blip3v.video.pictures import ArrayLike, Pictures, as_array, collect, frames
 from blip3v.video.url import check_allowed, url_in
 from blip3v.video_decoder.limits import VideoLimits
 
-__all__ = ["IMAGE_SUFFIXES", "VideoInput", "open_source"]
+__all__ = ["IMAGE_SUFFIXES", "VideoInput", "check_path", "open_source"]
 
 VideoInput = (
     str
@@ -78,6 +78,20 @@ def open_source(
         pictures = _pictures(video, limits, interrupting)
         pictures.check(limits)
         yield pictures
+
+
+def check_path(path: str | Path, limits: VideoLimits) -> None:
+    """Refuses a path or URL that ``open_source`` would refuse; nothing is decoded, and nothing is fetched.
+
+    Raises:
+        VideoError: one of its kinds, as ``open_source``.
+    """
+    url = url_in(path)
+    if url is not None:
+        check_allowed(url, limits)
+        return
+    with open_source(path, limits):
+        pass
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from blip3v.errors import (
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.units import format_bytes
 from blip3v.video import Clip, VideoLimits, download, load_clip
+from blip3v.video.source import check_path
 from blip3v.video.url import is_public
 
 ALLOWED = VideoLimits(allow_url=True, allow_private_url=True)
@@ -299,6 +300,17 @@ def test_urls_that_cannot_be_fetched(url: str | Path, message: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_check_before_the_work_fetches_nothing(server: FilmServer, plain: Path) -> None:
+    num_requests = len(server.requests)
+    check_path(server.url("film.mp4"), ALLOWED)
+    check_path(plain, ALLOWED)
+    assert len(server.requests) == num_requests
+    with pytest.raises(UnsupportedVideoError, match="`allow_url=True`"):
+        check_path(server.url("film.mp4"), VideoLimits())
+    with pytest.raises(VideoError, match="cannot be opened"):
+        check_path("missing.mp4", ALLOWED)
+
+
 def test_a_windows_path_is_no_url() -> None:
     with pytest.raises(VideoError, match=r"C:/film\.mp4 cannot be opened"):
         load_clip("C:/film.mp4", num_frames=2)
@@ -323,6 +335,11 @@ def test_no_folder_for_temporary_files(plain: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(VideoError, match=r"no copy of the video can be made .*set TMPDIR"):
         load_clip(plain.read_bytes(), num_frames=2)
+
+
+def test_limits_beyond_the_systems_are_none(server: FilmServer) -> None:
+    endless = limits(download_timeout_s=float("inf"), connect_timeout_s=1e300, read_timeout_s=float("inf"))
+    assert numbers(load_clip(server.url("film.mp4"), num_frames=2, limits=endless)) == EXPECTED
 
 
 def test_descriptors_are_closed(server: FilmServer) -> None:

@@ -15,7 +15,7 @@ from blip3v.commands.options import OutputForm
 from blip3v.commands.output import talk
 from blip3v.runtime import Answer, AnswerStream, Delta, Timings, VideoTokens
 from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.units import format_bytes, format_duration, format_time
+from blip3v.units import format_bytes, format_duration, format_frame
 from blip3v.video.decoder_process import DecoderProcess
 
 __all__ = ["Printer", "choose_printer", "print_answer", "report"]
@@ -202,7 +202,13 @@ def report(answers: Sequence[Answer], model: Path) -> None:
     """Says on stderr what made the answers (at least one): bundle, frames, tokens, times and memory, all together."""
     backend, frames = answers[0].backend, answers[0].frames
     talk(f"model: {model} ({backend})")
-    talk("frames: " + ", ".join(f"{index} ({format_time(time_s)})" for index, time_s in frames))
+    talk("frames: " + ", ".join(format_frame(index, time_s) for index, time_s in frames))
+    different = answers[0].num_different_frames
+    if different < len(frames):
+        talk(
+            f"different frames: {different} of {len(frames)}, because the clip is short; "
+            "a longer one shows the model more (docs/frames.md)"
+        )
     talk(f"tokens: {_tokens(answers)}")
     talk(f"time: {_times([answer.timings for answer in answers])}")
     own, decoder = _peaks()
@@ -235,6 +241,7 @@ def _as_dict(model: Path, question: str, answer: Answer) -> dict[str, Any]:
     own, decoder = _peaks()
     values = {"model": str(model), "question": question, **dataclasses.asdict(answer)}
     values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
+    values["num_different_frames"] = answer.num_different_frames
     values["timings"]["per_token_s"] = answer.timings.per_token_s
     values["peak_rss_bytes"] = None if own is None else own + (decoder or 0)
     values["video_decoder_peak_rss_bytes"] = decoder

@@ -22,11 +22,12 @@ from blip3v.commands.options import (
     model_option,
     output_options,
     system_option,
+    url_options,
 )
-from blip3v.commands.output import quiet_option
+from blip3v.commands.output import quiet_option, talk_log
 from blip3v.commands.questions import Question, questions_of
 from blip3v.errors import UsageError
-from blip3v.runtime import Answer, GenerationOptions, VideoLM, VideoTokens
+from blip3v.runtime import Answer, GenerationOptions, VideoLimits, VideoLM, VideoTokens
 
 __all__ = ["command"]
 
@@ -50,6 +51,7 @@ class _Ask(click.Command):
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @output_options
 @clip_options
+@url_options
 @system_option
 @generation_options
 @engine_options
@@ -61,11 +63,12 @@ def command(
     stream: bool,
     form: OutputForm,
     clip: dict[str, Any],
+    limits: VideoLimits,
     system: str | None,
     options: GenerationOptions,
     engine: dict[str, Any],
 ) -> None:
-    """Answer each QUESTION about VIDEO: a video file, or a folder of images.
+    """Answer each QUESTION about VIDEO: a video or image file, a folder of images, or a URL with --allow-url.
 
     The answer goes to stdout; the frames that the model saw and the timings go to stderr.
 
@@ -85,12 +88,12 @@ def command(
         raise UsageError(f"--stream has no effect with --{form}; leave one out")
     if options.logprobs is not None and form == "text":
         raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
-    check_video(video, **clip)
+    check_video(video, clip, limits)
     asked = questions_of(questions)
     folder = chosen_bundle(model)
     check_questions(folder, asked, options, system)
     printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1)
-    with open_lm(folder, engine) as lm, interrupted_by_ctrl_c() as cancel:
+    with open_lm(folder, engine, limits) as lm, interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
         answers = _answer(lm, video, clip, asked, printer, options=options, system=system, cancel=cancel)
     report(answers, folder)
     printer.end()

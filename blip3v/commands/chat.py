@@ -23,11 +23,12 @@ from blip3v.commands.options import (
     model_option,
     output_options,
     system_option,
+    url_options,
 )
-from blip3v.commands.output import quiet_option, talk
+from blip3v.commands.output import quiet_option, talk, talk_log
 from blip3v.commands.questions import Question, stdin_questions
 from blip3v.errors import Blip3vError, CancelledError, RequestError, UsageError
-from blip3v.runtime import Answer, CancelToken, Chat, GenerationOptions, VideoLM, VideoTokens
+from blip3v.runtime import Answer, CancelToken, Chat, GenerationOptions, VideoLimits, VideoLM, VideoTokens
 
 __all__ = ["command"]
 
@@ -45,6 +46,7 @@ _COMMANDS = {
 @download_option
 @output_options
 @clip_options
+@url_options
 @system_option
 @generation_options
 @engine_options
@@ -54,13 +56,14 @@ def command(
     model: Path | None,
     form: OutputForm,
     clip: dict[str, Any],
+    limits: VideoLimits,
     system: str | None,
     options: GenerationOptions,
     engine: dict[str, Any],
 ) -> None:
-    """Talk about VIDEO: a video file, or a folder of images. A question knows the earlier questions and answers.
+    """Talk about VIDEO: a video or image file, a folder of images, or a URL with --allow-url.
 
-    Questions come from the terminal, or from a pipe, one a line; empty lines are skipped. /reset forgets the
+    A question knows the earlier questions and answers. Questions come from the terminal, or from a pipe, one a line; empty lines are skipped. /reset forgets the
     conversation, /exit or Ctrl-D ends it, and Ctrl-C ends an answer and takes its question back. With --json the
     object is {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its "type" says.
 
@@ -71,13 +74,13 @@ def command(
     """
     if options.logprobs is not None and form == "text":
         raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
-    check_video(video, **clip)
+    check_video(video, clip, limits)
     folder = chosen_bundle(model)
     check_questions(folder, [Question("?")], options, system)
     on_terminal = sys.stdin is not None and sys.stdin.isatty()
     printer = choose_printer(form, folder, stream=True, several=not (on_terminal and sys.stdout.isatty()))
-    with open_lm(folder, engine) as lm:
-        with interrupted_by_ctrl_c() as cancel:
+    with open_lm(folder, engine, limits) as lm:
+        with interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
             encoded = lm.encode(video, **clip, timeout_s=options.timeout_s, cancel=cancel)
         if on_terminal:
             talk("Ask about the video. /help lists the commands, Ctrl-D ends.")

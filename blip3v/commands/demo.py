@@ -41,7 +41,7 @@ from blip3v.commands.bench import print_throughput
 from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
 from blip3v.errors import UsageError
 from blip3v.strict_json import dumps, read_json
-from blip3v.units import format_duration, format_time
+from blip3v.units import format_duration, format_frame
 
 __all__ = ["command"]
 
@@ -171,7 +171,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
         )
         say(_verdict(answer))
         answers.append(answer)
-    frames = ", ".join(f"{frame['index']} ({format_time(frame['time_s'])})" for frame in answers[0].frames)
+    frames = ", ".join(format_frame(frame["index"], frame["time_s"]) for frame in answers[0].frames)
     say(f"frames that the model saw: {frames}")
     return answers
 

@@ -13,8 +13,8 @@ from blip3v.commands.questions import Question
 from blip3v.errors import UsageError
 from blip3v.runtime import GenerationOptions, OpenEstimate, VideoLM
 from blip3v.runtime.request import check_prompt
-from blip3v.video.limits import VideoLimits
-from blip3v.video.source import open_source
+from blip3v.video import VideoLimits
+from blip3v.video.source import check_path
 from blip3v.video_decoder.ranges import check_range
 
 __all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
@@ -22,16 +22,20 @@ __all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", 
 _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 
 
-def check_video(video: str, *, start: float | None, end: float | None) -> None:
-    """Checks all about a video that does not need it decoded.
+def check_video(video: str, clip: Mapping[str, Any], limits: VideoLimits) -> None:
+    """Checks all about a video that does not need it fetched or decoded.
+
+    Args:
+        video: a path or a URL.
+        clip: arguments of ``VideoLM.encode``.
+        limits: what a video may cost.
 
     Raises:
         UsageError: a range that no video can have.
         VideoError: no such file or folder, one that cannot be read, or a folder without images.
     """
-    check_range(start, end)
-    with open_source(video, VideoLimits()):
-        pass
+    check_range(clip["start"], clip["end"])
+    check_path(video, limits)
 
 
 def check_questions(model: Path, questions: Sequence[Question], options: GenerationOptions, system: str | None) -> None:
@@ -47,14 +51,14 @@ def check_questions(model: Path, questions: Sequence[Question], options: Generat
             check_prompt(bundle, question.text, options, system)
 
 
-def open_lm(model: Path, engine: Mapping[str, Any]) -> VideoLM:
+def open_lm(model: Path, engine: Mapping[str, Any], limits: VideoLimits) -> VideoLM:
     """Opens a bundle, and says first what that takes if it is much; arguments and errors of ``VideoLM.open``."""
 
     def announce(needed: OpenEstimate) -> None:
         if needed.is_large:
             talk(f"opening {model}: {needed}")
 
-    return VideoLM.open(model, **engine, on_estimate=announce)
+    return VideoLM.open(model, **engine, limits=limits, on_estimate=announce)
 
 
 def chosen_bundle(model: Path | None) -> Path:

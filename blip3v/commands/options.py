@@ -15,6 +15,7 @@ import click
 from blip3v.errors import UsageError
 from blip3v.runtime import GenerationOptions
 from blip3v.runtime.backends import AUTO, backend_names
+from blip3v.video import VideoLimits
 
 __all__ = [
     "BACKEND_HELP",
@@ -26,6 +27,7 @@ __all__ = [
     "model_option",
     "output_options",
     "system_option",
+    "url_options",
 ]
 
 OutputForm = Literal["text", "json", "jsonl"]
@@ -62,6 +64,14 @@ _OUTPUT = {
 _CLIP = {
     "start": click.option("--start", type=float, help="Start of the clip in the video, in seconds."),
     "end": click.option("--end", type=float, help="End of the clip in the video, in seconds."),
+    "fps": click.option("--fps", type=float, help="Frame rate of an image or a folder of images, which have no times."),
+}
+
+_URL = {
+    "allow_url": click.option("--allow-url", is_flag=True, help="Download VIDEO if it is an http or https URL."),
+    "allow_private_url": click.option(
+        "--allow-private-url", is_flag=True, help="With --allow-url: from this machine and local networks too."
+    ),
 }
 
 _GENERATION = {
@@ -120,6 +130,11 @@ def output_options(command: _Command) -> _Command:
 def clip_options(command: _Command) -> _Command:
     """Which part of the video: ``clip``, arguments of ``VideoLM.encode``."""
     return _gathered(command, "clip", _CLIP, dict)
+
+
+def url_options(command: _Command) -> _Command:
+    """Whether a video may be downloaded: ``limits``, a ``VideoLimits``."""
+    return _gathered(command, "limits", _URL, VideoLimits)
 
 
 def generation_options(command: _Command) -> _Command:

@@ -26,6 +26,7 @@ from blip3v.runtime.types import (
     VideoTokens,
 )
 from blip3v.runtime.video_lm import VideoLM
+from blip3v.video.limits import VideoLimits
 
 __all__ = [
     "Answer",
@@ -43,5 +44,6 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "VideoLM",
+    "VideoLimits",
     "VideoTokens",
 ]

@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length"]
-Frame = tuple[int, float]  # number of the frame in its file, from 0, and its time in seconds
+# Number of the frame in its file, from 0, and its time in seconds; None for pictures without a frame rate.
+Frame = tuple[int, float | None]
 
 _FORMAT = "blip3v.video_tokens.1"
 
@@ -121,6 +122,11 @@ class Answer:
     backend: BackendReport  # what computed it
     logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, if requested
 
+    @property
+    def num_different_frames(self) -> int:
+        """Different frames among ``frames``: fewer than these if the clip is short (``docs/frames.md``)."""
+        return _num_different(self.frames)
+
 
 @dataclass(frozen=True, eq=False)
 class VideoTokens:
@@ -165,6 +171,11 @@ class VideoTokens:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def num_different_frames(self) -> int:
+        """Different frames among ``frames``: fewer than these if the clip is short (``docs/frames.md``)."""
+        return _num_different(self.frames)
+
     def without_timings(self) -> VideoTokens:
         """The same tokens for another request, which did not spend the time to encode them."""
         return dataclasses.replace(self, file_decode_s=0.0, preprocess_s=0.0, encode_s=0.0)
@@ -200,7 +211,7 @@ class VideoTokens:
                 if metadata.get("format") != _FORMAT or names != ["video_tokens"]:
                     raise ArtifactError(f"{source} holds no video tokens; VideoTokens.save writes such a file")
                 tokens = file.get_tensor("video_tokens")
-            frames = tuple((int(index), float(time_s)) for index, time_s in json.loads(metadata["frames"]))
+            frames = tuple(_frame(index, time_s) for index, time_s in json.loads(metadata["frames"]))
             encoder = metadata["encoder"]
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
@@ -223,3 +234,12 @@ def _is_frame(frame: object) -> bool:
     if not isinstance(frame, tuple) or len(frame) != 2:
         return False
     return type(frame[0]) is int and (frame[1] is None or isinstance(frame[1], int | float))
+
+
+def _frame(index: object, time_s: object) -> Frame:
+    """A frame as ``save`` wrote it."""
+    return int(index), None if time_s is None else float(time_s)  # type: ignore[call-overload,arg-type]
+
+
+def _num_different(frames: tuple[Frame, ...]) -> int:
+    return len({index for index, _ in frames})

@@ -19,7 +19,7 @@ __all__ = ["encode_video"]
 
 
 def encode_video(
-    model: Model, video: VideoInput, start: float | None, end: float | None, deadline: Deadline
+    model: Model, video: VideoInput, start: float | None, end: float | None, fps: float | None, deadline: Deadline
 ) -> VideoTokens:
     """Video tokens of a clip; see ``VideoLM.encode``. ``deadline`` interrupts every stage."""
     deadline.check()
@@ -30,6 +30,7 @@ def encode_video(
         rule=model.preprocessor.sampling,
         start_s=start,
         end_s=end,
+        fps=fps,
         limits=model.limits,
         interrupting=deadline.interrupting,
     )

@@ -103,15 +103,19 @@ class VideoLM:
         *,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
         timeout_s: float | None = None,
         cancel: CancelToken | None = None,
     ) -> VideoTokens:
         """Encodes a video once, for any number of questions.
 
         Args:
-            video: a file's path, its bytes, a file object, pictures, or frames as uint8 (T,H,W,3).
+            video: a file's path, its bytes, a file object, or a URL, if the limits allow it; or pictures: a folder, a
+                list or an iterator of image paths, PIL images and arrays, or all frames, uint8 (T,H,W,3) or (T,3,H,W).
             start: seconds from the first frame from which the clip is taken; None: from the first frame.
             end: seconds up to which it is taken; None: to the last frame.
+            fps: frame rate of pictures, which have no times of their own; None: their frames have no times. Only for
+                pictures.
             timeout_s: seconds that this may take; None: no limit of its own.
             cancel: cancels the call from another thread.
 
@@ -120,7 +124,7 @@ class VideoLM:
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """
-        return encode_video(self._open_model(), video, start, end, Deadline(timeout_s, cancel))
+        return encode_video(self._open_model(), video, start, end, fps, Deadline(timeout_s, cancel))
 
     def ask(
         self,
@@ -131,6 +135,7 @@ class VideoLM:
         system: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Answer:
         """Answers a question about a video.
@@ -142,6 +147,7 @@ class VideoLM:
             system: text of the system turn, which goes before the question; None: the model's own; blank: no such turn.
             start: as for ``encode``; not with ready video tokens.
             end: as for ``encode``; not with ready video tokens.
+            fps: as for ``encode``; not with ready video tokens.
             cancel: cancels the request from another thread.
 
         Raises:
@@ -151,7 +157,7 @@ class VideoLM:
             BackendError: the inference engine failed.
         """
         with self.stream(
-            video, question, options=options, system=system, start=start, end=end, cancel=cancel
+            video, question, options=options, system=system, start=start, end=end, fps=fps, cancel=cancel
         ) as stream:
             return stream.read()
 
@@ -164,6 +170,7 @@ class VideoLM:
         system: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
         cancel: CancelToken | None = None,
     ) -> AnswerStream:
         """Answers piece by piece: as ``ask``, with the video encoded when this returns and the pieces made on demand.
@@ -175,7 +182,7 @@ class VideoLM:
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
         check_prompt(model, question, options, system)  # before the video costs anything
-        tokens = _video_tokens(model, video, start, end, deadline)
+        tokens = _video_tokens(model, video, start, end, fps, deadline)
         return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options, system), deadline))
 
     def ask_batch(
@@ -189,7 +196,8 @@ class VideoLM:
         """Answers several questions together; each answer is the one that ``ask`` would give.
 
         Args:
-            requests: (video, question) pairs; a video that stands several times is encoded once.
+            requests: (video, question) pairs; a video that stands several times is encoded once. For a part of a
+                video, or pictures with a frame rate, give what ``encode`` gave.
             options: of every answer. The time limit is for all together.
             system: of every answer, as for ``ask``.
             cancel: cancels all of them.
@@ -212,7 +220,7 @@ class VideoLM:
             if key in encoded:
                 encoded[key] = encoded[key].without_timings()
             else:
-                encoded[key] = _video_tokens(model, video, None, None, deadline)
+                encoded[key] = _video_tokens(model, video, None, None, None, deadline)
             prepared.append(model.first_request(encoded[key], question, options, system))
         return answer_together(model, prepared, deadline)
 
@@ -223,11 +231,12 @@ class VideoLM:
         system: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
     ) -> Chat:
         """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
         model = self._open_model()
         check_prompt(model, "?", GenerationOptions(), system)
-        return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)), system)
+        return Chat(model, _video_tokens(model, video, start, end, fps, Deadline(None, None)), system)
 
     def close(self) -> None:
         """Frees the model. Answers in progress run to their end; further calls are refused."""
@@ -253,10 +262,15 @@ class VideoLM:
 
 
 def _video_tokens(
-    model: Model, video: VideoInput | VideoTokens, start: float | None, end: float | None, deadline: Deadline
+    model: Model,
+    video: VideoInput | VideoTokens,
+    start: float | None,
+    end: float | None,
+    fps: float | None,
+    deadline: Deadline,
 ) -> VideoTokens:
     if not isinstance(video, VideoTokens):
-        return encode_video(model, video, start, end, deadline)
-    if start is not None or end is not None:
-        raise RequestError("start and end have no effect on ready video tokens; give them to encode")
+        return encode_video(model, video, start, end, fps, deadline)
+    if start is not None or end is not None or fps is not None:
+        raise RequestError("start, end and fps have no effect on ready video tokens; give them to encode")
     return video.without_timings()

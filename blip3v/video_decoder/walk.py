@@ -108,10 +108,7 @@ def walk_file(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Walk:
             walk = _from_frames(opener, limits)
         if truncated:
             _add_missing(walk, container, stream, packets)
-    if walk.end_s > limits.max_duration_s:
-        raise VideoTooLargeError(
-            f"the video lasts {walk.end_s:.1f} s; the limit is {limits.max_duration_s:g} s (max_duration_s)"
-        )
+    limits.check_duration(walk.end_s)
     return walk
 
 
@@ -150,7 +147,7 @@ def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoL
 def _check_count(count: int, limits: VideoLimits) -> None:
     if count > limits.max_frames_walked:
         raise VideoTooLargeError(
-            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked)"
+            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked); cut it"
         )
 
 

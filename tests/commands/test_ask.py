@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,7 +19,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from film_server import serving
+from PIL import Image
 
+from blip3v import cli
 from blip3v.commands.ask import command
 from blip3v.commands.opening import default_bundle
 from blip3v.errors import ArtifactMissingError, RequestError, UsageError, VideoError
@@ -311,3 +315,67 @@ def test_help_has_examples_and_defaults() -> None:
     text = _ask("--help").stdout
     assert text.count("blip3v ask ") == 5
     assert "[default: 0.0]" in text
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of four images."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (20, 20), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_frames_without_times_and_how_many_differ(bundle_path: Path, pictures: Path) -> None:
+    """A folder's frames were told to be a second apart; that the model saw one of them only was not told at all."""
+    result = _ask(str(pictures), QUESTION, "-m", str(bundle_path))
+    assert "frames: 2, 2, 2, 2\n" in result.stderr
+    assert "different frames: 1 of 4, because the clip is short; a longer one shows the model more" in result.stderr
+    found = json.loads(_ask(str(pictures), QUESTION, "-m", str(bundle_path), "--json").stdout)
+    assert found["frames"] == [{"index": 2, "time_s": None}] * 4
+    assert found["num_different_frames"] == 1
+    assert "different frames" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
+
+
+def test_a_frame_rate_gives_a_folder_times(bundle_path: Path, pictures: Path) -> None:
+    result = _ask(str(pictures), QUESTION, "-m", str(bundle_path), "--fps", "2", "--start", "0.5")
+    assert "frames: 1 (0.50 s), 1 (0.50 s), 2 (1.00 s), 3 (1.50 s)\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start", "1"], "start is 1 s, but pictures have no times; give their frame rate, for example --fps 25,"),
+        (["--end", "1"], "for example --fps 25, or leave --end out"),
+    ],
+    ids=["start", "end"],
+)
+def test_a_part_of_a_folder_needs_a_frame_rate(
+    bundle_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli._run(["ask", str(pictures), QUESTION, "-m", str(bundle_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["https://example.org/film.mp4", "https:/example.org/film.mp4"])
+def test_a_url_needs_permission(bundle_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    """The URL was shown with one slash, as a file that is not there."""
+    assert cli._run(["ask", url, QUESTION, "-m", str(bundle_path)]) == 7
+    said = "https://example.org/film.mp4 is a URL, which the video limits do not allow to fetch; pass --allow-url, or "
+    assert said in capsys.readouterr().err
+
+
+def test_a_url_that_is_allowed_is_downloaded(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On this machine only with a second permission. The progress is talk, and the log is as quiet as before."""
+    with serving(Path(CLIP).read_bytes()) as server:
+        url = server.url("film.mp4")
+        assert cli._run(["ask", url, QUESTION, "-m", str(bundle_path), "--allow-url"]) == 7
+        assert "if it is to be reached, pass --allow-private-url" in capsys.readouterr().err
+        assert cli._run(["ask", url, QUESTION, "-m", str(bundle_path), "--allow-url", "--allow-private-url"]) == 0
+    printed = capsys.readouterr()
+    assert f"downloading {url}, " in printed.err
+    assert "\ndownloaded " in printed.err
+    assert cli._run(["ask", CLIP, QUESTION, "-m", str(bundle_path)]) == 0
+    assert capsys.readouterr().out == printed.out
+    assert logging.getLogger("blip3v.video.download").handlers == []

@@ -98,6 +98,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Args:
         args: the arguments after the program name; None: those of this process.
     """
+    # A path may hold bytes that are not UTF-8: as escapes they fit into a line, and into JSON. None: stdout is closed.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     sys.exit(_run(sys.argv[1:] if args is None else list(args)))
 
 

@@ -12,7 +12,8 @@ import click
 
 from blip3v.commands.answers import Printer, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import interrupted_by_ctrl_c
-from blip3v.commands.opening import check_questions, check_video, default_bundle, open_lm
+from blip3v.commands.local_models import download_option
+from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
 from blip3v.commands.options import (
     OutputForm,
     clip_options,
@@ -45,6 +46,7 @@ class _Ask(click.Command):
 @click.argument("video", type=click.Path())
 @click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
 @model_option
+@download_option
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
 @output_options
 @clip_options
@@ -85,7 +87,7 @@ def command(
         raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
     check_video(video, **clip)
     asked = questions_of(questions)
-    folder = default_bundle(Path.cwd()) if model is None else model
+    folder = chosen_bundle(model)
     check_questions(folder, asked, options, system)
     printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1)
     with open_lm(folder, engine) as lm, interrupted_by_ctrl_c() as cancel:

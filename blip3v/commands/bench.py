@@ -18,6 +18,7 @@ from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.run import run_bench
 from blip3v.bundle.precision import Precision
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
@@ -69,6 +70,7 @@ _CACHE = Path("blip3v-bench")
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 def command(
     bundles: tuple[Path, ...],
@@ -101,6 +103,7 @@ def command(
     _check(bundles, precision, models, output, force)
     if tokens and not bundles:
         raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
+    bundles = tuple(map(local_model, bundles))
     console = Console(stderr=True, highlight=False)
     if not bundles:
         bundles = tuple(

@@ -13,7 +13,8 @@ import click
 
 from blip3v.commands.answers import Printer, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import cancelled_by_ctrl_c, interrupted_by_ctrl_c
-from blip3v.commands.opening import check_questions, check_video, default_bundle, open_lm
+from blip3v.commands.local_models import download_option
+from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
 from blip3v.commands.options import (
     OutputForm,
     clip_options,
@@ -41,6 +42,7 @@ _COMMANDS = {
 @click.command("chat", short_help="Talk about a video.")
 @click.argument("video", type=click.Path())
 @model_option
+@download_option
 @output_options
 @clip_options
 @system_option
@@ -70,7 +72,7 @@ def command(
     if options.logprobs is not None and form == "text":
         raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
     check_video(video, **clip)
-    folder = default_bundle(Path.cwd()) if model is None else model
+    folder = chosen_bundle(model)
     check_questions(folder, [Question("?")], options, system)
     on_terminal = sys.stdin is not None and sys.stdin.isatty()
     printer = choose_printer(form, folder, stream=True, several=not (on_terminal and sys.stdout.isatty()))

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import print_made
 from blip3v.model.temporal import encoder_names
 from blip3v.video.preprocess import ResizeMode
@@ -55,6 +56,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
     help="How frames are made square: squash (released script) or grey bars (training).  [default: the source's own]",
 )
 @click.option("--force", is_flag=True, help="Replace an existing model folder.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     source: Path,
@@ -67,7 +69,8 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert SOURCE to a model folder. It is a released Hugging Face folder, the authors' .pt file, or a model folder.
+    """Convert SOURCE to a model folder. It is a released Hugging Face folder or its hub id, the authors' .pt file, or a
+    model folder.
 
     The temporal encoder is found from the names and shapes of the tensors. An unknown or missing tensor, or one with
     the wrong shape, is an error; tensors that no computation uses are listed and left out. One tensor is in memory at a
@@ -75,7 +78,7 @@ def command(
 
     \b
     Examples:
-      blip3v convert xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
+      blip3v convert Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
       blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
     """
     # These import PyTorch, which --help must neither wait for nor need.
@@ -83,7 +86,7 @@ def command(
     from blip3v.model.convert import convert, folder_name, weight_bytes
     from blip3v.model.weight_file import DTYPES
 
-    checkpoint = open_checkpoint(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
+    checkpoint = open_checkpoint(local_model(source), tokenizer=tokenizer, encoder=encoder, num_frames=frames)
     folder = output if output is not None else Path(folder_name(checkpoint))
     chosen = None if dtype is None else DTYPES[_DTYPES[dtype]]
     preprocessor = checkpoint.preprocessor

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from blip3v.bundle.precision import PRECISIONS, Precision
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import after_export, print_made
 from blip3v.config import PRESETS
 from blip3v.export.parity import Comparison, ParityReport
@@ -44,7 +45,10 @@ __all__ = ["command"]
     help=f"{' or '.join(PRECISIONS)}, or one for each graph, as in video_encoder=fp32,decoder=fp16.",
 )
 @click.option(
-    "-m", "--model", type=click.Path(path_type=Path), help="Model folder.  [default: the trained one in the package]"
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model folder, or released checkpoint or its hub id.  [default: the trained one in the package]",
 )
 @click.option(
     "-o",
@@ -68,6 +72,7 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest records that.")
 @click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     encoder: str | None,
@@ -93,6 +98,7 @@ def command(
     Examples:
       blip3v export --encoder tokenlearner --precision fp16
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
+      blip3v export -m Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --precision fp16 --download
       blip3v export --preset xgen-mm-vid --init random --precision fp16 --dry-run
     """
     # These import PyTorch, which --help must neither wait for nor need.
@@ -101,6 +107,7 @@ def command(
     from blip3v.export.source import resolve_source
 
     chosen = Precision.parse(precision)
+    model = None if model is None else local_model(model)
     source = resolve_source(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )

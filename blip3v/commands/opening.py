@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3v.bundle import open_bundle
+from blip3v.commands.local_models import local_model
 from blip3v.commands.output import talk
 from blip3v.commands.questions import Question
 from blip3v.errors import UsageError
@@ -16,7 +17,7 @@ from blip3v.video.limits import VideoLimits
 from blip3v.video.source import open_source
 from blip3v.video_decoder.ranges import check_range
 
-__all__ = ["check_questions", "check_video", "default_bundle", "open_lm"]
+__all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
 
 _EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
 
@@ -54,6 +55,11 @@ def open_lm(model: Path, engine: Mapping[str, Any]) -> VideoLM:
             talk(f"opening {model}: {needed}")
 
     return VideoLM.open(model, **engine, on_estimate=announce)
+
+
+def chosen_bundle(model: Path | None) -> Path:
+    """The bundle that --model names, by path or hub id; without it the only one in the current folder."""
+    return default_bundle(Path.cwd()) if model is None else local_model(model)
 
 
 def default_bundle(folder: Path) -> Path:

@@ -36,7 +36,10 @@ BACKEND_HELP = f"{', '.join((AUTO, *backend_names()))}, or one for each graph: v
 backend_option = click.option("--backend", default=AUTO, show_default=True, help=f"Inference engine: {BACKEND_HELP}.")
 
 model_option = click.option(
-    "-m", "--model", type=click.Path(path_type=Path), help="Bundle.  [default: the only one in the current folder]"
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Bundle, or its hub id.  [default: the only one in the current folder]",
 )
 
 system_option = click.option(

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.training.recipe import PlannedStage, load_recipe, recipe_names
 from blip3v.units import format_bytes
 
@@ -61,7 +62,7 @@ class _Screen:
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
-    help="Checkpoint to start from: a model folder, a released folder or a .pt file.",
+    help="Checkpoint to start from: a model folder, a released folder or its hub id, or a .pt file.",
 )
 @click.option("--data", help="JSON list of your own clips, in the format of the authors' code.")
 @click.option(
@@ -78,6 +79,7 @@ class _Screen:
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be trained, from what and in how many steps; then stop."
 )
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     recipe_name: str,
@@ -104,6 +106,7 @@ def command(
     from blip3v.training.run import TrainOptions, train
 
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
+    init = None if init is None else local_model(init)
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
     if dry_run:
         plan = make_plan(recipe, options)

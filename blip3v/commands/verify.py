@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from blip3v.bundle.verify import VerifyReport, verify_bundle
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.errors import ArtifactHashError
 
 __all__ = ["command"]
@@ -16,6 +17,7 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@download_option
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 def command(bundle: Path, as_json: bool) -> None:
     """Check the hash of every file in BUNDLE against its manifest.
@@ -27,6 +29,7 @@ def command(bundle: Path, as_json: bool) -> None:
       blip3v verify tiny-tokenlearner-32-fp16
       blip3v verify tiny-tokenlearner-32-fp16 --json
     """
+    bundle = local_model(bundle)
     report = verify_bundle(bundle)
     if as_json:
         click.echo(json.dumps({"path": str(bundle), "ok": report.ok, **dataclasses.asdict(report)}))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
-import tokenizers
 
 import blip3v
 from blip3v import strict_json
@@ -140,7 +139,7 @@ class _Job:
         self._precision = precision
         self._check = check
         self._progress = progress
-        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(source.tokenizer_json))
+        tokenizer = Tokenizer.parse(source.tokenizer_json)
         self._prompt = film_prompt(tokenizer, source.chat_template, source.generation)
         _check_fits(source.config, self._prompt)
 

@@ -14,6 +14,7 @@ from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
+from blip3v.hub import model_name
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.folder import shipped_model
 from blip3v.model.temporal import with_encoder, with_frames
@@ -163,9 +164,8 @@ def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
 def _from_checkpoint(
     checkpoint: Checkpoint, config: ModelConfig, weights: Mapping[str, Tensor], *, trained: bool
 ) -> ExportSource:
-    name = checkpoint.path.resolve().name
     return ExportSource(
-        provenance=Source(name=name, sha256={}, random_init=False, trained=trained),
+        provenance=Source(name=model_name(checkpoint.path), sha256={}, random_init=False, trained=trained),
         hashed_files=checkpoint.hashed_files,
         config=config,
         tokenizer_json=checkpoint.tokenizer_json,

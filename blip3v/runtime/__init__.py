@@ -3,6 +3,9 @@
 Example:
     with VideoLM.open("blip3v-tiny-tokenlearner-32tok-fp16") as lm:
         print(lm.ask("clip.mp4", "Which way does the red circle turn?").text)
+
+Files are decoded in a process of their own, which needs a Python to run. A program that embeds Python has none in
+``sys.executable``: it sets the environment variable ``BLIP3V_PYTHON`` to the Python of its environment.
 """
 
 from blip3v.runtime.backends import Execution

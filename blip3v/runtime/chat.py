@@ -10,7 +10,7 @@ from blip3v.errors import RequestError, UsageError
 from blip3v.runtime.backends import DecoderSession
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.generation import AnswerStream, AnswerWriter, generate
-from blip3v.runtime.request import GenerationOptions, Model, Request
+from blip3v.runtime.request import GenerationOptions, Model, Request, checked_options
 from blip3v.runtime.types import Answer, Delta, VideoTokens
 
 __all__ = ["Chat"]
@@ -54,7 +54,7 @@ class Chat:
                 is still running.
             UsageError: the conversation was closed.
         """
-        options = options or GenerationOptions()
+        options = checked_options(options)
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
         request = self._prepare(model, question, options)

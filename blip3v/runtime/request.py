@@ -6,8 +6,7 @@ D width, V rows of the embedding table.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,16 +16,19 @@ from numpy.typing import NDArray
 from blip3v.config import ModelConfig
 from blip3v.errors import RequestError
 from blip3v.runtime.backends import Decoder, FloatArray, VideoEncoder
+from blip3v.runtime.checks import check_number, check_timeout, check_whole, shown
 from blip3v.runtime.types import BackendReport, VideoTokens
 from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prompt, continue_prompt, splice
+from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["GenerationOptions", "Model", "Request", "check_prompt"]
+__all__ = ["GenerationOptions", "Model", "Request", "check_prompt", "checked_options", "checked_pairs"]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 256
 _MAX_LOGPROBS = 20
+_MAX_NEW_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +53,18 @@ class GenerationOptions:
     timeout_s: float | None = None  # above 0: from the call to the last token
 
     def __post_init__(self) -> None:
-        _whole("max_new_tokens", self.max_new_tokens, 1, None)
-        _whole("top_k", self.top_k, 0, None)
-        _whole("seed", self.seed, 0, None)
-        _whole("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
-        _number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
-        _number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
-        _number("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
-        if self.timeout_s is not None:
-            _number("timeout_s", self.timeout_s, "of seconds above 0", lambda value: value > 0)
+        if self.max_new_tokens is not None:
+            check_whole("max_new_tokens", self.max_new_tokens, 1, _MAX_NEW_TOKENS)
+        if self.logprobs is not None:
+            check_whole("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        check_whole("top_k", self.top_k, 0)
+        check_whole("seed", self.seed, 0)
+        check_number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
+        check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        check_number("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
+        check_timeout(self.timeout_s)
+        if not isinstance(self.ignore_stop_token, bool):
+            raise RequestError(f"ignore_stop_token is {shown(self.ignore_stop_token)}; True or False is expected")
         self._check_choice()
         self._check_stop()
 
@@ -71,9 +76,11 @@ class GenerationOptions:
             )
 
     def _check_stop(self) -> None:
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
-            raise RequestError(f"stop is {self.stop!r}; a tuple of texts is expected, for example stop=('.',)")
-        object.__setattr__(self, "stop", tuple(self.stop))
+        several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        stop = tuple(self.stop) if several else (None,)
+        if not all(isinstance(text, str) for text in stop):
+            raise RequestError(f"stop is {shown(self.stop)}; a tuple of texts is expected, for example stop=('.',)")
+        object.__setattr__(self, "stop", stop)
         if len(self.stop) > _MAX_STOPS:
             raise RequestError(f"stop holds {len(self.stop)} texts; at most {_MAX_STOPS} are allowed")
         for text in self.stop:
@@ -186,6 +193,8 @@ class Model:
             raise RequestError(
                 f"video tokens have shape {video.tokens.shape}; (M, {width}) with M of at least 1 is expected"
             )
+        if not np.isfinite(video.tokens).all():
+            raise RequestError("the video tokens hold values that are not finite; encode the video again")
 
 
 def check_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> None:
@@ -232,14 +241,32 @@ def _fit(parts: _Prompted, prompt_tokens: int, video_tokens: int, options: Gener
     return new_tokens
 
 
-def _whole(name: str, value: object, low: int, high: int | None) -> None:
-    if value is None and name in ("max_new_tokens", "logprobs"):
-        return
-    span = f"at least {low}" if high is None else f"{low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise RequestError(f"{name} is {value!r}; a whole number, {span}, is expected")
+def checked_options(options: object) -> GenerationOptions:
+    """Options as a caller gave them; None: the defaults.
+
+    Raises:
+        RequestError: anything else.
+    """
+    if options is None:
+        return GenerationOptions()
+    if not isinstance(options, GenerationOptions):
+        raise RequestError(f"options has type {type(options).__name__}; GenerationOptions or None is expected")
+    return options
 
 
-def _number(name: str, value: object, span: str, allowed: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not allowed(value):
-        raise RequestError(f"{name} is {value!r}; a number {span} is expected")
+def checked_pairs(requests: object) -> list[tuple[Any, str]]:
+    """The (video, question) pairs of a batch; the videos are not looked at.
+
+    Raises:
+        RequestError: something else, or a question that cannot be asked.
+    """
+    if isinstance(requests, str | bytes | Mapping) or not isinstance(requests, Iterable):
+        raise RequestError(
+            f"requests has type {type(requests).__name__}; a list of (video, question) pairs is expected"
+        )
+    pairs = list(requests)
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise RequestError(f"request {index} is {shown(pair)}; a (video, question) pair is expected")
+        check_question(pair[1], f"the question of request {index}")
+    return [(video, question) for video, question in pairs]

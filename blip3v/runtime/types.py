@@ -14,9 +14,10 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from blip3v.errors import ArtifactError, ArtifactMissingError
+from blip3v.errors import ArtifactError, ArtifactMissingError, RequestError
 from blip3v.publishing import write_file
 from blip3v.runtime.backends import Execution
+from blip3v.runtime.checks import shown
 
 __all__ = [
     "Answer",
@@ -28,6 +29,7 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "VideoTokens",
+    "read_only",
 ]
 
 FinishReason = Literal["stop", "length"]
@@ -125,12 +127,15 @@ class VideoTokens:
     """An encoded video: all that questions about it need.
 
     Attributes:
-        tokens: (M,D) float16 or float32.
+        tokens: (M,D) float16 or float32, M and D at least 1; read-only, since requests share it.
         frames: the frames that it was made of.
         encoder: hash of the video encoder that made it; another encoder refuses it.
         file_decode_s: seconds that reading and decoding the file took; 0 after ``load``.
         preprocess_s: seconds that resizing took; 0 after ``load``.
         encode_s: seconds that the video encoder took; 0 after ``load``.
+
+    Raises:
+        RequestError: tokens, frames or encoder of another form. ``ask`` refuses tokens that are not finite.
     """
 
     tokens: NDArray[Any]
@@ -139,6 +144,23 @@ class VideoTokens:
     file_decode_s: float = 0.0
     preprocess_s: float = 0.0
     encode_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        tokens = self.tokens
+        if not isinstance(tokens, np.ndarray):
+            raise RequestError(
+                f"tokens has type {type(tokens).__name__}; an array (M, D) is expected, as encode makes it"
+            )
+        if tokens.ndim != 2 or not tokens.size or tokens.dtype.name not in ("float16", "float32"):
+            raise RequestError(
+                f"tokens is {tokens.dtype} of shape {tokens.shape}; float16 or float32 (M, D) is expected"
+            )
+        if not isinstance(self.frames, tuple) or not all(map(_is_frame, self.frames)):
+            raise RequestError(f"frames is {shown(self.frames)}; a tuple of (number, time in seconds) is expected")
+        if not isinstance(self.encoder, str):
+            raise RequestError(f"encoder is {shown(self.encoder)}; the hash of a video encoder is expected")
+        if tokens.flags.writeable:  # the caller's own array, which it may change
+            object.__setattr__(self, "tokens", read_only(tokens.copy()))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -182,8 +204,22 @@ class VideoTokens:
             encoder = metadata["encoder"]
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
-        if tokens.ndim != 2 or tokens.dtype.name not in ("float16", "float32"):
-            raise ArtifactError(f"{source} holds {tokens.dtype} {tokens.shape}; floats (M, D) are expected")
-        if not len(tokens) or not np.isfinite(tokens).all():
-            raise ArtifactError(f"{source} holds no tokens, or values that are not finite; encode the video again")
-        return cls(tokens, frames, encoder)
+        try:
+            video = cls(read_only(tokens), frames, encoder)
+        except RequestError as error:
+            raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
+        if not np.isfinite(tokens).all():
+            raise ArtifactError(f"{source} holds values that are not finite; encode the video again")
+        return video
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """``array`` itself, no longer writable."""
+    array.flags.writeable = False
+    return array
+
+
+def _is_frame(frame: object) -> bool:
+    if not isinstance(frame, tuple) or len(frame) != 2:
+        return False
+    return type(frame[0]) is int and (frame[1] is None or isinstance(frame[1], int | float))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 
 from blip3v.bundle.reader import open_bundle
 from blip3v.errors import RequestError, UsageError
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.chat import Chat
+from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
-from blip3v.runtime.request import GenerationOptions, Model, check_prompt
+from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
+from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.source import VideoInput
 
@@ -65,11 +66,13 @@ class VideoLM:
             ArtifactError: not a bundle, or one that is not as it was written.
             ProviderError: the engine is not installed, or installed twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
-            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, or a
-                ``max_context`` beyond the model's.
+            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, a
+                ``max_context`` beyond the model's, or a path that is not UTF-8.
         """
+        if limits is not None and not isinstance(limits, VideoLimits):
+            raise UsageError(f"limits has type {type(limits).__name__}; VideoLimits or None is expected")
         model = open_model(
-            path,
+            checked_path("path", path),
             backend=backend,
             device=device,
             threads=threads,
@@ -85,7 +88,9 @@ class VideoLM:
         path: str | os.PathLike[str], *, backend: str = "auto", device: str = "auto", max_context: int | None = None
     ) -> OpenEstimate:
         """What ``open`` will take, which refuses what is more than the free memory. Arguments and errors as there."""
-        return estimate_open(open_bundle(Path(path)), backend=backend, device=device, max_context=max_context)
+        return estimate_open(
+            open_bundle(checked_path("path", path)), backend=backend, device=device, max_context=max_context
+        )
 
     @property
     def backend(self) -> BackendReport:
@@ -111,6 +116,7 @@ class VideoLM:
             cancel: cancels the call from another thread.
 
         Raises:
+            UsageError: something that is not a video, times that no video has, or no Python to decode a file with.
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """
@@ -164,7 +170,8 @@ class VideoLM:
 
         Closing the stream ends the answer within one token.
         """
-        options = options or GenerationOptions()
+        options = checked_options(options)
+        check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
         check_prompt(model, question, options, system)  # before the video costs anything
@@ -190,16 +197,17 @@ class VideoLM:
         Raises:
             RequestError: one of them cannot be answered; none is then. Further errors as for ``ask``.
         """
-        if not requests:
+        pairs = checked_pairs(requests)
+        options = checked_options(options)
+        if not pairs:
             return []
-        options = options or GenerationOptions()
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
-        for _, question in requests:
+        for _, question in pairs:
             check_prompt(model, question, options, system)
         encoded: dict[object, VideoTokens] = {}
         prepared = []
-        for video, question in requests:
+        for video, question in pairs:
             key = os.fspath(video) if isinstance(video, (str, os.PathLike)) else id(video)
             if key in encoded:
                 encoded[key] = encoded[key].without_timings()

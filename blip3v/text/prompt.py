@@ -17,9 +17,9 @@ from blip3v.errors import ConfigError, RequestError
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.special import END, IMAGE
 from blip3v.text.template import Message, render_chat
-from blip3v.text.tokenizer import Tokenizer
+from blip3v.text.tokenizer import Tokenizer, check_text
 
-__all__ = ["Prompt", "build_prompt", "continue_prompt", "splice"]
+__all__ = ["Prompt", "build_prompt", "check_question", "continue_prompt", "splice"]
 
 # Placeholder that is looked for in a rendered text. NUL is not white space, so a template that trims keeps it.
 _MARK = "\x00answer\x00"
@@ -142,6 +142,21 @@ def _with_image(turns: list[Message], first: int) -> list[Message]:
     return [*turns[:first], replace(turn, content=f"{IMAGE}\n{turn.content}"), *turns[first + 1 :]]
 
 
+def check_question(question: object, name: str = "the question") -> None:
+    """Refuses what cannot be a question, without a tokenizer; prompts check it further.
+
+    Args:
+        question: what a caller gave.
+        name: what it is, for the message.
+
+    Raises:
+        RequestError: not a ``str``, one with a lone surrogate, or nothing but white space.
+    """
+    check_text(name, question)
+    if not str(question).strip():
+        raise RequestError(f"{name} is empty; ask something about the video")
+
+
 def _check_writes_system(template: str) -> None:
     if _MARK not in render_chat(template, [Message("system", _MARK), Message("user", "?")]):
         raise RequestError(
@@ -151,8 +166,10 @@ def _check_writes_system(template: str) -> None:
 
 
 def _check_content(tokenizer: Tokenizer, turn: Message) -> None:
-    if turn.role == "user" and not turn.content.strip():
-        raise RequestError("the question is empty; ask something about the video")
+    if turn.role == "user":
+        check_question(turn.content)
+    else:
+        check_text(f"the {turn.role} message", turn.content)
     for token in tokenizer.added_tokens:
         if token in turn.content:
             raise RequestError(

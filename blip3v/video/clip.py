@@ -94,7 +94,7 @@ def load_clip(
         VideoTimeoutError: over ``limits.timeout_s``.
         VideoError: the file cannot be opened.
     """
-    check_range(start_s, end_s)
+    start_s, end_s = check_range(start_s, end_s)
     if fps is not None and not 0 < fps < float("inf"):
         raise UsageError(f"fps is {fps}; a finite number above 0 is needed")
     if seed is not None and rule != "train":

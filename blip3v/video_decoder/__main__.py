@@ -1,5 +1,7 @@
 """The decoder process: ``python -m blip3v.video_decoder``. It reads requests on stdin and answers on stdout.
 
+    out  {"blip3v": "blip3v 0.1.0", "python": "cpython-311"}           who answers, before anything is asked
+
     in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
     out  {"num_frames": 75, "low": 0, "high": 62, ...}                 its contents; the range is [low, high)
     in   {"wanted": [4, 12, 20]}                                       display indices, increasing
@@ -24,6 +26,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video_decoder.greeting import greeting
 from blip3v.video_decoder.limits import VideoLimits
 from blip3v.video_decoder.ranges import frames_between
 
@@ -42,6 +45,8 @@ except ImportError:  # Unix only: elsewhere only the caller's timer bounds this 
 
 # Size of an 8K picture, for which a decoder allocates memory at once.
 _PICTURE_BYTES = 56 * 1024**2
+# The highest that the system takes as limits; it counts processor time in nanoseconds.
+_LARGEST_BOUND, _LONGEST_S = 2**62, 2**31
 
 
 def main() -> None:
@@ -49,6 +54,8 @@ def main() -> None:
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # A library that prints must not print into the answers.
     os.dup2(2, 1)
+    _send(sink, greeting())
+    sink.flush()
     request = json.loads(source.readline())
     limits = VideoLimits(**request["limits"])
     try:
@@ -75,13 +82,13 @@ def _limit_resources(limits: VideoLimits) -> None:
     bounds = {
         resource.RLIMIT_AS: limits.max_memory_bytes,
         # A backstop in case the parent was killed: otherwise the parent's timer comes first.
-        resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
+        resource.RLIMIT_CPU: math.ceil(min(limits.timeout_s, _LONGEST_S)) + 2,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
     }
     for kind, bound in bounds.items():
         hard = resource.getrlimit(kind)[1]
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        bound = min(bound, _LARGEST_BOUND if hard == resource.RLIM_INFINITY else hard)
         resource.setrlimit(kind, (bound, bound))
 
 

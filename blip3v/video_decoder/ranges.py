@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import cast
 
 from blip3v.errors import UsageError
 
@@ -14,17 +16,30 @@ __all__ = ["check_range", "frames_between"]
 _ROUNDING_S = 5e-7
 
 
-def check_range(start_s: float | None, end_s: float | None) -> None:
-    """Refuses a range that no video can have.
+def check_range(start_s: object, end_s: object) -> tuple[float | None, float | None]:
+    """The range of a clip as a caller gave it, as numbers.
 
     Raises:
-        UsageError: a time that is negative or not a number, or an end that is not after the start.
+        UsageError: not a number, a time that is negative or not finite, or an end that is not after the start.
     """
-    for name, value in (("start", start_s), ("end", end_s)):
-        if value is not None and (not math.isfinite(value) or value < 0):
-            raise UsageError(f"{name} is {value} s; a time from 0 on is needed, counted from the video's first frame")
-    if end_s is not None and end_s <= (start_s or 0.0):
-        raise UsageError(f"end is {end_s} s, not after start ({start_s or 0.0} s); give an end after the start")
+    start, end = _time("start", start_s), _time("end", end_s)
+    if end is not None and end <= (start or 0.0):
+        raise UsageError(f"end is {end:g} s, not after start ({start or 0.0:g} s); give an end after the start")
+    return start, end
+
+
+def _time(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        time_s = float(cast("float", value)) if number else math.nan
+    except OverflowError:  # an int beyond the largest float
+        time_s = math.inf
+    if not 0 <= time_s < math.inf:
+        shown = f"{time_s} s" if number else repr(value)
+        raise UsageError(f"{name} is {shown}; a time from 0 s on is needed, counted from the video's first frame")
+    return time_s
 
 
 def frames_between(times_s: Sequence[float], start_s: float | None, end_s: float | None) -> tuple[int, int]:

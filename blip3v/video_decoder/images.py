@@ -21,7 +21,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _SEQUENCES = ("WEBP", "TIFF")
 
 # What players make of a duration of 0.
-_NO_DURATION_S = 0.1
+_NO_DURATION_MS = 100
 
 
 def open_image(path: str, limits: VideoLimits) -> Image.Image:
@@ -58,7 +58,7 @@ class ImageFile:
             )
         self.times_s: list[float] | None = None  # of each picture, and when the last one ends
         if self._image.format == "WEBP" and self.num_frames > 1:
-            self.times_s = [0.0, *itertools.accumulate(_webp_durations_s(file))]
+            self.times_s = [ms / 1000 for ms in itertools.accumulate(_webp_durations_ms(file), initial=0)]
             if len(self.times_s) != self.num_frames + 1:
                 raise CorruptVideoError(
                     f"the file has {self.num_frames} pictures and {len(self.times_s) - 1} durations; get it again"
@@ -83,7 +83,7 @@ def _opened(source: str | BinaryIO, limits: VideoLimits) -> Image.Image:
     return image
 
 
-def _webp_durations_s(file: BinaryIO) -> Iterator[float]:
+def _webp_durations_ms(file: BinaryIO) -> Iterator[int]:
     """Durations of an animation's pictures, from the headers of their chunks."""
     file.seek(0)
     riff = file.read(12)
@@ -91,7 +91,7 @@ def _webp_durations_s(file: BinaryIO) -> Iterator[float]:
     while file.tell() < end and len(header := file.read(24)) == 24:
         kind, length = struct.unpack("<4sI", header[:8])
         if kind == b"ANMF":
-            yield int.from_bytes(header[20:23], "little") / 1000 or _NO_DURATION_S
+            yield int.from_bytes(header[20:23], "little") or _NO_DURATION_MS
         file.seek(length + length % 2 - 16, os.SEEK_CUR)
 
 

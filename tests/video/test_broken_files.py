@@ -154,6 +154,13 @@ def test_a_truncated_fragmented_mp4_does_not_say_how_long_it_was(film: Film, tmp
         load_clip(short, num_frames=2)
 
 
+def test_an_mp4_without_one_whole_frame_ends_too_early(no_b_frames: Path, tmp_path: Path) -> None:
+    """It said "none of the video's 1 frames can be decoded"."""
+    short = cut(no_b_frames, tmp_path / "cut.mp4", 0, extra=100)
+    with pytest.raises(CorruptVideoError, match="ends too early to hold one whole frame; get the whole file"):
+        load_clip(short, num_frames=2)
+
+
 def test_an_mp4_without_its_index_is_corrupt(film: Film, tmp_path: Path) -> None:
     path = film("index-at-end.mp4", 60)
     data = path.read_bytes()

@@ -68,7 +68,7 @@ def test_an_animation_has_its_own_times(tmp_path: Path, name: str, options: dict
     path = animation(tmp_path / name, **options)
     clip = load_clip(path, num_frames=6, rule="uniform")
     assert numbers(clip) == list(range(6))
-    assert times(clip) == pytest.approx(TIMES_S)
+    assert times(clip) == (TIMES_S if path.suffix == ".webp" else pytest.approx(TIMES_S))
     assert clip.duration_s == pytest.approx(1.07)
     assert clip.fps == pytest.approx(6 / 1.07)
     part = load_clip(path.read_bytes(), num_frames=3, rule="uniform", start_s=0.3, end_s=0.77)

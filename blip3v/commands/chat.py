@@ -63,9 +63,10 @@ def command(
 ) -> None:
     """Talk about VIDEO: a video or image file, a folder of images, or a URL with --allow-url.
 
-    A question knows the earlier questions and answers. Questions come from the terminal, or from a pipe, one a line; empty lines are skipped. /reset forgets the
-    conversation, /exit or Ctrl-D ends it, and Ctrl-C ends an answer and takes its question back. With --json the
-    object is {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its "type" says.
+    A question knows the earlier questions and answers. Questions come from the terminal, or from a pipe, one a line;
+    empty lines are skipped. /reset forgets the conversation, /exit or Ctrl-D ends it, and Ctrl-C ends an answer and
+    takes its question back. With --json the object is {"answers": [...]}. With --jsonl a line is a "delta" or an
+    "answer", as its "type" says.
 
     \b
     Examples:

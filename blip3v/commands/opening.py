@@ -15,7 +15,7 @@ from blip3v.runtime import GenerationOptions, OpenEstimate, VideoLM
 from blip3v.runtime.request import check_prompt
 from blip3v.video import VideoLimits
 from blip3v.video.source import check_path
-from blip3v.video_decoder.ranges import check_range
+from blip3v.video_decoder.ranges import check_fps, check_range
 
 __all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
 
@@ -35,6 +35,7 @@ def check_video(video: str, clip: Mapping[str, Any], limits: VideoLimits) -> Non
         VideoError: no such file or folder, one that cannot be read, or a folder without images.
     """
     check_range(clip["start"], clip["end"])
+    check_fps(clip["fps"])
     check_path(video, limits)
 
 

@@ -8,7 +8,6 @@ Letters: T sampled frames, H height, W width, S side of the model's image.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,7 +21,7 @@ from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
 from blip3v.video.source import VideoInput, open_source
 from blip3v.video_decoder.limits import VideoLimits
-from blip3v.video_decoder.ranges import check_range, frames_between
+from blip3v.video_decoder.ranges import check_fps, check_range, frames_between
 
 __all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
 
@@ -95,8 +94,7 @@ def load_clip(
         VideoError: the file cannot be opened or fetched.
     """
     start_s, end_s = check_range(start_s, end_s)
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf):
-        raise UsageError(f"fps is {fps!r}; a finite number above 0 is needed")
+    fps = check_fps(fps)
     if seed is not None and rule != "train":
         raise UsageError(f"seed is {seed}, but sampling rule {rule!r} is not random; only 'train' takes a seed")
     sampler = _Sampler(num_frames, rule, seed, start_s, end_s, fps)

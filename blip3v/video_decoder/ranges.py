@@ -10,7 +10,7 @@ from typing import cast
 
 from blip3v.errors import UsageError
 
-__all__ = ["check_range", "frames_between"]
+__all__ = ["check_fps", "check_range", "frames_between"]
 
 # Times are multiples of a time base: this absorbs the error of rounding them to a float and to six printed digits.
 _ROUNDING_S = 5e-7
@@ -28,18 +28,38 @@ def check_range(start_s: object, end_s: object) -> tuple[float | None, float | N
     return start, end
 
 
+def check_fps(fps: object) -> float | None:
+    """The frame rate as a caller gave it, as a number.
+
+    Raises:
+        UsageError: not a number, or not a finite one above 0.
+    """
+    if fps is None:
+        return None
+    rate = _number(fps)
+    if not 0 < rate < math.inf:
+        raise UsageError(f"fps is {fps!r}; a finite number above 0 is needed")
+    return rate
+
+
 def _time(name: str, value: object) -> float | None:
     if value is None:
         return None
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    try:
-        time_s = float(cast("float", value)) if number else math.nan
-    except OverflowError:  # an int beyond the largest float
-        time_s = math.inf
+    time_s = _number(value)
     if not 0 <= time_s < math.inf:
-        shown = f"{time_s} s" if number else repr(value)
+        shown = repr(value) if math.isnan(time_s) else f"{time_s} s"
         raise UsageError(f"{name} is {shown}; a time from 0 s on is needed, counted from the video's first frame")
     return time_s
+
+
+def _number(value: object) -> float:
+    """``value`` as a float, whichever library it is from; NaN if it is not a number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(cast("float", value))
+    except OverflowError:  # an int beyond the largest float
+        return math.inf
 
 
 def frames_between(times_s: Sequence[float], start_s: float | None, end_s: float | None) -> tuple[int, int]:

@@ -56,10 +56,13 @@ def run(args: list[str], environment: dict[str, str]) -> subprocess.CompletedPro
 
 def run_at_a_terminal(args: list[str], environment: dict[str, str], answer: str) -> tuple[int, str]:
     """The exit code, and what the terminal shows."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "blip3v", *args], environment)
+    terminal, theirs = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 120))
+    # Not pty.fork(): in a process with the threads of an engine its child may crash before it becomes another program.
+    child = subprocess.Popen(
+        [sys.executable, "-m", "blip3v", *args], env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
     os.write(terminal, answer.encode() + b"\n")
     shown = b""
     try:
@@ -68,7 +71,7 @@ def run_at_a_terminal(args: list[str], environment: dict[str, str], answer: str)
     except OSError:  # the terminal is gone
         pass
     os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+    return child.wait(), shown.decode()
 
 
 @pytest.mark.parametrize("args", VERBS.values(), ids=VERBS)

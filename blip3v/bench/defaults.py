@@ -78,7 +78,7 @@ def default_bundles(
 def _source(row: BundleRow, models: Path | None) -> ExportSource:
     # These import PyTorch, which only exporting needs.
     from blip3v.export import folder_source, new_encoder_source
-    from blip3v.model.folder import shipped_model
+    from blip3v.folders import shipped_model
 
     model = shipped_model(row.encoder) if models is None else models / f"tiny-{row.encoder}"
     if row.new_encoder:

@@ -14,8 +14,8 @@ from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
+from blip3v.folders import shipped_model
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
-from blip3v.model.folder import shipped_model
 from blip3v.model.temporal import with_encoder, with_frames
 from blip3v.model.weights import Gathered, RandomWeights
 from blip3v.text.generation import GenerationConfig

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
-from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
+from blip3v.errors import ConfigError, UsageError
+from blip3v.folders import check_checkpoint
 from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
 from blip3v.model.native import NativeFile, NativeWeights
 from blip3v.model.released import (
-    MODEL_TYPE,
     PREFIX,
     base_config,
     generation_config,
@@ -40,11 +40,6 @@ from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["Checkpoint", "UnusedKey", "open_checkpoint"]
 
-NATIVE_SUFFIXES = (".pt", ".pth")
-_KINDS = (
-    "allowed: a model folder from `blip3v train` or `blip3v convert`, a released Hugging Face folder (model_type "
-    "xgenmm), or the authors' .pt file"
-)
 _NUM_FRAMES = 8  # of the released models, unless their model card says 16
 
 
@@ -97,20 +92,8 @@ def open_checkpoint(
 
 def _is_released(path: Path) -> bool:
     """Whether a folder is a released one rather than one of ours; anything else is an error."""
-    if not path.is_dir():
-        raise ArtifactMissingError(f"{path} does not exist; {_KINDS}")
-    config = path / "config.json"
-    if (path / "manifest.json").is_file():
-        raise ArtifactError(f"{path} is a bundle, whose graphs cannot be read back; {_KINDS}")
-    if not config.is_file():
-        found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-        raise ArtifactMissingError(f"{path} has no config.json; found: {found}; {_KINDS}")
-    values = strict_json.read_json(config)
-    if "schema_version" in values:
-        return False
-    if values.get("model_type") != MODEL_TYPE:
-        raise ArtifactError(f"{config} has model_type {values.get('model_type')!r}; {_KINDS}")
-    return True
+    check_checkpoint(path)
+    return "schema_version" not in strict_json.read_json(path / "config.json")
 
 
 def _open_own(path: Path) -> Checkpoint:
@@ -146,8 +129,7 @@ def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> C
 
 
 def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_frames: int | None) -> Checkpoint:
-    if path.suffix not in NATIVE_SUFFIXES:
-        raise ArtifactError(f"{path} is a file that does not end in {' or '.join(NATIVE_SUFFIXES)}; {_KINDS}")
+    check_checkpoint(path)
     if tokenizer is None:
         raise UsageError(
             f"{path} holds only weights",

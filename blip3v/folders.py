@@ -20,6 +20,7 @@ __all__ = [
     "check_bundle",
     "check_checkpoint",
     "describe",
+    "is_model_folder",
     "kind_of",
     "shipped_model",
 ]
@@ -111,6 +112,11 @@ def check_checkpoint(path: Path, *, kinds: tuple[Kind, ...] = ("model folder", "
     allowed = _OURS if kinds == ("model folder",) else _CHECKPOINTS
     error = ArtifactError if kind in ("bundle", "file") else ArtifactMissingError
     raise error(f"{path} {describe(path)}{_instead_of_checkpoint(path, kind)}; allowed: {allowed}")
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` has all the files of a model folder, whatever they contain."""
+    return all((path / name).is_file() for name in MODEL_FILES)
 
 
 def shipped_model(encoder: str) -> Path:

@@ -23,7 +23,7 @@ from blip3v.bundle.manifest import FileEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.errors import ArtifactError, UsageError
-from blip3v.publishing import replace_folder, sync_tree
+from blip3v.publishing import cannot_write, is_write_error, replace_folder, sync_tree
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -68,7 +68,7 @@ class BundleWriter:
                 (self._sibling / _NEW / folder).mkdir()
         except OSError as error:
             self._discard()
-            raise _cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error) from error
         except BaseException:
             self._discard()
             raise
@@ -77,7 +77,11 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        try:
+            if isinstance(error, OSError) and is_write_error(error):
+                raise cannot_write(self._target, error) from error  # now, while a full disk shows
+        finally:
+            self._discard()
 
     @property
     def path(self) -> Path:
@@ -109,7 +113,7 @@ class BundleWriter:
                 replace_folder(staging, self._target, aside=self._sibling / _OLD)
             self._published = True
         except OSError as error:
-            raise _cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error) from error
         return self._target
 
     def _discard(self) -> None:
@@ -192,7 +196,3 @@ def _clean_up(target: Path) -> None:
             if (sibling / _OLD).is_dir() and not target.exists():
                 (sibling / _OLD).rename(target)
             shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _cannot_write(target: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{target} cannot be written: {error}; choose a folder with free space and write permission")

@@ -23,7 +23,7 @@ from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.temporal import temporal_settings
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
-from blip3v.publishing import new_folder
+from blip3v.publishing import cannot_write, new_folder
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
@@ -34,7 +34,6 @@ __all__ = [
     "check_num_tokens",
     "check_weights",
     "folder_weights",
-    "is_model_folder",
     "load_model_folder",
     "open_model_folder",
     "save_model_folder",
@@ -185,7 +184,7 @@ def write_model_folder(
             tensors = {PREFIX + name: part for name, part in stored.items()}
             write_weights(staging / "model.safetensors", tensors, lambda name: read(name.removeprefix(PREFIX)))
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error}; choose a writable folder with enough space") from error
+        raise cannot_write(path, error) from error
 
 
 def open_model_folder(path: Path) -> ModelPaths:
@@ -207,11 +206,6 @@ def open_model_folder(path: Path) -> ModelPaths:
     except ConfigError as error:
         raise ConfigError(f"{path / 'config.json'}: {error}") from error
     return ModelPaths(path, config)
-
-
-def is_model_folder(path: Path) -> bool:
-    """Whether ``path`` has all the files of a model folder, whatever they contain."""
-    return all((path / name).is_file() for name in MODEL_FILES)
 
 
 def load_model_folder(path: Path) -> ModelFolder:

@@ -14,12 +14,14 @@ from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
 from blip3v.strict_json import read_json
 
 __all__ = [
+    "EXAMPLE_CLIP",
     "MODEL_FILES",
     "MODEL_TYPE",
     "Kind",
     "check_bundle",
     "check_checkpoint",
     "describe",
+    "example_clip",
     "is_model_folder",
     "kind_of",
     "shipped_model",
@@ -36,6 +38,7 @@ MODEL_FILES = (
     "generation.json",
     "chat_template.jinja",
 )
+EXAMPLE_CLIP = "turn.mp4"
 MODEL_TYPE = "xgenmm"  # of the released checkpoints
 _WEIGHT_SUFFIXES = (".pt", ".pth")  # of the authors' files
 _OURS = "a model folder from `blip3v train` or `blip3v convert`"
@@ -135,6 +138,17 @@ def shipped_model(encoder: str) -> Path:
         f"no trained model with the encoder {encoder!r} is shipped; {shipped}",
         remedy="pass a model folder as `model`, or use random weights with `init='random'`",
     )
+
+
+def example_clip() -> Path | None:
+    """Returns the example clip of this checkout or installation, about which ``blip3v.bench.default_film`` knows all.
+
+    Returns:
+        The file; None if the examples were not installed.
+    """
+    package = Path(__file__).parent
+    clips = (folder / "examples" / EXAMPLE_CLIP for folder in (package, package.parent))
+    return next((clip for clip in clips if clip.is_file()), None)
 
 
 def _kind_of_config(path: Path) -> Kind:

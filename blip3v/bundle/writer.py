@@ -23,12 +23,12 @@ from blip3v.bundle.manifest import FileEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.errors import ArtifactError, UsageError
-from blip3v.publishing import cannot_write, is_write_error, replace_folder, sync_tree
+from blip3v.publishing import cannot_write, check_writable, is_write_error, replace_folder, sync_tree
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["BundleWriter"]
+__all__ = ["BundleWriter", "check_target"]
 
 # In a writer's sibling folder: its lock, the bundle that it writes, and the old one that it replaces.
 _LOCK, _NEW, _OLD = "lock", "bundle", "old"
@@ -57,7 +57,7 @@ class BundleWriter:
         self._published = False
 
     def __enter__(self) -> BundleWriter:
-        _check_target(self._target, force=self._force)
+        check_target(self._target, force=self._force)
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             with _publishing(self._target):
@@ -109,7 +109,7 @@ class BundleWriter:
             open_bundle(staging)
             sync_tree(staging)
             with _publishing(self._target):
-                _check_target(self._target, force=self._force)
+                check_target(self._target, force=self._force)
                 replace_folder(staging, self._target, aside=self._sibling / _OLD)
             self._published = True
         except OSError as error:
@@ -123,10 +123,17 @@ class BundleWriter:
         shutil.rmtree(self._sibling, ignore_errors=True)
 
 
-def _check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool) -> None:
+    """Checks that a bundle may be written to ``target``.
+
+    Raises:
+        UsageError: the target exists and ``force`` is false, or it is not a bundle.
+        ArtifactError: the folder around it cannot be written to.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"{target} exists and is not a folder; choose another output folder")
     if not target.exists():
+        check_writable(target)
         return
     if not force:
         raise UsageError(

@@ -14,11 +14,15 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from blip3v.bundle.precision import PRECISIONS, Precision
-from blip3v.commands.output import after_export, print_made
+from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
+from blip3v.bundle.writer import check_target
+from blip3v.commands.options import PRECISION_HELP
+from blip3v.commands.output import after_export, print_made, quiet_option, talk_console
 from blip3v.config import PRESETS
-from blip3v.export.parity import Comparison, ParityReport
+from blip3v.export.parity import PARITY_BACKEND, Comparison, ParityReport
+from blip3v.export.request import check_request
 from blip3v.model.temporal import encoder_names
+from blip3v.runtime.backends import get_backend
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
@@ -39,9 +43,9 @@ __all__ = ["command"]
 @click.option(
     "--precision",
     metavar="PRECISION",
-    default="fp32",
+    default=DEFAULT_PRECISION,
     show_default=True,
-    help=f"{' or '.join(PRECISIONS)}, or one for each graph, as in video_encoder=fp32,decoder=fp16.",
+    help=PRECISION_HELP,
 )
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), help="Model folder.  [default: the trained one in the package]"
@@ -69,6 +73,7 @@ __all__ = ["command"]
 @click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest records that.")
 @click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def command(
     encoder: str | None,
     precision: str,
@@ -91,16 +96,21 @@ def command(
 
     \b
     Examples:
-      blip3v export --encoder tokenlearner --precision fp16
+      blip3v export --encoder tokenlearner
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
-      blip3v export --preset xgen-mm-vid --init random --precision fp16 --dry-run
+      blip3v export --preset xgen-mm-vid --init random --dry-run
     """
-    # These import PyTorch, which --help must neither wait for nor need.
+    chosen = Precision.parse(precision)
+    name = check_request(
+        model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
+    )
+    if not dry_run:
+        _check_output(output, name, chosen, force=force, check=not no_check)
+    # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.export.estimate import estimate
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.source import resolve_source
 
-    chosen = Precision.parse(precision)
     source = resolve_source(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
@@ -109,7 +119,7 @@ def command(
     if dry_run:
         _print_plan(source, folder, chosen, needed, as_json)
         return
-    console = Console(stderr=True, highlight=False)
+    console = talk_console()
     for line in (f"{_title(source, chosen)} -> {folder}", _estimate_text(needed)):
         console.print(line, soft_wrap=True)
     with ExitStack() as stack:
@@ -124,6 +134,14 @@ def command(
         )
     parity = None if result.parity is None else result.parity.to_dict()
     print_made(result, after_export(result.manifest, result.path), as_json=as_json, parity=parity)
+
+
+def _check_output(output: Path | None, name: str | None, precision: Precision, *, force: bool, check: bool) -> None:
+    """Checks the output folder, if its name is known already, and that the engine of the comparison is installed."""
+    if output is not None or name is not None:
+        check_target(output or Path(f"{name}-{precision.file_name}"), force=force)
+    if check:
+        get_backend(PARITY_BACKEND).check_installed()
 
 
 def _progress(console: Console, stack: ExitStack) -> Progress:

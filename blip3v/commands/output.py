@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 from rich.console import Console
 
-from blip3v.bundle.manifest import Manifest
+from blip3v.commands.hints import command_line, try_out
 from blip3v.errors import UsageError
-from blip3v.publishing import write_file
+from blip3v.publishing import check_writable, write_file
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from blip3v.bundle.manifest import Manifest
 
 __all__ = ["Made", "after_export", "check_file", "print_made", "quiet_option", "talk", "talk_console", "write_json"]
 
@@ -68,7 +70,7 @@ def _is_quiet() -> bool:
 
 
 def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) -> None:
-    """Prints what a verb made to stdout: two lines, or one JSON object that includes the ``further`` values."""
+    """Prints what a verb made: a line and the next command, or one JSON object that includes the ``further`` values."""
     if as_json:
         values: dict[str, Any] = {
             "output": str(made.path),
@@ -82,15 +84,14 @@ def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) 
         return
     peak = "" if made.peak_rss_bytes is None else f", peak memory {format_bytes(made.peak_rss_bytes)}"
     click.echo(f"{made.path}: {format_bytes(made.size_bytes)}, {format_duration(made.seconds)}{peak}")
-    click.echo(f"next: {next_command}")
+    talk(f"next: {next_command}")
 
 
 def after_export(manifest: Manifest, path: Path) -> str:
     """The command to run next on a bundle; untrained weights are only good for benchmarks."""
-    folder = shlex.quote(str(path))
     if manifest.source.random_init or not manifest.source.trained:
-        return f"blip3v bench {folder}"
-    return f'blip3v ask VIDEO "QUESTION" -m {folder}'
+        return command_line("bench", str(path))
+    return try_out(path, manifest.model)
 
 
 def check_file(output: Path | None, *, force: bool) -> None:
@@ -108,6 +109,7 @@ def check_file(output: Path | None, *, force: bool) -> None:
         raise UsageError(f"{output} exists; {hint}")
     if not output.parent.is_dir():
         raise UsageError(f"{output.parent} is not a folder; choose an --output in an existing folder")
+    check_writable(output)
 
 
 def write_json(values: Mapping[str, Any], output: Path) -> None:

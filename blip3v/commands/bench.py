@@ -14,14 +14,17 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from blip3v.bench.defaults import default_bundles, write_default_clip
+from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
-from blip3v.bench.run import run_bench
-from blip3v.bundle.precision import Precision
+from blip3v.bench.run import check_clip, run_bench
+from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
 from blip3v.commands.options import BACKEND_HELP
-from blip3v.commands.output import check_file, write_json
+from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
 from blip3v.errors import UsageError
+from blip3v.folders import check_bundle
+from blip3v.publishing import check_writable
 from blip3v.runtime import BackendReport, OpenEstimate
+from blip3v.runtime.backends import choose_backend, parse_backends
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_number, format_ratio
 
@@ -60,7 +63,7 @@ _CACHE = Path("blip3v-bench")
 @click.option(
     "--precision",
     metavar="PRECISION",
-    help="Precision of the bundles to export, as for `blip3v export`; not with BUNDLE.  [default: fp32]",
+    help=f"Precision of the exported bundles, as for `blip3v export`; not with BUNDLE.  [default: {DEFAULT_PRECISION}]",
 )
 @click.option(
     "--models",
@@ -70,6 +73,7 @@ _CACHE = Path("blip3v-bench")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+@quiet_option
 def command(
     bundles: tuple[Path, ...],
     warmup: int,
@@ -93,41 +97,51 @@ def command(
 
     \b
     Examples:
-      blip3v bench --precision fp16 -o bench.json
+      blip3v bench -o bench.json
       blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
       blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
     """
-    _check(bundles, precision, models, output, force)
-    if tokens and not bundles:
-        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
-    console = Console(stderr=True, highlight=False)
+    chosen = Precision.parse(precision or DEFAULT_PRECISION)
+    _check_options(bundles, tokens, precision, models)
+    _check_files(bundles, models, clip, output, force)
+    for backend in backends:
+        for graph, name in parse_backends(backend).items():
+            choose_backend(name, graph)
+    console = talk_console()
     if not bundles:
-        bundles = tuple(
-            default_bundles(
-                _CACHE,
-                models=models,
-                precision=Precision.parse(precision or "fp32"),
-                progress=lambda line: console.print(line, soft_wrap=True),
-            )
-        )
+        bundles = tuple(default_bundles(_CACHE, models=models, precision=chosen, progress=talk))
     report = _measure(bundles, clip, warmup, repetitions, tokens, backends, threads, console)
     if output is not None:
         write_json(report.to_dict(), output)
-        console.print(f"wrote {output}", soft_wrap=True)
+        talk(f"wrote {output}")
     if as_json:
         click.echo(dumps(report.to_dict()), nl=False)
     else:
         print_report(report, Console(highlight=False))
 
 
-def _check(
-    bundles: tuple[Path, ...], precision: str | None, models: Path | None, output: Path | None, force: bool
+def _check_options(
+    bundles: tuple[Path, ...], tokens: tuple[int, ...], precision: str | None, models: Path | None
 ) -> None:
+    if tokens and not bundles:
+        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
     if bundles and (precision is not None or models is not None):
         option = "--precision" if precision is not None else "--models"
         raise UsageError(f"{option} has no effect on an existing bundle; leave it out, or name no bundle")
+
+
+def _check_files(
+    bundles: tuple[Path, ...], models: Path | None, clip: Path | None, output: Path | None, force: bool
+) -> None:
     check_file(output, force=force)
+    if clip is not None:
+        check_clip(clip)
+    for bundle in bundles:
+        check_bundle(bundle)
+    if not bundles:
+        check_models(models)
+        check_writable(_CACHE / "bundle")
 
 
 def _measure(
@@ -142,7 +156,7 @@ def _measure(
 ) -> BenchReport:
     def announce(bundle: Path, needed: OpenEstimate) -> None:
         if needed.is_large:
-            console.print(f"opening {bundle}: {needed}", soft_wrap=True)
+            talk(f"opening {bundle}: {needed}")
 
     with ExitStack() as stack:
         if clip is None:

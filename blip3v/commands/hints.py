@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blip3v.folders import example_clip
 
-__all__ = ["command_line", "program", "question_for", "try_out"]
+__all__ = ["command_line", "program", "question_for", "shorter", "try_out"]
 
 _FILM_QUESTION = "Which way does the red circle turn?"  # about the example clip, to a model of synthetic films
 _ANY_QUESTION = "What happens in this video?"
@@ -41,7 +41,7 @@ def try_out(bundle: Path, model: str) -> str:
     """The command that asks ``bundle``, of the preset ``model``, about a clip."""
     clip = example_clip()
     if clip is not None:
-        return command_line("ask", _shorter(clip), question_for(model), "-m", str(bundle))
+        return command_line("ask", shorter(clip), question_for(model), "-m", str(bundle))
     ask = command_line("ask", str(_NEW_CLIP), _ANY_QUESTION, "-m", str(bundle))
     return ask if _NEW_CLIP.is_file() else f"{command_line('data', '--count', '1')} && {ask}"
 
@@ -54,7 +54,7 @@ def _is_on_path(started: Path) -> bool:
         return False
 
 
-def _shorter(path: Path) -> str:
+def shorter(path: Path) -> str:
     """The path from the current folder, if that is the shorter one."""
     try:
         relative = os.path.relpath(path)

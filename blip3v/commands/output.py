@@ -18,7 +18,17 @@ from blip3v.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from blip3v.bundle.manifest import Manifest
 
-__all__ = ["Made", "after_export", "check_file", "print_made", "quiet_option", "talk", "talk_console", "write_json"]
+__all__ = [
+    "Made",
+    "after_export",
+    "check_file",
+    "is_quiet",
+    "print_made",
+    "quiet_option",
+    "talk",
+    "talk_console",
+    "write_json",
+]
 
 _QUIET = "blip3v.quiet"
 
@@ -55,16 +65,17 @@ quiet_option = click.option(
 
 def talk(text: str) -> None:
     """Prints a line of talk (progress, timings, hints) to stderr, unless the command runs with --quiet."""
-    if not _is_quiet():
+    if not is_quiet():
         click.echo(text, err=True)
 
 
 def talk_console() -> Console:
     """The rich form of ``talk``: a console on stderr that prints nothing with --quiet."""
-    return Console(stderr=True, highlight=False, quiet=_is_quiet())
+    return Console(stderr=True, highlight=False, quiet=is_quiet())
 
 
-def _is_quiet() -> bool:
+def is_quiet() -> bool:
+    """Whether the command runs with --quiet."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(_QUIET))
 

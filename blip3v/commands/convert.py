@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
@@ -17,8 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from blip3v.commands.output import print_made
+from blip3v.commands.output import print_made, quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
+from blip3v.model.arguments import check_opening, check_target
 from blip3v.model.temporal import encoder_names
+from blip3v.publishing import check_writable
 from blip3v.video.preprocess import ResizeMode
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 )
 @click.option("--force", is_flag=True, help="Replace an existing model folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def command(
     source: Path,
     output: Path | None,
@@ -78,7 +81,11 @@ def command(
       blip3v convert xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
       blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
     """
-    # These import PyTorch, which --help must neither wait for nor need.
+    check_opening(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
+    if output is not None:
+        check_target(output, source=source, force=force)
+        check_writable(output)
+    # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.model.checkpoint import open_checkpoint
     from blip3v.model.convert import convert, folder_name, weight_bytes
     from blip3v.model.weight_file import DTYPES
@@ -89,8 +96,8 @@ def command(
     preprocessor = checkpoint.preprocessor
     if resize is not None:
         preprocessor = dataclasses.replace(preprocessor, resize_mode=resize)
-    console = Console(stderr=True, highlight=False, markup=False)
-    console.print(_found_text(checkpoint, preprocessor.resize_mode), soft_wrap=True)
+    console = talk_console()
+    talk(_found_text(checkpoint, preprocessor.resize_mode))
     for table in _unused_key_tables(checkpoint):
         console.print(table)
     with ExitStack() as stack:
@@ -98,7 +105,7 @@ def command(
         result = convert(checkpoint, folder, dtype=chosen, preprocessor=preprocessor, force=force, each=each)
     print_made(
         result,
-        f"blip3v export -m {shlex.quote(str(result.path))} --precision fp16",
+        command_line("export", "-m", str(result.path)),
         as_json=as_json,
         source=str(checkpoint.path),
         kind=checkpoint.kind,

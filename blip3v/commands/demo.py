@@ -27,8 +27,9 @@ from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.commands.bench import print_throughput
-from blip3v.commands.hints import command_line, shorter
+from blip3v.commands.next_command import shorter
 from blip3v.commands.output import is_quiet, quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
 from blip3v.data.film_files import AskedQuestion, ClipRecord
 from blip3v.errors import UsageError
 from blip3v.folders import example_clip

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from blip3v.commands.failure import print_json, with_error
+from blip3v.commands.output import quiet_option
 from blip3v.doctor import ENGINES, Machine, PackageState, Report, examine
 from blip3v.errors import ProviderError
 from blip3v.strict_json import dumps
@@ -21,6 +23,7 @@ __all__ = ["command"]
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
+@quiet_option
 def command(as_json: bool) -> None:
     """Show what this machine can run, what is missing, and the exact command that installs it.
 
@@ -32,16 +35,19 @@ def command(as_json: bool) -> None:
       blip3v doctor --json
     """
     report = examine()
+    missing = report.verbs["ask"].missing
+    error = ProviderError(f"no bundle can be run here: {'; '.join(missing)}") if missing else None
     if as_json:
-        click.echo(dumps(_as_dict(report)), nl=False)
+        values = _as_dict(report)
+        print_json(dumps(values if error is None else with_error(values, error)))
     else:
         console = Console(highlight=False)
         for table in (_machine_table(report.machine), _package_table(report), _verb_table(report)):
             console.print(table)
         for line in _advice(report):
             click.echo(line)
-    if not report.verbs["ask"].can_run:
-        raise ProviderError(f"no bundle can be run here: {'; '.join(report.verbs['ask'].missing)}")
+    if error is not None:
+        raise error
 
 
 def _as_dict(report: Report) -> dict[str, object]:

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
 from blip3v.bundle.writer import check_target
+from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
-from blip3v.commands.output import after_export, print_made, quiet_option, talk_console
+from blip3v.commands.output import print_made, quiet_option, talk_console
 from blip3v.config import PRESETS
 from blip3v.export.parity import PARITY_BACKEND, Comparison, ParityReport
 from blip3v.export.request import check_request

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from blip3v import extras
-from blip3v.commands.hints import program
+from blip3v.commands.program import program
 from blip3v.errors import Blip3vError
 from blip3v.publishing import in_words
 
-__all__ = ["Failure", "as_typed", "error_text", "failure_of", "has_printed", "print_json", "wants_json"]
+__all__ = ["Failure", "as_typed", "error_text", "failure_of", "has_printed", "print_json", "wants_json", "with_error"]
 
 # Library parameters whose options have other names.
 _OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
@@ -82,6 +82,13 @@ def print_json(text: str) -> None:
     state = click.get_current_context().find_object(dict)
     if state is not None:
         state[_PRINTED] = True
+
+
+def with_error(values: dict[str, Any], error: Blip3vError) -> dict[str, Any]:
+    """The JSON values of a command whose result is also a failure: ``error`` is added, in the form of every command."""
+    failure = failure_of(error)
+    assert failure is not None, "an error of ours has something to tell"
+    return {**values, "error": failure.to_dict()}
 
 
 def has_printed(state: dict[str, Any]) -> bool:

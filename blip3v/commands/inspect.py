@@ -15,7 +15,8 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
-from blip3v.commands.output import after_export
+from blip3v.commands.next_command import after_export
+from blip3v.commands.output import quiet_option, talk
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import stored_and_computed
 from blip3v.runtime.opening import estimate_open
@@ -27,6 +28,7 @@ __all__ = ["command"]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
+@quiet_option
 def command(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE contains: inputs and outputs, weight precision, sizes, parity, and where it came from.
 
@@ -48,7 +50,7 @@ def command(bundle: Path, as_json: bool) -> None:
     graphs = [_inputs_and_outputs(name, graph) for name, graph in manifest.graphs.items()]
     for table in (_summary(opened), *graphs, _weights(manifest), _parity(manifest), _files(manifest)):
         console.print(table)
-    click.echo(f"next: {next_command}")
+    talk(f"next: {next_command}")
 
 
 def _summary(opened: Bundle) -> Table:

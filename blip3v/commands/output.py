@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import click
 from rich.console import Console
 
-from blip3v.commands.hints import command_line, try_out
 from blip3v.errors import UsageError
 from blip3v.publishing import check_writable, write_file
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
-if TYPE_CHECKING:
-    from blip3v.bundle.manifest import Manifest
-
 __all__ = [
     "Made",
-    "after_export",
     "check_file",
     "is_quiet",
     "print_made",
@@ -96,13 +91,6 @@ def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) 
     peak = "" if made.peak_rss_bytes is None else f", peak memory {format_bytes(made.peak_rss_bytes)}"
     click.echo(f"{made.path}: {format_bytes(made.size_bytes)}, {format_duration(made.seconds)}{peak}")
     talk(f"next: {next_command}")
-
-
-def after_export(manifest: Manifest, path: Path) -> str:
-    """The command to run next on a bundle; untrained weights are only good for benchmarks."""
-    if manifest.source.random_init or not manifest.source.trained:
-        return command_line("bench", str(path))
-    return try_out(path, manifest.model)
 
 
 def check_file(output: Path | None, *, force: bool) -> None:

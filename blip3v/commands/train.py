@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from blip3v.commands.hints import command_line
 from blip3v.commands.output import quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
 from blip3v.training.options import TrainOptions, check_options, check_output
 from blip3v.training.recipe import PlannedStage, read_recipe, recipe_names
 from blip3v.units import format_bytes, format_count
@@ -135,21 +136,23 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
     model, run = plan["model"], plan["run"]
     recompute = "with" if run["gradient_checkpointing"] else "without"
     lines = [
-        f"{model['preset']}, {model['encoder']}, {model['num_video_tokens']} tokens for {model['num_frames']} frames; "
+        f"{model['preset']}, {model['encoder']}, {format_count(model['num_video_tokens'], 'token')} "
+        f"for {format_count(model['num_frames'], 'frame')}; "
         f"{run['precision']}, {run['parallel']}, {recompute} gradient checkpointing",
         *(f"{part}: {where}" for part, where in plan["origin"].items()),
     ]
     for index, stage in enumerate(plan["stages"], start=1):
         lines.append(f"stage {index}: {stage['task']}, {format_count(stage['num_clips'], 'clip')}")
-        lines += [f"  {name}: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
-        for row in stage["devices"]:
-            state = ", ".join(f"{name} {format_bytes(size)}" for name, size in row["state_bytes"].items())
-            devices = format_count(row["num_devices"], "device")
-            lines.append(
-                f"  {devices}: {_steps(row['num_steps'], row['batch_size'])}; "
-                f"estimate per device, without activations: {state}"
-            )
+        lines += [f"  {name} parameters: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
+        for text, rows in groupby(stage["devices"], key=_device_text):
+            *counts, last = (row["num_devices"] for row in rows)
+            lines.append(f"  {''.join(f'{count}, ' for count in counts)}{format_count(last, 'device')}: {text}")
     return "\n".join(lines)
+
+
+def _device_text(row: Mapping[str, Any]) -> str:
+    state = ", ".join(f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in row["state_bytes"].items())
+    return f"{_steps(row['num_steps'], row['batch_size'])}; estimate for each device, without activations: {state}"
 
 
 def _steps(count: int, batch_size: int) -> str:

@@ -123,12 +123,15 @@ def _run(args: list[str]) -> int:
         _silence_stdout()
         return _SYSTEM_ERROR
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and not _can_print():
+            error.filename = "standard output"
         failure = failure_of(error, verb=args[0] if args else "")
         if failure is None:
             raise
         _tell(error, failure)
         if wants_json(args) and not has_printed(state):
-            _print_error(failure)
+            click.echo(error_text(failure))
+            _can_print()
         return failure.exit_code
 
 
@@ -141,18 +144,21 @@ def _check_streams() -> None:
         raise OSError(errno.EBADF, "", "standard output")
 
 
+def _can_print() -> bool:
+    """Whether stdout takes what is printed; if not, it is given up."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
+        return False
+    return True
+
+
 def _tell(error: BaseException, failure: Failure) -> None:
     if isinstance(error, click.ClickException):
         error.show()  # with the usage of the command
     else:
         click.echo(f"error: {failure.message}", err=True)
-
-
-def _print_error(failure: Failure) -> None:
-    try:
-        click.echo(error_text(failure))
-    except OSError:
-        _silence_stdout()
 
 
 def _silence_stdout() -> None:

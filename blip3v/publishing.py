@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _WORDS = {
+    errno.ENOSPC: "the disk is full",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
@@ -46,9 +47,8 @@ _WORDS = {
     errno.EBADF: "it is closed",
 }
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# numpy's tofile hides the system's error and counts values, each of at most 16 bytes.
-_SHORT_WRITE = re.compile(r"(\d+) requested and (\d+) written")
-_MAX_VALUE_BYTES = 16
+# numpy's tofile hides the system's error: a full disk, or a limit on the size of files.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 class _WriteError(OSError):
@@ -60,7 +60,7 @@ def in_words(error: OSError, path: Path | None = None) -> str:
 
     Args:
         error: from the system, or from a library that hides its number.
-        path: what was written, for the free space of its disk; None: the file that the error names.
+        path: what was written, to tell the free space of its disk; None: the file that the error names, if any.
 
     Returns:
         The cause, after the name of the file that it is about if that is not ``path``; no advice.
@@ -68,11 +68,13 @@ def in_words(error: OSError, path: Path | None = None) -> str:
     if isinstance(error, _WriteError):
         return str(error)
     named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
-    short = _SHORT_WRITE.search(str(error)) if error.errno is None else None
-    where, free = _free(path or named or Path())
-    if error.errno == errno.ENOSPC or (short and free < _missing_bytes(short)):
-        return f"the disk is full: {format_bytes(free)} free at {where}"
-    words = _WORDS.get(errno.EFBIG if short else error.errno or 0) or error.strerror or str(error)
+    number = error.errno
+    if number is None and _SHORT_WRITE.search(str(error)):
+        number = errno.EFBIG if _limits_file_size() else errno.ENOSPC
+    words = _WORDS.get(number or 0) or error.strerror or str(error)
+    if number == errno.ENOSPC and (path or named):
+        where, free = _free(path or named or Path())
+        return f"{words}: {format_bytes(free)} free at {where}"
     return words if named in (None, path) else f"{named}: {words}"
 
 
@@ -118,15 +120,19 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def _missing_bytes(short: re.Match[str]) -> int:
-    requested, written = map(int, short.groups())
-    return _MAX_VALUE_BYTES * (requested - written)
+def _limits_file_size() -> bool:
+    if sys.platform == "win32":
+        return False
+    import resource  # not on Windows, so not at the top
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def _free(path: Path) -> tuple[Path, int]:
     """The closest existing folder of ``path``, and the free bytes on its disk."""
     existing = _existing(path)
-    return existing, shutil.disk_usage(existing).free
+    folder = existing if existing.is_dir() else existing.parent
+    return folder, shutil.disk_usage(folder).free
 
 
 def _existing(path: Path) -> Path:

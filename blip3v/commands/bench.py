@@ -20,6 +20,7 @@ from blip3v.bench.run import check_clip, run_bench
 from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
+from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.folders import check_bundle
 from blip3v.publishing import check_writable
@@ -179,14 +180,14 @@ def _measure(
 def print_report(report: BenchReport, console: Console) -> None:
     """Prints samples per second, the stages, and the machine and bundles that were measured."""
     print_throughput(report, console)
-    console.print(_stages(report))
+    print_table(console, _stages(report))
     for line in _environment(report):
         console.print(escape(line), soft_wrap=True)
 
 
 def print_throughput(report: BenchReport, console: Console) -> None:
     """Prints samples per second and the notes that explain them."""
-    console.print(_throughput(report))
+    print_table(console, _throughput(report))
     for line in _notes(report):
         console.print(escape(line), soft_wrap=True)
 

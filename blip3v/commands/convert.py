@@ -18,6 +18,7 @@ from rich.table import Table
 
 from blip3v.commands.output import print_made, quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
+from blip3v.commands.tables import print_table
 from blip3v.model.arguments import check_opening, check_target
 from blip3v.model.temporal import encoder_names
 from blip3v.publishing import check_writable
@@ -99,7 +100,7 @@ def command(
     console = talk_console()
     talk(_found_text(checkpoint, preprocessor.resize_mode))
     for table in _unused_key_tables(checkpoint):
-        console.print(table)
+        print_table(console, table)
     with ExitStack() as stack:
         each = _bar(console, stack, weight_bytes(checkpoint.stored, chosen))
         result = convert(checkpoint, folder, dtype=chosen, preprocessor=preprocessor, force=force, each=each)

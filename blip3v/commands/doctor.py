@@ -13,6 +13,7 @@ from rich.text import Text
 
 from blip3v.commands.failure import print_json, with_error
 from blip3v.commands.output import quiet_option
+from blip3v.commands.tables import print_table
 from blip3v.doctor import ENGINES, Machine, PackageState, Report, examine
 from blip3v.errors import ProviderError
 from blip3v.strict_json import dumps
@@ -43,7 +44,7 @@ def command(as_json: bool) -> None:
     else:
         console = Console(highlight=False)
         for table in (_machine_table(report.machine), _package_table(report), _verb_table(report)):
-            console.print(table)
+            print_table(console, table)
         for line in _advice(report):
             click.echo(line)
     if error is not None:
@@ -67,7 +68,7 @@ def _machine_table(machine: Machine) -> Table:
         "Python": f"{machine.python}, {environment}: {machine.executable}",
         "system": f"{machine.system}, {machine.architecture}",
         "processor": f"{machine.cpu or 'unknown'}, {machine.num_cpus} usable",
-        "instructions": f"has {_names(flags, has=True)}; lacks {_names(flags, has=False)}" if flags else "unknown",
+        "instructions": _instructions(flags) if flags else "unknown",
         "memory": f"{_size(free)} available of {_size(total)}",
         "disk": f"{format_bytes(machine.disk_free_bytes)} free in the current folder",
     }
@@ -121,8 +122,9 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def _names(flags: dict[str, bool], *, has: bool) -> str:
-    return " ".join(name for name, found in flags.items() if found is has) or "none"
+def _instructions(flags: dict[str, bool]) -> str:
+    has, lacks = (" ".join(name for name, found in flags.items() if found is wanted) for wanted in (True, False))
+    return "; ".join(filter(None, (has and f"has {has}", lacks and f"lacks {lacks}")))
 
 
 def _size(num_bytes: int | None) -> str:

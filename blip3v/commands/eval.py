@@ -16,6 +16,7 @@ from rich.table import Table
 import blip3v
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
+from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
 from blip3v.folders import check_checkpoint, kind_of
@@ -81,7 +82,7 @@ def command(
     if as_json:
         click.echo(json.dumps(record))
     else:
-        Console().print(_table(report))
+        print_table(Console(highlight=False), _table(report))
 
 
 def _check_model(model: Path, device: str, backend: str | None) -> bool:

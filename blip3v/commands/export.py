@@ -19,6 +19,7 @@ from blip3v.bundle.writer import check_target
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
 from blip3v.commands.output import print_made, quiet_option, talk_console
+from blip3v.commands.tables import print_table
 from blip3v.config import PRESETS
 from blip3v.export.parity import PARITY_BACKEND, Comparison, ParityReport
 from blip3v.export.request import check_request
@@ -181,7 +182,7 @@ def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed
 
 
 def _print_parity(report: ParityReport, console: Console) -> None:
-    console.print(_parity_table(report))
+    print_table(console, _parity_table(report))
     console.print(_parity_text(report), soft_wrap=True)
 
 

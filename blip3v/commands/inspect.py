@@ -17,6 +17,7 @@ from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.commands.next_command import after_export
 from blip3v.commands.output import quiet_option, talk
+from blip3v.commands.tables import print_table
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import stored_and_computed
 from blip3v.runtime.opening import estimate_open
@@ -49,7 +50,7 @@ def command(bundle: Path, as_json: bool) -> None:
     console = Console(highlight=False)
     graphs = [_inputs_and_outputs(name, graph) for name, graph in manifest.graphs.items()]
     for table in (_summary(opened), *graphs, _weights(manifest), _parity(manifest), _files(manifest)):
-        console.print(table)
+        print_table(console, table)
     talk(f"next: {next_command}")
 
 
@@ -117,8 +118,14 @@ def _parity(manifest: Manifest) -> Table:
     if manifest.parity is None:
         table.add_row("not checked", "exported with --no-check")
     for name, value in flatten(manifest.parity or {}):
-        table.add_row(escape(name), escape(f"{value:.3g}" if isinstance(value, float) else str(value)))
+        table.add_row(escape(name), escape(_parity_text(name, value)))
     return table
+
+
+def _parity_text(name: str, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.7f}" if name.endswith("cosine") else f"{value:.3g}"
 
 
 def _files(manifest: Manifest) -> Table:

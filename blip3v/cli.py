@@ -123,15 +123,11 @@ def _run(args: list[str]) -> int:
         _silence_stdout()
         return _SYSTEM_ERROR
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and not _can_print():
-            error.filename = "standard output"
         failure = failure_of(error, verb=args[0] if args else "")
         if failure is None:
             raise
         _tell(error, failure)
-        if wants_json(args) and not has_printed(state):
-            click.echo(error_text(failure))
-            _can_print()
+        _print_error(failure, is_wanted=wants_json(args) and not has_printed(state))
         return failure.exit_code
 
 
@@ -144,21 +140,21 @@ def _check_streams() -> None:
         raise OSError(errno.EBADF, "", "standard output")
 
 
-def _can_print() -> bool:
-    """Whether stdout takes what is printed; if not, it is given up."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _silence_stdout()
-        return False
-    return True
-
-
 def _tell(error: BaseException, failure: Failure) -> None:
     if isinstance(error, click.ClickException):
         error.show()  # with the usage of the command
     else:
         click.echo(f"error: {failure.message}", err=True)
+
+
+def _print_error(failure: Failure, *, is_wanted: bool) -> None:
+    """Prints the JSON object if that is wanted, and gives stdout up if it takes nothing."""
+    try:
+        if is_wanted:
+            click.echo(error_text(failure))
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
 
 
 def _silence_stdout() -> None:

@@ -41,9 +41,13 @@ MODEL_FILES = (
 EXAMPLE_CLIP = "turn.mp4"
 MODEL_TYPE = "xgenmm"  # of the released checkpoints
 _WEIGHT_SUFFIXES = (".pt", ".pth")  # of the authors' files
-_OURS = "a model folder from `blip3v train` or `blip3v convert`"
-_CHECKPOINTS = f"{_OURS}, a released Hugging Face folder (model_type {MODEL_TYPE}), or the authors' .pt file"
 _MANIFEST, _CONFIG = "manifest.json", "config.json"
+_ALLOWED: dict[Kind, str] = {
+    "model folder": "a model folder from `blip3v train` or `blip3v convert`",
+    "released": f"a released Hugging Face folder (model_type {MODEL_TYPE})",
+    "file": "the authors' .pt file",
+    "bundle": "a bundle from `blip3v export`",
+}
 _MAX_NAMES = 6
 _WORDS: dict[Kind, str] = {
     "missing": "does not exist",
@@ -103,7 +107,7 @@ def check_checkpoint(path: Path, *, kinds: tuple[Kind, ...] = ("model folder", "
 
     Args:
         path: to check.
-        kinds: of checkpoint that are allowed; "file": the authors' .pt file.
+        kinds: that are allowed; "file": the authors' .pt file. A command that takes bundles as well adds them.
 
     Raises:
         ArtifactMissingError: it does not exist, or is a folder of something else.
@@ -112,7 +116,7 @@ def check_checkpoint(path: Path, *, kinds: tuple[Kind, ...] = ("model folder", "
     kind = kind_of(path)
     if kind in kinds and (kind != "file" or path.suffix in _WEIGHT_SUFFIXES):
         return
-    allowed = _OURS if kinds == ("model folder",) else _CHECKPOINTS
+    allowed = ", or ".join(_ALLOWED[each] for each in kinds)
     error = ArtifactError if kind in ("bundle", "file") else ArtifactMissingError
     raise error(f"{path} {describe(path)}{_instead_of_checkpoint(path, kind)}; allowed: {allowed}")
 

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 import blip3v
 from blip3v import cli
+from blip3v.commands import failure
 from blip3v.errors import BackendError, Blip3vError, ParityError
 from blip3v.extras import EXTRAS
 
@@ -202,7 +203,7 @@ def test_usage_errors_end_with_2(args: list[str], says: str, capsys: pytest.Capt
         pytest.param(
             PermissionError(13, "Permission denied", "out"),
             1,
-            "error: [Errno 13] Permission denied: 'out'",
+            "error: out: permission denied",
             id="system",
         ),
         pytest.param(BrokenPipeError(32, "Broken pipe"), 1, None, id="closed pipe is quiet"),
@@ -283,7 +284,7 @@ def test_every_option_of_a_remedy_exists():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "remedy":
                 text = ast.unparse(node.value)
-                named |= set(re.findall(r"--[a-z-]+", cli._as_typed(Blip3vError("", remedy=text))))
+                named |= set(re.findall(r"--[a-z-]+", failure.as_typed(Blip3vError("", remedy=text))))
     assert {"--output", "--force", "--init", "--tokens"} <= named
     assert named <= options
 

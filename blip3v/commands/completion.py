@@ -46,7 +46,7 @@ def command(shell: str | None, install: bool, as_json: bool) -> None:
     \b
     Examples:
       blip3v completion --install
-      blip3v completion zsh > _blip3v
+      blip3v completion zsh
     """
     chosen = shell or _login_shell()
     script = _script(chosen)

@@ -93,7 +93,7 @@ def _check_model(model: Path, device: str, backend: str | None) -> bool:
         for graph, name in parse_backends(backend or AUTO).items():
             choose_backend(name, graph)
         return True
-    check_checkpoint(model, kinds=("model folder",))
+    check_checkpoint(model, kinds=("model folder", "bundle"))
     if backend is not None:
         raise UsageError("a model folder runs in PyTorch; --backend is only for bundles")
     return False

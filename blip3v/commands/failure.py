@@ -54,7 +54,9 @@ def failure_of(error: BaseException, *, verb: str = "") -> Failure | None:
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return Failure(type="Interrupted", message="interrupted", exit_code=_INTERRUPTED)
     if isinstance(error, OSError):
-        return Failure(type=kind, message=in_words(error), exit_code=_SYSTEM_ERROR)
+        is_unnamed = error.errno is not None and error.filename is None
+        unnamed = "" if not is_unnamed else " (the system names no file; it may be where standard output goes)"
+        return Failure(type=kind, message=in_words(error) + unnamed, exit_code=_SYSTEM_ERROR)
     extra = extras.extra_of(error.name or "", prefer=verb) if isinstance(error, ModuleNotFoundError) else None
     if extra is None:
         return None

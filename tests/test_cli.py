@@ -128,6 +128,12 @@ def test_json_is_offered_everywhere(verb: str):
     assert "--json" in [name for parameter in command_of(verb).params for name in parameter.opts]
 
 
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "ask"])
+def test_quiet_is_offered_everywhere(verb: str):
+    names = [name for parameter in command_of(verb).params for name in parameter.opts]
+    assert {"-q", "--quiet"} <= set(names)
+
+
 @each_verb
 def test_the_list_of_options_is_the_committed_one(verb: str):
     committed = {block.split("\n", 1)[0]: block.strip() for block in SNAPSHOT.read_text("utf-8").split("\n\n")}
@@ -144,6 +150,8 @@ def test_help_lists_verbs_and_exit_codes():
     for verb in VERBS:
         assert re.search(rf"^  {verb} +\S", result.stdout, re.MULTILINE)
     documented = {int(code) for code in re.findall(r"^    (\d+) ", result.stdout, re.MULTILINE)}
+    for word in ("checkpoint", "model folder", "bundle"):
+        assert re.search(rf"^    {word} +\S", result.stdout, re.MULTILINE)
     raised = {error.exit_code for error in all_errors(Blip3vError)}
     assert raised | {0, 130} <= documented
 

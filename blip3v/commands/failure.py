@@ -30,7 +30,7 @@ _PRINTED = "printed"  # in the dict that is the context's object
 class Failure:
     """Why a command ended."""
 
-    type: str  # name of the error's class; a click error of any kind is a UsageError
+    type: str  # name of the error's class; for a wrong command line always UsageError
     message: str
     exit_code: int
 
@@ -50,7 +50,8 @@ def failure_of(error: BaseException, *, verb: str = "") -> Failure | None:
     if isinstance(error, Blip3vError):
         return Failure(type=kind, message=as_typed(error), exit_code=error.exit_code)
     if isinstance(error, click.ClickException):
-        return Failure(type="UsageError", message=error.format_message(), exit_code=error.exit_code)
+        kind = "UsageError" if isinstance(error, click.UsageError) else kind
+        return Failure(type=kind, message=error.format_message(), exit_code=error.exit_code)
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return Failure(type="Interrupted", message="interrupted", exit_code=_INTERRUPTED)
     if isinstance(error, OSError):

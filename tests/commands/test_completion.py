@@ -17,7 +17,14 @@ from blip3v.commands.completion import command
 
 ROOT = Path(__file__).parents[2]
 SHELLS = ("bash", "zsh", "fish")
-LISTED = "import sys; from blip3v.cli import main\ntry:\n    main()\nfinally:\n    print(sorted(sys.modules), file=sys.stderr)"
+LISTED = """
+import sys
+from blip3v.cli import main
+try:
+    main()
+finally:
+    print(sorted(sys.modules), file=sys.stderr)
+"""
 
 
 @pytest.fixture

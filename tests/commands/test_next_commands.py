@@ -1,7 +1,8 @@
-"""What a command advises to run next can be pasted: the program as it was started, files that exist, a real question."""
+"""What a command advises to run next can be pasted: the program as it was started, and files that exist."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -60,22 +61,19 @@ def test_another_program_advises_the_short_name(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("model", "question"), [("tiny", "Which way does the red circle turn?"), ("xgen-mm-vid", None)]
+    ("model", "question"),
+    [("tiny", "Which way does the red circle turn?"), ("xgen-mm-vid", "What happens in this video?")],
 )
 def test_a_bundle_is_asked_about_a_clip_that_exists(
-    model: str, question: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was `ask VIDEO "QUESTION"`."""
-    import dataclasses
-
     monkeypatch.chdir(tmp_path)
-    manifest = dataclasses.replace(fake_manifest(), model=model)
-    words = shlex.split(after_export(manifest, Path("my bundle")))
+    words = shlex.split(after_export(dataclasses.replace(fake_manifest(), model=model), Path("my bundle")))
     assert words[:2] + words[-2:] == ["blip3v", "ask", "-m", "my bundle"]
     assert (tmp_path / words[2]).is_file()
-    assert words[3] == (question or "What happens in this video?")
-    if question is not None:
-        assert question in [item.question for item in default_film().questions]
+    assert words[3] == question
+    assert (question in [item.question for item in default_film().questions]) == (model == "tiny")
 
 
 def test_without_examples_a_clip_is_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,5 +97,8 @@ def test_only_what_a_command_takes_is_allowed(tmp_path: Path) -> None:
         check_checkpoint(tmp_path / "\N{SNOWMAN}" / ("n" * 300))
 
 
-def test_the_example_clip_is_in_the_checkout() -> None:
+def test_the_example_clip_is_in_the_checkout_and_in_a_wheel() -> None:
+    """An installed package had no clip that a "next:" line could name."""
     assert example_clip() == ROOT / "examples" / "turn.mp4"
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"examples": "blip3v/examples"}

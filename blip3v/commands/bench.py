@@ -25,9 +25,9 @@ from blip3v.errors import UsageError
 from blip3v.folders import check_bundle
 from blip3v.publishing import check_writable
 from blip3v.runtime import BackendReport, OpenEstimate
-from blip3v.runtime.backends import choose_backend, parse_backends
+from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
 from blip3v.strict_json import dumps
-from blip3v.units import format_bytes, format_number, format_ratio
+from blip3v.units import format_bytes, format_count, format_number, format_ratio
 
 __all__ = ["command", "print_report", "print_throughput"]
 
@@ -52,10 +52,9 @@ _CACHE = Path("blip3v-bench")
     "--backend",
     "backends",
     multiple=True,
-    default=("auto",),
-    show_default="auto",
+    default=(AUTO,),
     metavar="BACKEND",
-    help=f"Inference engine: {BACKEND_HELP}; can be given several times to compare.",
+    help=f"Inference engine: {BACKEND_HELP}; can be given several times to compare.  [default: {AUTO}]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator.  [default: one per physical core]")
 @click.option(
@@ -229,7 +228,8 @@ def _notes(report: BenchReport) -> Iterator[str]:
         f"tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
     )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps only."
-    yield f"Medians of {setup.repetitions} turns, bundle after bundle, after {setup.warmup} of warm-up."
+    turns, warmup = format_count(setup.repetitions, "turn"), format_count(setup.warmup, "turn")
+    yield f"Medians of {turns}, bundle after bundle, after {warmup} of warm-up."
     speeds = (f"{format_number(row.tokens_per_s)} with {row.bundle.num_video_tokens}" for row in report.rows)
     yield f"New tokens per second, by video tokens: {', '.join(speeds)}."
     baseline = report.baseline
@@ -282,5 +282,5 @@ def _environment(report: BenchReport) -> Iterator[str]:
     load = found["load_average"]
     if load["before"] is not None:
         yield f"Load average before {load['before'][0]}, after {load['after'][0]}; {found['date']}"
-    for row in report.rows:
-        yield f"{row.bundle.name}: manifest sha256 {row.bundle.manifest_sha256[:16]}"
+    bundles = (f"{row.bundle.name}: manifest sha256 {row.bundle.manifest_sha256[:16]}" for row in report.rows)
+    yield from dict.fromkeys(bundles)

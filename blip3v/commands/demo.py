@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from blip3v.bundle.layout import PARITY
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.commands.bench import print_throughput
 from blip3v.commands.next_command import shorter
-from blip3v.commands.output import is_quiet, quiet_option, talk, talk_console
+from blip3v.commands.output import is_quiet, made_line, quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
 from blip3v.data.film_files import AskedQuestion, ClipRecord
 from blip3v.errors import UsageError
@@ -155,8 +154,9 @@ def _questions(record: ClipRecord) -> list[AskedQuestion]:
 def _export(models: Path | None, say: Say) -> None:
     source = [] if models is None else ["-m", str(models / f"tiny-{_ROW.encoder}")]
     arguments = ["export", "--encoder", _ROW.encoder, "--precision", DEFAULT_PRECISION, *source, "-o", str(_BUNDLE)]
-    say(f"$ {shlex.join(['blip3v', *arguments])}")
-    say(_run(["-m", "blip3v"], arguments, quiet=is_quiet()).partition("\n")[0])
+    say(f"$ {command_line(*arguments)}")
+    made = json.loads(_run(["-m", "blip3v"], [*arguments, "--json"], quiet=is_quiet()))
+    say(made_line(made["output"], made["size_bytes"], made["seconds"], made["peak_rss_bytes"]))
 
 
 def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
@@ -165,7 +165,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
     answers = []
     for item in _questions(record):
         arguments = ["ask", str(clip), item.question, "-m", str(_BUNDLE)]
-        say(f"$ {shlex.join(['blip3v', *arguments])}")
+        say(f"$ {command_line(*arguments)}")
         values = json.loads(_run(["-c", _WITHOUT_TORCH], [*arguments, "--json"], quiet=True))
         answer = CheckedAnswer(
             question=item.question,
@@ -191,7 +191,7 @@ def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> Bench
     others = tuple(row for row in ROWS if row != _ROW)
     made = default_bundles(_FOLDER, models=models, rows=others, progress=say)
     paths = dict(zip(others, made, strict=True)) | {_ROW: _BUNDLE}
-    say(f"{format_count(_REPETITIONS, 'turn')} after {_WARMUP} of warm-up")
+    say(f"{format_count(_REPETITIONS, 'turn')} after {format_count(_WARMUP, 'turn')} of warm-up")
     report = run_bench([paths[row] for row in ROWS], clip, warmup=_WARMUP, repetitions=_REPETITIONS)
     print_throughput(report, console)
     (_FOLDER / "bench.json").write_text(dumps(report.to_dict()), "utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -21,6 +22,7 @@ from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
 from blip3v.folders import check_checkpoint, kind_of
 from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
+from blip3v.units import format_count
 
 __all__ = ["command"]
 
@@ -126,7 +128,8 @@ def _record(report: Report, model: Path, device: str, engine: str, seconds: floa
 
 
 def _table(report: Report) -> Table:
-    table = Table(title=f"exact match on {report.num_questions} held-out questions, %")
+    title = f"exact match on {format_count(report.num_questions, 'held-out question')}, %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for heading in ("kind", "questions", "model", "commonest", "blind"):
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     for kind in report.kinds:

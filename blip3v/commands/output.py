@@ -18,6 +18,7 @@ __all__ = [
     "Made",
     "check_file",
     "is_quiet",
+    "made_line",
     "print_made",
     "quiet_option",
     "talk",
@@ -88,9 +89,14 @@ def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) 
         }
         click.echo(dumps(values), nl=False)
         return
-    peak = "" if made.peak_rss_bytes is None else f", peak memory {format_bytes(made.peak_rss_bytes)}"
-    click.echo(f"{made.path}: {format_bytes(made.size_bytes)}, {format_duration(made.seconds)}{peak}")
+    click.echo(made_line(made.path, made.size_bytes, made.seconds, made.peak_rss_bytes))
     talk(f"next: {next_command}")
+
+
+def made_line(path: Path | str, size_bytes: int, seconds: float, peak_rss_bytes: int | None) -> str:
+    """What was made where, in one line: its size, and what that took."""
+    peak = "" if peak_rss_bytes is None else f", peak memory {format_bytes(peak_rss_bytes)}"
+    return f"{path}: {format_bytes(size_bytes)}, {format_duration(seconds)}{peak}"
 
 
 def check_file(output: Path | None, *, force: bool) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 __all__ = ["print_table"]
 
 _LEAST_WIDTH = 12  # of a column whose text wraps; narrower than that it is hard to read
-_UNSAID = ("", "name")  # headings that a paragraph does without
+_UNSAID = ("", "name", "kind")  # headings that a paragraph does without
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 import blip3v
-from blip3v import extras
-from blip3v.errors import Blip3vError
+from blip3v.commands.failure import Failure, error_text, failure_of, has_printed, wants_json
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["main"]
 
@@ -31,16 +33,19 @@ _VERBS = {
     "data": "Generate synthetic film files with questions.",
     "bench": "Measure samples per second against the 1024-token baseline.",
     "doctor": "Show what this machine can run and what is missing.",
+    "completion": "Print or install the completion of a shell.",
 }
 
-# Library parameters whose options have other names.
-_OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
-
 _SYSTEM_ERROR = 1
-_USAGE_ERROR = 2
-_INTERRUPTED = 130
 
 _EPILOG = """\b
+Words:
+  checkpoint    PyTorch weights as the authors release them; convert reads it
+  model folder  such weights in our form; train and convert write it, export reads it
+  bundle        what answers without PyTorch; export writes it, ask runs it
+  (docs/glossary.md has more)
+
+\b
 Exit codes:
   0    done
   1    system error: disk, permissions, a closed pipe
@@ -71,9 +76,15 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+        if args and args[0] not in _VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(_unknown_verb(args[0]))
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem  # only completing needs it
+
+        verbs = [CompletionItem(verb, help=line) for verb, line in _VERBS.items() if verb.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -107,48 +118,48 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: list[str]) -> int:
     """Runs a command and returns its exit code. An exception that escapes is a bug and keeps its traceback."""
+    state: dict[str, Any] = {}
     try:
-        result = group.main(args, prog_name="blip3v", standalone_mode=False)
+        _check_streams()
+        result = group.main(args, prog_name="blip3v", standalone_mode=False, obj=state)
         sys.stdout.flush()  # here, while a closed pipe is still caught
         return result if isinstance(result, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except Blip3vError as error:
-        return _fail(_as_typed(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         _silence_stdout()
         return _SYSTEM_ERROR
-    except OSError as error:
-        return _fail(str(error), _SYSTEM_ERROR)
-    except ModuleNotFoundError as error:
-        extra = extras.extra_of(error.name or "", prefer=args[0] if args else "")
-        if extra is None:
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failure_of(error, verb=args[0] if args else "")
+        if failure is None:
             raise
-        line = extras.pip_line(extra)
-        return _fail(f"the package {error.name!r} is not installed; run: {line}", _USAGE_ERROR)
+        _tell(error, failure)
+        _print_error(failure, is_wanted=wants_json(args) and not has_printed(state))
+        return failure.exit_code
 
 
-def _as_typed(error: Blip3vError) -> str:
-    """The error's message, with the parameters that its remedy names written as options."""
-    remedy = re.sub(r"`(\w+)(?:=([^`]+))?`", _option, error.remedy)
-    return f"{error.message}; {remedy}" if remedy else error.message
+def _check_streams() -> None:
+    """Refuses a closed stdout, since no result could be printed; a closed stderr only means that nobody listens."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise OSError(errno.EBADF, "", "standard output")
 
 
-def _option(parameter: re.Match[str]) -> str:
-    """`force=True` becomes --force, `init='random'` becomes --init random."""
-    name, value = parameter.groups()
-    if (name, value) == ("check", "False"):
-        return "--no-check"
-    option = _OPTIONS.get(name) or f"--{name.replace('_', '-')}"
-    return option if value in (None, "True") else f"{option} {value.strip(chr(39))}"
+def _tell(error: BaseException, failure: Failure) -> None:
+    if isinstance(error, click.ClickException):
+        error.show()  # with the usage of the command
+    else:
+        click.echo(f"error: {failure.message}", err=True)
 
 
-def _fail(message: str, exit_code: int) -> int:
-    click.echo(f"error: {message}", err=True)
-    return exit_code
+def _print_error(failure: Failure, *, is_wanted: bool) -> None:
+    """Prints the JSON object if that is wanted, and gives stdout up if it takes nothing."""
+    try:
+        if is_wanted:
+            click.echo(error_text(failure))
+        sys.stdout.flush()
+    except OSError:
+        _silence_stdout()
 
 
 def _silence_stdout() -> None:

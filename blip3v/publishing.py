@@ -1,4 +1,4 @@
-"""Atomic publishing of files and folders, and the check that there is enough disk space for them.
+"""Atomic publishing of files and folders, the checks that it can succeed, and in words why it did not.
 
 Both are written under a temporary name in the same folder, synced to disk and renamed. Published files have the
 permissions that the umask allows, whatever wrote them: the safetensors library makes its files private.
@@ -7,7 +7,9 @@ permissions that the umask allows, whatever wrote them: the safetensors library 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -17,7 +19,124 @@ from pathlib import Path
 from blip3v.errors import ArtifactError
 from blip3v.units import format_bytes
 
-__all__ = ["new_folder", "replace_file", "replace_folder", "require_disk", "sync_tree", "write_file"]
+__all__ = [
+    "cannot_write",
+    "check_writable",
+    "in_words",
+    "is_write_error",
+    "new_folder",
+    "replace_file",
+    "replace_folder",
+    "require_disk",
+    "sync_tree",
+    "write_file",
+    "writing",
+]
+
+_WORDS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system allows",
+    errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.ENOENT: "it does not exist",
+    errno.EBADF: "it is closed",
+}
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# numpy's tofile hides the system's error: a full disk, or a limit on the size of files.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+
+
+class _WriteError(OSError):
+    """An error of the file system in words, found before the files that filled the disk were removed."""
+
+
+def in_words(error: OSError, path: Path | None = None) -> str:
+    """What an error of the file system means: a full disk with what is free, no permission, a read-only file system.
+
+    Args:
+        error: from the system, or from a library that hides its number.
+        path: what was written, to tell the free space of its disk; None: the file that the error names, if any.
+
+    Returns:
+        The cause, after the name of the file that it is about if that is not ``path``; no advice.
+    """
+    if isinstance(error, _WriteError):
+        return str(error)
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    number = error.errno
+    if number is None and _SHORT_WRITE.search(str(error)):
+        number = errno.EFBIG if _limits_file_size() else errno.ENOSPC
+    words = _WORDS.get(number or 0) or error.strerror or str(error)
+    if number == errno.ENOSPC and (path or named):
+        where, free = _free(path or named or Path())
+        return f"{words}: {format_bytes(free)} free at {where}"
+    return words if named in (None, path) else f"{named}: {words}"
+
+
+def cannot_write(path: Path, error: OSError) -> ArtifactError:
+    """The error for a file or folder that could not be written, with its cause in words."""
+    return ArtifactError(
+        f"{path} cannot be written: {in_words(error, path)}; choose a folder with free space and write permission"
+    )
+
+
+def check_writable(path: Path) -> None:
+    """Checks that ``path`` can be created: its closest existing folder is one, and may be written to.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    existing = _existing(path.absolute().parent)
+    if not existing.is_dir():
+        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, "", str(existing)))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, "", str(existing)))
+
+
+def is_write_error(error: OSError) -> bool:
+    """Whether the disk did not take what was written; False if, for example, a file to read was missing."""
+    return error.errno in _WRITE_ERRORS or (error.errno is None and _SHORT_WRITE.search(str(error)) is not None)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Puts errors of the file system that the block raises while it writes ``path`` into words.
+
+    Use it inside whatever removes incomplete files: only before that does a full disk show.
+
+    Raises:
+        OSError: as raised by the block, but with ``in_words`` as its text if the disk or its rules caused it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_write_error(error):
+            raise _WriteError(in_words(error, path)) from error
+        raise
+
+
+def _limits_file_size() -> bool:
+    if sys.platform == "win32":
+        return False
+    import resource  # not on Windows, so not at the top
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+
+
+def _free(path: Path) -> tuple[Path, int]:
+    """The closest existing folder of ``path``, and the free bytes on its disk."""
+    existing = _existing(path)
+    folder = existing if existing.is_dir() else existing.parent
+    return folder, shutil.disk_usage(folder).free
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def require_disk(path: Path, num_bytes: int, what: str) -> None:
@@ -26,8 +145,7 @@ def require_disk(path: Path, num_bytes: int, what: str) -> None:
     Raises:
         ArtifactError: less is free. The message says how much ``what`` needs and how much is free.
     """
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    existing, free = _free(path)
     if num_bytes > free:
         raise ArtifactError(
             f"{what} needs about {format_bytes(num_bytes)} of disk space, and {format_bytes(free)} is free at "
@@ -43,8 +161,9 @@ def write_file(path: Path, content: str | bytes) -> None:
     """
     partial = _sibling(path)
     try:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        replace_file(partial, path)
+        with writing(path):
+            partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            replace_file(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -78,8 +197,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         staging = sibling / "new"
         staging.mkdir()
-        yield staging
-        sync_tree(staging)
+        with writing(path):
+            yield staging
+            sync_tree(staging)
         replace_folder(staging, path, aside=sibling / "old")
     finally:
         shutil.rmtree(sibling, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Human-readable sizes, durations, rates and ratios. One rule: three digits, and never an exponent.
+"""Human-readable sizes, counts, durations, rates and ratios. One rule: three digits, and never an exponent.
 
 A number below a thousand is shown with three significant digits, a larger one with all the digits before the point, so
 that only zero is written as zero. Files and JSON hold the exact numbers.
@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["format_bytes", "format_duration", "format_frame", "format_number", "format_ratio", "format_time"]
+__all__ = [
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_frame",
+    "format_number",
+    "format_ratio",
+    "format_time",
+]
 
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
@@ -27,6 +35,16 @@ def format_bytes(num_bytes: int) -> str:
     while round(size) >= 1024 and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{format_number(size) if unit else num_bytes} {_UNITS[unit]}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """A number of things: 1 clip, 2 clips, 2,000 questions.
+
+    Args:
+        count: how many.
+        noun: in the singular; its plural ends in "s".
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def format_duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 import blip3v
 from blip3v import cli
+from blip3v.commands import failure
 from blip3v.errors import BackendError, Blip3vError, ParityError
 from blip3v.extras import EXTRAS, pip_line
 
@@ -127,6 +128,12 @@ def test_json_is_offered_everywhere(verb: str):
     assert "--json" in [name for parameter in command_of(verb).params for name in parameter.opts]
 
 
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "ask"])
+def test_quiet_is_offered_everywhere(verb: str):
+    names = [name for parameter in command_of(verb).params for name in parameter.opts]
+    assert {"-q", "--quiet"} <= set(names)
+
+
 @each_verb
 def test_the_list_of_options_is_the_committed_one(verb: str):
     committed = {block.split("\n", 1)[0]: block.strip() for block in SNAPSHOT.read_text("utf-8").split("\n\n")}
@@ -143,6 +150,8 @@ def test_help_lists_verbs_and_exit_codes():
     for verb in VERBS:
         assert re.search(rf"^  {verb} +\S", result.stdout, re.MULTILINE)
     documented = {int(code) for code in re.findall(r"^    (\d+) ", result.stdout, re.MULTILINE)}
+    for word in ("checkpoint", "model folder", "bundle"):
+        assert re.search(rf"^    {word} +\S", result.stdout, re.MULTILINE)
     raised = {error.exit_code for error in all_errors(Blip3vError)}
     assert raised | {0, 130} <= documented
 
@@ -202,7 +211,7 @@ def test_usage_errors_end_with_2(args: list[str], says: str, capsys: pytest.Capt
         pytest.param(
             PermissionError(13, "Permission denied", "out"),
             1,
-            "error: [Errno 13] Permission denied: 'out'",
+            "error: out: permission denied",
             id="system",
         ),
         pytest.param(BrokenPipeError(32, "Broken pipe"), 1, None, id="closed pipe is quiet"),
@@ -285,7 +294,7 @@ def test_every_option_of_a_remedy_exists():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "remedy":
                 text = ast.unparse(node.value)
-                named |= set(re.findall(r"--[a-z-]+", cli._as_typed(Blip3vError("", remedy=text))))
+                named |= set(re.findall(r"--[a-z-]+", failure.as_typed(Blip3vError("", remedy=text))))
     assert {"--output", "--force", "--init", "--tokens"} <= named
     assert named <= options
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from blip3v.publishing import new_folder, write_file
+from blip3v.errors import ArtifactError
+from blip3v.publishing import cannot_write, check_writable, in_words, is_write_error, new_folder, write_file, writing
 
 
 @pytest.fixture
@@ -94,3 +100,88 @@ def test_a_file_stays_as_it_was_if_the_disk_fails(tmp_path: Path, monkeypatch: p
         write_file(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: 3.00 KiB free at {folder}"),
+        (OSError("98304 requested and 37277 written"), "the disk is full: 3.00 KiB free at {folder}"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+        (OSError(errno.EFBIG, "File too large"), "the file would be larger than the system allows"),
+        (OSError(errno.EROFS, "Read-only", "/elsewhere/y"), "/elsewhere/y: the file system is read-only"),
+        (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
+        (OSError(errno.EXDEV, "Invalid cross-device link"), "Invalid cross-device link"),
+        (OSError("the disk refuses"), "the disk refuses"),
+    ],
+    ids=["full", "numpy", "quota", "size", "read-only", "permission", "other", "no number"],
+)
+def test_an_error_of_the_disk_is_put_into_words(
+    error: OSError, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk was shown as "98304 requested and 37277 written", others with their number."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=3072)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    path = tmp_path / "new" / "x"
+    assert in_words(error, path) == words.format(folder=tmp_path)
+    refused = cannot_write(path, error)
+    assert str(refused).startswith(f"{path} cannot be written: {words.format(folder=tmp_path)}; choose ")
+
+
+def test_a_full_disk_is_described_before_the_incomplete_files_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+
+    def free(_: Path) -> object:
+        return usage._replace(free=10**9 - 10**8 * len(list(tmp_path.rglob("*.part"))))
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+
+    def fill(folder: Path) -> None:
+        (folder / "weights.part").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"the disk is full: 858 MiB free"), new_folder(tmp_path / "made") as staging:
+        fill(staging)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    error = FileNotFoundError(errno.ENOENT, "No such file", "weights")
+    assert not is_write_error(error)
+    with pytest.raises(FileNotFoundError) as found, writing(tmp_path):
+        raise error
+    assert found.value is error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_limit_on_the_size_of_files_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys
+import numpy as np
+from pathlib import Path
+from blip3v.publishing import write_file, writing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+path = Path(sys.argv[1])
+for write in (lambda: np.zeros(9000).tofile(path), lambda: write_file(path, bytes(9000))):
+    try:
+        with writing(path):
+            write()
+    except OSError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True)
+    assert done.stdout == 2 * "the file would be larger than the system allows\n"
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(tmp_path / "new" / "folder")
+    (tmp_path / "file").touch()
+    where = re.escape(str(tmp_path / "file"))
+    with pytest.raises(ArtifactError, match=f"cannot be written: {where}: a part of the path is a file; choose"):
+        check_writable(tmp_path / "file" / "x")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ArtifactError, match=f"cannot be written: {re.escape(str(tmp_path))}: permission denied; "):
+        check_writable(tmp_path / "x")

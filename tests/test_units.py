@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blip3v.units import format_bytes, format_duration, format_number, format_ratio, format_time
+from blip3v.units import format_bytes, format_count, format_duration, format_number, format_ratio, format_time
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,12 @@ def test_a_size_is_never_shown_as_nothing(num_bytes: int) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips"), (2000, "2,000 clips")])
+def test_one_thing_is_in_the_singular(count: int, text: str) -> None:
+    """`data --count 1` said "1 clips"."""
+    assert format_count(count, "clip") == text
 
 
 def test_a_time_and_a_ratio_have_two_decimals() -> None:

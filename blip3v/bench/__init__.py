@@ -4,13 +4,12 @@ Each bundle runs in its own process, which holds nothing else: its peak memory i
 which may have exported the bundles a moment before.
 """
 
-from blip3v.bench.defaults import DEFAULT_CLIP, ROWS, BundleRow, default_bundles, default_film, write_default_clip
+from blip3v.bench.defaults import ROWS, BundleRow, default_bundles, default_film, write_default_clip
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
 from blip3v.bench.report import BenchReport, ReportRow, Statistics
 from blip3v.bench.run import run_bench
 
 __all__ = [
-    "DEFAULT_CLIP",
     "NEW_TOKENS",
     "QUESTION_TOKENS",
     "ROWS",

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING
 
 import blip3v
 from blip3v.bundle import Precision, open_bundle
+from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.data.film import make_film
 from blip3v.data.film_files import ClipRecord, describe
 from blip3v.data.mp4 import write_mp4
 from blip3v.errors import ArtifactError
+from blip3v.folders import EXAMPLE_CLIP, shipped_model
+from blip3v.model.arguments import check_opening
 
 if TYPE_CHECKING:
     from blip3v.export import ExportSource
 
-__all__ = ["DEFAULT_CLIP", "ROWS", "BundleRow", "default_bundles", "default_film", "write_default_clip"]
+__all__ = ["ROWS", "BundleRow", "check_models", "default_bundles", "default_film", "write_default_clip"]
 
-DEFAULT_CLIP = "turn.mp4"
 _FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
-_FP32 = Precision.parse("fp32")
+_DEFAULT = Precision.parse(DEFAULT_PRECISION)
 _KEY_LENGTH = 12
 
 
@@ -49,7 +51,7 @@ def default_bundles(
     folder: Path,
     *,
     models: Path | None = None,
-    precision: Precision = _FP32,
+    precision: Precision = _DEFAULT,
     rows: Sequence[BundleRow] = ROWS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
@@ -61,7 +63,7 @@ def default_bundles(
     Args:
         folder: where bundles are kept; created if it does not exist.
         models: folder with the model folders ``tiny-ENCODER``; None: those in the package.
-        precision: of each graph.
+        precision: of each graph; fp16 unless given.
         rows: which bundles.
         progress: called with a line about each bundle.
 
@@ -72,15 +74,29 @@ def default_bundles(
         ArtifactError: a model folder is missing or cannot be used.
         ExportError, ParityError: as ``blip3v export``.
     """
+    check_models(models, rows)
     return [_bundle(_source(row, models), folder, precision, progress) for row in rows]
+
+
+def check_models(models: Path | None, rows: Sequence[BundleRow] = ROWS) -> None:
+    """Checks that the model folders of ``rows`` exist, without importing PyTorch.
+
+    Raises:
+        ArtifactError: one does not, or is something else.
+    """
+    for row in rows:
+        check_opening(_model(row, models), tokenizer=None, encoder=None, num_frames=None)
+
+
+def _model(row: BundleRow, models: Path | None) -> Path:
+    return shipped_model(row.encoder) if models is None else models / f"tiny-{row.encoder}"
 
 
 def _source(row: BundleRow, models: Path | None) -> ExportSource:
     # These import PyTorch, which only exporting needs.
     from blip3v.export import folder_source, new_encoder_source
-    from blip3v.model.folder import shipped_model
 
-    model = shipped_model(row.encoder) if models is None else models / f"tiny-{row.encoder}"
+    model = _model(row, models)
     if row.new_encoder:
         return new_encoder_source(model, row.encoder, num_video_tokens=row.num_video_tokens)
     return folder_source(model, encoder=row.encoder, num_video_tokens=row.num_video_tokens)
@@ -116,7 +132,7 @@ def _key(source: ExportSource, precision: Precision) -> str:
 
 def default_film() -> ClipRecord:
     """The record of the clip that ``write_default_clip`` writes, with its questions and true answers."""
-    return describe({DEFAULT_CLIP: make_film(_FILM_SEED, "test")}, height=_FILM_HEIGHT).clips[0]
+    return describe({EXAMPLE_CLIP: make_film(_FILM_SEED, "test")}, height=_FILM_HEIGHT).clips[0]
 
 
 def write_default_clip(folder: Path) -> Path:
@@ -125,6 +141,6 @@ def write_default_clip(folder: Path) -> Path:
     Raises:
         VideoError: the installed PyAV cannot encode H.264.
     """
-    path = folder / DEFAULT_CLIP
+    path = folder / EXAMPLE_CLIP
     write_mp4(make_film(_FILM_SEED, "test"), path, height=_FILM_HEIGHT)
     return path

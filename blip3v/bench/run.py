@@ -18,7 +18,17 @@ from blip3v.runtime import OpenEstimate
 from blip3v.runtime.backends import AUTO
 from blip3v.runtime.opening import estimate_open
 
-__all__ = ["run_bench"]
+__all__ = ["check_clip", "run_bench"]
+
+
+def check_clip(clip: Path) -> None:
+    """Checks that the clip to decode is a file; what is in it, decoding finds out.
+
+    Raises:
+        UnsupportedVideoError: it is not.
+    """
+    if not clip.is_file():
+        raise UnsupportedVideoError(f"{clip} is not a file; name a video file for each sample to decode")
 
 
 def run_bench(
@@ -55,8 +65,7 @@ def run_bench(
         RequestError: a sample does not fit a bundle's context.
         BackendError: the inference engine failed, or the bundles do not all fit in memory.
     """
-    if not clip.is_file():
-        raise UnsupportedVideoError(f"{clip} is not a file; name a video file for each sample to decode")
+    check_clip(clip)
     opened = [open_bundle(path) for path in bundles]
     for path, bundle in zip(bundles, opened, strict=True):
         for backend in backends:

@@ -7,11 +7,13 @@ library's own reader copies a tensor into memory. Legend: V token ids (base and 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from blip3v.errors import ArtifactError, ArtifactMissingError
@@ -21,6 +23,7 @@ __all__ = ["open_embeddings", "write_embeddings"]
 _NAME = "embed_tokens"
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _MAX_HEADER_BYTES = 4096
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_embeddings(path: Path, table_VD: npt.NDArray[np.floating]) -> None:
@@ -32,12 +35,19 @@ def write_embeddings(path: Path, table_VD: npt.NDArray[np.floating]) -> None:
 
     Raises:
         ArtifactError: another shape or dtype.
+        OSError: the file system reports an error.
     """
     if table_VD.ndim != 2 or table_VD.dtype not in (np.float16, np.float32):
         raise ArtifactError(
             f"an embedding table is {table_VD.dtype} {table_VD.shape}; float16 or float32 (V, D) is needed"
         )
-    save_file({_NAME: np.ascontiguousarray(table_VD)}, path)
+    try:
+        save_file({_NAME: np.ascontiguousarray(table_VD)}, path)
+    except SafetensorError as error:  # which hides the number of the system's error in its text
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error)) from error
 
 
 def open_embeddings(path: Path) -> npt.NDArray[np.floating]:

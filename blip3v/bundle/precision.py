@@ -16,6 +16,7 @@ from typing import Literal
 from blip3v.errors import ConfigError, UsageError
 
 __all__ = [
+    "DEFAULT_PRECISION",
     "ITEM_BYTES",
     "PRECISIONS",
     "FloatDType",
@@ -25,6 +26,9 @@ __all__ = [
     "Precision",
     "Tolerance",
 ]
+
+# What GPUs and NPUs compute in, at half the size on disk; parity stays inside its tolerance.
+DEFAULT_PRECISION = "fp16"
 
 FloatDType = Literal["float32", "float16"]
 ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}

@@ -22,6 +22,7 @@ from blip3v.bundle.manifest import GraphEntry, KVGeometry, Manifest
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactHashError, ArtifactMissingError, ConfigError
+from blip3v.folders import check_bundle
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
@@ -97,6 +98,7 @@ def open_bundle(path: Path) -> Bundle:
         ArtifactVersionError: written with a schema that this version does not read.
         ArtifactError: anything else that is wrong, such as a link or an unknown file in the folder.
     """
+    check_bundle(path)
     sizes = scan(path)
     manifest = Manifest.load(path / layout.MANIFEST)
     check_names(path, manifest, sizes)

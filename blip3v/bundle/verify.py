@@ -11,6 +11,7 @@ from blip3v.bundle.manifest import FileEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.errors import Blip3vError
+from blip3v.folders import check_bundle
 
 __all__ = ["FileResult", "VerifyReport", "verify_bundle"]
 
@@ -52,6 +53,7 @@ def verify_bundle(path: Path) -> VerifyReport:
         ArtifactVersionError: written with a schema that this version does not read.
         ArtifactError: the manifest cannot be read, or the folder contains links, foreign folders or too many files.
     """
+    check_bundle(path)
     sizes = scan(path)
     manifest = Manifest.load(path / layout.MANIFEST)
     results = [_compare(path, name, entry, sizes.get(name)) for name, entry in manifest.files.items()]

@@ -23,12 +23,12 @@ from blip3v.bundle.manifest import FileEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.errors import ArtifactError, UsageError
-from blip3v.publishing import replace_folder, sync_tree
+from blip3v.publishing import cannot_write, check_writable, is_write_error, replace_folder, sync_tree
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["BundleWriter"]
+__all__ = ["BundleWriter", "check_target"]
 
 # In a writer's sibling folder: its lock, the bundle that it writes, and the old one that it replaces.
 _LOCK, _NEW, _OLD = "lock", "bundle", "old"
@@ -57,7 +57,7 @@ class BundleWriter:
         self._published = False
 
     def __enter__(self) -> BundleWriter:
-        _check_target(self._target, force=self._force)
+        check_target(self._target, force=self._force)
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             with _publishing(self._target):
@@ -68,7 +68,7 @@ class BundleWriter:
                 (self._sibling / _NEW / folder).mkdir()
         except OSError as error:
             self._discard()
-            raise _cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error) from error
         except BaseException:
             self._discard()
             raise
@@ -77,7 +77,11 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        try:
+            if isinstance(error, OSError) and is_write_error(error):
+                raise cannot_write(self._target, error) from error  # now, while a full disk shows
+        finally:
+            self._discard()
 
     @property
     def path(self) -> Path:
@@ -105,11 +109,11 @@ class BundleWriter:
             open_bundle(staging)
             sync_tree(staging)
             with _publishing(self._target):
-                _check_target(self._target, force=self._force)
+                check_target(self._target, force=self._force)
                 replace_folder(staging, self._target, aside=self._sibling / _OLD)
             self._published = True
         except OSError as error:
-            raise _cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error) from error
         return self._target
 
     def _discard(self) -> None:
@@ -119,10 +123,17 @@ class BundleWriter:
         shutil.rmtree(self._sibling, ignore_errors=True)
 
 
-def _check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool) -> None:
+    """Checks that a bundle may be written to ``target``.
+
+    Raises:
+        UsageError: the target exists and ``force`` is false, or it is not a bundle.
+        ArtifactError: the folder around it cannot be written to.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"{target} exists and is not a folder; choose another output folder")
     if not target.exists():
+        check_writable(target)
         return
     if not force:
         raise UsageError(
@@ -203,7 +214,3 @@ def _clean_up(target: Path) -> None:
             if (sibling / _OLD).is_dir() and not target.exists():
                 (sibling / _OLD).rename(target)
             shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _cannot_write(target: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{target} cannot be written: {error}; choose a folder with free space and write permission")

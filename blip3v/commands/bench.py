@@ -14,17 +14,21 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from blip3v.bench.defaults import default_bundles, write_default_clip
+from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
-from blip3v.bench.run import run_bench
-from blip3v.bundle.precision import Precision
+from blip3v.bench.run import check_clip, run_bench
+from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
-from blip3v.commands.output import check_file, write_json
+from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
+from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
+from blip3v.folders import check_bundle
+from blip3v.publishing import check_writable
 from blip3v.runtime import BackendReport, OpenEstimate
+from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
 from blip3v.strict_json import dumps
-from blip3v.units import format_bytes, format_number, format_ratio
+from blip3v.units import format_bytes, format_count, format_number, format_ratio
 
 __all__ = ["command", "print_report", "print_throughput"]
 
@@ -49,10 +53,9 @@ _CACHE = Path("blip3v-bench")
     "--backend",
     "backends",
     multiple=True,
-    default=("auto",),
-    show_default="auto",
+    default=(AUTO,),
     metavar="BACKEND",
-    help=f"Inference engine: {BACKEND_HELP}; can be given several times to compare.",
+    help=f"Inference engine: {BACKEND_HELP}; can be given several times to compare.  [default: {AUTO}]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator.  [default: one per physical core]")
 @click.option(
@@ -61,7 +64,7 @@ _CACHE = Path("blip3v-bench")
 @click.option(
     "--precision",
     metavar="PRECISION",
-    help="Precision of the bundles to export, as for `blip3v export`; not with BUNDLE.  [default: fp32]",
+    help=f"Precision of the exported bundles, as for `blip3v export`; not with BUNDLE.  [default: {DEFAULT_PRECISION}]",
 )
 @click.option(
     "--models",
@@ -72,6 +75,7 @@ _CACHE = Path("blip3v-bench")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+@quiet_option
 def command(
     bundles: tuple[Path, ...],
     warmup: int,
@@ -95,42 +99,52 @@ def command(
 
     \b
     Examples:
-      blip3v bench --precision fp16 -o bench.json
+      blip3v bench -o bench.json
       blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
       blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
     """
-    _check(bundles, precision, models, output, force)
-    if tokens and not bundles:
-        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
+    chosen = Precision.parse(precision or DEFAULT_PRECISION)
+    _check_options(bundles, tokens, precision, models)
     bundles = tuple(map(local_model, bundles))
-    console = Console(stderr=True, highlight=False)
+    _check_files(bundles, models, clip, output, force)
+    for backend in backends:
+        for graph, name in parse_backends(backend).items():
+            choose_backend(name, graph)
+    console = talk_console()
     if not bundles:
-        bundles = tuple(
-            default_bundles(
-                _CACHE,
-                models=models,
-                precision=Precision.parse(precision or "fp32"),
-                progress=lambda line: console.print(line, soft_wrap=True),
-            )
-        )
+        bundles = tuple(default_bundles(_CACHE, models=models, precision=chosen, progress=talk))
     report = _measure(bundles, clip, warmup, repetitions, tokens, backends, threads, console)
     if output is not None:
         write_json(report.to_dict(), output)
-        console.print(f"wrote {output}", soft_wrap=True)
+        talk(f"wrote {output}")
     if as_json:
         click.echo(dumps(report.to_dict()), nl=False)
     else:
         print_report(report, Console(highlight=False))
 
 
-def _check(
-    bundles: tuple[Path, ...], precision: str | None, models: Path | None, output: Path | None, force: bool
+def _check_options(
+    bundles: tuple[Path, ...], tokens: tuple[int, ...], precision: str | None, models: Path | None
 ) -> None:
+    if tokens and not bundles:
+        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
     if bundles and (precision is not None or models is not None):
         option = "--precision" if precision is not None else "--models"
         raise UsageError(f"{option} has no effect on an existing bundle; leave it out, or name no bundle")
+
+
+def _check_files(
+    bundles: tuple[Path, ...], models: Path | None, clip: Path | None, output: Path | None, force: bool
+) -> None:
     check_file(output, force=force)
+    if clip is not None:
+        check_clip(clip)
+    for bundle in bundles:
+        check_bundle(bundle)
+    if not bundles:
+        check_models(models)
+        check_writable(_CACHE / "bundle")
 
 
 def _measure(
@@ -145,7 +159,7 @@ def _measure(
 ) -> BenchReport:
     def announce(bundle: Path, needed: OpenEstimate) -> None:
         if needed.is_large:
-            console.print(f"opening {bundle}: {needed}", soft_wrap=True)
+            talk(f"opening {bundle}: {needed}")
 
     with ExitStack() as stack:
         if clip is None:
@@ -168,14 +182,14 @@ def _measure(
 def print_report(report: BenchReport, console: Console) -> None:
     """Prints samples per second, the stages, and the machine and bundles that were measured."""
     print_throughput(report, console)
-    console.print(_stages(report))
+    print_table(console, _stages(report))
     for line in _environment(report):
         console.print(escape(line), soft_wrap=True)
 
 
 def print_throughput(report: BenchReport, console: Console) -> None:
     """Prints samples per second and the notes that explain them."""
-    console.print(_throughput(report))
+    print_table(console, _throughput(report))
     for line in _notes(report):
         console.print(escape(line), soft_wrap=True)
 
@@ -217,7 +231,8 @@ def _notes(report: BenchReport) -> Iterator[str]:
         f"tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
     )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps only."
-    yield f"Medians of {setup.repetitions} turns, bundle after bundle, after {setup.warmup} of warm-up."
+    turns, warmup = format_count(setup.repetitions, "turn"), format_count(setup.warmup, "turn")
+    yield f"Medians of {turns}, bundle after bundle, after {warmup} of warm-up."
     speeds = (f"{format_number(row.tokens_per_s)} with {row.bundle.num_video_tokens}" for row in report.rows)
     yield f"New tokens per second, by video tokens: {', '.join(speeds)}."
     baseline = report.baseline
@@ -270,5 +285,5 @@ def _environment(report: BenchReport) -> Iterator[str]:
     load = found["load_average"]
     if load["before"] is not None:
         yield f"Load average before {load['before'][0]}, after {load['after'][0]}; {found['date']}"
-    for row in report.rows:
-        yield f"{row.bundle.name}: manifest sha256 {row.bundle.manifest_sha256[:16]}"
+    bundles = (f"{row.bundle.name}: manifest sha256 {row.bundle.manifest_sha256[:16]}" for row in report.rows)
+    yield from dict.fromkeys(bundles)

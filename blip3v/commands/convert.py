@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
@@ -18,8 +17,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from blip3v.commands.local_models import download_option, local_model
-from blip3v.commands.output import print_made
+from blip3v.commands.output import print_made, quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
+from blip3v.commands.tables import print_table
+from blip3v.model.arguments import check_opening, check_target
 from blip3v.model.temporal import encoder_names
+from blip3v.publishing import check_writable
 from blip3v.video.preprocess import ResizeMode
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 @click.option("--force", is_flag=True, help="Replace an existing model folder.")
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def command(
     source: Path,
     output: Path | None,
@@ -81,27 +85,32 @@ def command(
       blip3v convert Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
       blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
     """
-    # These import PyTorch, which --help must neither wait for nor need.
+    if output is not None:
+        check_target(output, source=source, force=force)
+        check_writable(output)
+    source = local_model(source)
+    check_opening(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
+    # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.model.checkpoint import open_checkpoint
     from blip3v.model.convert import convert, folder_name, weight_bytes
     from blip3v.model.weight_file import DTYPES
 
-    checkpoint = open_checkpoint(local_model(source), tokenizer=tokenizer, encoder=encoder, num_frames=frames)
+    checkpoint = open_checkpoint(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
     folder = output if output is not None else Path(folder_name(checkpoint))
     chosen = None if dtype is None else DTYPES[_DTYPES[dtype]]
     preprocessor = checkpoint.preprocessor
     if resize is not None:
         preprocessor = dataclasses.replace(preprocessor, resize_mode=resize)
-    console = Console(stderr=True, highlight=False, markup=False)
-    console.print(_found_text(checkpoint, preprocessor.resize_mode), soft_wrap=True)
+    console = talk_console()
+    talk(_found_text(checkpoint, preprocessor.resize_mode))
     for table in _unused_key_tables(checkpoint):
-        console.print(table)
+        print_table(console, table)
     with ExitStack() as stack:
         each = _bar(console, stack, weight_bytes(checkpoint.stored, chosen))
         result = convert(checkpoint, folder, dtype=chosen, preprocessor=preprocessor, force=force, each=each)
     print_made(
         result,
-        f"blip3v export -m {shlex.quote(str(result.path))} --precision fp16",
+        command_line("export", "-m", str(result.path)),
         as_json=as_json,
         source=str(checkpoint.path),
         kind=checkpoint.kind,

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import get_args
 
 import click
-from rich.console import Console
 from rich.progress import track
 
+from blip3v.commands.next_command import ask_film
+from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.data.film import Split, make_film
 from blip3v.data.film_files import QUESTIONS_FILE, write_films
 from blip3v.data.mp4 import FILE_SIZES
 from blip3v.strict_json import dumps
-from blip3v.units import format_bytes, format_duration
+from blip3v.units import format_bytes, format_count, format_duration
 
 __all__ = ["command"]
 
@@ -36,6 +37,7 @@ __all__ = ["command"]
 )
 @click.option("--force", is_flag=True, help="Replace the folder if it contains film files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def command(output: Path | None, count: int, seed: int, split: Split, height: str, force: bool, as_json: bool) -> None:
     """Generate synthetic films as mp4 files, with questions and true answers.
 
@@ -60,11 +62,11 @@ def command(output: Path | None, count: int, seed: int, split: Split, height: st
         return
     clip = film_set.clips[0]
     question = next((item.question for item in clip.questions if item.needs_time), clip.questions[0].question)
-    click.echo(f"{folder}: {count} clips, {format_bytes(num_bytes)}, {format_duration(seconds)}")
+    click.echo(f"{folder}: {format_count(count, 'clip')}, {format_bytes(num_bytes)}, {format_duration(seconds)}")
     click.echo(f"questions and answers: {listing}")
-    click.echo(f'next: blip3v ask {folder / clip.file} "{question}"')
+    talk(f"next: {ask_film(folder / clip.file, question)}")
 
 
 def _progress(files: Iterable[str]) -> Iterator[str]:
-    console = Console(stderr=True)
+    console = talk_console()
     yield from track(list(files), "films", console=console, disable=not console.is_terminal, transient=True)

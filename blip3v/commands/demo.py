@@ -7,10 +7,7 @@ with its own message and exit code, and the questions are asked in a process tha
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,37 +15,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 from rich.console import Console
 
-import blip3v
-from blip3v.bench import (
-    DEFAULT_CLIP,
-    ROWS,
-    BenchReport,
-    BundleRow,
-    default_bundles,
-    default_film,
-    run_bench,
-    write_default_clip,
-)
+from blip3v.bench import ROWS, BenchReport, BundleRow, default_bundles, default_film, run_bench, write_default_clip
+from blip3v.bench.defaults import check_models
 from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
-from blip3v.bundle.precision import Precision
+from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.commands.bench import print_throughput
-from blip3v.data.film_files import QUESTIONS_FILE, AskedQuestion, ClipRecord, read_film_set
+from blip3v.commands.next_command import shorter
+from blip3v.commands.output import is_quiet, made_line, quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
+from blip3v.data.film_files import AskedQuestion, ClipRecord
 from blip3v.errors import UsageError
+from blip3v.folders import example_clip
+from blip3v.publishing import check_writable
 from blip3v.strict_json import dumps, read_json
-from blip3v.units import format_duration, format_frame
+from blip3v.units import format_count, format_duration, format_frame
 
 __all__ = ["command"]
 
 _FOLDER = Path("blip3v-demo")
 _MARK = ".made-by-blip3v-demo"
 _ROW = BundleRow(encoder="tokenlearner", num_video_tokens=32)
-_BUNDLE = _FOLDER / "blip3v-tiny-tokenlearner-32tok-fp16"
+_BUNDLE = _FOLDER / f"blip3v-tiny-tokenlearner-32tok-{DEFAULT_PRECISION}"
 _KINDS = ("turn", "direction", "shape")  # one question of each; the first two need time
 _WARMUP, _REPETITIONS = 1, 5
 _BARRED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir")
@@ -73,6 +66,18 @@ class CheckedAnswer:
     frames: list[dict[str, Any]]  # index and time_s of each frame that the model saw
 
 
+class StepFailed(click.ClickException):
+    """A step of the demo ended with an error, which its own process has told."""
+
+    def __init__(self, verb: str, exit_code: int) -> None:
+        super().__init__(f"the demo ends here: blip3v {verb} failed")
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
+
+    def show(self, file: IO[str] | None = None) -> None:
+        """Prints the sentence without click's "Error:", which the step has printed."""
+        click.echo(self.message, file=file, err=True)
+
+
 @click.command("demo", short_help="Run the whole chain on a real clip: export, check, ask, measure.")
 @click.option(
     "--models",
@@ -80,6 +85,7 @@ class CheckedAnswer:
     help="Folder with the model folders tiny-ENCODER to use.  [default: those in the package]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; everything else goes to stderr.")
+@quiet_option
 def command(models: Path | None, as_json: bool) -> None:
     """Run the whole chain on a real clip: export, check, ask, measure.
 
@@ -93,7 +99,9 @@ def command(models: Path | None, as_json: bool) -> None:
       blip3v demo --json
     """
     start_s = time.perf_counter()
-    say = functools.partial(click.echo, err=as_json)
+    talks = as_json or is_quiet()
+    say: Say = talk if talks else click.echo
+    check_models(models)
     clip, record = _make_folder()
     say("A trained model with BLIP-3-Video's architecture is exported from PyTorch to two ONNX graphs, is checked")
     say("against PyTorch, answers questions about a video in a process that cannot import PyTorch, and is measured.")
@@ -103,10 +111,12 @@ def command(models: Path | None, as_json: bool) -> None:
     _heading(say, 2, "ask in a process that cannot import PyTorch")
     answers = _ask(clip, record, say)
     _heading(say, 3, "samples per second against the 1024-token baseline")
-    report = _bench(clip, models, say, Console(stderr=as_json, highlight=False))
+    report = _bench(clip, models, say, talk_console() if talks else Console(highlight=False))
     seconds = time.perf_counter() - start_s
     next_commands = _next_commands(clip, record)
     _close(say, seconds, answers, next_commands)
+    if is_quiet() and not as_json:
+        click.echo(f"{_BUNDLE}: {_score(answers)}")
     if as_json:
         values = {
             "clip": str(clip),
@@ -130,17 +140,11 @@ def _make_folder() -> tuple[Path, ClipRecord]:
         if _FOLDER.is_symlink() or not (_FOLDER / _MARK).is_file():
             raise UsageError(f"{_FOLDER} exists and is not the demo's; move it away, or run the demo elsewhere")
         shutil.rmtree(_FOLDER)
+    check_writable(_FOLDER)
     _FOLDER.mkdir()
     (_FOLDER / _MARK).touch()
-    examples = Path(blip3v.__file__).parents[1] / "examples"
-    if (examples / DEFAULT_CLIP).is_file():
-        film_set = read_film_set(examples / QUESTIONS_FILE)
-        return Path(os.path.relpath(examples / DEFAULT_CLIP)), _record(film_set.clips)
-    return write_default_clip(_FOLDER), default_film()  # an installed package has no examples
-
-
-def _record(clips: Sequence[ClipRecord]) -> ClipRecord:
-    return next(clip for clip in clips if clip.file == DEFAULT_CLIP)
+    clip = example_clip()
+    return (write_default_clip(_FOLDER) if clip is None else Path(shorter(clip))), default_film()
 
 
 def _questions(record: ClipRecord) -> list[AskedQuestion]:
@@ -149,9 +153,10 @@ def _questions(record: ClipRecord) -> list[AskedQuestion]:
 
 def _export(models: Path | None, say: Say) -> None:
     source = [] if models is None else ["-m", str(models / f"tiny-{_ROW.encoder}")]
-    arguments = ["export", "--encoder", _ROW.encoder, "--precision", "fp16", *source, "-o", str(_BUNDLE)]
-    say(f"$ {shlex.join(['blip3v', *arguments])}")
-    say(_run(["-m", "blip3v"], arguments).partition("\n")[0])
+    arguments = ["export", "--encoder", _ROW.encoder, "--precision", DEFAULT_PRECISION, *source, "-o", str(_BUNDLE)]
+    say(f"$ {command_line(*arguments)}")
+    made = json.loads(_run(["-m", "blip3v"], [*arguments, "--json"], quiet=is_quiet()))
+    say(made_line(made["output"], made["size_bytes"], made["seconds"], made["peak_rss_bytes"]))
 
 
 def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
@@ -160,7 +165,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
     answers = []
     for item in _questions(record):
         arguments = ["ask", str(clip), item.question, "-m", str(_BUNDLE)]
-        say(f"$ {shlex.join(['blip3v', *arguments])}")
+        say(f"$ {command_line(*arguments)}")
         values = json.loads(_run(["-c", _WITHOUT_TORCH], [*arguments, "--json"], quiet=True))
         answer = CheckedAnswer(
             question=item.question,
@@ -184,9 +189,9 @@ def _verdict(answer: CheckedAnswer) -> str:
 
 def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> BenchReport:
     others = tuple(row for row in ROWS if row != _ROW)
-    made = default_bundles(_FOLDER, models=models, precision=Precision.parse("fp16"), rows=others, progress=say)
+    made = default_bundles(_FOLDER, models=models, rows=others, progress=say)
     paths = dict(zip(others, made, strict=True)) | {_ROW: _BUNDLE}
-    say(f"{_REPETITIONS} turns after {_WARMUP} of warm-up")
+    say(f"{format_count(_REPETITIONS, 'turn')} after {format_count(_WARMUP, 'turn')} of warm-up")
     report = run_bench([paths[row] for row in ROWS], clip, warmup=_WARMUP, repetitions=_REPETITIONS)
     print_throughput(report, console)
     (_FOLDER / "bench.json").write_text(dumps(report.to_dict()), "utf-8")
@@ -208,23 +213,22 @@ def _run(python: Sequence[str], arguments: Sequence[str], *, quiet: bool = False
         check=False,
     )
     if done.returncode:
-        click.echo(f"{done.stderr or ''}the demo ends here: blip3v {arguments[0]} failed", err=True)
-        raise click.exceptions.Exit(done.returncode)
+        click.echo(done.stderr or "", nl=False, err=True)
+        raise StepFailed(arguments[0], done.returncode)
     return done.stdout
 
 
 def _next_commands(clip: Path, record: ClipRecord) -> list[str]:
-    # `make demo` does not activate its environment, so the short name may not be on the path.
-    program = ["blip3v"] if shutil.which("blip3v") else [os.path.relpath(sys.executable), "-m", "blip3v"]
     bundle = str(_BUNDLE)
     return [
-        shlex.join([*program, *arguments])
-        for arguments in (
-            ("ask", str(clip), record.questions[0].question, "-m", bundle, "--stream"),
-            ("inspect", bundle),
-            ("export", "--help"),
-        )
+        command_line("ask", str(clip), record.questions[0].question, "-m", bundle, "--stream"),
+        command_line("inspect", bundle),
+        command_line("export", "--help"),
     ]
+
+
+def _score(answers: Sequence[CheckedAnswer]) -> str:
+    return f"{sum(answer.right for answer in answers)} of {len(answers)} answers correct"
 
 
 def _heading(say: Say, step: int, text: str) -> None:
@@ -232,9 +236,7 @@ def _heading(say: Say, step: int, text: str) -> None:
 
 
 def _close(say: Say, seconds: float, answers: Sequence[CheckedAnswer], next_commands: Sequence[str]) -> None:
-    right = sum(answer.right for answer in answers)
-    took = format_duration(seconds)
-    say(f"\ndone in {took}: {right} of {len(answers)} answers correct, every graph checked against PyTorch")
+    say(f"\ndone in {format_duration(seconds)}: {_score(answers)}, every graph checked against PyTorch")
     say(f"bundle: {_BUNDLE}")
     say(f"parity: {_BUNDLE / PARITY}")
     say(f"measurements of all stages: {_FOLDER / 'bench.json'}")

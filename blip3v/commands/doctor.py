@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from blip3v.commands.failure import print_json, with_error
+from blip3v.commands.output import quiet_option
+from blip3v.commands.tables import print_table
 from blip3v.doctor import ENGINES, Machine, PackageState, Report, examine
 from blip3v.errors import ProviderError
 from blip3v.strict_json import dumps
@@ -21,6 +24,7 @@ __all__ = ["command"]
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
+@quiet_option
 def command(as_json: bool) -> None:
     """Show what this machine can run, what is missing, and the exact command that installs it.
 
@@ -32,16 +36,19 @@ def command(as_json: bool) -> None:
       blip3v doctor --json
     """
     report = examine()
+    missing = report.verbs["ask"].missing
+    error = ProviderError(f"no bundle can be run here: {'; '.join(missing)}") if missing else None
     if as_json:
-        click.echo(dumps(_as_dict(report)), nl=False)
+        values = _as_dict(report)
+        print_json(dumps(values if error is None else with_error(values, error)))
     else:
         console = Console(highlight=False)
         for table in (_machine_table(report.machine), _package_table(report), _verb_table(report)):
-            console.print(table)
+            print_table(console, table)
         for line in _advice(report):
             click.echo(line)
-    if not report.verbs["ask"].can_run:
-        raise ProviderError(f"no bundle can be run here: {'; '.join(report.verbs['ask'].missing)}")
+    if error is not None:
+        raise error
 
 
 def _as_dict(report: Report) -> dict[str, object]:
@@ -61,7 +68,7 @@ def _machine_table(machine: Machine) -> Table:
         "Python": f"{machine.python}, {environment}: {machine.executable}",
         "system": f"{machine.system}, {machine.architecture}",
         "processor": f"{machine.cpu or 'unknown'}, {machine.num_cpus} usable",
-        "instructions": f"has {_names(flags, has=True)}; lacks {_names(flags, has=False)}" if flags else "unknown",
+        "instructions": _instructions(flags) if flags else "unknown",
         "memory": f"{_size(free)} available of {_size(total)}",
         "disk": f"{format_bytes(machine.disk_free_bytes)} free in the current folder",
     }
@@ -119,8 +126,9 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def _names(flags: dict[str, bool], *, has: bool) -> str:
-    return " ".join(name for name, found in flags.items() if found is has) or "none"
+def _instructions(flags: dict[str, bool]) -> str:
+    has, lacks = (" ".join(name for name, found in flags.items() if found is wanted) for wanted in (True, False))
+    return "; ".join(filter(None, (has and f"has {has}", lacks and f"lacks {lacks}")))
 
 
 def _size(num_bytes: int | None) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -17,9 +17,13 @@ from rich.table import Table
 import blip3v
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
-from blip3v.commands.output import check_file, write_json
+from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
+from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
+from blip3v.folders import check_checkpoint, kind_of
+from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
+from blip3v.units import format_count
 
 __all__ = ["command"]
 
@@ -44,6 +48,7 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@quiet_option
 def command(
     model: Path,
     num_questions: int,
@@ -65,10 +70,12 @@ def command(
     """
     check_file(output, force=force)
     model = local_model(model)
+    is_bundle = _check_model(model, device, backend)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        answerer, engine = _open(stack, model, device, backend)
-        bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
+        answerer, engine = _open(stack, model, device, backend, is_bundle=is_bundle)
+        console = talk_console()
+        bar = stack.enter_context(Progress(console=console, disable=not console.is_terminal))
         task = bar.add_task("questions", total=num_questions)
         report = evaluate(
             answerer,
@@ -78,24 +85,36 @@ def command(
     record = _record(report, model, device, engine, time.perf_counter() - started)
     if output is not None:
         write_json(record, output)
-        click.echo(f"wrote {output}", err=True)
+        talk(f"wrote {output}")
     if as_json:
         click.echo(json.dumps(record))
     else:
-        Console().print(_table(report))
+        print_table(Console(highlight=False), _table(report))
 
 
-def _open(stack: contextlib.ExitStack, model: Path, device: str, backend: str | None) -> tuple[Answerer, str]:
-    """The answerer, and what computes it. Only a model folder needs torch, so each is imported only when it is used."""
-    if (model / "manifest.json").is_file():
+def _check_model(model: Path, device: str, backend: str | None) -> bool:
+    """Whether the model is a bundle; refuses options that do not go with its kind, and what is neither kind."""
+    if kind_of(model) == "bundle":
         if device != "cpu":
             raise UsageError("a bundle is evaluated on the CPU; --device is only for model folders")
-        from blip3v.evaluation.bundle import BundleAnswerer
-
-        bundle = stack.enter_context(BundleAnswerer(model, backend=backend or "auto"))
-        return bundle, str(bundle.backend)
+        for graph, name in parse_backends(backend or AUTO).items():
+            choose_backend(name, graph)
+        return True
+    check_checkpoint(model, kinds=("model folder", "bundle"))
     if backend is not None:
         raise UsageError("a model folder runs in PyTorch; --backend is only for bundles")
+    return False
+
+
+def _open(
+    stack: contextlib.ExitStack, model: Path, device: str, backend: str | None, *, is_bundle: bool
+) -> tuple[Answerer, str]:
+    """The answerer, and what computes it. Only a model folder needs torch, so each is imported only when it is used."""
+    if is_bundle:
+        from blip3v.evaluation.bundle import BundleAnswerer
+
+        bundle = stack.enter_context(BundleAnswerer(model, backend=backend or AUTO))
+        return bundle, str(bundle.backend)
     from blip3v.evaluation.reference import ReferenceAnswerer
 
     return ReferenceAnswerer(model, device=device), f"PyTorch on {device}"
@@ -114,7 +133,8 @@ def _record(report: Report, model: Path, device: str, engine: str, seconds: floa
 
 
 def _table(report: Report) -> Table:
-    table = Table(title=f"exact match on {report.num_questions} held-out questions, %")
+    title = f"exact match on {format_count(report.num_questions, 'held-out question')}, %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for heading in ("kind", "questions", "model", "commonest", "blind"):
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     for kind in report.kinds:

@@ -14,12 +14,18 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from blip3v.bundle.precision import PRECISIONS, Precision
+from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
+from blip3v.bundle.writer import check_target
 from blip3v.commands.local_models import download_option, local_model
-from blip3v.commands.output import after_export, print_made
+from blip3v.commands.next_command import after_export
+from blip3v.commands.options import PRECISION_HELP
+from blip3v.commands.output import print_made, quiet_option, talk_console
+from blip3v.commands.tables import print_table
 from blip3v.config import PRESETS
-from blip3v.export.parity import Comparison, ParityReport
+from blip3v.export.parity import PARITY_BACKEND, Comparison, ParityReport
+from blip3v.export.request import check_request
 from blip3v.model.temporal import encoder_names
+from blip3v.runtime.backends import get_backend
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
@@ -40,9 +46,9 @@ __all__ = ["command"]
 @click.option(
     "--precision",
     metavar="PRECISION",
-    default="fp32",
+    default=DEFAULT_PRECISION,
     show_default=True,
-    help=f"{' or '.join(PRECISIONS)}, or one for each graph, as in video_encoder=fp32,decoder=fp16.",
+    help=PRECISION_HELP,
 )
 @click.option(
     "-m",
@@ -74,6 +80,7 @@ __all__ = ["command"]
 @click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def command(
     encoder: str | None,
     precision: str,
@@ -96,18 +103,25 @@ def command(
 
     \b
     Examples:
-      blip3v export --encoder tokenlearner --precision fp16
+      blip3v export --encoder tokenlearner
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
-      blip3v export -m Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --precision fp16 --download
-      blip3v export --preset xgen-mm-vid --init random --precision fp16 --dry-run
+      blip3v export -m Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --download
+      blip3v export --preset xgen-mm-vid --init random --dry-run
     """
-    # These import PyTorch, which --help must neither wait for nor need.
+    chosen = Precision.parse(precision)
+    if not dry_run:
+        _check_writing(output, force=force, check=not no_check)
+    model = None if model is None else local_model(model)
+    name = check_request(
+        model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
+    )
+    if name is not None and output is None and not dry_run:
+        check_target(Path(f"{name}-{chosen.file_name}"), force=force)
+    # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.export.estimate import estimate
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.source import resolve_source
 
-    chosen = Precision.parse(precision)
-    model = None if model is None else local_model(model)
     source = resolve_source(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
@@ -116,7 +130,7 @@ def command(
     if dry_run:
         _print_plan(source, folder, chosen, needed, as_json)
         return
-    console = Console(stderr=True, highlight=False)
+    console = talk_console()
     for line in (f"{_title(source, chosen)} -> {folder}", _estimate_text(needed)):
         console.print(line, soft_wrap=True)
     with ExitStack() as stack:
@@ -131,6 +145,14 @@ def command(
         )
     parity = None if result.parity is None else result.parity.to_dict()
     print_made(result, after_export(result.manifest, result.path), as_json=as_json, parity=parity)
+
+
+def _check_writing(output: Path | None, *, force: bool, check: bool) -> None:
+    """Checks the output folder, if one is named, and that the engine of the comparison is installed."""
+    if output is not None:
+        check_target(output, force=force)
+    if check:
+        get_backend(PARITY_BACKEND).check_installed()
 
 
 def _progress(console: Console, stack: ExitStack) -> Progress:
@@ -169,7 +191,7 @@ def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed
 
 
 def _print_parity(report: ParityReport, console: Console) -> None:
-    console.print(_parity_table(report))
+    print_table(console, _parity_table(report))
     console.print(_parity_text(report), soft_wrap=True)
 
 

@@ -16,7 +16,9 @@ from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.commands.local_models import download_option, local_model
-from blip3v.commands.output import after_export
+from blip3v.commands.next_command import after_export
+from blip3v.commands.output import quiet_option, talk
+from blip3v.commands.tables import print_table
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import stored_and_computed
 from blip3v.runtime.opening import estimate_open
@@ -29,6 +31,7 @@ __all__ = ["command"]
 @click.argument("bundle", type=click.Path(path_type=Path))
 @download_option
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
+@quiet_option
 def command(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE contains: inputs and outputs, weight precision, sizes, parity, and where it came from.
 
@@ -50,8 +53,8 @@ def command(bundle: Path, as_json: bool) -> None:
     console = Console(highlight=False)
     graphs = [_inputs_and_outputs(name, graph) for name, graph in manifest.graphs.items()]
     for table in (_summary(opened), *graphs, _weights(manifest), _parity(manifest), _files(manifest)):
-        console.print(table)
-    click.echo(f"next: {next_command}")
+        print_table(console, table)
+    talk(f"next: {next_command}")
 
 
 def _summary(opened: Bundle) -> Table:
@@ -118,8 +121,14 @@ def _parity(manifest: Manifest) -> Table:
     if manifest.parity is None:
         table.add_row("not checked", "exported with --no-check")
     for name, value in flatten(manifest.parity or {}):
-        table.add_row(escape(name), escape(f"{value:.3g}" if isinstance(value, float) else str(value)))
+        table.add_row(escape(name), escape(_parity_text(name, value)))
     return table
+
+
+def _parity_text(name: str, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.7f}" if name.endswith("cosine") else f"{value:.3g}"
 
 
 def _files(manifest: Manifest) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +11,16 @@ from typing import Any, Protocol
 import click
 from rich.console import Console
 
-from blip3v.bundle.manifest import Manifest
 from blip3v.errors import UsageError
-from blip3v.publishing import write_file
+from blip3v.publishing import check_writable, write_file
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_duration
 
 __all__ = [
     "Made",
-    "after_export",
     "check_file",
     "is_quiet",
+    "made_line",
     "print_made",
     "quiet_option",
     "talk",
@@ -101,7 +99,7 @@ def is_quiet() -> bool:
 
 
 def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) -> None:
-    """Prints what a verb made to stdout: two lines, or one JSON object that includes the ``further`` values."""
+    """Prints what a verb made: a line and the next command, or one JSON object that includes the ``further`` values."""
     if as_json:
         values: dict[str, Any] = {
             "output": str(made.path),
@@ -113,17 +111,14 @@ def print_made(made: Made, next_command: str, *, as_json: bool, **further: Any) 
         }
         click.echo(dumps(values), nl=False)
         return
-    peak = "" if made.peak_rss_bytes is None else f", peak memory {format_bytes(made.peak_rss_bytes)}"
-    click.echo(f"{made.path}: {format_bytes(made.size_bytes)}, {format_duration(made.seconds)}{peak}")
-    click.echo(f"next: {next_command}")
+    click.echo(made_line(made.path, made.size_bytes, made.seconds, made.peak_rss_bytes))
+    talk(f"next: {next_command}")
 
 
-def after_export(manifest: Manifest, path: Path) -> str:
-    """The command to run next on a bundle; untrained weights are only good for benchmarks."""
-    folder = shlex.quote(str(path))
-    if manifest.source.random_init or not manifest.source.trained:
-        return f"blip3v bench {folder}"
-    return f'blip3v ask VIDEO "QUESTION" -m {folder}'
+def made_line(path: Path | str, size_bytes: int, seconds: float, peak_rss_bytes: int | None) -> str:
+    """What was made where, in one line: its size, and what that took."""
+    peak = "" if peak_rss_bytes is None else f", peak memory {format_bytes(peak_rss_bytes)}"
+    return f"{path}: {format_bytes(size_bytes)}, {format_duration(seconds)}{peak}"
 
 
 def check_file(output: Path | None, *, force: bool) -> None:
@@ -141,6 +136,7 @@ def check_file(output: Path | None, *, force: bool) -> None:
         raise UsageError(f"{output} exists; {hint}")
     if not output.parent.is_dir():
         raise UsageError(f"{output.parent} is not a folder; choose an --output in an existing folder")
+    check_writable(output)
 
 
 def write_json(values: Mapping[str, Any], output: Path) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from blip3v.commands.local_models import download_option, local_model
-from blip3v.training.recipe import PlannedStage, load_recipe, recipe_names
-from blip3v.units import format_bytes
+from blip3v.commands.output import quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
+from blip3v.training.options import TrainOptions, check_options, check_output
+from blip3v.training.recipe import PlannedStage, read_recipe, recipe_names
+from blip3v.units import format_bytes, format_count
 
 __all__ = ["command"]
 
@@ -31,18 +33,18 @@ class _Screen:
     def start(self, origin: dict[str, str]) -> None:
         if self._is_main:  # on a terminal too: a part that should have been copied may be drawn at random
             for part, where in origin.items():
-                click.echo(f"{part}: {where}", err=True)
+                talk(f"{part}: {where}")
 
     def stage(self, index: int, planned: PlannedStage) -> None:
         self._name = f"stage {index + 1}: {planned.stage.task}"
-        self._print(f"{self._name}, {planned.num_steps} steps of {planned.batch_size} clips")
+        self._print(f"{self._name}, {_steps(planned.num_steps, planned.batch_size)}")
         self._task = self._progress.add_task(self._name, total=planned.num_steps)
 
     def features(self, done: int, total: int) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total, description=f"{self._name}: features")
         if done == total:
-            self._print(f"{self._name}: features of {total} clips computed")
+            self._print(f"{self._name}: features of {format_count(total, 'clip')} computed")
 
     def step(self, step: int, num_steps: int, loss: float) -> None:
         if self._task is not None:
@@ -53,7 +55,7 @@ class _Screen:
 
     def _print(self, line: str) -> None:
         if self._prints_lines:
-            click.echo(line, err=True)
+            talk(line)
 
 
 @click.command()
@@ -81,6 +83,7 @@ class _Screen:
 )
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@quiet_option
 def command(
     recipe_name: str,
     output: Path | None,
@@ -100,22 +103,27 @@ def command(
       blip3v train --recipe tiny-tokenlearner --init runs/tiny-base/model
       blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data clips.json --dry-run
     """
-    recipe = load_recipe(recipe_name)
-    # torch and transformers take seconds to import: only once the recipe is known to be valid.
-    from blip3v.training.plan import make_plan
-    from blip3v.training.run import TrainOptions, train
-
+    recipe = read_recipe(recipe_name)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
     init = None if init is None else local_model(init)
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
+    check_options(recipe, options)
+    if not dry_run:
+        check_output(options)
+    # These import PyTorch, which takes seconds: only after everything that can be checked without it.
+    from blip3v.training.plan import make_plan
+    from blip3v.training.run import train
+
+    recipe.model_config()
     if dry_run:
         plan = make_plan(recipe, options)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
-    interactive = sys.stderr.isatty() and is_main
+    console = talk_console()
+    interactive = console.is_terminal and is_main
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not interactive) as progress:
+    with Progress(*columns, console=console, disable=not interactive) as progress:
         path = train(recipe, options, _Screen(progress, is_main=is_main, interactive=interactive))
     if not is_main:
         return
@@ -123,7 +131,7 @@ def command(
         click.echo(json.dumps({"model": str(path), "log": str(folder / "log.jsonl")}))
     else:
         click.echo(str(path))
-        click.echo(f"next: blip3v eval -m {path}", err=True)
+        talk(f"next: {command_line('eval', '-m', str(path))}")
 
 
 def _plan_text(plan: Mapping[str, Any]) -> str:
@@ -131,21 +139,27 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
     model, run = plan["model"], plan["run"]
     recompute = "with" if run["gradient_checkpointing"] else "without"
     lines = [
-        f"{model['preset']}, {model['encoder']}, {model['num_video_tokens']} tokens for {model['num_frames']} frames; "
+        f"{model['preset']}, {model['encoder']}, {format_count(model['num_video_tokens'], 'token')} "
+        f"for {format_count(model['num_frames'], 'frame')}; "
         f"{run['precision']}, {run['parallel']}, {recompute} gradient checkpointing",
         *(f"{part}: {where}" for part, where in plan["origin"].items()),
     ]
     for index, stage in enumerate(plan["stages"], start=1):
-        lines.append(f"stage {index}: {stage['task']}, {stage['num_clips']} clips")
-        lines += [f"  {name}: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
-        for row in stage["devices"]:
-            state = ", ".join(f"{name} {format_bytes(size)}" for name, size in row["state_bytes"].items())
-            devices = "1 device" if row["num_devices"] == 1 else f"{row['num_devices']} devices"
-            lines.append(
-                f"  {devices}: {row['num_steps']} steps of {row['batch_size']} clips; "
-                f"estimate per device, without activations: {state}"
-            )
+        lines.append(f"stage {index}: {stage['task']}, {format_count(stage['num_clips'], 'clip')}")
+        lines += [f"  {name} parameters: {_listed(stage[name])}" for name in ("trained", "frozen") if stage[name]]
+        for text, rows in groupby(stage["devices"], key=_device_text):
+            *counts, last = (row["num_devices"] for row in rows)
+            lines.append(f"  {''.join(f'{count}, ' for count in counts)}{format_count(last, 'device')}: {text}")
     return "\n".join(lines)
+
+
+def _device_text(row: Mapping[str, Any]) -> str:
+    state = ", ".join(f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in row["state_bytes"].items())
+    return f"{_steps(row['num_steps'], row['batch_size'])}; estimate for each device, without activations: {state}"
+
+
+def _steps(count: int, batch_size: int) -> str:
+    return f"{format_count(count, 'step')} of {format_count(batch_size, 'clip')}"
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from blip3v.data.film import Film
 from blip3v.data.render import render
 from blip3v.errors import UsageError, VideoError
 from blip3v.extras import reinstall_line
+from blip3v.publishing import in_words
 
 __all__ = ["FILE_SIZES", "write_mp4"]
 
@@ -43,7 +44,8 @@ def write_mp4(film: Film, path: Path, *, height: int = 480) -> None:
     try:
         _write(film, path, height, FILE_SIZES[height])
     except (OSError, av.FFmpegError) as error:
-        raise VideoError(f"{path} cannot be written: {error}") from error
+        cause = in_words(error, path) if isinstance(error, OSError) else error
+        raise VideoError(f"{path} cannot be written: {cause}") from error
 
 
 def _check_encoder() -> None:

@@ -28,6 +28,7 @@ from blip3v.bundle import (
     video_encoder_io,
     write_embeddings,
 )
+from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.clip import film_clip, film_prompt
@@ -46,7 +47,7 @@ from blip3v.text.tokenizer import Tokenizer
 
 __all__ = ["ExportResult", "Progress", "export_bundle"]
 
-_FP32 = Precision.parse("fp32")
+_DEFAULT = Precision.parse(DEFAULT_PRECISION)
 _TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 
 
@@ -77,7 +78,7 @@ def export_bundle(
     source: ExportSource,
     output: Path,
     *,
-    precision: Precision = _FP32,
+    precision: Precision = _DEFAULT,
     check: bool = True,
     force: bool = False,
     progress: Progress = _silent,
@@ -88,7 +89,7 @@ def export_bundle(
     Args:
         source: weights, config, tokenizer and the rest.
         output: the folder to create.
-        precision: of each graph.
+        precision: of each graph; fp16 unless given.
         check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle.
         force: whether to replace an existing bundle.
         progress: called at each stage.

@@ -13,10 +13,10 @@ from blip3v.bundle.manifest import Source
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
-from blip3v.errors import UsageError
+from blip3v.export.request import check_own_weights, check_request, folder_name
+from blip3v.folders import shipped_model
 from blip3v.hub import model_name
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
-from blip3v.model.folder import shipped_model
 from blip3v.model.temporal import with_encoder, with_frames
 from blip3v.model.weights import Gathered, RandomWeights
 from blip3v.text.generation import GenerationConfig
@@ -56,9 +56,7 @@ class ExportSource:
     @property
     def folder_name(self) -> str:
         """The default name of its bundle, without the precision."""
-        config = self.config
-        name = f"blip3v-{config.name}-{config.temporal.encoder}-{config.num_video_tokens}tok"
-        return f"{name}-random" if self.provenance.random_init else name
+        return folder_name(self.config, random_init=self.provenance.random_init)
 
 
 def resolve_source(
@@ -85,24 +83,20 @@ def resolve_source(
         ConfigError: a preset, encoder or count that does not exist.
         ArtifactError: the folder cannot be used.
     """
-    if model is not None and (preset_name is not None or init is not None):
-        ignored = "preset_name" if preset_name is not None else "init"
-        raise UsageError(
-            f"the model {model} has its own config and weights",
-            remedy=f"`{ignored}` has no effect with `model`; leave one out",
-        )
-    name = preset_name or "tiny"
+    check_request(
+        model=model,
+        preset_name=preset_name,
+        init=init,
+        encoder=encoder,
+        num_frames=num_frames,
+        num_video_tokens=num_video_tokens,
+    )
+    base = preset(preset_name or "tiny")
     if init is not None:
-        base = preset(name)
         chosen = encoder or base.temporal.encoder
         config = with_encoder(base, chosen, num_video_tokens=num_video_tokens, num_frames=num_frames)
         return random_source(config)
-    if model is None and preset(name).name != "tiny":
-        raise UsageError(
-            f"no weights are shipped for the preset {name}",
-            remedy="pass a model folder as `model`, or use random weights with `init='random'`",
-        )
-    folder = shipped_model(encoder or preset(name).temporal.encoder) if model is None else model
+    folder = shipped_model(encoder or base.temporal.encoder) if model is None else model
     return folder_source(folder, encoder=encoder, num_frames=num_frames, num_video_tokens=num_video_tokens)
 
 
@@ -117,18 +111,7 @@ def folder_source(
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config if num_frames is None else with_frames(checkpoint.config, num_frames)
-    temporal = config.temporal
-    if encoder is not None and encoder != temporal.encoder:
-        raise UsageError(
-            f"the model {path} holds the encoder {temporal.encoder}, not {encoder}",
-            remedy=f"leave `encoder` out, or choose a model with {encoder}",
-        )
-    if num_video_tokens is not None and num_video_tokens != temporal.num_video_tokens:
-        raise UsageError(
-            f"the weights in {path} produce {temporal.num_video_tokens} tokens from {config.num_frames} frames, "
-            f"not {num_video_tokens}",
-            remedy="leave `num_video_tokens` out, or export random weights with `init='random'`",
-        )
+    check_own_weights(path, config, encoder=encoder, num_video_tokens=num_video_tokens)
     return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
 
 

@@ -14,13 +14,13 @@ from typing import Literal
 import tokenizers
 from torch import Tensor
 
-from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
-from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
+from blip3v.errors import ConfigError
+from blip3v.folders import kind_of
+from blip3v.model.arguments import check_opening
 from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
 from blip3v.model.native import NativeFile, NativeWeights
 from blip3v.model.released import (
-    MODEL_TYPE,
     PREFIX,
     base_config,
     generation_config,
@@ -40,11 +40,6 @@ from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["Checkpoint", "UnusedKey", "open_checkpoint"]
 
-NATIVE_SUFFIXES = (".pt", ".pth")
-_KINDS = (
-    "allowed: a model folder from `blip3v train` or `blip3v convert`, a released Hugging Face folder (model_type "
-    "xgenmm), or the authors' .pt file"
-)
 _NUM_FRAMES = 8  # of the released models, unless their model card says 16
 
 
@@ -82,35 +77,12 @@ def open_checkpoint(
         ConfigError: an invalid config.
         UsageError: an argument that is required and missing, or has no effect on this kind.
     """
-    if path.is_file():
-        return _open_native(path, tokenizer, encoder, num_frames)
+    check_opening(path, tokenizer=tokenizer, encoder=encoder, num_frames=num_frames)
     if tokenizer is not None:
-        raise UsageError(
-            f"{path} is a folder with a tokenizer of its own; a tokenizer can only be given for a .pt file"
-        )
-    if _is_released(path):
+        return _open_native(path, tokenizer, encoder, num_frames)
+    if kind_of(path) == "released":
         return _open_released(path, encoder, num_frames)
-    if encoder is not None or num_frames is not None:
-        raise UsageError(f"{path} is a model folder whose config.json sets the encoder and frames; leave both out")
     return _open_own(path)
-
-
-def _is_released(path: Path) -> bool:
-    """Whether a folder is a released one rather than one of ours; anything else is an error."""
-    if not path.is_dir():
-        raise ArtifactMissingError(f"{path} does not exist; {_KINDS}")
-    config = path / "config.json"
-    if (path / "manifest.json").is_file():
-        raise ArtifactError(f"{path} is a bundle, whose graphs cannot be read back; {_KINDS}")
-    if not config.is_file():
-        found = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-        raise ArtifactMissingError(f"{path} has no config.json; found: {found}; {_KINDS}")
-    values = strict_json.read_json(config)
-    if "schema_version" in values:
-        return False
-    if values.get("model_type") != MODEL_TYPE:
-        raise ArtifactError(f"{config} has model_type {values.get('model_type')!r}; {_KINDS}")
-    return True
 
 
 def _open_own(path: Path) -> Checkpoint:
@@ -145,14 +117,7 @@ def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> C
     )
 
 
-def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_frames: int | None) -> Checkpoint:
-    if path.suffix not in NATIVE_SUFFIXES:
-        raise ArtifactError(f"{path} is a file that does not end in {' or '.join(NATIVE_SUFFIXES)}; {_KINDS}")
-    if tokenizer is None:
-        raise UsageError(
-            f"{path} holds only weights",
-            remedy="run `blip3v convert` with the released folder whose tokenizer goes with them as `tokenizer`",
-        )
+def _open_native(path: Path, tokenizer: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
     file = NativeFile(path)
     base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
     fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from blip3v import strict_json
-from blip3v.errors import ArtifactError, UsageError
+from blip3v.errors import ArtifactError
+from blip3v.model.arguments import check_target
 from blip3v.model.checkpoint import Checkpoint
-from blip3v.model.folder import is_model_folder, write_model_folder
+from blip3v.model.folder import write_model_folder
 from blip3v.model.weight_file import DTYPES, TensorInfo, file_bytes, tensor_info
 from blip3v.publishing import require_disk
 from blip3v.runtime.memory import peak_rss_bytes
@@ -60,7 +61,7 @@ def convert(
         ArtifactError: no disk space, a broken source, or weights that are not finite in ``dtype``.
     """
     started = time.perf_counter()
-    _check_output(checkpoint, folder, force)
+    check_target(folder, source=checkpoint.path, force=force)
     stored = {name: tensor_info(name, part, dtype) for name, part in checkpoint.stored.items()}
     require_disk(folder, file_bytes(stored) + _SMALL_FILES_BYTES, f"the model folder {folder}")
 
@@ -98,19 +99,6 @@ def folder_name(checkpoint: Checkpoint) -> str:
 def weight_bytes(stored: Mapping[str, TensorInfo], dtype: torch.dtype | None) -> int:
     """Returns the total bytes of the tensors in the file that ``convert`` writes."""
     return sum(tensor_info(name, part, dtype).num_bytes for name, part in stored.items())
-
-
-def _check_output(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
-    if not folder.exists():
-        return
-    if folder.resolve() == checkpoint.path.resolve():
-        raise UsageError(f"{folder} is the source itself", remedy="choose another `folder`")
-    if not force:
-        raise UsageError(f"{folder} exists", remedy="choose another `folder`, or replace it with `force=True`")
-    if not is_model_folder(folder):
-        raise UsageError(
-            f"{folder} exists and is not a model folder, so it is not replaced", remedy="choose another `folder`"
-        )
 
 
 def _finite(name: str, tensor: Tensor, stored: TensorInfo) -> Tensor:

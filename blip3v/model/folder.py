@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import blip3v
 from blip3v import strict_json
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
+from blip3v.folders import MODEL_FILES, check_checkpoint
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.temporal import temporal_settings
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
-from blip3v.publishing import new_folder
+from blip3v.publishing import cannot_write, new_folder
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
@@ -34,22 +34,12 @@ __all__ = [
     "check_num_tokens",
     "check_weights",
     "folder_weights",
-    "is_model_folder",
     "load_model_folder",
     "open_model_folder",
     "save_model_folder",
-    "shipped_model",
     "write_model_folder",
 ]
 
-_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "preprocessor.json",
-    "generation.json",
-    "chat_template.jinja",
-)
 PREFIX = "vlm."  # of every tensor name in the released checkpoint
 
 
@@ -88,7 +78,7 @@ class ModelPaths:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that a model is made from; not ``training.json``."""
-        return tuple(self.path / name for name in _FILES)
+        return tuple(self.path / name for name in MODEL_FILES)
 
     @property
     def training(self) -> Path | None:
@@ -194,7 +184,7 @@ def write_model_folder(
             tensors = {PREFIX + name: part for name, part in stored.items()}
             write_weights(staging / "model.safetensors", tensors, lambda name: read(name.removeprefix(PREFIX)))
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error}; choose a writable folder with enough space") from error
+        raise cannot_write(path, error) from error
 
 
 def open_model_folder(path: Path) -> ModelPaths:
@@ -204,9 +194,8 @@ def open_model_folder(path: Path) -> ModelPaths:
         ArtifactMissingError: the folder, or a file in it, does not exist.
         ConfigError: ``config.json`` is invalid, or its temporal encoder rejects its settings.
     """
-    if not path.is_dir():
-        raise ArtifactMissingError(f"{path} is not a folder; expected a model folder from `blip3v train` or `convert`")
-    missing = [name for name in _FILES if not (path / name).is_file()]
+    check_checkpoint(path, kinds=("model folder",))
+    missing = [name for name in MODEL_FILES if not (path / name).is_file()]
     if missing:
         raise ArtifactMissingError(
             f"the model folder {path} lacks {', '.join(missing)}; write it again with `blip3v train` or `convert`"
@@ -217,11 +206,6 @@ def open_model_folder(path: Path) -> ModelPaths:
     except ConfigError as error:
         raise ConfigError(f"{path / 'config.json'}: {error}") from error
     return ModelPaths(path, config)
-
-
-def is_model_folder(path: Path) -> bool:
-    """Whether ``path`` has all the files of a model folder, whatever they contain."""
-    return all((path / name).is_file() for name in _FILES)
 
 
 def load_model_folder(path: Path) -> ModelFolder:
@@ -273,21 +257,3 @@ def check_num_tokens(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> 
             f"{where} has {tokenizer.num_tokens} tokens; the config's num_base_tokens + num_added_tokens is "
             f"{config.text.num_logits}; use both from the same model folder"
         )
-
-
-def shipped_model(encoder: str) -> Path:
-    """Returns the trained ``tiny`` model folder that is shipped with the package for ``encoder``.
-
-    Raises:
-        ArtifactMissingError: none is shipped for this encoder.
-    """
-    models = Path(blip3v.__file__).parent / "models"
-    path = models / f"tiny-{encoder}"
-    if (path / "config.json").is_file():
-        return path
-    found = sorted(item.name.removeprefix("tiny-") for item in models.glob("tiny-*") if item.is_dir())
-    shipped = f"available: {', '.join(found)}" if found else "this installation ships none"
-    raise ArtifactMissingError(
-        f"no trained model with the encoder {encoder!r} is shipped; {shipped}",
-        remedy="pass a model folder as `model`, or use random weights with `init='random'`",
-    )

@@ -15,12 +15,12 @@ from typing import Any
 from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
+from blip3v.folders import MODEL_TYPE
 from blip3v.model.weight_file import TensorInfo, listed, read_tensor_infos
 from blip3v.text.generation import RELEASED_SYSTEM_PROMPT, GenerationConfig
 from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = [
-    "MODEL_TYPE",
     "PREFIX",
     "Shards",
     "base_config",
@@ -31,7 +31,6 @@ __all__ = [
     "without_prefix",
 ]
 
-MODEL_TYPE = "xgenmm"
 PREFIX = "vlm."  # of every tensor name in the released folder
 
 _INDEX = "model.safetensors.index.json"

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
-from blip3v.model.temporal import with_encoder
+from blip3v.model.temporal import encoder_names, with_encoder
 
-__all__ = ["PlannedStage", "Recipe", "Stage", "Task", "load_recipe", "recipe_names"]
+__all__ = ["PlannedStage", "Recipe", "Stage", "Task", "load_recipe", "read_recipe", "recipe_names"]
 
 Task = Literal["patches", "image-captions", "objects", "video-captions", "instructions"]
 Component = Literal["vision_encoder", "vision_tokenizer", "lang_model"]
@@ -161,6 +161,17 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, or an invalid one.
     """
+    recipe = read_recipe(name)
+    recipe.model_config()
+    return recipe
+
+
+def read_recipe(name: str) -> Recipe:
+    """Reads a recipe without the checks of its encoder's settings, which import PyTorch.
+
+    Raises:
+        ConfigError: no such recipe, or one that is invalid without looking at the encoder.
+    """
     path = _SHIPPED / f"{name}.toml" if name in recipe_names() else Path(name)
     if not path.is_file():
         raise ConfigError(f"recipe {name!r} is neither a file nor one of: {', '.join(recipe_names())}")
@@ -169,7 +180,9 @@ def load_recipe(name: str) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     recipe = strict_json.from_dict(Recipe, values, str(path))
-    recipe.model_config()
+    preset(recipe.preset)
+    if recipe.encoder not in encoder_names():
+        raise ConfigError(f"encoder {recipe.encoder!r} is unknown; allowed: {', '.join(encoder_names())}")
     if not recipe.stages:
         raise ConfigError(f"{path} has no stages; a recipe needs at least one")
     return recipe

@@ -39,6 +39,7 @@ from blip3v.training.checkpoint import (
 )
 from blip3v.training.features import feature_cache
 from blip3v.training.loop import StageObjective, StageRun, freeze, make_optimizer, run_stage
+from blip3v.training.options import TrainOptions, check_output, checkpoint_folder
 from blip3v.training.parallel import load_weights, shard
 from blip3v.training.recipe import PlannedStage, Recipe
 from blip3v.training.recompute import recompute_activations
@@ -68,18 +69,6 @@ class Observer(Protocol):
         """Called after each logged step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What a run needs besides its recipe."""
-
-    output: Path  # folder of the run
-    init: Path | None = None  # checkpoint to start from; None: what the recipe says
-    data: str | None = None  # JSON list in the authors' format, for the stages that name no data
-    cache: Path | None = None  # folder of cached features; None: next to the run's folder
-    device: str = "auto"  # "auto", "cpu" or "cuda"
-    resume: bool = False  # continue from the run's checkpoint
-
-
 @dataclass(frozen=True)
 class _Run:
     """What every stage of a run needs."""
@@ -94,7 +83,7 @@ class _Run:
     @property
     def checkpoint(self) -> Path:
         """Folder of the checkpoint."""
-        return _checkpoint(self.options)
+        return checkpoint_folder(self.options.output)
 
     @property
     def is_sharded(self) -> bool:
@@ -204,10 +193,6 @@ def _accelerator(recipe: Recipe, device: str) -> Accelerator:
     return accelerator
 
 
-def _checkpoint(options: TrainOptions) -> Path:
-    return options.output / "checkpoint"
-
-
 def _digest(recipe: Recipe, num_devices: int) -> str:
     values = recipe.to_dict()
     if any(stage.depends_on_devices for stage in recipe.stages):
@@ -216,16 +201,10 @@ def _digest(recipe: Recipe, num_devices: int) -> str:
 
 
 def _position(options: TrainOptions, digest: str) -> Position:
-    found = load_position(_checkpoint(options))
+    check_output(options)
+    found = load_position(checkpoint_folder(options.output))
     if found is None:
-        if options.resume:
-            raise UsageError(f"{options.output} contains no checkpoint to resume", remedy="leave `resume` out")
         return Position(0, 0, digest)
-    if not options.resume:
-        raise UsageError(
-            f"{options.output} already contains a run",
-            remedy="continue it with `resume=True`, or choose another `output`",
-        )
     if found.recipe_sha256 != digest:
         raise ConfigError(
             f"the run in {options.output} was started with another recipe or another number of devices; "

@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from blip3v.data.authors import open_clips
 from blip3v.data.samples import FilmSource, FilmTask, Source
-from blip3v.errors import UsageError
 from blip3v.model.temporal import frames_read
 from blip3v.training.loop import Batches, Objective, StageObjective, StepBatches
 from blip3v.training.objects import ObjectBatches, ObjectObjective
+from blip3v.training.options import data_of
 from blip3v.training.patches import PatchBatches, PatchObjective
 from blip3v.training.recipe import PlannedStage, Stage, Task
 from blip3v.training.start import Start
@@ -48,13 +48,7 @@ def stage_source(stage: Stage, data: str | None, *, num_frames: int, seed: int) 
     """
     if stage.num_films:
         return FilmSource(_FILM_TASKS[stage.task], stage.num_films, num_frames, stage.pairs_per_clip, seed)
-    path = stage.data if stage.data is not None else data
-    if path is None:
-        raise UsageError(
-            f"stage {stage.task} trains on your clips",
-            remedy="name their JSON list as `data`, or as data of the stage",
-        )
-    return open_clips(path, num_frames=num_frames, seed=seed)
+    return open_clips(data_of(stage, data), num_frames=num_frames, seed=seed)
 
 
 def stage_batches(

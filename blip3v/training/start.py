@@ -26,6 +26,7 @@ from blip3v.text import RELEASED_SYSTEM_PROMPT, RELEASED_TEMPLATE, GenerationCon
 from blip3v.text.released_tokenizer import released_tokenizer_json
 from blip3v.training.batch import ChatFormat
 from blip3v.training.initialise import new_model
+from blip3v.training.options import check_init
 from blip3v.training.recipe import Recipe
 from blip3v.training.towers import language_weights, num_language_rows, vision_weights
 from blip3v.video.preprocess import PreprocessorConfig
@@ -75,17 +76,11 @@ def find_start(recipe: Recipe, init: Path | None) -> Start:
 
 
 def _find(recipe: Recipe, init: Path | None) -> Start:
+    check_init(recipe, init)
     if recipe.vision is not None and recipe.language is not None:
-        if init is not None:
-            raise UsageError("this recipe starts from the folders that it names", remedy="leave `init` out")
         return _from_towers(recipe, Path(recipe.vision), Path(recipe.language))
     if init is not None:
         return _from_checkpoint(recipe, init)
-    if recipe.init != "random":
-        raise UsageError(
-            f"this recipe starts from {recipe.init!r}",
-            remedy=f"name its folder, or another checkpoint of the preset {recipe.preset}, as `init`",
-        )
     return _from_scratch(recipe)
 
 
@@ -105,8 +100,6 @@ def _from_checkpoint(recipe: Recipe, path: Path) -> Start:
 
 
 def _open(path: Path, tokenizer: Path | None) -> Checkpoint:
-    if path.is_file() and tokenizer is None:
-        raise UsageError(f"{path} contains only weights; name the folder of their tokenizer as tokenizer in the recipe")
     try:
         return open_checkpoint(path, tokenizer=tokenizer)
     except UsageError:
@@ -141,12 +134,6 @@ def _from_towers(recipe: Recipe, vision: Path, language: Path) -> Start:
 
 def _from_scratch(recipe: Recipe) -> Start:
     config = recipe.model_config()
-    if config.name != "tiny":
-        raise UsageError(
-            f"preset {config.name} has no tokenizer of its own",
-            remedy="name a checkpoint as `init`, or set the folders of pretrained towers in the recipe (vision, "
-            "language, tokenizer)",
-        )
     tokenizer = train_tokenizer(film_texts(), vocab_size_base=config.text.num_base_tokens)
     generation = GenerationConfig(system_prompt=None, max_new_tokens=_FILM_ANSWER_TOKENS)
     chat = ChatFormat(Tokenizer(tokenizer), RELEASED_TEMPLATE, generation)

@@ -192,7 +192,7 @@ def test_a_broken_manifest_is_one_clear_error(bundle: Path, text: str) -> None:
 def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissingError, match="blip3v export"):
         open_bundle(tmp_path)
-    with pytest.raises(ArtifactMissingError, match="not a folder"):
+    with pytest.raises(ArtifactMissingError, match="nothing does not exist"):
         open_bundle(tmp_path / "nothing")
 
 

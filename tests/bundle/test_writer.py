@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -12,10 +14,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_bundle import fake_manifest, write_fake_bundle, write_files
+from safetensors import SafetensorError
 
-from blip3v.bundle import BundleWriter, open_bundle
+from blip3v.bundle import BundleWriter, embeddings, open_bundle
 from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, UsageError
 
 
@@ -191,6 +195,31 @@ def test_a_target_that_is_not_a_folder_stays(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         write_fake_bundle(target, force=True)
     assert target.is_symlink() or target.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left"), OSError("98304 requested and 37277 written")],
+    ids=["system", "numpy"],
+)
+def test_a_disk_that_fills_up_while_the_bundle_is_written_is_named(error: OSError, tmp_path: Path) -> None:
+    """The export ended with "98304 requested and 37277 written"."""
+    says = rf"bundle cannot be written: the disk is full: .* free at {re.escape(str(tmp_path))}; choose"
+    with pytest.raises(ArtifactError, match=says), BundleWriter(tmp_path / "bundle"):
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_recognised_in_the_words_of_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own, so that a full disk was a traceback."""
+
+    def save(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(embeddings, "save_file", save)
+    with pytest.raises(OSError, match="No space left") as full:
+        embeddings.write_embeddings(tmp_path / "x", np.zeros((2, 2), np.float32))
+    assert full.value.errno == errno.ENOSPC
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:

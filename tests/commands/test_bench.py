@@ -53,7 +53,7 @@ def test_json_says_what_was_measured_on_what(result: tuple[Result, Path], bundle
     for entry, path in zip(found["rows"], bundles, strict=True):
         assert entry["name"] == path.name
         assert entry["manifest_sha256"] == hash_file(path / "manifest.json")
-        assert entry["precision"] == "fp32"
+        assert entry["precision"] == "fp16"
         assert entry["computed_in"] == "fp32 on OpenVINO CPU (video encoder) and fp32 on ONNX Runtime CPU (decoder)"
         assert (
             entry["backend"]["decoder"].items() >= {"backend": "onnxruntime", "device": "CPU", "dtype": "fp32"}.items()
@@ -103,7 +103,7 @@ def test_fewer_video_tokens_make_the_language_model_faster(result: tuple[Result,
 def test_tables_go_to_stdout_and_a_default_clip_is_made(bundles: list[Path]) -> None:
     ran = _bench(str(bundles[1]), "-w", "0", "-r", "1")
     assert "samples per second" in ran.stdout
-    assert "16  tokenlearner fp32, untrained" in ran.stdout
+    assert "16  tokenlearner fp16, untrained" in ran.stdout
     assert "decoded from turn.mp4" in ran.stdout
     assert "No ratios" in ran.stdout
 
@@ -135,7 +135,7 @@ def test_an_existing_file_is_kept_unless_forced(bundles: list[Path], tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ([str(ROOT / "examples")], ArtifactMissingError, "manifest.json does not exist"),
+        ([str(ROOT / "examples")], ArtifactMissingError, "is not a bundle: it is a folder of films"),
         (["nowhere"], ArtifactMissingError, "nowhere"),
         (["x", "--precision", "fp16"], UsageError, "--precision has no effect"),
         (["x", "--models", "y"], UsageError, "--models has no effect"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from blip3v.commands import demo
 from blip3v.config import preset
 from blip3v.data.film_files import read_film_set
 from blip3v.data.samples import film_texts
-from blip3v.errors import UsageError
+from blip3v.errors import ArtifactMissingError, UsageError
+from blip3v.folders import shipped_model
 from blip3v.model.folder import save_model_folder
 from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
@@ -80,17 +82,30 @@ def test_the_process_that_asks_cannot_import_pytorch(package: str) -> None:
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_code(elsewhere: Path) -> None:
+    for encoder in ("none", "gttm", "tokenlearner"):
+        folder = elsewhere / "models" / f"tiny-{encoder}"
+        folder.mkdir(parents=True)
+        shutil.copy(shipped_model(encoder) / "config.json", folder)
     done = subprocess.run(
-        [sys.executable, "-m", "blip3v", "demo", "--models", str(elsewhere / "nowhere")],
+        [sys.executable, "-m", "blip3v", "demo", "--models", "models", "--json"],
         capture_output=True,
         text=True,
         check=False,
         env=child_environment(),
     )
     assert done.returncode == 3, done.stderr
-    assert "nowhere/tiny-tokenlearner does not exist" in done.stderr
-    assert "the demo ends here: blip3v export failed" in done.stderr
-    assert "done in" not in done.stdout
+    assert "the model folder models/tiny-tokenlearner lacks model.safetensors" in done.stderr
+    assert done.stderr.endswith("the demo ends here: blip3v export failed\n")
+    message = "the demo ends here: blip3v export failed"
+    assert json.loads(done.stdout) == {"error": {"type": "StepFailed", "message": message, "exit_code": 3}}
+
+
+def test_missing_models_are_noticed_before_the_old_folder_is_deleted(elsewhere: Path) -> None:
+    demo._make_folder()
+    (demo._FOLDER / "kept").touch()
+    with pytest.raises(ArtifactMissingError, match="nowhere/tiny-none does not exist"):
+        _demo("--models", "nowhere")
+    assert (demo._FOLDER / "kept").exists()
 
 
 def test_with_stubs_a_wrong_answer_is_shown_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

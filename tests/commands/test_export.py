@@ -17,6 +17,7 @@ from blip3v.export import pipeline
 from blip3v.runtime import memory
 
 Graphs = dict[str, ir.Model]
+FP32 = ("--precision", "fp32")  # of the graphs that are ready
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_bundle_with_its_parity_report(
     ready_graphs: Graphs, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "bundle"
-    assert run("-m", folder, "-o", output, "--json") == 0
+    assert run("-m", folder, "-o", output, *FP32, "--json") == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert report["output"] == str(output)
@@ -69,11 +70,11 @@ def test_a_bundle_with_its_parity_report(
 
 def test_without_a_check_the_manifest_says_so(ready_graphs: Graphs, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    assert run("-m", folder, "-o", output, "--no-check") == 0
+    assert run("-m", folder, "-o", output, *FP32, "--no-check") == 0
     assert open_bundle(output).manifest.parity is None
     assert not (output / "reports" / "parity.json").exists()
     assert run("-m", folder, "-o", output, "--no-check") == 2
-    assert run("-m", folder, "-o", output, "--no-check", "--force") == 0
+    assert run("-m", folder, "-o", output, *FP32, "--no-check", "--force") == 0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_wrong_weight_is_a_mismatch_and_leaves_nothing(
     assert value.const_value is not None
     value.const_value = ir.Tensor(np.roll(value.const_value.numpy(), 1, axis=0), name=weight)
     output = tmp_path / "out" / "bundle"
-    assert run("-m", folder, "-o", output) == 5
+    assert run("-m", folder, "-o", output, *FP32) == 5
     printed = capsys.readouterr().err
     assert "MISS" in printed
     assert f"do not match PyTorch: {stage}" in printed
@@ -110,7 +111,8 @@ def test_a_dry_run_writes_nothing(
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)
-    assert run("-m", folder, "--precision", precision, "--dry-run", "--json") == 0
+    chosen = () if precision == "fp16" else ("--precision", precision)  # fp16 is the default
+    assert run("-m", folder, *chosen, "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["output"] == f"blip3v-tiny-tokenlearner-32tok-{precision}"
     assert plan["estimate"]["disk_bytes"] > 0

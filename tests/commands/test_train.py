@@ -21,7 +21,7 @@ def test_a_dry_run_reads_well(tmp_path: Path) -> None:
     assert lines[0] == "tiny, gttm, 128 tokens for 8 frames; fp32, fsdp, without gradient checkpointing"
     assert "lang_model: random" in lines
     assert "stage 1: objects, 10 clips" in lines
-    assert any(line.startswith("  trained: ") and "object_head" in line for line in lines)
+    assert any(line.startswith("  trained parameters: ") and "object_head" in line for line in lines)
     assert any(line.startswith("  4 devices: 3 steps of 8 clips") for line in lines)
 
 

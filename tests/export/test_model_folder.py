@@ -11,7 +11,8 @@ from export_models import small_config, write_folder
 from safetensors.torch import load_file, save_file
 
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
-from blip3v.model.folder import load_model_folder, open_model_folder, save_model_folder, shipped_model
+from blip3v.folders import shipped_model
+from blip3v.model.folder import load_model_folder, open_model_folder, save_model_folder
 from blip3v.model.weights import random_model
 from blip3v.text.generation import GenerationConfig
 from blip3v.video.preprocess import PreprocessorConfig

@@ -117,10 +117,10 @@ def test_what_is_not_a_checkpoint_is_named(tmp_path: Path) -> None:
     kinds = "a released Hugging Face folder"
     with pytest.raises(ArtifactMissingError, match=f"does not exist; allowed.*{kinds}"):
         open_checkpoint(tmp_path / "nothing")
-    with pytest.raises(ArtifactMissingError, match="found: nothing"):
+    with pytest.raises(ArtifactMissingError, match="is an empty folder"):
         open_checkpoint(tmp_path)
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ArtifactMissingError, match=r"found: notes\.txt"):
+    with pytest.raises(ArtifactMissingError, match=r"contains notes\.txt and no config\.json"):
         open_checkpoint(tmp_path)
     with pytest.raises(ArtifactError, match=r"does not end in \.pt"):
         open_checkpoint(tmp_path / "notes.txt")

@@ -26,8 +26,9 @@ from transformers import (
 
 from blip3v.config import PRESETS, ModelConfig, TemporalConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, ConfigError, UsageError
+from blip3v.folders import shipped_model
 from blip3v.model import Blip3Video
-from blip3v.model.folder import load_model_folder, save_model_folder, shipped_model
+from blip3v.model.folder import load_model_folder, save_model_folder
 from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import RandomWeights, empty_model, fill, state_shapes
 from blip3v.text import GenerationConfig

@@ -34,6 +34,17 @@ CAPTIONS = dataclasses.replace(
 )
 
 
+STAGE = """
+[[stages]]
+task = "video-captions"
+num_films = 2
+num_steps = 1
+batch_size = 1
+pairs_per_clip = 1
+learning_rate = 1e-3
+warmup_steps = 1
+"""
+
 OBJECTS = dataclasses.replace(CAPTIONS, task="objects", num_steps=3, pairs_per_clip=1, cache_features=True)
 
 
@@ -201,7 +212,7 @@ def test_shipped_recipes_are_valid_and_the_paper_size_freezes_its_vision() -> No
         ("preset = [", "cannot be read as TOML"),
         ('preset = "huge"\nencoder = "mean"\nseed = 1\nstages = []', "preset 'huge' is unknown"),
         ('preset = "tiny"\nencoder = "mean"\nseed = 1\nstages = []', "has no stages"),
-        ('preset = "tiny"\nencoder = "gttm"\nseed = 1\nstages = []\ntemporal.num_slot = 2', "num_slots"),
+        ('preset = "tiny"\nencoder = "gttm"\nseed = 1\ntemporal.num_slot = 2\n' + STAGE, "num_slots"),
     ],
     ids=["missing", "misspelt", "broken", "preset", "no-stage", "temporal"],
 )

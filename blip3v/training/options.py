@@ -1,0 +1,111 @@
+"""What a run needs besides its recipe, checked against it by names alone: before PyTorch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip3v.errors import ConfigError, UsageError
+from blip3v.folders import check_checkpoint, kind_of
+from blip3v.publishing import check_writable
+from blip3v.training.recipe import Recipe, Stage
+
+__all__ = ["TrainOptions", "check_init", "check_options", "check_output", "checkpoint_folder", "data_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a run needs besides its recipe."""
+
+    output: Path  # folder of the run
+    init: Path | None = None  # checkpoint to start from; None: what the recipe says
+    data: str | None = None  # JSON list in the authors' format, for the stages that name no data
+    cache: Path | None = None  # folder of cached features; None: next to the run's folder
+    device: str = "auto"  # "auto", "cpu" or "cuda"
+    resume: bool = False  # continue from the run's checkpoint
+
+
+def check_options(recipe: Recipe, options: TrainOptions) -> None:
+    """Checks what can be checked without opening the weights.
+
+    Raises:
+        UsageError: a checkpoint or data are missing or too much.
+        ConfigError: the list of clips does not exist.
+        ArtifactError: the initial weights are not a checkpoint.
+    """
+    check_init(recipe, options.init)
+    for stage in recipe.stages:
+        if not stage.num_films and not Path(data_of(stage, options.data)).is_file():
+            raise ConfigError(f"{data_of(stage, options.data)} does not exist; the JSON list of your clips is expected")
+
+
+def check_init(recipe: Recipe, init: Path | None) -> None:
+    """Checks that there is exactly one thing to start from.
+
+    Args:
+        recipe: says what it starts from.
+        init: the checkpoint that is given.
+
+    Raises:
+        UsageError: a checkpoint is given but the recipe takes none, or it takes one and none is given.
+        ArtifactError: what is given is not a checkpoint.
+    """
+    if recipe.vision is not None and init is not None:
+        raise UsageError("this recipe starts from the folders that it names", remedy="leave `init` out")
+    if init is not None:
+        check_checkpoint(init)
+        if kind_of(init) == "file" and recipe.tokenizer is None:
+            raise UsageError(
+                f"{init} contains only weights; name the folder of their tokenizer as tokenizer in the recipe"
+            )
+    elif recipe.vision is None and recipe.init != "random":
+        raise UsageError(
+            f"this recipe starts from {recipe.init!r}",
+            remedy=f"name its folder, or another checkpoint of the preset {recipe.preset}, as `init`",
+        )
+    elif recipe.vision is None and recipe.preset != "tiny":
+        raise UsageError(
+            f"preset {recipe.preset} has no tokenizer of its own",
+            remedy="name a checkpoint as `init`, or set the folders of pretrained towers in the recipe (vision, "
+            "language, tokenizer)",
+        )
+
+
+def check_output(options: TrainOptions) -> None:
+    """Checks that the run's folder holds a checkpoint if, and only if, one is to be resumed.
+
+    Raises:
+        UsageError: it is the other way round.
+        ArtifactError: the folder cannot be written to.
+    """
+    checkpoint = checkpoint_folder(options.output)
+    # A run that was killed between two renames has left its checkpoint under the second name.
+    exists = checkpoint.is_dir() or checkpoint.with_name(f"{checkpoint.name}.old").is_dir()
+    if options.resume and not exists:
+        raise UsageError(f"{options.output} contains no checkpoint to resume", remedy="leave `resume` out")
+    if exists and not options.resume:
+        raise UsageError(
+            f"{options.output} already contains a run",
+            remedy="continue it with `resume=True`, or choose another `output`",
+        )
+    check_writable(checkpoint)
+
+
+def checkpoint_folder(output: Path) -> Path:
+    """Where the run in ``output`` keeps its checkpoint."""
+    return output / "checkpoint"
+
+
+def data_of(stage: Stage, data: str | None) -> str:
+    """The JSON list of a stage on clips: its own, or ``data``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = stage.data if stage.data is not None else data
+    if path is None:
+        raise UsageError(
+            f"stage {stage.task} trains on your clips",
+            remedy="name their JSON list as `data`, or as data of the stage",
+        )
+    return path

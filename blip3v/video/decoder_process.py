@@ -176,7 +176,9 @@ class DecoderProcess:
         if self._timed_out or code == -signal.SIGXCPU:
             limit = f"took longer than {self._limits.timeout_s:g} s, the limit (timeout_s)"
             if not self._greeted:
-                return VideoTimeoutError(f"starting the decoder process {self._python!r} {limit}", remedy=REMEDY)
+                return VideoTimeoutError(
+                    f"starting the decoder process {self._python!r} {limit}", remedy=f"use a higher limit, or {REMEDY}"
+                )
             return VideoTimeoutError(f"decoding {limit}; use a shorter video, or a higher limit")
         if code == -signal.SIGKILL:
             return VideoTooLargeError(

@@ -188,10 +188,12 @@ class DecoderProcess:
         stderr = self._process.stderr.read().decode("utf-8", "replace").strip()
         code = self._process.wait()
         if self._timed_out or code == -signal.SIGXCPU:
-            return VideoTimeoutError(
-                f"decoding took longer than {self._limits.timeout_s:g} s, the limit (timeout_s); "
-                "use a shorter video, or a higher limit"
-            )
+            limit = f"took longer than {self._limits.timeout_s:g} s, the limit (timeout_s)"
+            if not self._greeted:
+                return VideoTimeoutError(
+                    f"starting the decoder process {self._python!r} {limit}", remedy=f"use a higher limit, or {REMEDY}"
+                )
+            return VideoTimeoutError(f"decoding {limit}; use a shorter video, or a higher limit")
         if code == -signal.SIGKILL:
             return VideoTooLargeError(
                 "the decoder process was killed from outside, as the system does when memory runs out; "

@@ -13,6 +13,7 @@ import pytest
 from blip3v.errors import RequestError, UsageError
 from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, video_lm
 
+CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
 TOKENS = np.ones((8, 64), np.float32)
 FRAMES = ((0, 0.0), (3, 0.12))
 NUMBER_TOO_LONG = 10**5000  # too long to be written

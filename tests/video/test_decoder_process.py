@@ -51,14 +51,14 @@ def test_limits_beyond_the_systems_are_none(plain: Path, timeout_s: float) -> No
 
 
 def test_a_decoder_that_spins_is_stopped(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "while True: pass")
+    pretend(monkeypatch, GREET + "\nwhile True: pass")
     with pytest.raises(VideoTimeoutError, match="timeout_s"):
         load_clip(plain, num_frames=2, limits=VideoLimits(timeout_s=0.3))
     assert children() == []
 
 
 def test_a_decoder_that_reads_nothing_is_stopped(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "import time; time.sleep(60)")
+    pretend(monkeypatch, GREET + "import time; time.sleep(60)")
     with pytest.raises(VideoTimeoutError, match="timeout_s"):
         load_clip(plain, num_frames=2, limits=VideoLimits(timeout_s=0.3))
 
@@ -168,6 +168,17 @@ def test_a_program_that_is_another_one(
     monkeypatch.setenv("BLIP3V_PYTHON", str(program))
     with pytest.raises(UsageError, match=f"{message}.*set the environment variable BLIP3V_PYTHON"):
         load_clip(plain, num_frames=2)
+    assert children() == []
+
+
+def test_a_program_that_never_answers(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a host's own window would: the video was to blame."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("BLIP3V_PYTHON", str(program))
+    with pytest.raises(VideoTimeoutError, match=r"starting the decoder process .* longer than 0.3 s.*BLIP3V_PYTHON"):
+        load_clip(plain, num_frames=2, limits=VideoLimits(timeout_s=0.3))
     assert children() == []
 
 

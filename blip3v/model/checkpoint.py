@@ -19,17 +19,9 @@ from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
 from blip3v.model.native import NativeFile, NativeWeights
-from blip3v.model.released import (
-    MODEL_TYPE,
-    PREFIX,
-    base_config,
-    generation_config,
-    open_shards,
-    preprocessor_config,
-    small_files,
-    without_prefix,
-)
-from blip3v.model.released_names import Fit, fit
+from blip3v.model.released import PREFIX, frames_in_training, open_shards, small_files, without_prefix
+from blip3v.model.released_config import MODEL_TYPE, base_config, generation_config, preprocessor_config
+from blip3v.model.released_names import Fit, fit, has_temporal_encoder
 from blip3v.model.weight_file import TensorInfo, UnusedKey
 from blip3v.model.weights import FileWeights, Place
 from blip3v.text.generation import GenerationConfig
@@ -45,7 +37,6 @@ _KINDS = (
     "allowed: a model folder from `blip3v train` or `blip3v convert`, a released Hugging Face folder (model_type "
     "xgenmm), or the authors' .pt file"
 )
-_NUM_FRAMES = 8  # of the released models, unless their model card says 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +54,7 @@ class Checkpoint:
     chat_template: str
     hashed_files: tuple[Path, ...]  # the files that a bundle's manifest hashes as its source
     unused_keys: tuple[UnusedKey, ...]  # tensors and rows that no computation uses; empty for our own folders
+    frames_from: str  # what states ``config.num_frames``
 
 
 def open_checkpoint(
@@ -74,13 +66,14 @@ def open_checkpoint(
         path: our model folder, the released folder, or a ``.pt`` file.
         tokenizer: the released folder whose tokenizer and processor go with a ``.pt`` file, which has none.
         encoder: the temporal encoder, for authors' checkpoints that hold no tensors of one.
-        num_frames: frames per clip, for authors' checkpoints; None: 8.
+        num_frames: frames per clip, for authors' checkpoints; None: as its name or model card says, or 8.
 
     Raises:
         ArtifactMissingError: the file or folder, or a part of it, does not exist.
         ArtifactError: a broken file, or tensors that are unknown, missing or misshapen, by name.
         ConfigError: an invalid config.
-        UsageError: an argument that is required and missing, or has no effect on this kind.
+        UsageError: an argument that is required and missing, or has no effect on this kind; or sources that disagree
+            about the number of frames.
     """
     if path.is_file():
         return _open_native(path, tokenizer, encoder, num_frames)
@@ -129,19 +122,22 @@ def _open_own(path: Path) -> Checkpoint:
         chat_template=folder.chat_template.read_text("utf-8"),
         hashed_files=folder.files,
         unused_keys=(),
+        frames_from="config.json",
     )
 
 
 def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
     shards = open_shards(path)
     found = without_prefix(shards.tensors, path)
-    fitted = fit(found, base_config(path), where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
+    base = base_config(path, image_model=not has_temporal_encoder(found))
+    frames = _frames(path, num_frames)
+    fitted = fit(found, base, where=str(path), encoder=encoder, num_frames=frames[0])
     places = {
         name: Place(shards.files[PREFIX + origin.name], PREFIX + origin.name, origin.num_rows)
         for name, origin in fitted.origins.items()
     }
     return _authors_checkpoint(
-        path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths)
+        path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths), frames[1]
     )
 
 
@@ -154,12 +150,19 @@ def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_fr
             remedy="run `blip3v convert` with the released folder whose tokenizer goes with them as `tokenizer`",
         )
     file = NativeFile(path)
-    base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
-    fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
+    base = preset("xgen-mm-vid")
+    if (tokenizer / "config.json").is_file():
+        base = base_config(tokenizer, image_model=not has_temporal_encoder(file.tensors))
+    frames = _frames(path, num_frames)
+    fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=frames[0])
     weights = NativeWeights(file, {name: (origin.name, origin.num_rows) for name, origin in fitted.origins.items()})
     return _authors_checkpoint(
-        path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path)
+        path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path), frames[1]
     )
+
+
+def _frames(path: Path, num_frames: int | None) -> tuple[int, str]:
+    return frames_in_training(path) if num_frames is None else (num_frames, "the caller")
 
 
 def _authors_checkpoint(
@@ -170,6 +173,7 @@ def _authors_checkpoint(
     found: Mapping[str, TensorInfo],
     weights: Mapping[str, Tensor],
     hashed_files: tuple[Path, ...],
+    frames_from: str,
 ) -> Checkpoint:
     """Builds the checkpoint of an authors' kind; ``folder`` holds everything but the weights."""
     tokenizer_json = released_tokenizer_json(folder)
@@ -193,6 +197,7 @@ def _authors_checkpoint(
         chat_template=RELEASED_TEMPLATE,
         hashed_files=hashed_files,
         unused_keys=fitted.unused_keys,
+        frames_from=frames_from,
     )
 
 

@@ -20,6 +20,7 @@ from blip3v import strict_json
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.sizes import check_sizes
 from blip3v.model.temporal import temporal_settings
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
@@ -250,6 +251,7 @@ def check_weights(paths: ModelPaths) -> dict[str, TensorInfo]:
         ArtifactError: ``model.safetensors`` is broken, or its tensors are not those that the config requires.
     """
     found = read_tensor_infos(paths.weights)
+    check_sizes({name.removeprefix(PREFIX): x for name, x in found.items()}, paths.config, where=str(paths.weights))
     wanted = {PREFIX + name: shape for name, shape in state_shapes(paths.config).items()}
     problems = compare(found, wanted)
     if problems:

@@ -14,7 +14,7 @@ from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.errors import UsageError
-from blip3v.model.checkpoint import Checkpoint, open_checkpoint
+from blip3v.model.checkpoint import Checkpoint, checkpoint_kind, open_checkpoint
 from blip3v.model.folder import shipped_model
 from blip3v.model.temporal import with_encoder, with_frames
 from blip3v.model.weights import Gathered, RandomWeights
@@ -47,6 +47,7 @@ class ExportSource:
     generation: GenerationConfig
     chat_template: str
     weights: Mapping[str, Tensor]  # by released name; each is read on access
+    frames_from: str | None = None  # what states ``config.num_frames``, if the source is an authors' checkpoint
 
     def hashed_provenance(self) -> Source:
         """Returns ``provenance`` with the hash of every file."""
@@ -114,8 +115,11 @@ def folder_source(
         UsageError: the weights have another encoder or token count.
         ArtifactError: the folder cannot be used.
     """
-    checkpoint = open_checkpoint(path)
-    config = checkpoint.config if num_frames is None else with_frames(checkpoint.config, num_frames)
+    authors = checkpoint_kind(path) != "blip3v"
+    checkpoint = open_checkpoint(path, num_frames=num_frames if authors else None)
+    config = checkpoint.config
+    if num_frames is not None and not authors:
+        config = with_frames(config, num_frames)
     temporal = config.temporal
     if encoder is not None and encoder != temporal.encoder:
         raise UsageError(
@@ -173,4 +177,5 @@ def _from_checkpoint(
         generation=checkpoint.generation,
         chat_template=checkpoint.chat_template,
         weights=weights,
+        frames_from=None if checkpoint.kind == "blip3v" else checkpoint.frames_from,
     )

@@ -30,7 +30,9 @@ from blip3v.text.template import RELEASED_TEMPLATE
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Checkpoint", "UnusedKey", "open_checkpoint"]
+__all__ = ["Checkpoint", "Kind", "UnusedKey", "checkpoint_kind", "open_checkpoint"]
+
+Kind = Literal["blip3v", "released", "native"]
 
 NATIVE_SUFFIXES = (".pt", ".pth")
 _KINDS = (
@@ -44,7 +46,7 @@ class Checkpoint:
     """A model with everything that prompts and preprocessing need; its weights are not loaded."""
 
     path: Path
-    kind: Literal["blip3v", "released", "native"]
+    kind: Kind
     config: ModelConfig
     stored: Mapping[str, TensorInfo]  # shape and dtype of every weight
     weights: Mapping[str, Tensor]  # released names without ``vlm.``, exactly those of the model's state dict
@@ -75,21 +77,30 @@ def open_checkpoint(
         UsageError: an argument that is required and missing, or has no effect on this kind; or sources that disagree
             about the number of frames.
     """
-    if path.is_file():
+    kind = checkpoint_kind(path)
+    if kind == "native":
         return _open_native(path, tokenizer, encoder, num_frames)
     if tokenizer is not None:
         raise UsageError(
             f"{path} is a folder with a tokenizer of its own; a tokenizer can only be given for a .pt file"
         )
-    if _is_released(path):
+    if kind == "released":
         return _open_released(path, encoder, num_frames)
     if encoder is not None or num_frames is not None:
         raise UsageError(f"{path} is a model folder whose config.json sets the encoder and frames; leave both out")
     return _open_own(path)
 
 
-def _is_released(path: Path) -> bool:
-    """Whether a folder is a released one rather than one of ours; anything else is an error."""
+def checkpoint_kind(path: Path) -> Kind:
+    """Returns what kind of checkpoint ``path`` is, from the first keys of its config; a file is native.
+
+    Raises:
+        ArtifactMissingError: it does not exist, or has no ``config.json``.
+        ArtifactError: it is a bundle, or of another model.
+        ConfigError: its config is not JSON.
+    """
+    if path.is_file():
+        return "native"
     if not path.is_dir():
         raise ArtifactMissingError(f"{path} does not exist; {_KINDS}")
     config = path / "config.json"
@@ -100,10 +111,10 @@ def _is_released(path: Path) -> bool:
         raise ArtifactMissingError(f"{path} has no config.json; found: {found}; {_KINDS}")
     values = strict_json.read_json(config)
     if "schema_version" in values:
-        return False
+        return "blip3v"
     if values.get("model_type") != MODEL_TYPE:
         raise ArtifactError(f"{config} has model_type {values.get('model_type')!r}; {_KINDS}")
-    return True
+    return "released"
 
 
 def _open_own(path: Path) -> Checkpoint:
@@ -162,7 +173,7 @@ def _open_native(path: Path, tokenizer: Path | None, encoder: str | None, num_fr
 
 
 def _frames(path: Path, num_frames: int | None) -> tuple[int, str]:
-    return frames_in_training(path) if num_frames is None else (num_frames, "the caller")
+    return frames_in_training(path) if num_frames is None else (num_frames, "as asked")
 
 
 def _authors_checkpoint(

@@ -28,7 +28,7 @@ MODEL_TYPE = "xgenmm"
 _MAX_NEW_TOKENS = 1024  # of the released inference script
 _BICUBIC = ("bicubic", 3)  # by name, and PIL's number
 
-Allowed = Mapping[str, tuple[object, ...]]
+Allowed = dict[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +176,9 @@ def base_config(folder: Path, *, image_model: bool = False) -> ModelConfig:
     """
     path = folder / "config.json"
     values = strict_json.read_json(path)
-    _TOP.check({"model_type": None} | values, str(path))
+    _TOP.check({"model_type": None, **values}, str(path))
     text, vision, tokenizer = (_section(values, name, path) for name in _SECTIONS)
-    _TEXT.check({"model_type": None} | text, f"{path}: text_config")
+    _TEXT.check({"model_type": None, **text}, f"{path}: text_config")
     _check_vision(vision, f"{path}: vision_encoder_config", image_model)
     base = preset("xgen-mm-vid")
     merged = _text(base.text, text, f"{path}: text_config")

@@ -7,6 +7,7 @@ The library's own writer needs all tensors in memory at once. Not here: which te
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,20 @@ def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
     """
     with opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        _check_unique_keys(path)
         return {name: TensorInfo(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def _check_unique_keys(path: Path) -> None:
+    """Refuses a header that says something twice: the library takes the last."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:
+            raise ArtifactError(f"{path} has {listed(twice)} twice in its header; copy or write it again")
+
+    with path.open("rb") as file:
+        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=check)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from blip3v import strict_json
 from blip3v.errors import ConfigError
 
 __all__ = [
+    "MAX_LAYERS",
     "MAX_SIZE",
     "PRESETS",
     "ModelConfig",
@@ -32,7 +33,7 @@ SCHEMA_VERSION = 2
 
 # Far above any model. They keep a damaged config from being built, or looped over, for hours.
 MAX_SIZE = 2**18
-_MAX_LAYERS = 1024
+MAX_LAYERS = 1024
 _MIN_FLOAT = 2.0**-126  # anything smaller may be zero in fp32
 
 # Version 1 stored the settings of all temporal encoders with every encoder. These are their defaults, and the ones that
@@ -78,7 +79,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _check_numbers("vision", self, layers="num_layers")
+        _check_numbers(self, layers="num_layers")
 
     @property
     def num_patches(self) -> int:
@@ -101,7 +102,7 @@ class ResamplerConfig:
     ff_mult: int = 4  # width of the feed-forward, in units of the token width
 
     def __post_init__(self) -> None:
-        _check_numbers("resampler", self, layers="depth")
+        _check_numbers(self, layers="depth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class TextConfig:
     rms_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check_numbers("text", self, layers="num_layers")
+        _check_numbers(self, layers="num_layers")
 
     @property
     def head_dim(self) -> int:
@@ -225,15 +226,15 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(f"num_base_tokens {text.num_base_tokens} is larger than vocab_size {text.vocab_size}")
 
 
-def _check_numbers(section: str, config: Any, *, layers: str) -> None:
+def _check_numbers(config: Any, *, layers: str) -> None:
     """Checks every field: a count or size from 1 up, a float above 0, or None where the field allows it."""
     for item in dataclasses.fields(config):
-        name, value = f"{section}.{item.name}", getattr(config, item.name)
+        value = getattr(config, item.name)
         if isinstance(value, float):
             if not _MIN_FLOAT <= value < math.inf:
-                raise ConfigError(f"{name} is {value:g}; a finite number above 0 is needed")
+                raise ConfigError(f"{item.name} is {value:g}; a finite number above 0 is needed")
         elif value is not None:
-            _check_count(name, value, _MAX_LAYERS if item.name == layers else MAX_SIZE)
+            _check_count(item.name, value, MAX_LAYERS if item.name == layers else MAX_SIZE)
 
 
 def _check_count(name: str, value: int, most: int = MAX_SIZE) -> None:

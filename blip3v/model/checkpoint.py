@@ -17,7 +17,7 @@ from torch import Tensor
 from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
-from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
+from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder, read_text
 from blip3v.model.native import NativeFile, NativeWeights
 from blip3v.model.released import PREFIX, frames_in_training, open_shards, small_files, without_prefix
 from blip3v.model.released_config import MODEL_TYPE, base_config, generation_config, preprocessor_config
@@ -127,10 +127,10 @@ def _open_own(path: Path) -> Checkpoint:
         config=folder.config,
         stored=stored,
         weights=folder_weights(folder, stored),
-        tokenizer_json=folder.tokenizer.read_text("utf-8"),
+        tokenizer_json=read_text(folder.tokenizer),
         preprocessor=PreprocessorConfig.load(folder.preprocessor),
         generation=GenerationConfig.load(folder.generation),
-        chat_template=folder.chat_template.read_text("utf-8"),
+        chat_template=read_text(folder.chat_template),
         hashed_files=folder.files,
         unused_keys=(),
         frames_from="config.json",

@@ -38,6 +38,7 @@ __all__ = [
     "is_model_folder",
     "load_model_folder",
     "open_model_folder",
+    "read_text",
     "save_model_folder",
     "shipped_model",
     "write_model_folder",
@@ -218,6 +219,18 @@ def open_model_folder(path: Path) -> ModelPaths:
     except ConfigError as error:
         raise ConfigError(f"{path / 'config.json'}: {error}") from error
     return ModelPaths(path, config)
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file of a folder.
+
+    Raises:
+        ArtifactError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read as text: {error}; copy or write it again") from error
 
 
 def is_model_folder(path: Path) -> bool:

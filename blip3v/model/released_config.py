@@ -245,7 +245,7 @@ def _text(base: TextConfig, values: Mapping[str, Any], where: str) -> TextConfig
             try:
                 merged = strict_json.from_dict(TextConfig, own, where)
             except ConfigError as error:
-                raise ConfigError(str(error).replace(f"text.{ours}", theirs).replace(ours, theirs)) from error
+                raise ConfigError(str(error).replace(ours, theirs)) from error
     return merged
 
 

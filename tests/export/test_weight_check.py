@@ -101,7 +101,7 @@ def test_an_error_of_a_weight_stored_inside_the_graph_stays_what_it_is(tmp_path:
 def test_what_onnx_ir_itself_cannot_write_is_an_export_error(tmp_path: Path) -> None:
     class Odd:
         name, dtype, shape, nbytes, size = "odd", ir.DataType.FLOAT, ir.Shape([4]), 16, 4
-        doc_string, metadata_props, meta = None, {}, {}
+        doc_string = metadata_props = meta = None
 
         def numpy(self) -> np.ndarray:
             raise ValueError("odd")

@@ -63,7 +63,10 @@ def put(file: str, keys: str, value: object) -> Change:
 
 
 def write(file: str, content: bytes) -> Change:
-    return lambda folder: (folder / file).write_bytes(content) and None
+    def change(folder: Path) -> None:
+        (folder / file).write_bytes(content)
+
+    return change
 
 
 def remove(file: str) -> Change:

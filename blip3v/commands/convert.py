@@ -44,7 +44,11 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
     type=click.Choice(encoder_names()),
     help="Temporal encoder, if the checkpoint has no tensors for it.  [default: found from its tensors]",
 )
-@click.option("--frames", type=click.IntRange(min=1), help="Frames per clip in training.  [default: 8]")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    help="Frames per clip in training.  [default: as its name or model card says, or 8]",
+)
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
@@ -114,6 +118,7 @@ def command(
         as_json=as_json,
         source=str(checkpoint.path),
         kind=checkpoint.kind,
+        frames_from=checkpoint.frames_from,
         config=checkpoint.config.to_dict(),
         num_elements=_num_elements(checkpoint),
         unused_keys=[dataclasses.asdict(item) for item in checkpoint.unused_keys],
@@ -123,7 +128,9 @@ def command(
 def _bar(console: Console, stack: ExitStack, total_bytes: int) -> Callable[[int], None]:
     """Shows a bar on a terminal, nothing elsewhere."""
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
+    bar = stack.enter_context(
+        Progress(*columns, console=console, disable=not console.is_terminal or console.quiet, transient=True)
+    )
     task = bar.add_task("weights", total=total_bytes)
     return lambda num_bytes: bar.advance(task, num_bytes)
 
@@ -133,9 +140,10 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in config.temporal.settings.items())
     encoder = f"{config.temporal.encoder} ({settings})" if settings else config.temporal.encoder
     dtypes = sorted({part.dtype for part in checkpoint.stored.values()})
+    frames = f"frames per clip: {config.num_frames} ({checkpoint.frames_from})\n"
     return (
         f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {encoder}, "
-        f"{config.num_frames} frames to {config.num_video_tokens} tokens\n"
+        f"{config.num_frames} frames to {config.num_video_tokens} tokens\n{frames}"
         f"{_num_elements(checkpoint):,} elements in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
         f"frames are resized by {resize_mode}"
     )

@@ -131,7 +131,7 @@ def command(
         _print_plan(source, folder, chosen, needed, as_json)
         return
     console = talk_console()
-    for line in (f"{_title(source, chosen)} -> {folder}", _estimate_text(needed)):
+    for line in (f"{_title(source, chosen)} -> {folder}", *_frames_text(source), _estimate_text(needed)):
         console.print(line, soft_wrap=True)
     with ExitStack() as stack:
         result = export_bundle(
@@ -144,7 +144,13 @@ def command(
             on_parity=lambda report: _print_parity(report, console),
         )
     parity = None if result.parity is None else result.parity.to_dict()
-    print_made(result, after_export(result.manifest, result.path), as_json=as_json, parity=parity)
+    print_made(
+        result,
+        after_export(result.manifest, result.path),
+        as_json=as_json,
+        parity=parity,
+        frames_from=source.frames_from,
+    )
 
 
 def _check_writing(output: Path | None, *, force: bool, check: bool) -> None:
@@ -181,10 +187,17 @@ def _lines(console: Console) -> Progress:
 
 def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed: Estimate, as_json: bool) -> None:
     if as_json:
-        values = {"output": str(folder), "config": source.config.to_dict(), "precision": precision.name}
-        click.echo(dumps({**values, "estimate": dataclasses.asdict(needed)}), nl=False)
+        values = {
+            "output": str(folder),
+            "config": source.config.to_dict(),
+            "frames_from": source.frames_from,
+            "precision": precision.name,
+            "estimate": dataclasses.asdict(needed),
+        }
+        click.echo(dumps(values), nl=False)
         return
-    click.echo(f"{_title(source, precision)} -> {folder}")
+    for line in (f"{_title(source, precision)} -> {folder}", *_frames_text(source)):
+        click.echo(line)
     for name, count in needed.num_weights.items():
         click.echo(f"{name}: {count:,} weights")
     click.echo(_estimate_text(needed))
@@ -242,6 +255,11 @@ def _title(source: ExportSource, precision: Precision) -> str:
         f"{config.name} with {config.temporal.encoder}, {config.num_frames} frames to "
         f"{config.num_video_tokens} tokens, {precision}, {weights}"
     )
+
+
+def _frames_text(source: ExportSource) -> list[str]:
+    """Says what states the number of frames, if no config does."""
+    return [] if source.frames_from is None else [f"frames per clip: {source.config.num_frames} ({source.frames_from})"]
 
 
 def _estimate_text(needed: Estimate) -> str:

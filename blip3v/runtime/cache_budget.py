@@ -86,7 +86,7 @@ class CacheShare:
                     f"a cache of {rows} x {tokens} tokens takes {format_bytes(wanted)}, {format_bytes(others)} are in "
                     f"use by other unfinished answers, and all together may take {format_bytes(budget.limit_bytes)}",
                     remedy="finish or close streams and conversations, ask for fewer new tokens with "
-                    "`max_new_tokens=N`, or open the bundle with a larger `max_cache_bytes=N`",
+                    "`max_new_tokens=N`, or open the bundle with a larger max_cache_bytes",
                 )
             budget._held[self._key] = wanted
 

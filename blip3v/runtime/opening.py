@@ -30,7 +30,7 @@ from blip3v.runtime.types import BackendReport
 from blip3v.units import format_bytes, format_duration
 from blip3v.video.limits import VideoLimits
 
-__all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "graph_files", "open_model"]
+__all__ = ["OpenEstimate", "check_threads", "encoder_hash", "estimate_open", "graph_files", "open_model"]
 
 # Memory of the engines and the tokenizer, without weights and cache.
 _FIXED_BYTES = 192 * 2**20
@@ -76,7 +76,7 @@ def open_model(
     on_estimate: Callable[[OpenEstimate], None],
 ) -> Model:
     """Opens a bundle; see ``VideoLM.open``."""
-    _check_threads(threads)
+    check_threads(threads)
     _check_count("max_cache_bytes", max_cache_bytes)
     backends = _choose(backend, device)
     bundle = open_bundle(Path(path))
@@ -178,7 +178,12 @@ def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
     return dataclasses.replace(config, text=dataclasses.replace(config.text, max_context=max_context))
 
 
-def _check_threads(threads: int | None) -> None:
+def check_threads(threads: int | None) -> None:
+    """Raises unless ``threads`` is a number of threads that an engine may use on this machine, or None.
+
+    Raises:
+        UsageError: it is below 1, or more than the machine's logical CPUs.
+    """
     _check_count("threads", threads)
     num_cpus = os.cpu_count()
     if threads is not None and num_cpus is not None and threads > num_cpus:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +22,33 @@ from blip3v.units import format_bytes
 
 __all__ = ["KVCache", "cache_bytes", "pad_prompts"]
 
+# Tokens of several prompts that go through a decoder at once, padding included: bounds the memory of activations.
+_PADDED_TOKENS = 2048
+
 
 def cache_bytes(text: TextConfig, dtype: np.dtype[Any], rows: int, tokens: int) -> int:
     """Size of the keys and values of ``rows`` x ``tokens``."""
     return 2 * text.num_layers * rows * text.num_kv_heads * tokens * text.head_dim * dtype.itemsize
 
 
-def pad_prompts(rows: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Embeddings (t,D) of several prompts as one array (B,t,D), padded on the right with zeros."""
-    embeds_BtD = np.zeros((len(rows), max(map(len, rows)), rows[0].shape[1]), dtype)
-    for index, row in enumerate(rows):
-        embeds_BtD[index, : len(row)] = row
-    return embeds_BtD
+def pad_prompts(rows: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[tuple[int, NDArray[Any], list[int]]]:
+    """Puts prompts together, as many as an engine should run at once.
+
+    Args:
+        rows: embeddings (t,D) of each prompt, at least one token.
+        dtype: of the result.
+
+    Yields:
+        The number of the first row, embeddings (B,t,D) padded on the right with zeros, and the B lengths.
+    """
+    num_rows = max(1, _PADDED_TOKENS // max(map(len, rows)))
+    for first in range(0, len(rows), num_rows):
+        part = rows[first : first + num_rows]
+        lengths = [len(row) for row in part]
+        embeds_BtD = np.zeros((len(part), max(lengths), part[0].shape[1]), dtype)
+        for row_tD, padded_tD in zip(part, embeds_BtD, strict=True):
+            padded_tD[: len(row_tD)] = row_tD
+        yield first, embeds_BtD, lengths
 
 
 class KVCache:

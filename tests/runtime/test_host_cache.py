@@ -14,10 +14,10 @@ from toy_parts import DecoderMaker
 
 from blip3v.config import TextConfig, preset
 from blip3v.errors import OutOfMemoryError
-from blip3v.runtime import memory
+from blip3v.runtime import host_cache, memory
 from blip3v.runtime.backends.onnxruntime import OnnxRuntimeSession
 from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.host_cache import KVCache, cache_bytes
+from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts
 
 FLOAT32 = np.dtype(np.float32)
 TOY = toy_config().text
@@ -135,6 +135,36 @@ def test_a_session_of_either_engine_asks_for_the_tokens_of_its_request(
     monkeypatch.setattr(memory, "available_bytes", lambda: cache_bytes(TOY, FLOAT32, 3, 130) - 1)
     with pytest.raises(OutOfMemoryError, match="a cache of 3 x 130 tokens"):
         decoder.session(3, 130)
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=60))
+@settings(deadline=None)
+def test_prompts_go_together_up_to_a_bound(lengths: list[int]) -> None:
+    """A batch of 600 questions went through the decoder at once, which took 1.2 GiB for activations alone."""
+    rows = [np.full((length, 2), number + 1, np.float32) for number, length in enumerate(lengths)]
+    seen = 0
+    for first, embeds_BtD, found in pad_prompts(rows, FLOAT32):
+        assert (first, found) == (seen, lengths[first : first + len(found)])
+        assert embeds_BtD.shape[0] * embeds_BtD.shape[1] <= 2048
+        for row, padded in zip(rows[first:], embeds_BtD, strict=False):
+            assert np.array_equal(padded[: len(row)], row)
+            assert not padded[len(row) :].any()
+        seen += len(found)
+    assert seen == len(lengths)
+
+
+def test_a_batch_beyond_the_bound_equals_one_by_one(
+    make_decoder: DecoderMaker, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make_decoder()[2]
+    rows = [rng.normal(size=(length, 64)).astype(np.float32) for length in (9, 17, 1, 20, 12)]
+    monkeypatch.setattr(host_cache, "_PADDED_TOKENS", 40)
+    together = decoder.session(5, 21)
+    found = [together.prefill(rows, Deadline()), together.step(np.ones((5, 64), np.float32))]
+    for number, row in enumerate(rows):
+        alone = decoder.session(1, 21)
+        expected = [alone.prefill([row], Deadline()), alone.step(np.ones((1, 64), np.float32))]
+        assert all(np.allclose(a[number], b[0], atol=2e-4) for a, b in zip(found, expected, strict=True))
 
 
 @_NEEDS_PROC

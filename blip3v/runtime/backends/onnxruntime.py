@@ -216,11 +216,12 @@ class OnnxRuntimeSession:
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         assert not any(self.cache.lengths)
-        lengths = [len(row) for row in rows]
-        embeds_BtD = pad_prompts(rows, self._graph.dtype)
-        logits_BV = self._run(0, len(rows), embeds_BtD, [length - 1 for length in lengths], lengths, deadline)
-        self.cache.lengths = lengths
-        return logits_BV
+        logits_BV = []
+        for first, embeds_BtD, lengths in pad_prompts(rows, self._graph.dtype):
+            last = first + len(lengths)
+            logits_BV.append(self._run(first, last, embeds_BtD, [n - 1 for n in lengths], lengths, deadline))
+            self.cache.lengths[first:last] = lengths
+        return np.concatenate(logits_BV)
 
     def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""

@@ -201,10 +201,10 @@ class OpenVinoSession:
         """See ``DecoderSession``."""
         assert len(rows) == self.cache.rows
         assert all(len(row) for row in rows)
-        if len(rows) > 1 and max(map(len, rows)) <= self._decoder.chunk:
-            return self._prefill_padded(rows, deadline)
         before = list(self.cache.lengths)
         try:
+            if len(rows) > 1 and max(map(len, rows)) <= self._decoder.chunk:
+                return self._prefill_padded(rows, deadline)
             return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
         except BaseException:
             self.cache.lengths = before
@@ -229,8 +229,8 @@ class OpenVinoSession:
         self._cache = self._open_decoder = None
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
-        counts = [len(row) for row in rows]
-        return self._run(0, pad_prompts(rows, np.dtype(np.float32)), counts, deadline)
+        parts = pad_prompts(rows, np.dtype(np.float32))
+        return np.concatenate([self._run(first, embeds_BtD, counts, deadline) for first, embeds_BtD, counts in parts])
 
     def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""

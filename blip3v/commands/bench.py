@@ -22,6 +22,7 @@ from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, write_json
 from blip3v.errors import UsageError
 from blip3v.runtime import BackendReport, OpenEstimate
+from blip3v.runtime.opening import check_threads
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_number, format_ratio
 
@@ -99,6 +100,7 @@ def command(
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
     """
     _check(bundles, precision, models, output, force)
+    check_threads(threads)
     if tokens and not bundles:
         raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
     console = Console(stderr=True, highlight=False)

@@ -16,7 +16,7 @@ from blip3v.bundle.scan import hash_file
 from blip3v.errors import UnsupportedVideoError
 from blip3v.runtime import OpenEstimate
 from blip3v.runtime.backends import AUTO
-from blip3v.runtime.opening import estimate_open
+from blip3v.runtime.opening import check_threads, estimate_open
 
 __all__ = ["check_clip", "run_bench"]
 
@@ -59,12 +59,13 @@ def run_bench(
 
     Raises:
         ArtifactError: one of them is not a bundle, or has changed since it was written.
-        UsageError: a back end is unknown.
+        UsageError: a back end is unknown, or ``threads`` is below 1 or more than the logical CPUs.
         ProviderError: a back end is not installed.
         VideoError: the clip cannot be used.
         RequestError: a sample does not fit a bundle's context.
         BackendError: the inference engine failed, or the bundles do not all fit in memory.
     """
+    check_threads(threads)
     check_clip(clip)
     opened = [open_bundle(path) for path in bundles]
     for path, bundle in zip(bundles, opened, strict=True):

@@ -27,6 +27,7 @@ from blip3v.folders import check_bundle
 from blip3v.publishing import check_writable
 from blip3v.runtime import BackendReport, OpenEstimate
 from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
+from blip3v.runtime.opening import check_threads
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_count, format_number, format_ratio
 
@@ -105,6 +106,7 @@ def command(
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
     """
     chosen = Precision.parse(precision or DEFAULT_PRECISION)
+    check_threads(threads)
     _check_options(bundles, tokens, precision, models)
     bundles = tuple(map(local_model, bundles))
     _check_files(bundles, models, clip, output, force)

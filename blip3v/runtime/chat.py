@@ -7,9 +7,11 @@ from collections.abc import Generator
 from types import TracebackType
 
 from blip3v.errors import RequestError, UsageError
-from blip3v.runtime.backends import DecoderSession
+from blip3v.runtime.backends import PREFILL_CHUNK, DecoderSession
+from blip3v.runtime.cache_budget import CacheShare
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.generation import AnswerStream, AnswerWriter, generate
+from blip3v.runtime.owner import ModelOwner
 from blip3v.runtime.request import GenerationOptions, Model, Request, checked_options
 from blip3v.runtime.types import Answer, Delta, VideoTokens
 
@@ -21,26 +23,34 @@ class Chat:
 
     A turn that fails, is cancelled, or whose stream is closed before its end is undone: the conversation is
     then as it was before. One turn runs at a time. Made by ``VideoLM.chat``.
+
+    Between turns the cache of the conversation stays in memory and counts towards ``max_cache_bytes`` of
+    ``VideoLM.open``. It is freed when the conversation or its ``VideoLM`` is closed, or nobody refers to the
+    conversation any more.
     """
 
-    def __init__(self, model: Model, video: VideoTokens, system: str | None = None) -> None:
-        self._model: Model | None = model
+    def __init__(self, owner: ModelOwner, video: VideoTokens, system: str | None = None) -> None:
+        self._owner: ModelOwner | None = owner  # None: closed
         self._video = video
         self._system = system
-        self._session: DecoderSession | None = None
         self._turns: list[tuple[str, Answer]] = []
-        self._open_ids: list[int] = []  # tokens of the last answer that the session does not hold
+        self._num_held = 0  # tokens of the conversation that the session holds
+        self._open_ids: list[int] = []  # tokens of the last answer that it does not hold
+        self._session: DecoderSession | None = None
+        self._share: CacheShare | None = None  # of the budget, for the session
+        self._num_written = 0  # tokens that the session may have written, undone turns included
         self._busy = threading.Lock()
+        owner.watch(self)
 
     @property
     def turns(self) -> tuple[tuple[str, Answer], ...]:
-        """Questions and answers so far."""
+        """Questions and answers so far; they can be read after ``close`` too."""
         return tuple(self._turns)
 
     def ask(
         self, question: str, *, options: GenerationOptions | None = None, cancel: CancelToken | None = None
     ) -> Answer:
-        """Answers the next question; see ``VideoLM.ask`` for errors."""
+        """Answers the next question; see ``stream`` and ``VideoLM.ask`` for errors."""
         with self.stream(question, options=options, cancel=cancel) as stream:
             return stream.read()
 
@@ -50,29 +60,31 @@ class Chat:
         """Answers the next question piece by piece.
 
         Raises:
-            RequestError: a question that cannot be asked, one that is too long for the context, or another turn that
-                is still running.
-            UsageError: the conversation was closed.
+            RequestError: a question that cannot be asked, or one that is too long for the context. By the first
+                ``next``: another turn is still running, or has changed the conversation since the stream was made.
+            UsageError: the conversation or its ``VideoLM`` was closed.
         """
         options = checked_options(options)
         deadline = Deadline(options.timeout_s, cancel)
-        model = self._open_model()
-        request = self._prepare(model, question, options)
-        return AnswerStream(self._turn(model, question, request, len(self._turns), deadline))
+        owner = self._open_owner()
+        number = len(self._turns)  # before the rest is read: a turn that ends meanwhile is then noticed
+        with owner.lease() as model:
+            request = self._prepare(model, question, options)
+        return AnswerStream(self._turn(question, request, number, deadline), self._open_owner)
 
     def close(self) -> None:
-        """Frees the memory. May be called more than once; a running turn must have ended.
+        """Frees the cache; further turns are refused. A running turn goes to its end first. May be called again."""
+        self._owner = None
+        self.release_if_closed()
 
-        Raises:
-            RequestError: a turn is still running.
-        """
-        self._acquire_turn()
-        try:
-            if self._session is not None:
-                self._session.close()
-            self._model = self._session = None
-        finally:
-            self._busy.release()
+    def release_if_closed(self) -> None:
+        """Frees the cache if the conversation or its model was closed, unless a turn is running, which does it then."""
+        owner = self._owner
+        if (owner is None or owner.closed) and self._busy.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._busy.release()
 
     def __enter__(self) -> Chat:
         return self
@@ -82,47 +94,76 @@ class Chat:
     ) -> None:
         self.close()
 
-    def _open_model(self) -> Model:
-        if self._model is None:
+    def _open_owner(self) -> ModelOwner:
+        owner = self._owner
+        if owner is None:
             raise UsageError("this conversation is closed; begin a new one with VideoLM.chat")
-        return self._model
+        owner.check_open()
+        return owner
 
     def _prepare(self, model: Model, question: str, options: GenerationOptions) -> Request:
         if not self._turns:
             return model.first_request(self._video, question, options, self._system)
-        assert self._session is not None
-        return model.next_request(self._video, self._session.lengths[0], self._open_ids, question, options)
+        return model.next_request(self._video, self._num_held, self._open_ids, question, options)
 
-    def _turn(
-        self, model: Model, question: str, request: Request, number: int, deadline: Deadline
-    ) -> Generator[Delta, None, Answer]:
-        self._acquire_turn()
+    def _turn(self, question: str, request: Request, number: int, deadline: Deadline) -> Generator[Delta, None, Answer]:
+        if not self._busy.acquire(blocking=False):
+            raise RequestError("this conversation is answering another question; wait for its end or close its stream")
         try:
-            if number != len(self._turns) or self._model is None:
-                raise RequestError("the conversation has changed since this stream was made; ask again")
-            return (yield from self._run(model, question, request, deadline))
+            with self._open_owner().lease() as model:
+                if number != len(self._turns):
+                    raise RequestError("the conversation has changed since this stream was made; ask again")
+                return (yield from self._run(model, question, request, deadline))
         finally:
             self._busy.release()
+            self.release_if_closed()
 
     def _run(self, model: Model, question: str, request: Request, deadline: Deadline) -> Generator[Delta, None, Answer]:
-        if self._session is None:
-            self._session = model.decoder.session(1, request.num_tokens)
-        session = self._session
-        session.reserve(request.num_tokens)
         writer = AnswerWriter(model.tokenizer, request)
         try:
-            for _, delta in generate(session, [writer], model.embed, deadline):
+            session = self._reserve(model, request.num_tokens)
+            for _, delta in generate(session, [writer], model, deadline):
                 yield delta
         finally:
             if writer.finish_reason is None:
-                session.truncate(request.num_earlier)
+                self._undo(request)
             else:
                 answer = writer.answer(model)
-                self._open_ids = writer.token_ids[session.lengths[0] - request.num_prompt_tokens :]
+                self._num_held = self._num_written = session.lengths[0]
+                self._open_ids = writer.token_ids[self._num_held - request.num_prompt_tokens :]
                 self._turns.append((question, answer))
                 self._video = self._video.without_timings()
+            if self._share is not None:
+                self._share.resize(1, self._num_written)
         return answer
 
-    def _acquire_turn(self) -> None:
-        if not self._busy.acquire(blocking=False):
-            raise RequestError("this conversation is answering another question; wait for its end or close its stream")
+    def _reserve(self, model: Model, num_tokens: int) -> DecoderSession:
+        """The conversation's session with room for ``num_tokens``."""
+        if self._session is None or self._share is None:
+            self._share = model.caches.take(1, num_tokens)
+            self._session = model.decoder.session(1, num_tokens)
+        else:
+            self._share.resize(1, num_tokens)
+            self._session.reserve(num_tokens)
+        return self._session
+
+    def _undo(self, request: Request) -> None:
+        """Takes back what a turn that did not end has added."""
+        session = self._session
+        if session is None or not self._turns:
+            self._release()
+            return
+        # A chunk that was interrupted may have been written.
+        written = min(session.lengths[0] + PREFILL_CHUNK, request.num_tokens)
+        self._num_written = max(self._num_written, written)
+        session.truncate(self._num_held)
+
+    def _release(self) -> None:
+        """Frees the cache; the next turn, if there are none yet, makes a new one."""
+        session, share = self._session, self._share
+        self._session = self._share = None
+        self._num_written = 0
+        if session is not None:
+            session.close()
+        if share is not None:
+            share.close()

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.errors import BackendError, RequestError
-from blip3v.runtime.backends import DecoderSession, FloatArray
+from blip3v.runtime.backends import DecoderSession
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.owner import ModelOwner
 from blip3v.runtime.request import GenerationOptions, Model, Request
 from blip3v.runtime.types import Answer, Delta, FinishReason, Timings, TokenLogprob, Usage
 from blip3v.text import StreamDecoder, Tokenizer
@@ -29,17 +30,28 @@ _Scores = NDArray[np.float32] | NDArray[np.float64]
 class AnswerStream:
     """Yields the pieces of an answer; nothing is computed between two calls of ``next``.
 
-    Closing it, or leaving its ``with`` block, ends the answer at once and frees its memory.
+    The first ``next`` begins the answer. From then on it can be read to its end even if its ``VideoLM`` or ``Chat`` is
+    closed, and it keeps its cache until then. Closing it, leaving its ``with`` block, or dropping the last reference
+    to it ends the answer at once and frees its memory.
+
+    Raises:
+        UsageError: by the first ``next``: the ``VideoLM`` or ``Chat`` was closed before.
+        OutOfMemoryError: by the first ``next``: the cache does not fit into the free memory, or not beside those of
+            other unfinished answers (``max_cache_bytes`` of ``VideoLM.open``).
+        BackendError, CancelledError, RequestTimeoutError: by any ``next``, as for ``VideoLM.ask``.
     """
 
-    def __init__(self, pieces: Generator[Delta, None, Answer]) -> None:
+    def __init__(self, pieces: Generator[Delta, None, Answer], check_open: Callable[[], object]) -> None:
         self._pieces = pieces
+        self._check_open: Callable[[], object] | None = check_open  # until the first piece is asked for
         self._answer: Answer | None = None
 
     def __iter__(self) -> AnswerStream:
         return self
 
     def __next__(self) -> Delta:
+        self._check_not_closed()
+        self._check_open = None
         try:
             return next(self._pieces)
         except StopIteration as end:
@@ -53,8 +65,10 @@ class AnswerStream:
 
         Raises:
             RequestError: the stream was not read to its end.
+            UsageError: it cannot be, since its ``VideoLM`` or ``Chat`` was closed before it was begun.
         """
         if self._answer is None:
+            self._check_not_closed()
             raise RequestError("the answer is not complete; read the stream to its end first")
         return self._answer
 
@@ -66,6 +80,7 @@ class AnswerStream:
 
     def close(self) -> None:
         """Ends the answer here. May be called more than once."""
+        self._check_open = None
         self._pieces.close()
 
     def __enter__(self) -> AnswerStream:
@@ -76,30 +91,45 @@ class AnswerStream:
     ) -> None:
         self.close()
 
+    def _check_not_closed(self) -> None:
+        if self._check_open is not None:
+            self._check_open()
 
-def answer_in_pieces(model: Model, request: Request, deadline: Deadline) -> Generator[Delta, None, Answer]:
+
+def answer_in_pieces(owner: ModelOwner, request: Request, deadline: Deadline) -> Generator[Delta, None, Answer]:
     """Answers one request in a session of its own."""
-    writer = AnswerWriter(model.tokenizer, request)
-    with closing(model.decoder.session(1, request.num_tokens)) as session:
-        for _, delta in generate(session, [writer], model.embed, deadline):
-            yield delta
-    return writer.answer(model)
+    with owner.lease() as model:
+        writer = AnswerWriter(model.tokenizer, request)
+        with (
+            model.caches.take(1, request.num_tokens),
+            closing(model.decoder.session(1, request.num_tokens)) as session,
+        ):
+            for _, delta in generate(session, [writer], model, deadline):
+                yield delta
+        return writer.answer(model)
 
 
 def answer_together(model: Model, requests: Sequence[Request], deadline: Deadline) -> list[Answer]:
-    """Answers several requests in one session."""
+    """Answers several requests, as many at a time as their cache fits the budget."""
+    answers: list[Answer] = []
+    with model.caches.take(0, 0) as share:
+        while len(answers) < len(requests):
+            left = requests[len(answers) :]
+            num_rows = share.resize_to_rows([request.num_tokens for request in left])
+            answers += _answer_rows(model, left[:num_rows], deadline)
+    return answers
+
+
+def _answer_rows(model: Model, requests: Sequence[Request], deadline: Deadline) -> list[Answer]:
     writers = [AnswerWriter(model.tokenizer, request) for request in requests]
     with closing(model.decoder.session(len(requests), max(request.num_tokens for request in requests))) as session:
-        for _ in generate(session, writers, model.embed, deadline):
+        for _ in generate(session, writers, model, deadline):
             pass
     return [writer.answer(model) for writer in writers]
 
 
 def generate(
-    session: DecoderSession,
-    writers: Sequence[AnswerWriter],
-    embed: Callable[[Sequence[int]], FloatArray],
-    deadline: Deadline,
+    session: DecoderSession, writers: Sequence[AnswerWriter], model: Model, deadline: Deadline
 ) -> Iterator[tuple[int, Delta]]:
     """Runs all rows to their ends and yields (row, piece) as they come; a finished row costs no further step.
 
@@ -107,7 +137,7 @@ def generate(
         session: as many rows as writers. A single row may hold earlier tokens; afterwards it holds the prompt and every
             new token but the last.
         writers: one for each row.
-        embed: ids to embeddings (B,D).
+        model: embeds prompts and tokens.
         deadline: checked before each run of the graph.
 
     Raises:
@@ -115,7 +145,7 @@ def generate(
         BackendError: from the graph.
     """
     start_s = time.perf_counter()
-    logits_BV = session.prefill([writer.request.embeds_tD for writer in writers], deadline)
+    logits_BV = session.prefill([model.embed_prompt(writer.request) for writer in writers], deadline)
     for writer in writers:
         writer.prefill_s = time.perf_counter() - start_s
     running = list(range(len(writers)))  # which writer each row of the session belongs to
@@ -127,7 +157,7 @@ def generate(
         _drop_finished(session, running, writers)
         deadline.check()
         start_s = time.perf_counter()
-        logits_BV = session.step(embed([writers[index].token_ids[-1] for index in running]))
+        logits_BV = session.step(model.embed([writers[index].token_ids[-1] for index in running]))
         step_s = time.perf_counter() - start_s
         for index in running:
             writers[index].steps_s += step_s

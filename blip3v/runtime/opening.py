@@ -25,13 +25,13 @@ from blip3v.runtime.backends import (
     choose_backend,
     parse_backends,
 )
-from blip3v.runtime.host_cache import round_capacity
+from blip3v.runtime.cache_budget import CacheBudget, default_limit
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
 from blip3v.units import format_bytes, format_duration
 from blip3v.video.limits import VideoLimits
 
-__all__ = ["OpenEstimate", "encoder_hash", "estimate_open", "graph_files", "open_model"]
+__all__ = ["OpenEstimate", "check_threads", "encoder_hash", "estimate_open", "graph_files", "open_model"]
 
 # Memory of the engines and the tokenizer, without weights and cache.
 _FIXED_BYTES = 192 * 2**20
@@ -71,12 +71,14 @@ def open_model(
     device: str,
     threads: int | None,
     max_context: int | None,
+    max_cache_bytes: int | None,
     limits: VideoLimits,
     allow_random: bool,
     on_estimate: Callable[[OpenEstimate], None],
 ) -> Model:
     """Opens a bundle; see ``VideoLM.open``."""
-    _check_count("threads", threads)
+    check_threads(threads)
+    _check_count("max_cache_bytes", max_cache_bytes)
     backends = _choose(backend, device)
     bundle = open_bundle(Path(path))
     if bundle.manifest.source.random_init and not allow_random:
@@ -93,6 +95,8 @@ def open_model(
         graphs = graph_files(bundle, folder)
         decoder = backends["decoder"].open_decoder(graphs["decoder"], config.text, threads=threads)
         video_encoder = backends["video_encoder"].open_video_encoder(graphs["video_encoder"], threads=threads)
+    token_bytes = backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
+    context_bytes = config.text.max_context * token_bytes
     return Model(
         config=config,
         tokenizer=bundle.tokenizer,
@@ -103,6 +107,7 @@ def open_model(
         table_VD=bundle.embeddings(),
         video_encoder=video_encoder,
         decoder=decoder,
+        caches=CacheBudget(max_cache_bytes or default_limit(memory.available_bytes(), context_bytes), token_bytes),
         encoder_hash=encoder_hash(bundle),
         backend=BackendReport(
             stored=bundle.manifest.precision.name, video_encoder=video_encoder.execution, decoder=decoder.execution
@@ -144,8 +149,8 @@ def _estimate(
     backends: Mapping[GraphName, Backend],
 ) -> OpenEstimate:
     """Weights, the cache of an ordinary request and the widest activations; the embedding table is mapped."""
-    capacity = round_capacity(bundle.manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
-    cache_bytes = capacity * backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
+    num_tokens = min(bundle.manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
+    cache_bytes = num_tokens * backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
     weights_bytes = sum(backends[name].resident_bytes(graph) for name, graph in graphs.items())
     executions = {name: backends[name].execution(graph.precision) for name, graph in graphs.items()}
     return OpenEstimate(
@@ -174,6 +179,21 @@ def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
     if max_context > own:
         raise UsageError(f"max_context is {max_context}; the model's context has {own}, ask for no more")
     return dataclasses.replace(config, text=dataclasses.replace(config.text, max_context=max_context))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises unless ``threads`` is a number of threads that an engine may use on this machine, or None.
+
+    Raises:
+        UsageError: it is below 1, or more than the machine's logical CPUs.
+    """
+    _check_count("threads", threads)
+    num_cpus = os.cpu_count()
+    if threads is not None and num_cpus is not None and threads > num_cpus:
+        raise UsageError(
+            f"threads is {threads}; this machine has {num_cpus} logical CPUs, at most as many are allowed",
+            remedy="leave `threads` out for one thread on each physical core",
+        )
 
 
 def _check_count(name: str, value: object) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from blip3v.config import ModelConfig
 from blip3v.errors import RequestError
 from blip3v.runtime.backends import Decoder, FloatArray, VideoEncoder
+from blip3v.runtime.cache_budget import CacheBudget
 from blip3v.runtime.checks import check_number, check_timeout, check_whole, shown
 from blip3v.runtime.types import BackendReport, VideoTokens
 from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prompt, continue_prompt, splice
@@ -90,10 +91,11 @@ class GenerationOptions:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A question that fits the context, ready for prefill."""
+    """A question that fits the context; ``Model.embed_prompt`` makes it ready for prefill."""
 
     video: VideoTokens
-    embeds_tD: FloatArray  # what the session does not hold yet
+    ids: Sequence[int]  # of what the session does not hold yet
+    image_position: int | None  # in ``ids``, of what the video tokens replace; None: the session holds them
     num_earlier: int  # tokens that the session holds already
     max_new_tokens: int
     options: GenerationOptions
@@ -101,7 +103,8 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         """Positions before the answer."""
-        return self.num_earlier + len(self.embeds_tD)
+        num_video = 0 if self.image_position is None else len(self.video) - 1
+        return self.num_earlier + len(self.ids) + num_video
 
     @property
     def num_tokens(self) -> int:
@@ -138,6 +141,7 @@ class Model:
     table_VD: NDArray[Any]  # one row for each token id, memory-mapped
     video_encoder: VideoEncoder
     decoder: Decoder
+    caches: CacheBudget  # of all requests together
     encoder_hash: str
     backend: BackendReport
 
@@ -146,22 +150,42 @@ class Model:
         rows_tD: FloatArray = self.table_VD[np.asarray(ids, np.int64)].astype(self.decoder.dtype, copy=False)
         return rows_tD
 
+<<<<<<< HEAD
     def first_request(
         self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
     ) -> Request:
         """A conversation's first question; ``system`` as for ``check_prompt``.
+=======
+    def embed_prompt(self, request: Request) -> FloatArray:
+        """Embeddings (t,D) of what the session does not hold yet, with the video tokens in their place."""
+        embeds_tD = self.embed(request.ids)
+        if request.image_position is None:
+            return embeds_tD
+        video_MD = request.video.tokens.astype(self.decoder.dtype, copy=False)  # its encoder's precision may differ
+        spliced_tD: FloatArray = splice(embeds_tD, request.image_position, video_MD)
+        return spliced_tD
+
+    def first_request(self, video: VideoTokens, question: str, options: GenerationOptions) -> Request:
+        """A conversation's first question.
+>>>>>>> borders-memory
 
         Raises:
             RequestError: video tokens of another encoder, a question or system text that cannot be asked, or one that
                 is too long.
         """
         self._check_video(video)
+<<<<<<< HEAD
         prompt = _prompt(self, question, system)
         # Before anything is embedded: a hostile prompt may have a million tokens.
         new_tokens = _fit(self, prompt.length(len(video)), len(video), options)
         video_MD = video.tokens.astype(self.decoder.dtype, copy=False)  # the video encoder's precision may differ
         embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video_MD)
         return Request(video, embeds_tD, 0, new_tokens, options)
+=======
+        prompt = build_prompt(self.tokenizer, self.chat_template, self.generation, [Message("user", question)])
+        new_tokens = self._fit(prompt.length(len(video)), len(video), options)
+        return Request(video, prompt.ids, prompt.image_position, 0, new_tokens, options)
+>>>>>>> borders-memory
 
     def next_request(
         self, video: VideoTokens, held_tokens: int, open_ids: Sequence[int], question: str, options: GenerationOptions
@@ -179,8 +203,13 @@ class Model:
             RequestError: a question that cannot be asked, or a conversation that becomes too long.
         """
         ids = [*open_ids, self.tokenizer.end_id, *continue_prompt(self.tokenizer, self.chat_template, question)]
+<<<<<<< HEAD
         new_tokens = _fit(self, held_tokens + len(ids), len(video), options)
         return Request(video, self.embed(ids), held_tokens, new_tokens, options)
+=======
+        new_tokens = self._fit(held_tokens + len(ids), len(video), options)
+        return Request(video, ids, None, held_tokens, new_tokens, options)
+>>>>>>> borders-memory
 
     def _check_video(self, video: VideoTokens) -> None:
         if video.encoder != self.encoder_hash:

@@ -65,7 +65,7 @@ class Usage:
 class Timings:
     """Seconds of each stage; 0 if it did not run, as the video's stages for ready video tokens.
 
-    In a batch, ``prefill_s`` is that of the whole batch, and a step counts for each row that took part in it.
+    In a batch, ``prefill_s`` is that of all that ran together, and a step counts for each row that took part in it.
     """
 
     file_decode_s: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -14,7 +13,12 @@ from blip3v.runtime.chat import Chat
 from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
+<<<<<<< HEAD
 from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
+=======
+from blip3v.runtime.owner import ModelOwner
+from blip3v.runtime.request import GenerationOptions, Model, checked_options, checked_pairs
+>>>>>>> borders-memory
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
 from blip3v.text.prompt import check_question
@@ -27,12 +31,12 @@ __all__ = ["VideoLM"]
 class VideoLM:
     """A video language model, opened from a bundle. Made by ``VideoLM.open``.
 
-    One object may be used by several threads at once. They share the weights; each request has a cache of its own.
+    One object may be used by several threads at once. They share the weights; each request has a cache of its own,
+    and all caches together stay within ``max_cache_bytes``. After ``close`` every method raises ``UsageError``.
     """
 
     def __init__(self, model: Model) -> None:
-        self._model: Model | None = model
-        self._lock = threading.Lock()
+        self._owner = ModelOwner(model)
 
     @classmethod
     def open(
@@ -43,6 +47,7 @@ class VideoLM:
         device: str = "auto",
         threads: int | None = None,
         max_context: int | None = None,
+        max_cache_bytes: int | None = None,
         limits: VideoLimits | None = None,
         allow_random: bool = False,
         on_estimate: Callable[[OpenEstimate], None] = lambda needed: None,
@@ -55,9 +60,14 @@ class VideoLM:
                 "video_encoder=openvino,decoder=onnxruntime". "auto" takes the fastest that is installed, by a fixed
                 rule for each graph (``docs/backends.md``); ``backend`` of an answer says what was taken.
             device: "auto" or "cpu": both are the CPU.
-            threads: threads inside an operator; None: one for each physical core.
+            threads: threads inside an operator, at most the machine's logical CPUs; None: one for each physical core.
             max_context: at most this many tokens in a prompt and its answer, which bounds the caches; None: the
                 model's own context.
+            max_cache_bytes: at most this many bytes of keys and values for all unfinished answers, batches and
+                conversations together, as they may become: prompt and ``max_new_tokens``. None: a third of the
+                memory that is free once the weights are loaded (of 6 GiB, where the system does not tell, as outside
+                Linux), but at least one whole context. An answer that does not fit is refused, an ``ask_batch``
+                runs in parts.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
             on_estimate: told what opening takes, before anything is loaded.
@@ -66,8 +76,9 @@ class VideoLM:
             ArtifactError: not a bundle, or one that is not as it was written.
             ProviderError: the engine is not installed, or installed twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
-            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, a
-                ``max_context`` beyond the model's, or a path that is not UTF-8.
+            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1 or more than
+                the logical CPUs, a ``max_context`` beyond the model's, a ``max_cache_bytes`` below 1, or a path that is
+                not UTF-8.
         """
         if limits is not None and not isinstance(limits, VideoLimits):
             raise UsageError(f"limits has type {type(limits).__name__}; VideoLimits or None is expected")
@@ -77,6 +88,7 @@ class VideoLM:
             device=device,
             threads=threads,
             max_context=max_context,
+            max_cache_bytes=max_cache_bytes,
             limits=VideoLimits() if limits is None else limits,
             allow_random=allow_random,
             on_estimate=on_estimate,
@@ -95,7 +107,8 @@ class VideoLM:
     @property
     def backend(self) -> BackendReport:
         """What the graphs are computed with."""
-        return self._open_model().backend
+        with self._owner.lease() as model:
+            return model.backend
 
     def encode(
         self,
@@ -124,7 +137,13 @@ class VideoLM:
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """
+<<<<<<< HEAD
         return encode_video(self._open_model(), video, start, end, fps, Deadline(timeout_s, cancel))
+=======
+        deadline = Deadline(timeout_s, cancel)
+        with self._owner.lease() as model:
+            return encode_video(model, video, start, end, deadline)
+>>>>>>> borders-memory
 
     def ask(
         self,
@@ -154,6 +173,8 @@ class VideoLM:
             VideoError: the video cannot be used.
             RequestError: a question that cannot be asked or is too long for the context, or video tokens of another
                 encoder; CancelledError or RequestTimeoutError if it was cancelled or took too long.
+            OutOfMemoryError: the cache does not fit into the free memory, or not into ``max_cache_bytes`` beside those
+                of other unfinished answers.
             BackendError: the inference engine failed.
         """
         with self.stream(
@@ -175,15 +196,23 @@ class VideoLM:
     ) -> AnswerStream:
         """Answers piece by piece: as ``ask``, with the video encoded when this returns and the pieces made on demand.
 
-        Closing the stream ends the answer within one token.
+        Closing the stream ends the answer within one token. An answer that does not fit into memory is refused by the
+        first ``next``; see ``AnswerStream``.
         """
         options = checked_options(options)
         check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
+<<<<<<< HEAD
         model = self._open_model()
         check_prompt(model, question, options, system)  # before the video costs anything
         tokens = _video_tokens(model, video, start, end, fps, deadline)
         return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options, system), deadline))
+=======
+        with self._owner.lease() as model:
+            tokens = _video_tokens(model, video, start, end, deadline)
+            request = model.first_request(tokens, question, options)
+        return AnswerStream(answer_in_pieces(self._owner, request, deadline), self._owner.check_open)
+>>>>>>> borders-memory
 
     def ask_batch(
         self,
@@ -195,6 +224,8 @@ class VideoLM:
     ) -> list[Answer]:
         """Answers several questions together; each answer is the one that ``ask`` would give.
 
+        As many run at a time as their caches fit into ``max_cache_bytes``, beside those of other unfinished answers.
+
         Args:
             requests: (video, question) pairs; a video that stands several times is encoded once. For a part of a
                 video, or pictures with a frame rate, give what ``encode`` gave.
@@ -203,13 +234,15 @@ class VideoLM:
             cancel: cancels all of them.
 
         Raises:
-            RequestError: one of them cannot be answered; none is then. Further errors as for ``ask``.
+            RequestError: one of them cannot be answered; none is then.
+            OutOfMemoryError: the longest does not fit into memory, even alone. Further errors as for ``ask``.
         """
         pairs = checked_pairs(requests)
         options = checked_options(options)
         if not pairs:
             return []
         deadline = Deadline(options.timeout_s, cancel)
+<<<<<<< HEAD
         model = self._open_model()
         for _, question in pairs:
             check_prompt(model, question, options, system)
@@ -223,6 +256,19 @@ class VideoLM:
                 encoded[key] = _video_tokens(model, video, None, None, None, deadline)
             prepared.append(model.first_request(encoded[key], question, options, system))
         return answer_together(model, prepared, deadline)
+=======
+        with self._owner.lease() as model:
+            encoded: dict[object, VideoTokens] = {}
+            prepared = []
+            for video, question in pairs:
+                key = os.fspath(video) if isinstance(video, (str, os.PathLike)) else id(video)
+                if key in encoded:
+                    encoded[key] = encoded[key].without_timings()
+                else:
+                    encoded[key] = _video_tokens(model, video, None, None, deadline)
+                prepared.append(model.first_request(encoded[key], question, options))
+            return answer_together(model, prepared, deadline)
+>>>>>>> borders-memory
 
     def chat(
         self,
@@ -233,18 +279,25 @@ class VideoLM:
         end: float | None = None,
         fps: float | None = None,
     ) -> Chat:
+<<<<<<< HEAD
         """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
         model = self._open_model()
         check_prompt(model, "?", GenerationOptions(), system)
         return Chat(model, _video_tokens(model, video, start, end, fps, Deadline(None, None)), system)
+=======
+        """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``encode``."""
+        with self._owner.lease() as model:
+            tokens = _video_tokens(model, video, start, end, Deadline(None, None))
+        return Chat(self._owner, tokens)
+>>>>>>> borders-memory
 
     def close(self) -> None:
-        """Frees the model. Answers in progress run to their end; further calls are refused."""
-        with self._lock:
-            model, self._model = self._model, None
-        if model is not None:
-            model.decoder.close()
-            model.video_encoder.close()
+        """Refuses further calls, those of its conversations too, and frees their caches and the model.
+
+        Answers in progress go to their end, streams that were begun among them; the model is freed with the last.
+        May be called more than once.
+        """
+        self._owner.close()
 
     def __enter__(self) -> VideoLM:
         return self
@@ -253,12 +306,6 @@ class VideoLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _open_model(self) -> Model:
-        model = self._model
-        if model is None:
-            raise UsageError("this VideoLM is closed; open the bundle again with VideoLM.open")
-        return model
 
 
 def _video_tokens(

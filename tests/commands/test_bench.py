@@ -171,3 +171,10 @@ def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
     assert text.count("blip3v bench ") == 4
     assert "default: 30" in text
+
+
+def test_more_threads_than_cpus_are_refused_before_anything_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 threads were passed on to the engine of each bundle and did not end."""
+    monkeypatch.setattr("blip3v.commands.bench.default_bundles", lambda *a, **k: pytest.fail("exported"))
+    with pytest.raises(UsageError, match="threads is 100000; this machine has"):
+        _bench("--threads", "100000")

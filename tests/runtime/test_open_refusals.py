@@ -30,7 +30,7 @@ from blip3v.errors import (
 )
 from blip3v.extras import pip_line
 from blip3v.runtime import VideoLM, memory
-from blip3v.runtime.backends import get_backend, onnxruntime
+from blip3v.runtime.backends import backend_names, get_backend, onnxruntime
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.opening import estimate_open, graph_files
@@ -81,6 +81,17 @@ def test_threads_must_be_a_count(bundle_path: Path, threads: Any) -> None:
         VideoLM.open(bundle_path, threads=threads)
 
 
+@pytest.mark.parametrize("backend", ["auto", *backend_names()])
+def test_more_threads_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch, bundle_path: Path, backend: str) -> None:
+    """300 threads took 35 s on two cores, 100,000 did not end."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"threads is 3; this machine has 2 logical CPUs.*leave `threads` out"):
+        VideoLM.open(bundle_path, backend=backend, threads=3)
+    VideoLM.open(bundle_path, backend=backend, threads=2).close()
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    VideoLM.open(bundle_path, backend=backend, threads=3).close()
+
+
 def test_random_weights_answer_only_when_told(tmp_path: Path, film: np.ndarray) -> None:
     config = toy_config()
     path = write_bundle(tmp_path / "random", config, Weights.random(config.text), random_init=True)
@@ -112,6 +123,14 @@ def test_the_estimate_counts_weights_and_cache(bundle_path: Path) -> None:
     weights_bytes = sum(onnxruntime.BACKEND.resident_bytes(graph) for graph in graph_files(bundle).values())
     assert half.memory_bytes > 192 * 2**20 + weights_bytes + 128 * a_token
     assert VideoLM.estimate(bundle_path, max_context=128, backend="onnxruntime").memory_bytes == half.memory_bytes
+
+
+def test_the_estimate_counts_the_tokens_of_an_ordinary_question(tmp_path: Path) -> None:
+    """It counted the next power of two of them."""
+    config = toy_config(max_context=1024)
+    bundle = open_bundle(write_bundle(tmp_path / "long", config, Weights.random(config.text)))
+    ordinary, short = (estimate_open(bundle, max_context=size, backend="onnxruntime") for size in (None, 128))
+    assert ordinary.memory_bytes - short.memory_bytes == (8 + 256 - 128) * (2 * 3 * 2 * 16 * 4)
 
 
 def test_a_smaller_context_is_kept(bundle_path: Path, film: np.ndarray) -> None:

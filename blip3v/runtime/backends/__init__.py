@@ -15,7 +15,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +45,13 @@ __all__ = [
     "choose_backend",
     "get_backend",
     "parse_backends",
+    "still_open",
     "stored_and_computed",
 ]
 
 FloatArray = NDArray[np.float16] | NDArray[np.float32]
 GraphName = Literal["video_encoder", "decoder"]
+_Part = TypeVar("_Part")
 
 GRAPHS: tuple[GraphName, ...] = ("video_encoder", "decoder")
 AUTO = "auto"
@@ -111,7 +113,7 @@ class VideoEncoder(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets the weights go as soon as no call is running. Nothing may be called afterwards."""
+        """Lets the weights go as soon as no call is running. Afterwards every other call is a ``UsageError``."""
         ...
 
 
@@ -168,7 +170,7 @@ class DecoderSession(Protocol):
         ...
 
     def close(self) -> None:
-        """Releases the cache. May be called more than once; nothing else may be called afterwards."""
+        """Releases the cache. May be called more than once; afterwards every other call is a ``UsageError``."""
         ...
 
 
@@ -187,7 +189,7 @@ class Decoder(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees spare caches, and the weights with the last open session. Nothing may be called afterwards."""
+        """Frees the weights with the last open session. Afterwards every other call is a ``UsageError``."""
         ...
 
 
@@ -337,6 +339,21 @@ def stored_and_computed(precision: Precision) -> str:
         str(get_backend(name).execution(spec)) for name in backend_names() for spec in precision.graphs.values()
     )
     return f"stored {precision.name}, computed {' or '.join(computed)}"
+
+
+def still_open(part: _Part | None, what: str) -> _Part:
+    """What an object works with, which its ``close`` sets to None.
+
+    Args:
+        part: the object's own, or None.
+        what: the object, for the message.
+
+    Raises:
+        UsageError: the object is closed.
+    """
+    if part is None:
+        raise UsageError(f"the {what} is closed; open another one")
+    return part
 
 
 def check_io(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], graph: GraphFile) -> None:

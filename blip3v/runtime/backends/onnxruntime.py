@@ -24,15 +24,24 @@ from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_command, pip_line
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, FloatArray, FoundTensor, GraphFile, GraphName, check_io
+from blip3v.runtime.backends import (
+    PREFILL_CHUNK,
+    Execution,
+    FloatArray,
+    FoundTensor,
+    GraphFile,
+    GraphName,
+    check_io,
+    still_open,
+)
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.engine_errors import engine_errors, path_for_engine
-from blip3v.runtime.host_cache import CachePool, KVCache, cache_bytes, pad_prompts
+from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts
 
 __all__ = ["BACKEND", "OnnxRuntimeSession", "load_onnxruntime", "resident_bytes", "use_mmap"]
 
-# Spare caches that are kept, in units of one whole context.
-_KEPT_CONTEXTS = 2
+# Tokens by which the capacity of a cache grows.
+_CACHE_STEP = 64
 # Widening fp16 weights on one core of a server; mapped weights are read later.
 _WIDEN_S_PER_GIB = 5.2
 
@@ -111,8 +120,7 @@ class OnnxRuntimeVideoEncoder:
 
     def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
         """See ``VideoEncoder``."""
-        graph = self._graph
-        assert graph is not None, "the video encoder is closed"
+        graph = still_open(self._graph, "video encoder")
         frames = np.ascontiguousarray(frames_BF3SS, graph.dtype)
         with graph.running("running the video encoder", deadline) as options:
             return dict(zip(graph.outputs, graph.session.run(None, {"frames": frames}, options), strict=True))
@@ -123,7 +131,7 @@ class OnnxRuntimeVideoEncoder:
 
 
 class OnnxRuntimeDecoder:
-    """See ``Decoder``. Sessions take their caches from a pool, so that memory does not grow with their number."""
+    """See ``Decoder``."""
 
     def __init__(self, graph: _OpenGraph, execution: Execution, text: TextConfig, chunk: int) -> None:
         self.execution = execution
@@ -131,17 +139,14 @@ class OnnxRuntimeDecoder:
         self._graph: _OpenGraph | None = graph
         self._text = text
         self._chunk = chunk
-        dtype = graph.cache_dtype
-        self._pool = CachePool(text, dtype, _KEPT_CONTEXTS * cache_bytes(text, dtype, 1, text.max_context))
 
     def session(self, num_rows: int, num_tokens: int) -> OnnxRuntimeSession:
         """See ``Decoder``."""
-        assert self._graph is not None, "the decoder is closed"
-        return OnnxRuntimeSession(self._graph, self._text, self._chunk, self._pool, num_rows, num_tokens)
+        graph = still_open(self._graph, "decoder")
+        return OnnxRuntimeSession(graph, self._text, self._chunk, num_rows, num_tokens)
 
     def close(self) -> None:
         """See ``Decoder``."""
-        self._pool.clear()
         self._graph = None
 
 
@@ -152,14 +157,12 @@ class OnnxRuntimeSession:
     go in row by row and in chunks; short ones with nothing before them together, padded on the right.
     """
 
-    def __init__(
-        self, graph: _OpenGraph, text: TextConfig, chunk: int, pool: CachePool, num_rows: int, num_tokens: int
-    ) -> None:
-        self._graph = graph
+    def __init__(self, graph: _OpenGraph, text: TextConfig, chunk: int, num_rows: int, num_tokens: int) -> None:
+        self._open_graph: _OpenGraph | None = graph
         self._text = text
         self._chunk = chunk
-        self._pool = pool
-        self._cache: KVCache | None = pool.acquire(num_rows, num_tokens)
+        self._cache: KVCache | None = KVCache(text, graph.cache_dtype, num_rows, step=_CACHE_STEP)
+        self._cache.reserve(num_tokens)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -169,8 +172,11 @@ class OnnxRuntimeSession:
     @property
     def cache(self) -> KVCache:
         """The memory behind it."""
-        assert self._cache is not None, "the session is closed"
-        return self._cache
+        return still_open(self._cache, "decoder session")
+
+    @property
+    def _graph(self) -> _OpenGraph:
+        return still_open(self._open_graph, "decoder session")
 
     def reserve(self, num_tokens: int) -> None:
         """See ``DecoderSession``."""
@@ -207,17 +213,16 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """See ``DecoderSession``."""
-        cache, self._cache = self._cache, None
-        if cache is not None:
-            self._pool.release(cache)
+        self._cache = self._open_graph = None
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         assert not any(self.cache.lengths)
-        lengths = [len(row) for row in rows]
-        embeds_BtD = pad_prompts(rows, self._graph.dtype)
-        logits_BV = self._run(0, len(rows), embeds_BtD, [length - 1 for length in lengths], lengths, deadline)
-        self.cache.lengths = lengths
-        return logits_BV
+        logits_BV = []
+        for first, embeds_BtD, lengths in pad_prompts(rows, self._graph.dtype):
+            last = first + len(lengths)
+            logits_BV.append(self._run(first, last, embeds_BtD, [n - 1 for n in lengths], lengths, deadline))
+            self.cache.lengths[first:last] = lengths
+        return np.concatenate(logits_BV)
 
     def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""

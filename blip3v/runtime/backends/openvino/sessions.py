@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.config import TextConfig
-from blip3v.runtime.backends import Execution, FloatArray, GraphFile
+from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.engine_errors import engine_errors
-from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts, require_cache_memory
+from blip3v.runtime.host_cache import KVCache, pad_prompts
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
 
@@ -53,7 +53,7 @@ class OpenVinoVideoEncoder:
             model = read_model(core, graph)
             compute_in_fp32(model)
             self._outputs = [output.any_name for output in model.outputs]
-            self._compiled: Any = core.compile_model(model, "CPU")
+            self._compiled: Any | None = core.compile_model(model, "CPU")
         self._spare: list[Any] = []  # requests that nobody runs: each holds the memory of its activations
         self._lock = threading.Lock()
 
@@ -67,15 +67,18 @@ class OpenVinoVideoEncoder:
 
     def close(self) -> None:
         """See ``VideoEncoder``."""
-        self._spare, self._compiled = [], None
+        with self._lock:
+            self._spare, self._compiled = [], None
 
     @contextlib.contextmanager
     def _request(self) -> Iterator[Any]:
         with self._lock:
-            request = self._spare.pop() if self._spare else self._compiled.create_infer_request()
+            compiled = still_open(self._compiled, "video encoder")
+            request = self._spare.pop() if self._spare else compiled.create_infer_request()
         yield request
         with self._lock:
-            self._spare.append(request)
+            if self._compiled is not None:  # it may have been closed meanwhile
+                self._spare.append(request)
 
 
 class OpenVinoDecoder:
@@ -90,8 +93,7 @@ class OpenVinoDecoder:
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
         """See ``Decoder``."""
-        assert self._compiled is not None, "the decoder is closed"
-        return OpenVinoSession(self._compiled, num_rows, num_tokens)
+        return OpenVinoSession(still_open(self._compiled, "decoder"), num_rows, num_tokens)
 
     def close(self) -> None:
         """See ``Decoder``."""
@@ -173,16 +175,19 @@ class OpenVinoSession:
     """
 
     def __init__(self, decoder: _CompiledDecoder, num_rows: int, num_tokens: int) -> None:
-        self._decoder = decoder
+        self._open_decoder: _CompiledDecoder | None = decoder
         # Attention costs what the capacity is, not what is used: it grows with use, in small steps.
-        self._cache: KVCache | None = KVCache(decoder.text, np.dtype(np.float32), num_rows, 0, round_to=_CACHE_STEP)
+        self._cache: KVCache | None = KVCache(decoder.text, np.dtype(np.float32), num_rows, step=_CACHE_STEP)
         self.reserve(num_tokens)
 
     @property
     def cache(self) -> KVCache:
         """The memory behind it."""
-        assert self._cache is not None, "the session is closed"
-        return self._cache
+        return still_open(self._cache, "decoder session")
+
+    @property
+    def _decoder(self) -> _CompiledDecoder:
+        return still_open(self._open_decoder, "decoder session")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -191,18 +196,16 @@ class OpenVinoSession:
 
     def reserve(self, num_tokens: int) -> None:
         """Only checks that the memory is there: the cache grows as tokens come."""
-        cache = self.cache
-        needed = cache_bytes(self._decoder.text, np.dtype(np.float32), cache.max_rows, num_tokens)
-        require_cache_memory(max(0, needed - cache.num_bytes), cache.rows, num_tokens)
+        self.cache.check_memory(num_tokens)
 
     def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         """See ``DecoderSession``."""
         assert len(rows) == self.cache.rows
         assert all(len(row) for row in rows)
-        if len(rows) > 1 and max(map(len, rows)) <= self._decoder.chunk:
-            return self._prefill_padded(rows, deadline)
         before = list(self.cache.lengths)
         try:
+            if len(rows) > 1 and max(map(len, rows)) <= self._decoder.chunk:
+                return self._prefill_padded(rows, deadline)
             return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
         except BaseException:
             self.cache.lengths = before
@@ -224,11 +227,11 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """See ``DecoderSession``."""
-        self._cache = None
+        self._cache = self._open_decoder = None
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
-        counts = [len(row) for row in rows]
-        return self._run(0, pad_prompts(rows, np.dtype(np.float32)), counts, deadline)
+        parts = pad_prompts(rows, np.dtype(np.float32))
+        return np.concatenate([self._run(first, embeds_BtD, counts, deadline) for first, embeds_BtD, counts in parts])
 
     def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
@@ -240,6 +243,7 @@ class OpenVinoSession:
     def _run(self, first: int, embeds_BtD: FloatArray, counts: list[int], deadline: Deadline) -> NDArray[np.float32]:
         """Appends ``counts`` tokens to the rows from ``first`` on; the rest of ``embeds_BtD`` is padding."""
         cache, num_layers = self.cache, self._decoder.text.num_layers
+        cache.reserve(cache.capacity)  # the same in every layer, even if a growth was interrupted
         rows = slice(first, first + len(counts))
         past_B = np.array(cache.lengths[rows], np.int32)
         positions_Bt = (past_B[:, None] + np.arange(embeds_BtD.shape[1])).astype(np.int32)

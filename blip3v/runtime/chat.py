@@ -106,16 +106,19 @@ class Chat:
         return model.next_request(self._video, self._num_held, self._open_ids, question, options)
 
     def _turn(self, question: str, request: Request, number: int, deadline: Deadline) -> Generator[Delta, None, Answer]:
-        if not self._busy.acquire(blocking=False):
-            raise RequestError("this conversation is answering another question; wait for its end or close its stream")
-        try:
-            with self._open_owner().lease() as model:
+        with self._open_owner().lease() as model:
+            if not self._busy.acquire(blocking=False):
+                raise RequestError(
+                    "this conversation is answering another question; wait for its end or close its stream"
+                )
+            try:
+                self._open_owner()  # it may have been closed meanwhile, and its cache freed
                 if number != len(self._turns):
                     raise RequestError("the conversation has changed since this stream was made; ask again")
                 return (yield from self._run(model, question, request, deadline))
-        finally:
-            self._busy.release()
-            self.release_if_closed()
+            finally:
+                self._busy.release()
+                self.release_if_closed()
 
     def _run(self, model: Model, question: str, request: Request, deadline: Deadline) -> Generator[Delta, None, Answer]:
         writer = AnswerWriter(model.tokenizer, request)

@@ -107,62 +107,68 @@ class Chat:
         return model.next_request(self._video, self._num_held, self._open_ids, question, options)
 
     def _turn(self, question: str, request: Request, number: int, deadline: Deadline) -> Generator[Delta, None, Answer]:
-        if not self._busy.acquire(blocking=False):
-            raise RequestError("this conversation is answering another question; wait for its end or close its stream")
-        try:
-            with self._open_owner().lease() as model:
+        with self._open_owner().lease() as model:
+            if not self._busy.acquire(blocking=False):
+                raise RequestError(
+                    "this conversation is answering another question; wait for its end or close its stream"
+                )
+            try:
+                self._open_owner()  # it may have been closed meanwhile, and its cache freed
                 if number != len(self._turns):
                     raise RequestError("the conversation has changed since this stream was made; ask again")
                 return (yield from self._run(model, question, request, deadline))
-        finally:
-            self._busy.release()
-            self.release_if_closed()
+            finally:
+                self._busy.release()
+                self.release_if_closed()
 
     def _run(self, model: Model, question: str, request: Request, deadline: Deadline) -> Generator[Delta, None, Answer]:
         writer = AnswerWriter(model.tokenizer, request)
+        session, share = self._reserve(model, request.num_tokens)
         try:
-            session = self._reserve(model, request.num_tokens)
             for _, delta in generate(session, [writer], model, deadline):
                 yield delta
         finally:
+            # A chunk that was interrupted may have been written.
+            written = min(session.lengths[0] + PREFILL_CHUNK, request.num_tokens)
             if writer.finish_reason is None:
-                self._undo(request)
+                self._undo(session)
             else:
                 answer = writer.answer(model)
-                self._num_held = self._num_written = session.lengths[0]
+                self._num_held = written = session.lengths[0]
                 self._open_ids = writer.token_ids[self._num_held - request.num_prompt_tokens :]
                 self._turns.append((question, answer))
                 self._video = self._video.without_timings()
-            if self._share is not None:
-                self._share.resize(1, self._num_written)
+            self._num_written = max(self._num_written, written) if self._session is not None else 0
+            share.resize(1, self._num_written)
         return answer
 
-    def _reserve(self, model: Model, num_tokens: int) -> DecoderSession:
-        """The conversation's session with room for ``num_tokens``."""
-        if self._session is None or self._share is None:
-            self._share = model.caches.take(1, num_tokens)
-            self._session = model.decoder.session(1, num_tokens)
-        else:
-            self._share.resize(1, num_tokens)
-            self._session.reserve(num_tokens)
-        return self._session
+    def _reserve(self, model: Model, num_tokens: int) -> tuple[DecoderSession, CacheShare]:
+        """The conversation's session with room for ``num_tokens``; if that is refused, all stays as it was."""
+        session, share = self._session, self._share
+        if session is None or share is None:
+            share = model.caches.take(1, num_tokens)
+            session = model.decoder.session(1, num_tokens)
+            self._session, self._share = session, share
+            return session, share
+        share.resize(1, max(num_tokens, self._num_written))
+        try:
+            session.reserve(num_tokens)
+        except BaseException:
+            share.resize(1, self._num_written)
+            raise
+        return session, share
 
-    def _undo(self, request: Request) -> None:
+    def _undo(self, session: DecoderSession) -> None:
         """Takes back what a turn that did not end has added."""
-        session = self._session
-        if session is None or not self._turns:
+        if self._turns:
+            session.truncate(self._num_held)
+        else:
             self._release()
-            return
-        # A chunk that was interrupted may have been written.
-        written = min(session.lengths[0] + PREFILL_CHUNK, request.num_tokens)
-        self._num_written = max(self._num_written, written)
-        session.truncate(self._num_held)
 
     def _release(self) -> None:
         """Frees the cache; the next turn, if there are none yet, makes a new one."""
         session, share = self._session, self._share
         self._session = self._share = None
-        self._num_written = 0
         if session is not None:
             session.close()
         if share is not None:

@@ -5,13 +5,14 @@ What it may take is known on Linux only (``/proc/meminfo`` and control groups); 
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
 from blip3v.errors import OutOfMemoryError
 from blip3v.units import format_bytes
 
-__all__ = ["available_bytes", "peak_rss_bytes", "require"]
+__all__ = ["available_bytes", "peak_rss_bytes", "require", "return_freed"]
 
 
 def require(num_bytes: int, what: str, advice: str) -> None:
@@ -62,6 +63,14 @@ def peak_rss_bytes(root: Path = Path("/")) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed() -> None:
+    """Has the C library return to the system what was freed. glibc keeps much of it, weights of a closed model too."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+        if trim is not None:
+            trim(0)
 
 
 def _meminfo(path: Path) -> int | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from blip3v.errors import UsageError
+from blip3v.runtime import memory
 from blip3v.runtime.request import Model
 
 __all__ = ["CacheHolder", "ModelOwner"]
@@ -88,3 +89,5 @@ class ModelOwner:
         if model is not None:
             model.decoder.close()
             model.video_encoder.close()
+            del model
+            memory.return_freed()

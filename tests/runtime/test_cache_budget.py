@@ -103,8 +103,12 @@ def test_a_conversation_holds_what_it_has_written(small: VideoLM, video: VideoTo
         next(stream)
         assert budget.in_use_bytes > (held + 12) * TOKEN_BYTES
         stream.close()
-        assert held * TOKEN_BYTES <= budget.in_use_bytes
-        chat.ask("And then?", options=LONG)
+        taken = budget.in_use_bytes
+        assert held * TOKEN_BYTES <= taken
+        # A turn that asks for less than an earlier one wrote, in a budget that is used up.
+        with budget.take(1, (budget.limit_bytes - taken) // TOKEN_BYTES):
+            assert chat.ask("Why?", options=GenerationOptions(max_new_tokens=1)).usage.num_new_tokens == 1
+            assert budget.in_use_bytes <= budget.limit_bytes
     assert budget.in_use_bytes == 0
 
 
@@ -118,8 +122,9 @@ def test_conversations_share_the_limit_and_a_refused_turn_changes_nothing(small:
     long = GenerationOptions(max_new_tokens=150, ignore_stop_token=True)
     for chat in (chats[0], small.chat(video)):
         num_turns = len(chat.turns)
-        with pytest.raises(OutOfMemoryError, match=r"may take 1\.46 MiB; finish or close streams and conversations"):
+        with pytest.raises(OutOfMemoryError, match=r"may take 1\.46 MiB; finish or close streams") as refused:
             chat.ask("And then?", options=long)
+        assert refused.value.__context__ is None
         assert (budget.in_use_bytes, len(chat.turns)) == (before, num_turns)
     for other in chats[1:]:
         other.close()

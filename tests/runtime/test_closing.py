@@ -223,3 +223,13 @@ def test_closed_graphs_are_our_error(backend: str, make_decoder: DecoderMaker, b
     encoder.close()
     with pytest.raises(UsageError, match="the video encoder is closed"):
         encoder.run(np.ones((1, 4, 3, 16, 16), np.float32), Deadline())
+
+
+@pytest.mark.parametrize("backend", ["openvino"], indirect=True)
+def test_a_video_encoder_that_is_closed_during_a_run_keeps_nothing(backend: str, bundle_path: Path) -> None:
+    """The run put its request, which holds the weights, back among the spare ones."""
+    graph = graph_file(bundle_path / "onnx" / "video_encoder.onnx", video_encoder_io(toy_config()))
+    encoder: Any = get_backend(backend).open_video_encoder(graph, threads=1)
+    with encoder._request():
+        encoder.close()
+    assert encoder._spare == []

@@ -150,12 +150,6 @@ class Model:
         rows_tD: FloatArray = self.table_VD[np.asarray(ids, np.int64)].astype(self.decoder.dtype, copy=False)
         return rows_tD
 
-<<<<<<< HEAD
-    def first_request(
-        self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
-    ) -> Request:
-        """A conversation's first question; ``system`` as for ``check_prompt``.
-=======
     def embed_prompt(self, request: Request) -> FloatArray:
         """Embeddings (t,D) of what the session does not hold yet, with the video tokens in their place."""
         embeds_tD = self.embed(request.ids)
@@ -165,27 +159,19 @@ class Model:
         spliced_tD: FloatArray = splice(embeds_tD, request.image_position, video_MD)
         return spliced_tD
 
-    def first_request(self, video: VideoTokens, question: str, options: GenerationOptions) -> Request:
-        """A conversation's first question.
->>>>>>> borders-memory
+    def first_request(
+        self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
+    ) -> Request:
+        """A conversation's first question; ``system`` as for ``check_prompt``.
 
         Raises:
             RequestError: video tokens of another encoder, a question or system text that cannot be asked, or one that
                 is too long.
         """
         self._check_video(video)
-<<<<<<< HEAD
         prompt = _prompt(self, question, system)
-        # Before anything is embedded: a hostile prompt may have a million tokens.
         new_tokens = _fit(self, prompt.length(len(video)), len(video), options)
-        video_MD = video.tokens.astype(self.decoder.dtype, copy=False)  # the video encoder's precision may differ
-        embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video_MD)
-        return Request(video, embeds_tD, 0, new_tokens, options)
-=======
-        prompt = build_prompt(self.tokenizer, self.chat_template, self.generation, [Message("user", question)])
-        new_tokens = self._fit(prompt.length(len(video)), len(video), options)
         return Request(video, prompt.ids, prompt.image_position, 0, new_tokens, options)
->>>>>>> borders-memory
 
     def next_request(
         self, video: VideoTokens, held_tokens: int, open_ids: Sequence[int], question: str, options: GenerationOptions
@@ -203,13 +189,8 @@ class Model:
             RequestError: a question that cannot be asked, or a conversation that becomes too long.
         """
         ids = [*open_ids, self.tokenizer.end_id, *continue_prompt(self.tokenizer, self.chat_template, question)]
-<<<<<<< HEAD
         new_tokens = _fit(self, held_tokens + len(ids), len(video), options)
-        return Request(video, self.embed(ids), held_tokens, new_tokens, options)
-=======
-        new_tokens = self._fit(held_tokens + len(ids), len(video), options)
         return Request(video, ids, None, held_tokens, new_tokens, options)
->>>>>>> borders-memory
 
     def _check_video(self, video: VideoTokens) -> None:
         if video.encoder != self.encoder_hash:

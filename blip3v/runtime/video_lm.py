@@ -13,12 +13,8 @@ from blip3v.runtime.chat import Chat
 from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
-<<<<<<< HEAD
-from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
-=======
 from blip3v.runtime.owner import ModelOwner
-from blip3v.runtime.request import GenerationOptions, Model, checked_options, checked_pairs
->>>>>>> borders-memory
+from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
 from blip3v.text.prompt import check_question
@@ -137,13 +133,9 @@ class VideoLM:
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """
-<<<<<<< HEAD
-        return encode_video(self._open_model(), video, start, end, fps, Deadline(timeout_s, cancel))
-=======
         deadline = Deadline(timeout_s, cancel)
         with self._owner.lease() as model:
-            return encode_video(model, video, start, end, deadline)
->>>>>>> borders-memory
+            return encode_video(model, video, start, end, fps, deadline)
 
     def ask(
         self,
@@ -202,17 +194,11 @@ class VideoLM:
         options = checked_options(options)
         check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
-<<<<<<< HEAD
-        model = self._open_model()
-        check_prompt(model, question, options, system)  # before the video costs anything
-        tokens = _video_tokens(model, video, start, end, fps, deadline)
-        return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options, system), deadline))
-=======
         with self._owner.lease() as model:
-            tokens = _video_tokens(model, video, start, end, deadline)
-            request = model.first_request(tokens, question, options)
+            check_prompt(model, question, options, system)  # before the video costs anything
+            tokens = _video_tokens(model, video, start, end, fps, deadline)
+            request = model.first_request(tokens, question, options, system)
         return AnswerStream(answer_in_pieces(self._owner, request, deadline), self._owner.check_open)
->>>>>>> borders-memory
 
     def ask_batch(
         self,
@@ -242,22 +228,9 @@ class VideoLM:
         if not pairs:
             return []
         deadline = Deadline(options.timeout_s, cancel)
-<<<<<<< HEAD
-        model = self._open_model()
-        for _, question in pairs:
-            check_prompt(model, question, options, system)
-        encoded: dict[object, VideoTokens] = {}
-        prepared = []
-        for video, question in pairs:
-            key = os.fspath(video) if isinstance(video, (str, os.PathLike)) else id(video)
-            if key in encoded:
-                encoded[key] = encoded[key].without_timings()
-            else:
-                encoded[key] = _video_tokens(model, video, None, None, None, deadline)
-            prepared.append(model.first_request(encoded[key], question, options, system))
-        return answer_together(model, prepared, deadline)
-=======
         with self._owner.lease() as model:
+            for _, question in pairs:
+                check_prompt(model, question, options, system)
             encoded: dict[object, VideoTokens] = {}
             prepared = []
             for video, question in pairs:
@@ -265,10 +238,9 @@ class VideoLM:
                 if key in encoded:
                     encoded[key] = encoded[key].without_timings()
                 else:
-                    encoded[key] = _video_tokens(model, video, None, None, deadline)
-                prepared.append(model.first_request(encoded[key], question, options))
+                    encoded[key] = _video_tokens(model, video, None, None, None, deadline)
+                prepared.append(model.first_request(encoded[key], question, options, system))
             return answer_together(model, prepared, deadline)
->>>>>>> borders-memory
 
     def chat(
         self,
@@ -279,17 +251,11 @@ class VideoLM:
         end: float | None = None,
         fps: float | None = None,
     ) -> Chat:
-<<<<<<< HEAD
         """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
-        model = self._open_model()
-        check_prompt(model, "?", GenerationOptions(), system)
-        return Chat(model, _video_tokens(model, video, start, end, fps, Deadline(None, None)), system)
-=======
-        """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``encode``."""
         with self._owner.lease() as model:
-            tokens = _video_tokens(model, video, start, end, Deadline(None, None))
-        return Chat(self._owner, tokens)
->>>>>>> borders-memory
+            check_prompt(model, "?", GenerationOptions(), system)
+            tokens = _video_tokens(model, video, start, end, fps, Deadline(None, None))
+        return Chat(self._owner, tokens, system)
 
     def close(self) -> None:
         """Refuses further calls, those of its conversations too, and frees their caches and the model.

@@ -22,7 +22,8 @@ __all__ = ["main"]
 # verb -> one line for --help; `command` in blip3v/commands/VERB.py is its click command
 _VERBS = {
     "demo": "Run the whole chain on a real clip: export, check, ask, measure.",
-    "ask": "Answer a question about a video.",
+    "ask": "Answer questions about a video.",
+    "chat": "Talk about a video.",
     "export": "Export a bundle: two ONNX graphs, checked against PyTorch.",
     "convert": "Convert a released checkpoint to a model folder.",
     "inspect": "Show what a bundle contains.",
@@ -108,6 +109,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Args:
         args: the arguments after the program name; None: those of this process.
     """
+    # A path may hold bytes that are not UTF-8: as escapes they fit into a line, and into JSON. None: stdout is closed.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     sys.exit(_run(sys.argv[1:] if args is None else list(args)))
 
 

@@ -8,6 +8,7 @@ frames become pixels (``video/preprocess.py``), and what the settings of a tempo
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from blip3v import strict_json
 from blip3v.errors import ConfigError
 
 __all__ = [
+    "MAX_LAYERS",
+    "MAX_SIZE",
     "PRESETS",
     "ModelConfig",
     "ResamplerConfig",
@@ -27,6 +30,11 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+
+# Far above any model. They keep a damaged config from being built, or looped over, for hours.
+MAX_SIZE = 2**18
+MAX_LAYERS = 1024
+_MIN_FLOAT = 2.0**-126  # anything smaller may be zero in fp32
 
 # Version 1 stored the settings of all temporal encoders with every encoder. These are their defaults, and the ones that
 # each encoder reads.
@@ -56,7 +64,11 @@ _V1_REFUSED = ("pooling", "memory_output")  # unless read or at their default; o
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """SigLIP vision transformer, applied to each frame on its own."""
+    """SigLIP vision transformer, applied to each frame on its own.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
 
     image_size: int  # side of the square input, pixels
     patch_size: int  # side of a patch, pixels
@@ -66,6 +78,9 @@ class VisionConfig:
     num_heads: int
     layer_norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        _check_numbers(self, layers="num_layers")
+
     @property
     def num_patches(self) -> int:
         """Tokens per frame."""
@@ -74,7 +89,11 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplerConfig:
-    """Perceiver resampler: the patches of a frame become ``num_latents`` tokens."""
+    """Perceiver resampler: the patches of a frame become ``num_latents`` tokens.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
 
     num_latents: int  # tokens per frame
     depth: int  # blocks of cross-attention and feed-forward
@@ -82,10 +101,17 @@ class ResamplerConfig:
     head_dim: int
     ff_mult: int = 4  # width of the feed-forward, in units of the token width
 
+    def __post_init__(self) -> None:
+        _check_numbers(self, layers="depth")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Phi-3 with the released split of embedding and head."""
+    """Phi-3 with the released split of embedding and head.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
 
     vocab_size: int  # rows of the base embedding, unused rows included
     num_base_tokens: int  # ids below this come from the base rows (released: ``initial_tokenizer_len``)
@@ -99,6 +125,9 @@ class TextConfig:
     sliding_window: int | None  # a token attends to this many tokens, itself included; None: all
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, layers="num_layers")
 
     @property
     def head_dim(self) -> int:
@@ -179,15 +208,13 @@ def preset(name: str) -> ModelConfig:
 
 def _check(config: ModelConfig) -> None:
     vision, text = config.vision, config.text
-    if config.num_frames < 1:
-        raise ConfigError(f"num_frames is {config.num_frames}; at least 1 is needed")
+    _check_count("num_frames", config.num_frames)
     # The name appears in file names and on pages, and may come from another package.
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", config.temporal.encoder):
         raise ConfigError(
             f"temporal.encoder is {config.temporal.encoder!r}; only lower-case letters, digits and hyphens are allowed"
         )
-    if config.num_video_tokens < 1:
-        raise ConfigError(f"num_video_tokens is {config.num_video_tokens}; at least 1 is needed")
+    _check_count("num_video_tokens", config.num_video_tokens)
     if vision.patch_size > vision.image_size:
         raise ConfigError(f"patch_size {vision.patch_size} is larger than image_size {vision.image_size}")
     _check_divisible("vision.hidden_size", vision.hidden_size, "vision.num_heads", vision.num_heads)
@@ -197,6 +224,24 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(f"a text head is {text.head_dim} wide; the attention kernels need a multiple of 16")
     if text.num_base_tokens > text.vocab_size:
         raise ConfigError(f"num_base_tokens {text.num_base_tokens} is larger than vocab_size {text.vocab_size}")
+
+
+def _check_numbers(config: Any, *, layers: str) -> None:
+    """Checks every field: a count or size from 1 up, a float above 0, or None where the field allows it."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, float):
+            if not _MIN_FLOAT <= value < math.inf:
+                raise ConfigError(f"{item.name} is {value:g}; a finite number above 0 is needed")
+        elif value is not None:
+            _check_count(item.name, value, MAX_LAYERS if item.name == layers else MAX_SIZE)
+
+
+def _check_count(name: str, value: int, most: int = MAX_SIZE) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; at least 1 is needed")
+    if value > most:
+        raise ConfigError(f"{name} is {value}; at most {most} is allowed")
 
 
 def _check_divisible(name: str, value: int, by_name: str, by: int) -> None:

@@ -24,7 +24,7 @@ import av.codec
 
 import blip3v
 from blip3v.errors import ProviderError
-from blip3v.extras import EXTRAS, Package, pip_line
+from blip3v.extras import EXTRAS, Package, pip_line, reinstall_line
 from blip3v.runtime.backends.onnxruntime import load_onnxruntime
 from blip3v.runtime.memory import available_bytes
 
@@ -254,7 +254,7 @@ def verdicts(packages: Mapping[str, PackageState], engine: Engine, video: VideoC
     """
     no_engine = [engine.problem] if engine.problem else []
     only_openvino = packages["openvino"].works and all(packages[name].version is None for name in ENGINES)
-    no_decoder = [] if video.h264_decoder else ['PyAV has no H.264 decoder; run `pip install --force-reinstall "av"`']
+    no_decoder = [] if video.h264_decoder else [f"PyAV has no H.264 decoder; run `{reinstall_line('av')}`"]
     missing = {
         # Either engine answers; the parity check of an export needs ONNX Runtime.
         "ask": [*([] if only_openvino else no_engine), *no_decoder],

@@ -56,7 +56,7 @@ def from_dict(cls: type[T], values: object, where: str) -> T:
         where: what to call it in errors, for example ``config.json``.
 
     Raises:
-        ConfigError: an unknown key, a missing key, or a value of the wrong type.
+        ConfigError: an unknown key, a missing key, a value of the wrong type, or one that ``cls`` rejects.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} is {values!r}; an object with the keys of {cls.__name__} is expected")
@@ -73,7 +73,10 @@ def from_dict(cls: type[T], values: object, where: str) -> T:
             arguments[name] = _value(hints[name], values[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where} lacks the key {name!r}")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +136,10 @@ def _tuple(options: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is too large for a float") from error
     if hint is not bool and isinstance(value, bool):
         raise ConfigError(f"{where} is {value!r}; {hint.__name__} is expected")
     _expect(value, hint, where)

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["format_bytes", "format_count", "format_duration", "format_number", "format_ratio", "format_time"]
+__all__ = [
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_frame",
+    "format_number",
+    "format_ratio",
+    "format_time",
+]
 
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
@@ -49,6 +57,11 @@ def format_duration(seconds: float) -> str:
 def format_time(seconds: float) -> str:
     """A time within a clip, to the hundredth of a second: 1.28 s."""
     return f"{seconds:.2f} s"
+
+
+def format_frame(index: int, time_s: float | None) -> str:
+    """A frame of a clip, with its time if it has one: 32 (1.28 s)."""
+    return str(index) if time_s is None else f"{index} ({format_time(time_s)})"
 
 
 def format_ratio(value: float) -> str:

@@ -19,10 +19,13 @@ _NEEDED = {"torch": "2.11", "transformers": "5.17", "safetensors": "0.5", "click
 
 def main() -> None:
     """Checks that the required packages are installed and starts the command."""
-    missing = [f'"{name}>={version}"' for name, version in _NEEDED.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SystemExit(f"this Python lacks packages that the GPU check needs; run: pip install {' '.join(missing)}")
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from blip3v.extras import pip_command  # of this checkout
+
+    missing = [f"{name}>={version}" for name, version in _NEEDED.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        line = pip_command("install", *missing)
+        raise SystemExit(f"this Python lacks packages that the GPU check needs; run: {line}")
     from scripts.gpu.command import gpu_check  # after the check above: it imports torch
 
     gpu_check()

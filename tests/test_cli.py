@@ -27,7 +27,7 @@ import blip3v
 from blip3v import cli
 from blip3v.commands import failure
 from blip3v.errors import BackendError, Blip3vError, ParityError
-from blip3v.extras import EXTRAS
+from blip3v.extras import EXTRAS, pip_line
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
@@ -128,7 +128,7 @@ def test_json_is_offered_everywhere(verb: str):
     assert "--json" in [name for parameter in command_of(verb).params for name in parameter.opts]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "ask"])
+@each_verb
 def test_quiet_is_offered_everywhere(verb: str):
     names = [name for parameter in command_of(verb).params for name in parameter.opts]
     assert {"-q", "--quiet"} <= set(names)
@@ -219,7 +219,7 @@ def test_usage_errors_end_with_2(args: list[str], says: str, capsys: pytest.Capt
         pytest.param(
             ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript"),
             2,
-            "error: the package 'onnxscript' is not installed; run: pip install \"blip3v[export]\"",
+            f"error: the package 'onnxscript' is not installed; run: {pip_line('export')}",
             id="missing package",
         ),
     ],
@@ -266,10 +266,12 @@ def test_a_remedy_names_options(
 def library_strings() -> list[tuple[str, str]]:
     """Every string below the command line, docstrings included, with its file and line.
 
-    Except ``old_manifest.py``: its advice is a whole shell command, on the command line and in Python alike.
+    Except ``old_manifest.py`` and ``extras.py``: their advice is a whole shell command, on the command line and in
+    Python alike.
     """
     files = [path.relative_to(ROOT) for path in sorted((ROOT / "blip3v").rglob("*.py"))]
-    below = [path for path in files if path.parts[1] not in ("cli.py", "commands") and path.name != "old_manifest.py"]
+    below = [path for path in files if path.parts[1] not in ("cli.py", "commands", "extras.py")]
+    below = [path for path in below if path.name != "old_manifest.py"]
     return [
         (f"{path}:{node.lineno}", node.value)
         for path in below
@@ -318,12 +320,15 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
         pytest.param("export", "torch", "export", id="export without torch"),
     ],
 )
-def test_a_verb_without_its_package_names_the_pip_line(verb: str, hidden: str, extra: str, tmp_path: Path):
+def test_a_verb_without_its_package_names_the_pip_line(
+    verb: str, hidden: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     code = f"import sys; sys.modules[{hidden!r}] = None; from blip3v.cli import main; main()"
     args = {"train": ["--recipe", "tiny-base"], "export": ["--init", "random"]}[verb]
     result = run(verb, *args, code=code, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == f'error: the package {hidden!r} is not installed; run: pip install "blip3v[{extra}]"\n'
+    assert result.stderr == f"error: the package {hidden!r} is not installed; run: {pip_line(extra)}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -58,6 +58,7 @@ FROZEN = {
         "TokenLogprob",
         "Usage",
         "VideoLM",
+        "VideoLimits",
         "VideoTokens",
     ],
     "blip3v.text": [

@@ -118,7 +118,7 @@ def test_a_preset_states_its_encoder_as_the_encoders_own_file_does(name: str) ->
         ("gttm", {"pooling": "sum"}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
         ("gttm", {"slots": 2}, "slots has no effect on gttm; did you mean 'num_slots'"),
         ("gttm", {"num_slots": "4"}, "gttm: settings: num_slots is '4'; int is expected"),
-        ("gttm", {"num_slots": 0}, "gttm: num_slots is 0; at least 1"),
+        ("gttm", {"num_slots": 0}, "gttm: settings: num_slots is 0; at least 1"),
         (
             "gttm",
             {"num_heads": 7},
@@ -162,7 +162,7 @@ def test_settings_are_opaque_until_the_encoder_is_built(tmp_path: Path) -> None:
             "settings has the unknown key 'memory_output'; allowed: num_slots",
         ),
         ({"settings": {"pooling": "sum"}}, "gttm: settings: pooling is 'sum'; allowed: mean, attention"),
-        ({"settings": {"num_layers": 0}}, "gttm: num_layers is 0; at least 1 is needed"),
+        ({"settings": {"num_layers": 0}}, "gttm: settings: num_layers is 0; at least 1 is needed"),
         ({"num_video_tokens": 32}, "gttm cannot produce 32 tokens from 8 frames; allowed: 128$"),
     ],
 )

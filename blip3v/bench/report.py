@@ -16,6 +16,7 @@ from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
 from blip3v.bundle import Bundle
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.scan import hash_file
+from blip3v.hub import model_name
 from blip3v.runtime import BackendReport
 
 __all__ = [
@@ -84,7 +85,7 @@ class BundleFacts:
         manifest, config = bundle.manifest, bundle.config
         source = manifest.source
         return cls(
-            name=bundle.path.resolve().name,
+            name=model_name(bundle.path),
             manifest_sha256=hash_file(bundle.path / MANIFEST),
             model=manifest.model,
             encoder=manifest.encoder,

@@ -23,7 +23,7 @@ A BLIP-3-Video model as two ONNX graphs: it answers questions about a video, wit
 ## Run it
 
 ```
-pip install "blip3v[cpu]"
+pip install ".[cpu]"    # in a clone of blip3v
 blip3v verify PATH_TO_THIS_FOLDER
 blip3v ask VIDEO "QUESTION" -m PATH_TO_THIS_FOLDER
 ```

@@ -1,4 +1,8 @@
-"""Which files a bundle may contain, by name. Anything else in the folder is an error."""
+"""Which files a bundle may contain, by name. Anything else in the folder is an error.
+
+What git, file managers and the hub's downloader leave in every folder (the strangers) is passed over, by name: nobody
+reads it. It is not part of the bundle.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ __all__ = [
     "DERIVED_FILES",
     "ENGINES",
     "FOLDERS",
+    "GIT",
     "MANIFEST",
     "PARITY",
     "REQUIRED_FILES",
@@ -16,6 +21,7 @@ __all__ = [
     "graph_files",
     "is_derived",
     "is_hashed",
+    "is_stranger",
 ]
 
 MANIFEST = "manifest.json"
@@ -42,7 +48,13 @@ REQUIRED_FILES = (
 )
 # Derived from the bundle later: not hashed, may be absent, may be deleted.
 DERIVED_FILES = ("reports/accuracy.json", "reports/bench.json")
-FOLDERS = ("onnx", "reports", ENGINES)
+HUB_LEFTOVERS = ".cache/huggingface"  # of a download to a folder, instead of the hub's cache
+FOLDERS = ("onnx", "reports", ENGINES, ".cache")
+
+GIT = (".git", ".gitattributes", ".gitignore")
+# Of the file managers of macOS, Windows and KDE. The Finder also writes ``._NAME`` next to each file on foreign disks.
+_OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
+_APPLE_DOUBLE = "._"
 
 # External data belongs to the graph whose name it starts with. Engines read nothing outside the graph's folder.
 _EXTERNAL_DATA = re.compile(rf"onnx/(?:{'|'.join(GRAPHS)})\.(?:[A-Za-z0-9_.-]{{1,64}}\.)?data")
@@ -62,3 +74,14 @@ def is_hashed(name: str) -> bool:
 def is_derived(name: str) -> bool:
     """Whether ``name`` may be in a bundle without being listed."""
     return name in DERIVED_FILES or name.startswith(f"{ENGINES}/")
+
+
+def is_stranger(name: str, *, is_folder: bool) -> bool:
+    """Whether ``name``, a path with ``/`` relative to the bundle, is passed over.
+
+    ``.git`` is a folder, or a file in a submodule; everything else is a file, but for the leftovers of the hub.
+    """
+    if is_folder:
+        return name in (".git", HUB_LEFTOVERS)
+    last = name.rpartition("/")[2]
+    return name == ".git" or last in (*GIT[1:], *_OF_FILE_MANAGERS) or last.startswith(_APPLE_DOUBLE)

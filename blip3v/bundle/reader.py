@@ -2,7 +2,8 @@
 
 That is the names, types and sizes of all files, the hashes of those up to 16 MiB, and whether the configs agree. Not
 here: the hashes of larger files, which would slow down every start (``verify.py``), and the contents of the graphs,
-which engines read. An engine refuses external data outside the graph's folder, and every file there is listed.
+which engines read. An engine refuses external data outside the graph's folder, and every file there is listed, but for
+the strangers that ``layout.py`` names.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = ["Bundle", "open_bundle"]
 
 HASH_ON_OPEN_BYTES = 16 * 2**20
 _MAX_TEMPLATE_BYTES = 2**16
+_LFS_POINTER = b"version https://git-lfs"
 _AGAIN = "copy the bundle again, or run `blip3v export` again"
 
 
@@ -102,11 +104,20 @@ def open_bundle(path: Path) -> Bundle:
     check_names(path, manifest, sizes)
     for name, entry in manifest.files.items():
         if sizes[name] != entry.size_bytes:
-            raise ArtifactHashError(f"{path / name} has {sizes[name]} bytes; {entry.size_bytes} were written; {_AGAIN}")
+            what_to_do = "run `git lfs pull`" if _is_lfs_pointer(path / name) else _AGAIN
+            raise ArtifactHashError(
+                f"{path / name} has {sizes[name]} bytes; {entry.size_bytes} were written; {what_to_do}"
+            )
     for name, entry in manifest.files.items():
         if entry.size_bytes <= HASH_ON_OPEN_BYTES and hash_file(path / name) != entry.sha256:
             raise ArtifactHashError(f"{path / name} is not the file that was written (sha256 differs); {_AGAIN}")
     return _read(path, manifest)
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    """Whether git has put a few lines in place of a large file."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def check_names(path: Path, manifest: Manifest, sizes: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What is really in a bundle's folder: regular files only, in known folders, with no link followed."""
+"""What is really in a bundle's folder: regular files in known folders. Only links of the hub's cache are followed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from blip3v.bundle import layout
+from blip3v.bundle.hub_links import blob_of
 from blip3v.errors import ArtifactError, ArtifactMissingError
 
 __all__ = ["hash_file", "scan"]
@@ -18,11 +19,12 @@ _MAX_ENTRIES = 10_000
 
 
 def scan(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of all files in a bundle, by name relative to it, with ``/``.
+    """Sizes in bytes of all files in a bundle, by name relative to it, with ``/``; not of strangers (``layout``).
 
     Raises:
         ArtifactMissingError: the folder does not exist.
-        ArtifactError: a symbolic link, a device, a folder that a bundle does not have, or too many files.
+        ArtifactError: a symbolic link other than those of the hub's cache, a device, a folder that a bundle does not
+            have, or too many files.
     """
     if not folder.is_dir():
         raise ArtifactMissingError(f"{folder} is not a folder; a bundle made by `blip3v export` is expected")
@@ -51,14 +53,28 @@ def _scan(root: Path, prefix: str, sizes: dict[str, int], folders: list[str]) ->
         for entry in entries:
             name = prefix + entry.name
             status = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if (is_folder or stat.S_ISREG(status.st_mode)) and layout.is_stranger(name, is_folder=is_folder):
+                continue
+            if is_folder:
                 if name not in layout.FOLDERS and not layout.is_derived(name):
                     raise ArtifactError(f"{root / name} is a folder that does not belong in a bundle; move it away")
                 folders.append(f"{name}/")
-            elif stat.S_ISREG(status.st_mode):
-                sizes[name] = status.st_size
             else:
-                kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
-                raise ArtifactError(f"{root / name} is {kind}; a bundle may contain only regular files")
+                sizes[name] = _file_size(root / name, status)
             if len(sizes) + len(folders) > _MAX_ENTRIES:
                 raise ArtifactError(f"{root} contains more than {_MAX_ENTRIES} files, so it is not a bundle")
+
+
+def _file_size(path: Path, status: os.stat_result) -> int:
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size
+    if not stat.S_ISLNK(status.st_mode):
+        raise ArtifactError(f"{path} is not a regular file; a bundle may contain only regular files")
+    blob = blob_of(path)
+    if blob is None:
+        raise ArtifactError(
+            f"{path} is a symbolic link; only links of the hub's cache into blobs/ of the same repository are "
+            "followed; copy the file itself"
+        )
+    return blob.stat().st_size

@@ -42,7 +42,7 @@ class BundleWriter:
     Args:
         target: the folder to create.
         force: whether to replace an existing bundle, which happens on publication and not before. A folder that is not
-            a bundle is never replaced.
+            a bundle is never replaced, nor is one that git or the hub's cache owns a part of.
 
     Raises:
         UsageError: the target exists and ``force`` is false, or it is not a bundle.
@@ -141,16 +141,27 @@ def check_target(target: Path, *, force: bool) -> None:
         )
     if any(target.iterdir()) and not _is_bundle(target):
         raise UsageError(f"{target} is not a bundle, so it is not replaced; choose another output folder")
+    owned = sorted(item.name for item in target.iterdir() if item.name in layout.GIT)
+    if owned:
+        raise UsageError(
+            f"{target} contains {', '.join(owned)}, which replacing it would delete; choose another output folder, "
+            "and copy the files over"
+        )
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Whether it contains only a bundle's files: a damaged bundle may be replaced, a user's folder may not."""
+    """Whether it contains only a bundle's files: a damaged bundle may be replaced, a user's folder may not.
+
+    Nor may a snapshot of the hub's cache, whose files are links.
+    """
     try:
         names = scan(folder)
     except ArtifactError:
         return False
     return layout.MANIFEST in names and all(
-        name == layout.MANIFEST or layout.is_hashed(name) or layout.is_derived(name) for name in names
+        (name == layout.MANIFEST or layout.is_hashed(name) or layout.is_derived(name))
+        and not (folder / name).is_symlink()
+        for name in names
     )
 
 

@@ -1,155 +1,133 @@
-"""``blip3v ask``: the answer on stdout, frames and timings on stderr."""
+"""``blip3v ask``: answers on stdout, frames and timings on stderr."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from blip3v.commands.options import backend_option
+from blip3v.commands.answers import Printer, choose_printer, print_answer, report
+from blip3v.commands.ctrl_c import interrupted_by_ctrl_c
+from blip3v.commands.local_models import download_option
+from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
+from blip3v.commands.options import (
+    OutputForm,
+    clip_options,
+    engine_options,
+    generation_options,
+    model_option,
+    output_options,
+    system_option,
+    url_options,
+)
+from blip3v.commands.output import quiet_option, talk_log
+from blip3v.commands.questions import Question, questions_of
 from blip3v.errors import UsageError
-from blip3v.runtime import Answer, GenerationOptions, OpenEstimate, VideoLM
-from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.units import format_bytes, format_duration, format_time
+from blip3v.runtime import Answer, GenerationOptions, VideoLimits, VideoLM, VideoTokens
 
 __all__ = ["command"]
 
-_EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
+
+class _Ask(click.Command):
+    """Shows the right line where a question was typed before the video."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        typed = list(args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            _check_order(ctx.params["video"], ctx.params["questions"], typed)
+        return rest
 
 
-@click.command("ask", short_help="Answer a question about a video.")
-@click.argument("video", type=click.Path(path_type=Path))
-@click.argument("question")
-@click.option(
-    "-m", "--model", type=click.Path(path_type=Path), help="Bundle.  [default: the only one in the current folder]"
-)
+@click.command("ask", cls=_Ask, short_help="Answer questions about a video.")
+@click.argument("video", type=click.Path())
+@click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
+@model_option
+@download_option
 @click.option("--stream", is_flag=True, help="Print the answer as it is generated.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, frames and timings.")
-@click.option("--start", type=float, help="Start of the clip in the video, in seconds.")
-@click.option("--end", type=float, help="End of the clip in the video, in seconds.")
-@click.option("--max-new-tokens", type=int, help="Maximum tokens of the answer.  [default: the bundle's own limit]")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 picks the most likely token.")
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample from the most likely tokens that add up to this.",
-)
-@click.option(
-    "--top-k", type=int, default=0, show_default=True, help="Sample from the K most likely tokens; 0: from all."
-)
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
-@click.option("--stop", multiple=True, help="End the answer before this text; can be given several times.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Sampling seed; needs a temperature above 0.")
-@click.option("--logprobs", type=int, help="With --json: log-probabilities, with this many alternatives per token.")
-@click.option("--timeout", "timeout_s", type=float, help="Time limit for the answer, in seconds.")
-@backend_option
-@click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu.")
-@click.option("--threads", type=int, help="Threads per operator.  [default: one per physical core]")
-@click.option("--max-context", type=int, help="Maximum tokens of prompt and answer.  [default: the model's own]")
-@click.option("--allow-random", is_flag=True, help="Run even a bundle with random weights; its answers mean nothing.")
+@output_options
+@clip_options
+@url_options
+@system_option
+@generation_options
+@engine_options
+@quiet_option
 def command(
-    video: Path,
-    question: str,
+    video: str,
+    questions: tuple[str, ...],
     model: Path | None,
     stream: bool,
-    as_json: bool,
-    start: float | None,
-    end: float | None,
-    backend: str,
-    device: str,
-    threads: int | None,
-    max_context: int | None,
-    allow_random: bool,
-    **generation: Any,
+    form: OutputForm,
+    clip: dict[str, Any],
+    limits: VideoLimits,
+    system: str | None,
+    options: GenerationOptions,
+    engine: dict[str, Any],
 ) -> None:
-    """Answer QUESTION about VIDEO: a video file, or a folder of images.
+    """Answer each QUESTION about VIDEO: a video or image file, a folder of images, or a URL with --allow-url.
 
     The answer goes to stdout; the frames that the model saw and the timings go to stderr.
+
+    The video is encoded once for several questions, and each is answered for itself: `blip3v chat` is a conversation.
+    A single - as QUESTION takes them from stdin, one a line. Each answer then stands under its question; with --json
+    the object is {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its "type" says.
 
     \b
     Examples:
       blip3v ask examples/turn.mp4 "Which way does the red circle turn?"
+      blip3v ask film.mp4 "What happens first?" "What happens last?" --system "Answer in one word."
+      blip3v ask film.mp4 - --jsonl
       blip3v ask film.mp4 "What happens last?" -m my-bundle --start 10 --end 20 --json
       blip3v ask film.mp4 "What happens last?" --backend video_encoder=openvino,decoder=onnxruntime
     """
-    if stream and as_json:
-        raise UsageError("--stream and --json exclude each other: --json prints one object at the end")
-    if generation["logprobs"] is not None and not as_json:
-        raise UsageError("--logprobs has no effect without --json")
-    options = GenerationOptions(**generation)
-    folder = default_bundle(Path.cwd()) if model is None else model
-
-    def announce(needed: OpenEstimate) -> None:
-        if needed.is_large:
-            click.echo(f"opening {folder}: {needed}", err=True)
-
-    opened = VideoLM.open(
-        folder,
-        backend=backend,
-        device=device,
-        threads=threads,
-        max_context=max_context,
-        allow_random=allow_random,
-        on_estimate=announce,
-    )
-    with opened as lm:
-        with lm.stream(video, question, options=options, start=start, end=end) as pieces:
-            for piece in pieces:
-                if stream:
-                    click.echo(piece.text, nl=False)
-        answer = pieces.answer
-    _report(answer, folder)
-    if as_json:
-        click.echo(json.dumps({"model": str(folder), **_as_dict(answer)}, ensure_ascii=False))
-    else:
-        click.echo("" if stream else answer.text)
+    if stream and form != "text":
+        raise UsageError(f"--stream has no effect with --{form}; leave one out")
+    if options.logprobs is not None and form == "text":
+        raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
+    check_video(video, clip, limits)
+    asked = questions_of(questions)
+    folder = chosen_bundle(model)
+    check_questions(folder, asked, options, system)
+    printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1)
+    with open_lm(folder, engine, limits) as lm, interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
+        answers = _answer(lm, video, clip, asked, printer, options=options, system=system, cancel=cancel)
+    report(answers, folder)
+    printer.end()
 
 
-def default_bundle(folder: Path) -> Path:
-    """The one bundle in ``folder``: a folder named ``blip3v-*`` with a manifest.
+def _answer(
+    lm: VideoLM, video: str, clip: Mapping[str, Any], questions: Sequence[Question], printer: Printer, **how: Any
+) -> list[Answer]:
+    """Answers the questions one after another; ``how`` goes to ``VideoLM.stream``. Several share one encoding."""
+    encoded: VideoTokens | None = None
+    if len(questions) > 1:
+        encoded = lm.encode(video, **clip, timeout_s=how["options"].timeout_s, cancel=how["cancel"])
+        clip = {}
+    answers: list[Answer] = []
+    for question in questions:
+        printer.begin(question.text)
+        with question.named():
+            pieces = lm.stream(video if encoded is None else encoded, question.text, **clip, **how)
+            answers.append(print_answer(printer, question.text, pieces, encoded=None if answers else encoded))
+    return answers
+
+
+def _check_order(video: str, questions: Sequence[str], typed: list[str]) -> None:
+    """Refuses a question before the video, where nothing else can be meant.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: shows the line with the two exchanged.
     """
-    found = sorted(path for path in folder.glob("blip3v-*") if (path / "manifest.json").is_file())
-    if not found:
-        raise UsageError(f"there is no bundle (blip3v-*) in {folder}; make one with `{_EXPORT}`, or name one with -m")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise UsageError(f"there are {len(found)} bundles in {folder}: {names}; name one with -m")
-    return found[0].relative_to(folder)
-
-
-def _report(answer: Answer, folder: Path) -> None:
-    frames = ", ".join(f"{index} ({format_time(time_s)})" for index, time_s in answer.frames)
-    timings, usage = answer.timings, answer.usage
-    click.echo(f"model: {folder} ({answer.backend})", err=True)
-    click.echo(f"frames: {frames}", err=True)
-    click.echo(
-        f"tokens: {usage.num_prompt_tokens} in the prompt ({usage.num_video_tokens} of them video), "
-        f"{usage.num_new_tokens} new, ended by {answer.finish_reason}",
-        err=True,
+    found = next((text for text in questions if os.path.exists(text)), None)
+    if found is None or os.path.exists(video):
+        return
+    first, later = typed.index(video), len(typed) - 1 - typed[::-1].index(found)
+    typed[first], typed[later] = found, video
+    raise UsageError(
+        f"{video!r} is not a file or folder, and {found!r} is one: the video comes first; "
+        f"run: {shlex.join(['blip3v', 'ask', *typed])}"
     )
-    click.echo(
-        f"time: file {format_duration(timings.file_decode_s)}, preprocess {format_duration(timings.preprocess_s)}, "
-        f"video encoder {format_duration(timings.encode_s)}, prefill {format_duration(timings.prefill_s)}, "
-        f"{format_duration(timings.per_token_s)} per token",
-        err=True,
-    )
-    peak = peak_rss_bytes()
-    if peak is not None:
-        click.echo(f"memory: {format_bytes(peak)} at the peak", err=True)
-
-
-def _as_dict(answer: Answer) -> dict[str, Any]:
-    """The answer for JSON: frames become objects, the time per token and the peak memory are added."""
-    values = dataclasses.asdict(answer)
-    values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
-    values["timings"]["per_token_s"] = answer.timings.per_token_s
-    values["peak_rss_bytes"] = peak_rss_bytes()
-    return values

@@ -18,6 +18,7 @@ from blip3v.bench.defaults import check_models, default_bundles, write_default_c
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.run import check_clip, run_bench
 from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
 from blip3v.commands.tables import print_table
@@ -72,6 +73,7 @@ _CACHE = Path("blip3v-bench")
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 @quiet_option
 def command(
@@ -104,6 +106,7 @@ def command(
     """
     chosen = Precision.parse(precision or DEFAULT_PRECISION)
     _check_options(bundles, tokens, precision, models)
+    bundles = tuple(map(local_model, bundles))
     _check_files(bundles, models, clip, output, force)
     for backend in backends:
         for graph, name in parse_backends(backend).items():

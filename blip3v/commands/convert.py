@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import print_made, quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
 from blip3v.commands.tables import print_table
@@ -44,7 +45,11 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
     type=click.Choice(encoder_names()),
     help="Temporal encoder, if the checkpoint has no tensors for it.  [default: found from its tensors]",
 )
-@click.option("--frames", type=click.IntRange(min=1), help="Frames per clip in training.  [default: 8]")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    help="Frames per clip in training.  [default: as its name or model card says, or 8]",
+)
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
@@ -59,6 +64,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
     help="How frames are made square: squash (released script) or grey bars (training).  [default: the source's own]",
 )
 @click.option("--force", is_flag=True, help="Replace an existing model folder.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option
 def command(
@@ -72,7 +78,8 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert SOURCE to a model folder. It is a released Hugging Face folder, the authors' .pt file, or a model folder.
+    """Convert SOURCE to a model folder. It is a released Hugging Face folder or its hub id, the authors' .pt file, or a
+    model folder.
 
     The temporal encoder is found from the names and shapes of the tensors. An unknown or missing tensor, or one with
     the wrong shape, is an error; tensors that no computation uses are listed and left out. One tensor is in memory at a
@@ -80,13 +87,14 @@ def command(
 
     \b
     Examples:
-      blip3v convert xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
+      blip3v convert Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
       blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
     """
-    check_opening(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
     if output is not None:
         check_target(output, source=source, force=force)
         check_writable(output)
+    source = local_model(source)
+    check_opening(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.model.checkpoint import open_checkpoint
     from blip3v.model.convert import convert, folder_name, weight_bytes
@@ -111,6 +119,7 @@ def command(
         as_json=as_json,
         source=str(checkpoint.path),
         kind=checkpoint.kind,
+        frames_from=checkpoint.frames_from,
         config=checkpoint.config.to_dict(),
         num_elements=_num_elements(checkpoint),
         unused_keys=[dataclasses.asdict(item) for item in checkpoint.unused_keys],
@@ -120,7 +129,9 @@ def command(
 def _bar(console: Console, stack: ExitStack, total_bytes: int) -> Callable[[int], None]:
     """Shows a bar on a terminal, nothing elsewhere."""
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    bar = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
+    bar = stack.enter_context(
+        Progress(*columns, console=console, disable=not console.is_terminal or console.quiet, transient=True)
+    )
     task = bar.add_task("weights", total=total_bytes)
     return lambda num_bytes: bar.advance(task, num_bytes)
 
@@ -130,9 +141,10 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in config.temporal.settings.items())
     encoder = f"{config.temporal.encoder} ({settings})" if settings else config.temporal.encoder
     dtypes = sorted({part.dtype for part in checkpoint.stored.values()})
+    frames = f"frames per clip: {config.num_frames} ({checkpoint.frames_from})\n"
     return (
         f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {encoder}, "
-        f"{format_count(config.num_frames, 'frame')} to {format_count(config.num_video_tokens, 'token')}\n"
+        f"{format_count(config.num_frames, 'frame')} to {format_count(config.num_video_tokens, 'token')}\n{frames}"
         f"{_num_elements(checkpoint):,} elements in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
         f"frames are resized by {resize_mode}"
     )

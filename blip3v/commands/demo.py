@@ -34,7 +34,7 @@ from blip3v.errors import UsageError
 from blip3v.folders import example_clip
 from blip3v.publishing import check_writable
 from blip3v.strict_json import dumps, read_json
-from blip3v.units import format_count, format_duration, format_time
+from blip3v.units import format_count, format_duration, format_frame
 
 __all__ = ["command"]
 
@@ -176,7 +176,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
         )
         say(_verdict(answer))
         answers.append(answer)
-    frames = ", ".join(f"{frame['index']} ({format_time(frame['time_s'])})" for frame in answers[0].frames)
+    frames = ", ".join(format_frame(frame["index"], frame["time_s"]) for frame in answers[0].frames)
     say(f"frames that the model saw: {frames}")
     return answers
 

@@ -98,7 +98,11 @@ def _advice(report: Report) -> list[str]:
     for verb, verdict in report.verbs.items():
         for missing in verdict.missing:
             verbs_of.setdefault(missing, []).append(verb)
-    return [f"{', '.join(verbs)}: {missing}" for missing, verbs in verbs_of.items()]
+    lines = [f"{', '.join(verbs)}: {missing}" for missing, verbs in verbs_of.items()]
+    # No verb lacks the rest, but some option or backend does.
+    others = {state.install: state for state in _shown(report.packages) if not state.works}
+    named = "\n".join(lines)
+    return lines + [f"{state.name}: run `{line}`" for line, state in others.items() if line and line not in named]
 
 
 def _shown(packages: Sequence[PackageState]) -> list[PackageState]:
@@ -110,7 +114,7 @@ def _shown(packages: Sequence[PackageState]) -> list[PackageState]:
 
 def _state(state: PackageState) -> str:
     version = state.version or "not installed"
-    return version if state.works else f"{version}, needs {state.at_least}: {state.install}"
+    return version if state.works else f"{version}, needs {state.at_least}"
 
 
 def _table(title: str, rows: dict[str, str]) -> Table:
@@ -118,7 +122,7 @@ def _table(title: str, rows: dict[str, str]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows.items():
-        table.add_row(name, Text(text))  # plain text: a pip command contains brackets, which are markup to rich
+        table.add_row(name, Text(text))  # plain text: names and versions are not markup
     return table
 
 

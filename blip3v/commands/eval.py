@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import blip3v
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
 from blip3v.commands.tables import print_table
@@ -28,7 +29,9 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option("-m", "--model", type=click.Path(path_type=Path), required=True, help="Model folder or bundle.")
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), required=True, help="Model folder or bundle, or its hub id."
+)
 @click.option(
     "--questions",
     "num_questions",
@@ -43,6 +46,7 @@ __all__ = ["command"]
 @click.option("--backend", help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the report to this JSON file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @quiet_option
 def command(
@@ -65,6 +69,7 @@ def command(
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --backend openvino --questions 200 --json
     """
     check_file(output, force=force)
+    model = local_model(model)
     is_bundle = _check_model(model, device, backend)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
 from blip3v.bundle.writer import check_target
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
 from blip3v.commands.output import print_made, quiet_option, talk_console
@@ -50,7 +51,10 @@ __all__ = ["command"]
     help=PRECISION_HELP,
 )
 @click.option(
-    "-m", "--model", type=click.Path(path_type=Path), help="Model folder.  [default: the trained one in the package]"
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model folder, or released checkpoint or its hub id.  [default: the trained one in the package]",
 )
 @click.option(
     "-o",
@@ -74,6 +78,7 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest records that.")
 @click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option
 def command(
@@ -100,14 +105,18 @@ def command(
     Examples:
       blip3v export --encoder tokenlearner
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
+      blip3v export -m Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --download
       blip3v export --preset xgen-mm-vid --init random --dry-run
     """
     chosen = Precision.parse(precision)
+    if not dry_run:
+        _check_writing(output, force=force, check=not no_check)
+    model = None if model is None else local_model(model)
     name = check_request(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
-    if not dry_run:
-        _check_output(output, name, chosen, force=force, check=not no_check)
+    if name is not None and output is None and not dry_run:
+        check_target(Path(f"{name}-{chosen.file_name}"), force=force)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.export.estimate import estimate
     from blip3v.export.pipeline import export_bundle
@@ -122,7 +131,7 @@ def command(
         _print_plan(source, folder, chosen, needed, as_json)
         return
     console = talk_console()
-    for line in (f"{_title(source, chosen)} -> {folder}", _estimate_text(needed)):
+    for line in (f"{_title(source, chosen)} -> {folder}", *_frames_text(source), _estimate_text(needed)):
         console.print(line, soft_wrap=True)
     with ExitStack() as stack:
         result = export_bundle(
@@ -135,13 +144,19 @@ def command(
             on_parity=lambda report: _print_parity(report, console),
         )
     parity = None if result.parity is None else result.parity.to_dict()
-    print_made(result, after_export(result.manifest, result.path), as_json=as_json, parity=parity)
+    print_made(
+        result,
+        after_export(result.manifest, result.path),
+        as_json=as_json,
+        parity=parity,
+        frames_from=source.frames_from,
+    )
 
 
-def _check_output(output: Path | None, name: str | None, precision: Precision, *, force: bool, check: bool) -> None:
-    """Checks the output folder, if its name is known already, and that the engine of the comparison is installed."""
-    if output is not None or name is not None:
-        check_target(output or Path(f"{name}-{precision.file_name}"), force=force)
+def _check_writing(output: Path | None, *, force: bool, check: bool) -> None:
+    """Checks the output folder, if one is named, and that the engine of the comparison is installed."""
+    if output is not None:
+        check_target(output, force=force)
     if check:
         get_backend(PARITY_BACKEND).check_installed()
 
@@ -172,10 +187,17 @@ def _lines(console: Console) -> Progress:
 
 def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed: Estimate, as_json: bool) -> None:
     if as_json:
-        values = {"output": str(folder), "config": source.config.to_dict(), "precision": precision.name}
-        click.echo(dumps({**values, "estimate": dataclasses.asdict(needed)}), nl=False)
+        values = {
+            "output": str(folder),
+            "config": source.config.to_dict(),
+            "frames_from": source.frames_from,
+            "precision": precision.name,
+            "estimate": dataclasses.asdict(needed),
+        }
+        click.echo(dumps(values), nl=False)
         return
-    click.echo(f"{_title(source, precision)} -> {folder}")
+    for line in (f"{_title(source, precision)} -> {folder}", *_frames_text(source)):
+        click.echo(line)
     for name, count in needed.num_weights.items():
         click.echo(f"{name}: {count:,} weights")
     click.echo(_estimate_text(needed))
@@ -231,6 +253,11 @@ def _title(source: ExportSource, precision: Precision) -> str:
     weights = "random weights" if source.provenance.random_init else source.provenance.name
     frames, tokens = format_count(config.num_frames, "frame"), format_count(config.num_video_tokens, "token")
     return f"{config.name} with {config.temporal.encoder}, {frames} to {tokens}, {precision}, {weights}"
+
+
+def _frames_text(source: ExportSource) -> list[str]:
+    """Says what states the number of frames, if no config does."""
+    return [] if source.frames_from is None else [f"frames per clip: {source.config.num_frames} ({source.frames_from})"]
 
 
 def _estimate_text(needed: Estimate) -> str:

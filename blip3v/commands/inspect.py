@@ -15,6 +15,7 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.output import quiet_option, talk
 from blip3v.commands.tables import print_table
@@ -28,6 +29,7 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@download_option
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 @quiet_option
 def command(bundle: Path, as_json: bool) -> None:
@@ -40,6 +42,7 @@ def command(bundle: Path, as_json: bool) -> None:
       blip3v inspect tiny-tokenlearner-32-fp16
       blip3v inspect tiny-tokenlearner-32-fp16 --json
     """
+    bundle = local_model(bundle)
     opened = open_bundle(bundle)
     manifest, next_command = opened.manifest, after_export(opened.manifest, bundle)
     if as_json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,7 @@ __all__ = [
     "quiet_option",
     "talk",
     "talk_console",
+    "talk_log",
     "write_json",
 ]
 
@@ -68,6 +71,25 @@ def talk(text: str) -> None:
 def talk_console() -> Console:
     """The rich form of ``talk``: a console on stderr that prints nothing with --quiet."""
     return Console(stderr=True, highlight=False, quiet=is_quiet())
+
+
+@contextmanager
+def talk_log(name: str) -> Iterator[None]:
+    """Makes what the library logs as ``name``, such as the progress of a download, talk while the block runs."""
+    logger, handler = logging.getLogger(name), _TalkHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class _TalkHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        talk(record.getMessage())
 
 
 def is_quiet() -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
 from blip3v.training.options import TrainOptions, check_options, check_output
@@ -63,7 +64,7 @@ class _Screen:
 @click.option(
     "--init",
     type=click.Path(path_type=Path),
-    help="Checkpoint to start from: a model folder, a released folder or a .pt file.",
+    help="Checkpoint to start from: a model folder, a released folder or its hub id, or a .pt file.",
 )
 @click.option("--data", help="JSON list of your own clips, in the format of the authors' code.")
 @click.option(
@@ -80,6 +81,7 @@ class _Screen:
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be trained, from what and in how many steps; then stop."
 )
+@download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option
 def command(
@@ -103,6 +105,7 @@ def command(
     """
     recipe = read_recipe(recipe_name)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
+    init = None if init is None else local_model(init)
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
     check_options(recipe, options)
     if not dry_run:

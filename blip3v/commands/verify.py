@@ -10,6 +10,7 @@ import click
 
 from blip3v.bundle.verify import VerifyReport, verify_bundle
 from blip3v.commands.failure import print_json, with_error
+from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import quiet_option
 from blip3v.errors import ArtifactHashError
 from blip3v.units import format_count
@@ -19,6 +20,7 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@download_option
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 @quiet_option
 def command(bundle: Path, as_json: bool) -> None:
@@ -31,6 +33,7 @@ def command(bundle: Path, as_json: bool) -> None:
       blip3v verify tiny-tokenlearner-32-fp16
       blip3v verify tiny-tokenlearner-32-fp16 --json
     """
+    bundle = local_model(bundle)
     report = verify_bundle(bundle)
     error = None if report.ok else _error(bundle, report)
     if as_json:

@@ -12,6 +12,7 @@ import numpy as np
 from blip3v.data.film import Film
 from blip3v.data.render import render
 from blip3v.errors import UsageError, VideoError
+from blip3v.extras import reinstall_line
 from blip3v.publishing import in_words
 
 __all__ = ["FILE_SIZES", "write_mp4"]
@@ -53,7 +54,7 @@ def _check_encoder() -> None:
     except ValueError as error:
         raise VideoError(
             f"PyAV {av.__version__} has no {_CODEC} encoder, so no film can be written; "
-            "its wheels include one: pip install --force-reinstall --only-binary av av"
+            f"its wheels include one: {reinstall_line('av')}"
         ) from error
 
 

@@ -60,6 +60,7 @@ def film_clip(num_frames: int, preprocessor: PreprocessorConfig) -> ParityClip:
         path = Path(folder) / "film.mp4"
         write_mp4(make_film(_SEED, "test"), path, height=_HEIGHT)
         pixels_FCHW, clip = load_pixels(path, num_frames=num_frames, config=preprocessor)
+    assert clip.duration_s is not None, "a film file has times"
     facts = {
         "film": f"test film {_SEED} of the film set, {clip.width}x{clip.height} H.264, {clip.duration_s:.1f} s",
         "frames": [{"index": frame.index, "time_s": frame.time_s} for frame in clip.sampled],

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
-import tokenizers
 
 import blip3v
 from blip3v import strict_json
@@ -40,6 +39,7 @@ from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
 from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
+from blip3v.export.weight_check import check_weights
 from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import get_backend, stored_and_computed
 from blip3v.runtime.memory import peak_rss_bytes
@@ -100,7 +100,7 @@ def export_bundle(
         UsageError: the folder exists, or the prompt of the check does not fit the model's context.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
-        ExportError: torch cannot make a graph.
+        ExportError: the weights do not fit ``precision``, or torch cannot make a graph.
         ParityError: a graph does not match PyTorch.
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
@@ -109,6 +109,8 @@ def export_bundle(
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer:
+        if not source.provenance.random_init:  # generated weights are right, and take time to generate
+            check_weights(source.weights, source.config, precision, partial(progress, "check the weights"))
         job = _Job(source, writer.path, precision, check, progress)
         report, weights = job.graphs()
         job.small_files(report)
@@ -141,7 +143,7 @@ class _Job:
         self._precision = precision
         self._check = check
         self._progress = progress
-        tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(source.tokenizer_json))
+        tokenizer = Tokenizer.parse(source.tokenizer_json)
         self._prompt = film_prompt(tokenizer, source.chat_template, source.generation)
         _check_fits(source.config, self._prompt)
 

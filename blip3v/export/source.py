@@ -14,7 +14,8 @@ from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
 from blip3v.export.request import check_own_weights, check_request, folder_name
-from blip3v.folders import shipped_model
+from blip3v.folders import kind_of, shipped_model
+from blip3v.hub import model_name
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
 from blip3v.model.temporal import with_encoder, with_frames
 from blip3v.model.weights import Gathered, RandomWeights
@@ -47,6 +48,7 @@ class ExportSource:
     generation: GenerationConfig
     chat_template: str
     weights: Mapping[str, Tensor]  # by released name; each is read on access
+    frames_from: str | None = None  # what states ``config.num_frames``, if the source is an authors' checkpoint
 
     def hashed_provenance(self) -> Source:
         """Returns ``provenance`` with the hash of every file."""
@@ -108,8 +110,11 @@ def folder_source(
         UsageError: the weights have another encoder or token count.
         ArtifactError: the folder cannot be used.
     """
-    checkpoint = open_checkpoint(path)
-    config = checkpoint.config if num_frames is None else with_frames(checkpoint.config, num_frames)
+    is_own = kind_of(path) == "model folder"
+    checkpoint = open_checkpoint(path, num_frames=None if is_own else num_frames)
+    config = checkpoint.config
+    if num_frames is not None and is_own:
+        config = with_frames(config, num_frames)
     check_own_weights(path, config, encoder=encoder, num_video_tokens=num_video_tokens)
     return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
 
@@ -146,9 +151,8 @@ def random_source(config: ModelConfig, *, seed: int = 0) -> ExportSource:
 def _from_checkpoint(
     checkpoint: Checkpoint, config: ModelConfig, weights: Mapping[str, Tensor], *, trained: bool
 ) -> ExportSource:
-    name = checkpoint.path.resolve().name
     return ExportSource(
-        provenance=Source(name=name, sha256={}, random_init=False, trained=trained),
+        provenance=Source(name=model_name(checkpoint.path), sha256={}, random_init=False, trained=trained),
         hashed_files=checkpoint.hashed_files,
         config=config,
         tokenizer_json=checkpoint.tokenizer_json,
@@ -156,4 +160,5 @@ def _from_checkpoint(
         generation=checkpoint.generation,
         chat_template=checkpoint.chat_template,
         weights=weights,
+        frames_from=None if checkpoint.kind == "blip3v" else checkpoint.frames_from,
     )

@@ -22,7 +22,7 @@ from torch.export import Dim
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import ModelConfig
-from blip3v.errors import ExportError
+from blip3v.errors import Blip3vError, ExportError
 from blip3v.export import passes
 from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
 from blip3v.export.lazy_initializers import Loader, set_lazy_initializers, with_placeholders
@@ -102,11 +102,20 @@ def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None]
         model: the graph.
         path: the .onnx file.
         progress: called with (weights written, total weights).
+
+    Raises:
+        Blip3vError: a weight cannot be read or stored, as its loader says.
+        ExportError: the graph cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(
-        model, path, external_data=f"{path.stem}.data", callback=lambda _, info: progress(info.index + 1, info.total)
-    )
+    data = f"{path.stem}.data"
+    try:
+        ir.save(model, path, external_data=data, callback=lambda _, info: progress(info.index + 1, info.total))
+    except ir.serde.SerdeError as error:  # small weights are stored in the graph, whose writer wraps what they raise
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (Blip3vError, OSError)):
+            cause = cause.__cause__
+        raise cause or ExportError(f"{path} cannot be written: {error}") from error
 
 
 def _export(

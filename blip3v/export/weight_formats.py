@@ -25,8 +25,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.errors import ExportError
+from blip3v.model.weight_values import check_values, largest_value
 
-__all__ = ["FLOAT_FORMATS", "WEIGHT_FORMATS", "FloatFormat", "StoredTensor", "WeightFormat"]
+__all__ = [
+    "FLOAT_FORMATS",
+    "WEIGHT_FORMATS",
+    "FloatFormat",
+    "StoredTensor",
+    "WeightFormat",
+    "check_finite",
+    "unrepresentable",
+]
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,18 @@ def check_finite(name: str, weight: Tensor, stored: Mapping[str, NDArray[Any]]) 
     """Raises unless all stored floats are finite.
 
     Raises:
+        ArtifactError: the weight itself is not.
         ExportError: the weight holds values that its format cannot represent.
     """
     for array in stored.values():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise ExportError(
-                f"the weight {name} holds values that {array.dtype.name} cannot represent; its largest is "
-                f"{float(weight.abs().max()):g}",
-                remedy="export with `precision='fp32'`, or fix the weights",
-            )
+            check_values(name, weight, where="the source")
+            raise unrepresentable(name, largest_value(weight), array.dtype.name)
+
+
+def unrepresentable(name: str, largest: float, dtype: str) -> ExportError:
+    """Returns the error for a weight whose values are finite, but not in ``dtype``."""
+    return ExportError(
+        f"the weight {name} holds values that {dtype} cannot represent; its largest is {largest:g}",
+        remedy="fix the weights" if dtype == "float32" else "export with `precision='fp32'`, or fix the weights",
+    )

@@ -18,18 +18,11 @@ from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
 from blip3v.folders import kind_of
 from blip3v.model.arguments import check_opening
-from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder
+from blip3v.model.folder import check_num_tokens, check_weights, folder_weights, open_model_folder, read_text
 from blip3v.model.native import NativeFile, NativeWeights
-from blip3v.model.released import (
-    PREFIX,
-    base_config,
-    generation_config,
-    open_shards,
-    preprocessor_config,
-    small_files,
-    without_prefix,
-)
-from blip3v.model.released_names import Fit, fit
+from blip3v.model.released import PREFIX, frames_in_training, open_shards, small_files, without_prefix
+from blip3v.model.released_config import base_config, generation_config, preprocessor_config
+from blip3v.model.released_names import Fit, fit, has_temporal_encoder
 from blip3v.model.weight_file import TensorInfo, UnusedKey
 from blip3v.model.weights import FileWeights, Place
 from blip3v.text.generation import GenerationConfig
@@ -38,9 +31,9 @@ from blip3v.text.template import RELEASED_TEMPLATE
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Checkpoint", "UnusedKey", "open_checkpoint"]
+__all__ = ["Checkpoint", "Kind", "UnusedKey", "open_checkpoint"]
 
-_NUM_FRAMES = 8  # of the released models, unless their model card says 16
+Kind = Literal["blip3v", "released", "native"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +41,7 @@ class Checkpoint:
     """A model with everything that prompts and preprocessing need; its weights are not loaded."""
 
     path: Path
-    kind: Literal["blip3v", "released", "native"]
+    kind: Kind
     config: ModelConfig
     stored: Mapping[str, TensorInfo]  # shape and dtype of every weight
     weights: Mapping[str, Tensor]  # released names without ``vlm.``, exactly those of the model's state dict
@@ -58,6 +51,7 @@ class Checkpoint:
     chat_template: str
     hashed_files: tuple[Path, ...]  # the files that a bundle's manifest hashes as its source
     unused_keys: tuple[UnusedKey, ...]  # tensors and rows that no computation uses; empty for our own folders
+    frames_from: str  # what states ``config.num_frames``
 
 
 def open_checkpoint(
@@ -69,13 +63,14 @@ def open_checkpoint(
         path: our model folder, the released folder, or a ``.pt`` file.
         tokenizer: the released folder whose tokenizer and processor go with a ``.pt`` file, which has none.
         encoder: the temporal encoder, for authors' checkpoints that hold no tensors of one.
-        num_frames: frames per clip, for authors' checkpoints; None: 8.
+        num_frames: frames per clip, for authors' checkpoints; None: as its name or model card says, or 8.
 
     Raises:
         ArtifactMissingError: the file or folder, or a part of it, does not exist.
         ArtifactError: a broken file, or tensors that are unknown, missing or misshapen, by name.
         ConfigError: an invalid config.
-        UsageError: an argument that is required and missing, or has no effect on this kind.
+        UsageError: an argument that is required and missing, or has no effect on this kind; or sources that disagree
+            about the number of frames.
     """
     check_opening(path, tokenizer=tokenizer, encoder=encoder, num_frames=num_frames)
     if tokenizer is not None:
@@ -95,36 +90,46 @@ def _open_own(path: Path) -> Checkpoint:
         config=folder.config,
         stored=stored,
         weights=folder_weights(folder, stored),
-        tokenizer_json=folder.tokenizer.read_text("utf-8"),
+        tokenizer_json=read_text(folder.tokenizer),
         preprocessor=PreprocessorConfig.load(folder.preprocessor),
         generation=GenerationConfig.load(folder.generation),
-        chat_template=folder.chat_template.read_text("utf-8"),
+        chat_template=read_text(folder.chat_template),
         hashed_files=folder.files,
         unused_keys=(),
+        frames_from="config.json",
     )
 
 
 def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
     shards = open_shards(path)
     found = without_prefix(shards.tensors, path)
-    fitted = fit(found, base_config(path), where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
+    base = base_config(path, image_model=not has_temporal_encoder(found))
+    frames = _frames(path, num_frames)
+    fitted = fit(found, base, where=str(path), encoder=encoder, num_frames=frames[0])
     places = {
         name: Place(shards.files[PREFIX + origin.name], PREFIX + origin.name, origin.num_rows)
         for name, origin in fitted.origins.items()
     }
     return _authors_checkpoint(
-        path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths)
+        path, "released", path, fitted, found, FileWeights(places), (*small_files(path), *shards.paths), frames[1]
     )
 
 
 def _open_native(path: Path, tokenizer: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
     file = NativeFile(path)
-    base = base_config(tokenizer) if (tokenizer / "config.json").is_file() else preset("xgen-mm-vid")
-    fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=num_frames or _NUM_FRAMES)
+    base = preset("xgen-mm-vid")
+    if (tokenizer / "config.json").is_file():
+        base = base_config(tokenizer, image_model=not has_temporal_encoder(file.tensors))
+    frames = _frames(path, num_frames)
+    fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=frames[0])
     weights = NativeWeights(file, {name: (origin.name, origin.num_rows) for name, origin in fitted.origins.items()})
     return _authors_checkpoint(
-        path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path)
+        path, "native", tokenizer, fitted, file.tensors, weights, (*small_files(tokenizer), path), frames[1]
     )
+
+
+def _frames(path: Path, num_frames: int | None) -> tuple[int, str]:
+    return frames_in_training(path) if num_frames is None else (num_frames, "as asked")
 
 
 def _authors_checkpoint(
@@ -135,6 +140,7 @@ def _authors_checkpoint(
     found: Mapping[str, TensorInfo],
     weights: Mapping[str, Tensor],
     hashed_files: tuple[Path, ...],
+    frames_from: str,
 ) -> Checkpoint:
     """Builds the checkpoint of an authors' kind; ``folder`` holds everything but the weights."""
     tokenizer_json = released_tokenizer_json(folder)
@@ -158,6 +164,7 @@ def _authors_checkpoint(
         chat_template=RELEASED_TEMPLATE,
         hashed_files=hashed_files,
         unused_keys=fitted.unused_keys,
+        frames_from=frames_from,
     )
 
 

@@ -20,6 +20,7 @@ from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError, UsageError
 from blip3v.folders import MODEL_FILES, check_checkpoint
 from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.sizes import check_sizes
 from blip3v.model.temporal import temporal_settings
 from blip3v.model.weight_file import TensorInfo, compare, listed, read_tensor_infos, tensor_info, write_weights
 from blip3v.model.weights import FileWeights, Place, empty_model, fill, state_shapes
@@ -36,6 +37,7 @@ __all__ = [
     "folder_weights",
     "load_model_folder",
     "open_model_folder",
+    "read_text",
     "save_model_folder",
     "write_model_folder",
 ]
@@ -208,6 +210,18 @@ def open_model_folder(path: Path) -> ModelPaths:
     return ModelPaths(path, config)
 
 
+def read_text(path: Path) -> str:
+    """Reads a text file of a folder.
+
+    Raises:
+        ArtifactError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read as text: {error}; copy or write it again") from error
+
+
 def load_model_folder(path: Path) -> ModelFolder:
     """Loads a model folder strictly: every tensor of the model, in its shape, and no others.
 
@@ -234,6 +248,7 @@ def check_weights(paths: ModelPaths) -> dict[str, TensorInfo]:
         ArtifactError: ``model.safetensors`` is broken, or its tensors are not those that the config requires.
     """
     found = read_tensor_infos(paths.weights)
+    check_sizes({name.removeprefix(PREFIX): x for name, x in found.items()}, paths.config, where=str(paths.weights))
     wanted = {PREFIX + name: shape for name, shape in state_shapes(paths.config).items()}
     problems = compare(found, wanted)
     if problems:

@@ -17,7 +17,25 @@ from transformers import Phi3Config, Phi3Model
 
 from blip3v.config import TextConfig
 
-__all__ = ["LanguageModel", "SplitEmbedding", "SplitHead", "embedding_table", "head_bias", "head_matrix"]
+__all__ = [
+    "EMBEDDING_NAMES",
+    "HEAD_BIAS_NAMES",
+    "HEAD_MATRIX_NAMES",
+    "LanguageModel",
+    "SplitEmbedding",
+    "SplitHead",
+    "embedding_table",
+    "head_bias",
+    "head_matrix",
+]
+
+# Released names of the base rows and of the added rows.
+EMBEDDING_NAMES = (
+    "lang_model.model.embed_tokens.weight",
+    "lang_model.model.embed_tokens.additional_embedding.weight",
+)
+HEAD_MATRIX_NAMES = "lang_model.lm_head.weight", "lang_model.lm_head.additional_fc.weight"
+HEAD_BIAS_NAMES = "lang_model.lm_head.bias", "lang_model.lm_head.additional_fc.bias"
 
 
 class SplitEmbedding(nn.Module):
@@ -64,18 +82,17 @@ class SplitHead(nn.Module):
 
 def embedding_table(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
     """Returns ``SplitEmbedding.table`` from weights by released name, fp32 (V, D)."""
-    names = "embed_tokens.weight", "embed_tokens.additional_embedding.weight"
-    return _joined(weights, config, *(f"lang_model.model.{name}" for name in names))
+    return _joined(weights, config, *EMBEDDING_NAMES)
 
 
 def head_matrix(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
     """Returns the weight of ``SplitHead.matrix`` from weights by released name, fp32 (V, D)."""
-    return _joined(weights, config, "lang_model.lm_head.weight", "lang_model.lm_head.additional_fc.weight")
+    return _joined(weights, config, *HEAD_MATRIX_NAMES)
 
 
 def head_bias(weights: Mapping[str, Tensor], config: TextConfig) -> Tensor:
     """Returns the bias of ``SplitHead.matrix`` from weights by released name, fp32 (V,)."""
-    return _joined(weights, config, "lang_model.lm_head.bias", "lang_model.lm_head.additional_fc.bias")
+    return _joined(weights, config, *HEAD_BIAS_NAMES)
 
 
 def _joined(weights: Mapping[str, Tensor], config: TextConfig, base: str, added: str) -> Tensor:

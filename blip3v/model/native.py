@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from blip3v.errors import ArtifactError
-from blip3v.model.weight_file import DTYPES, TensorInfo, listed
+from blip3v.model.weight_file import DTYPES, TensorInfo, first_line, listed
+from blip3v.model.weight_values import check_values
 
 __all__ = ["NativeFile", "NativeWeights"]
 
@@ -73,7 +74,7 @@ class NativeWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         source, num_rows = self._origins[name]
-        return self._file.read(source)[:num_rows]
+        return check_values(name, self._file.read(source)[:num_rows], where=self._file.path)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._origins)
@@ -89,9 +90,8 @@ def _load(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # anything odd about the file is an error below
             values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a broken pickle can raise anything
-        raise ArtifactError(
-            f"{path} cannot be loaded as weights only: {_reason(error)}; save it again with torch.save as a state dict"
-        ) from error
+        # Without the cause: PyTorch's own text advises loading the file with ``weights_only=False``.
+        raise ArtifactError(f"{path} cannot be loaded as weights only: {_reason(error)}") from None
     return _without_prefixes(_state_dict(values, path), path)
 
 
@@ -100,15 +100,25 @@ def _check_uncompressed(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     if compressed:
-        raise ValueError(f"{compressed[0]} is compressed, and only uncompressed records can be mapped")
+        raise _CompressedError(compressed[0])
+
+
+class _CompressedError(Exception):
+    """A record of the archive is compressed."""
 
 
 def _reason(error: Exception) -> str:
-    """The cause without PyTorch's advice, which is to load the file with ``weights_only=False``."""
-    lines = str(error).splitlines()
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
-        return "it holds more than tensors, and only tensors are ever loaded"
-    return lines[0] if lines else type(error).__name__
+    """What is wrong and what to do, in words of our own unless they are the system's."""
+    again = "save it again with torch.save as a state dict"
+    if isinstance(error, _CompressedError):
+        return f"{error} is compressed, and only uncompressed records can be mapped; {again}"
+    if isinstance(error, zipfile.BadZipFile):
+        return f"it is not a whole file of torch.save's present format; copy it again, or {again}"
+    if isinstance(error, (OSError, MemoryError)) or "unable to mmap" in str(error):
+        return f"{first_line(error)}; check that it can be read, and free memory"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it holds more than tensors, and only tensors are ever loaded; {again}"
+    return f"it is broken; copy it again, or {again}"
 
 
 def _state_dict(values: object, path: Path) -> dict[str, Tensor]:

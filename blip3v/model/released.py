@@ -1,32 +1,25 @@
-"""The released Hugging Face folder: ``config.json`` of model_type xgenmm, safetensors shards, processor and tokenizer.
+"""The released Hugging Face folder: its safetensors shards, and how many frames it was trained with.
 
-Values missing from its config are defaults of the released code, which the preset ``xgen-mm-vid`` states. Not here: how
-its tensors map to the model's (``released_names.py``), and the tokenizer (``text/released_tokenizer.py``).
+Not here: its JSON files (``released_config.py``), how its tensors map to the model's (``released_names.py``), and the
+tokenizer (``text/released_tokenizer.py``).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from blip3v import strict_json
-from blip3v.config import ModelConfig, preset
-from blip3v.errors import ArtifactError, ArtifactMissingError, ConfigError
-from blip3v.folders import MODEL_TYPE
+from blip3v.errors import ArtifactError, ArtifactMissingError, UsageError
 from blip3v.model.weight_file import TensorInfo, listed, read_tensor_infos
-from blip3v.text.generation import RELEASED_SYSTEM_PROMPT, GenerationConfig
-from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = [
     "PREFIX",
     "Shards",
-    "base_config",
-    "generation_config",
+    "frames_in_training",
     "open_shards",
-    "preprocessor_config",
     "small_files",
     "without_prefix",
 ]
@@ -35,6 +28,10 @@ PREFIX = "vlm."  # of every tensor name in the released folder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_NUM_FRAMES = 8  # of the releases whose name and model card do not say otherwise
+_FRAMES_IN_NAME = re.compile(r"(?<!\d)([1-9]\d{0,3})[-_]?frames?(?![a-z])")
+_FRAMES_IN_CARD = re.compile(r"(?i)\btrained (?:with|on) ([1-9]\d{0,3})[- ]frames?\b")
+_MAX_CARD_BYTES = 2**20
 _SMALL_FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -44,23 +41,6 @@ _SMALL_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-_MAX_NEW_TOKENS = 1024  # of the released inference script
-_BICUBIC = ("bicubic", 3)  # by name, and PIL's number
-
-# What a text_config may set: names in Phi-3's config -> ours.
-_TEXT_KEYS = {
-    "initial_tokenizer_len": "num_base_tokens",
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "max_position_embeddings": "max_context",
-    "sliding_window": "sliding_window",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "rms_norm_eps",
-}
 
 
 @dataclass(frozen=True)
@@ -78,60 +58,45 @@ class Shards:
         return shards if self.index is None else (self.index, *shards)
 
 
-def base_config(folder: Path) -> ModelConfig:
-    """Returns the preset ``xgen-mm-vid`` with the values of ``config.json``; the temporal encoder stays the preset's.
+def frames_in_training(path: Path) -> tuple[int, str]:
+    """Returns the number of frames per clip that an authors' checkpoint was trained with, and what says so.
+
+    No tensor and no config shows it. The releases state it in the name of their repository
+    (``...-128tokens-16frames``) and in their model card ("trained with 16-frame videos"); without either it is 8.
+
+    Args:
+        path: a released folder, also one in a download cache, or a ``.pt`` file.
 
     Raises:
-        ConfigError: not a config of model_type xgenmm with Phi-3, or a value of the wrong type.
+        UsageError: the name and the model card disagree.
     """
-    path = folder / "config.json"
-    values = strict_json.read_json(path)
-    text = _section(values, "text_config", path)
-    for name, found, allowed in (
-        ("model_type", values.get("model_type"), MODEL_TYPE),
-        ("text_config: model_type", text.get("model_type"), "phi3"),
-    ):
-        if found != allowed:
-            raise ConfigError(f"{path} has {name} {found!r}; allowed: {allowed}")
-    if text.get("rope_scaling") is not None:
-        raise ConfigError(f"{path} has a rope_scaling; the released model has none, and none is supported")
-    base = preset("xgen-mm-vid")
-    own = {ours: text[theirs] for theirs, ours in _TEXT_KEYS.items() if theirs in text}
-    merged = strict_json.from_dict(type(base.text), dataclasses.asdict(base.text) | own, f"{path}: text_config")
-    return dataclasses.replace(base, text=merged)
+    stated = dict(_stated_frames(path))
+    if not stated:
+        return _NUM_FRAMES, f"the usual count: neither the name of {path} nor a model card says how many"
+    if len(set(stated.values())) > 1:
+        found = " and ".join(f"{count} in {source}" for source, count in stated.items())
+        raise UsageError(
+            f"{path} contradicts itself about the frames per clip: {found}", remedy="choose one as `num_frames`"
+        )
+    return next(iter(stated.values())), next(iter(stated))
 
 
-def preprocessor_config(folder: Path) -> PreprocessorConfig:
-    """Returns how the folder's processor turns frames into pixels.
-
-    Raises:
-        ArtifactMissingError: no ``preprocessor_config.json``.
-        ConfigError: a value that is not supported.
-    """
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        raise ArtifactMissingError(f"{path} does not exist; copy it from the released folder")
-    values = strict_json.read_json(path)
-    size = values.get("size", [384, 384])
-    if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
-        raise ConfigError(f"{path} has size {size!r}; two equal sides are expected")
-    if values.get("interpolation_mode", "bicubic") not in _BICUBIC or values.get("do_resize", True) is not True:
-        raise ConfigError(f"{path} asks for a resize other than bicubic; the released processor has no other")
-    own: dict[str, Any] = {key: values[key] for key in ("resize_mode", "image_mean", "image_std") if key in values}
-    return strict_json.from_dict(PreprocessorConfig, own | {"image_size": size[0]}, str(path))
-
-
-def generation_config(folder: Path) -> GenerationConfig:
-    """Returns the released system prompt and limits, and ``max_new_tokens`` of ``generation_config.json`` if set.
-
-    Raises:
-        ConfigError: a value that decoding cannot use.
-    """
-    path = folder / "generation_config.json"
-    values = strict_json.read_json(path) if path.is_file() else {}
-    own = {name: values[name] for name in ("max_new_tokens",) if name in values}
-    released = {"system_prompt": RELEASED_SYSTEM_PROMPT, "max_new_tokens": _MAX_NEW_TOKENS}
-    return strict_json.from_dict(GenerationConfig, released | own, str(path))
+def _stated_frames(path: Path) -> Iterator[tuple[str, int]]:
+    """Yields each source that states one count."""
+    at = path.absolute()
+    names = [at.parent.parent.name if at.parent.name == "snapshots" else at.name, path.resolve().name]
+    for name in dict.fromkeys(names):
+        counts = set(_FRAMES_IN_NAME.findall(name.lower()))
+        if len(counts) == 1:
+            yield f"its name, {name}", int(counts.pop())
+            break
+    card = path / "README.md"
+    if card.is_file():
+        with card.open("rb") as file:
+            text = file.read(_MAX_CARD_BYTES).decode("utf-8", "replace")
+        counts = set(_FRAMES_IN_CARD.findall(text))
+        if len(counts) == 1:
+            yield f"its model card, {card.name}", int(counts.pop())
 
 
 def small_files(folder: Path) -> tuple[Path, ...]:
@@ -204,10 +169,3 @@ def _check_agreement(index: Path, weight_map: Mapping[str, str], found: Mapping[
                 problems.append(f"{name} is also in {shard}, not only in {weight_map[name]}")
     if problems:
         raise ArtifactError(f"{index} and its shards do not agree: {listed(problems)}")
-
-
-def _section(values: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
-    section = values.get(name)
-    if not isinstance(section, dict):
-        raise ConfigError(f"{path} has no {name}; an object is expected, as in the released config.json")
-    return section

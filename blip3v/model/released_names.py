@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ConfigError
+from blip3v.model.sizes import check_sizes
 from blip3v.model.temporal import CheckpointForm, with_encoder
 from blip3v.model.temporal.stored import find_form
 from blip3v.model.weight_file import TensorInfo, UnusedKey, compare, listed
 from blip3v.model.weights import state_shapes
 
-__all__ = ["Fit", "Origin", "fit"]
+__all__ = ["Fit", "Origin", "fit", "has_temporal_encoder"]
 
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
 _LATENTS = "vision_tokenizer.latents"
@@ -69,6 +70,7 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
         )
     except ConfigError as error:
         raise ArtifactError(f"the temporal encoder in {where} cannot be built: {error}") from error
+    check_sizes(found, config, where=where)
     config = _without_unused_rows(config)
     shapes = state_shapes(config)
     origins = {name: _origin(name, config, form) for name in shapes}
@@ -80,6 +82,11 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
     if problems:
         raise ArtifactError(f"{where} does not hold the tensors of a BLIP-3-Video model: {listed(problems)}")
     return Fit(config, origins, (*unused, *_unused_rows(base, wanted)))
+
+
+def has_temporal_encoder(found: Mapping[str, TensorInfo]) -> bool:
+    """Whether there are tensors of a temporal encoder."""
+    return any(name.startswith(_TEMPORAL) for name in found)
 
 
 def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:

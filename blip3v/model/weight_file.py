@@ -7,10 +7,13 @@ The library's own writer needs all tensors in memory at once. Not here: which te
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +27,9 @@ __all__ = [
     "UnusedKey",
     "compare",
     "file_bytes",
+    "first_line",
     "listed",
+    "opened",
     "read_tensor_infos",
     "tensor_info",
     "write_weights",
@@ -66,18 +71,52 @@ class UnusedKey:
     why: str
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Maps a safetensors file and gives the library's handle of it.
+
+    Raises:
+        ArtifactError: the file is broken, or cannot be mapped; also for the handle's errors in the ``with`` block.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (MemoryError, RuntimeError) as error:  # of the library's mapping, and of torch's
+        raise ArtifactError(
+            f"{path} cannot be mapped into memory: {first_line(error)}; free memory, or raise the limit of this "
+            "process's address space (ulimit -v)"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is not a complete safetensors file: {error}; copy or write it again") from error
+
+
 def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
     """Reads the names, shapes and dtypes of a safetensors file, but not its weights.
 
     Raises:
         ArtifactError: the file is broken.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: TensorInfo(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a complete safetensors file: {error}; copy or write it again") from error
+    with opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        _check_unique_keys(path)
+        return {name: TensorInfo(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def _check_unique_keys(path: Path) -> None:
+    """Refuses a header that says something twice: the library takes the last."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:
+            raise ArtifactError(f"{path} has {listed(twice)} twice in its header; copy or write it again")
+
+    with path.open("rb") as file:
+        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=check)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an error says, without the traces that torch appends; its type if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def tensor_info(name: str, tensor: Tensor | TensorInfo, dtype: torch.dtype | None) -> TensorInfo:

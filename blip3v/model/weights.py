@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from blip3v.config import ModelConfig
-from blip3v.errors import ArtifactError
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.blocks import sinusoid_frequencies
+from blip3v.model.weight_file import opened
+from blip3v.model.weight_values import check_values
 
 __all__ = [
     "FileWeights",
@@ -56,7 +56,7 @@ class FileWeights(Mapping[str, Tensor]):
     A tensor is a view of its mapped file, which is unmapped when the tensor is freed: nothing that was read is kept.
 
     Raises:
-        ArtifactError: on access, if the tensor's file is broken.
+        ArtifactError: on access, if the tensor's file is broken, or its values cannot be used.
     """
 
     def __init__(self, places: Mapping[str, Place]) -> None:
@@ -64,14 +64,10 @@ class FileWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        try:
-            with safe_open(place.file, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(place.name)
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"{place.file} is not a complete safetensors file: {error}; copy or write it again"
-            ) from error
-        return tensor if place.num_rows is None else tensor[: place.num_rows]
+        with opened(place.file) as file:
+            tensor: Tensor = file.get_tensor(place.name)
+        used = tensor if place.num_rows is None else tensor[: place.num_rows]
+        return check_values(name, used, where=place.file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -3,6 +3,9 @@
 Example:
     with VideoLM.open("blip3v-tiny-tokenlearner-32tok-fp16") as lm:
         print(lm.ask("clip.mp4", "Which way does the red circle turn?").text)
+
+Files are decoded in a process of their own, which needs a Python to run. A program that embeds Python has none in
+``sys.executable``: it sets the environment variable ``BLIP3V_PYTHON`` to the Python of its environment.
 """
 
 from blip3v.runtime.backends import Execution
@@ -23,6 +26,7 @@ from blip3v.runtime.types import (
     VideoTokens,
 )
 from blip3v.runtime.video_lm import VideoLM
+from blip3v.video.limits import VideoLimits
 
 __all__ = [
     "Answer",
@@ -40,5 +44,6 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "VideoLM",
+    "VideoLimits",
     "VideoTokens",
 ]

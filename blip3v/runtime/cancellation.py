@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from blip3v.errors import CancelledError, RequestTimeoutError
+from blip3v.errors import CancelledError, RequestError, RequestTimeoutError
+from blip3v.runtime.checks import check_timeout
 
 __all__ = ["CancelToken", "Deadline"]
 
@@ -55,9 +56,15 @@ class Deadline:
     Args:
         timeout_s: seconds from now; None: no limit.
         cancel: cancels the request; None: nobody does.
+
+    Raises:
+        RequestError: one of them is something else.
     """
 
     def __init__(self, timeout_s: float | None = None, cancel: CancelToken | None = None) -> None:
+        check_timeout(timeout_s)
+        if cancel is not None and not isinstance(cancel, CancelToken):
+            raise RequestError(f"cancel has type {type(cancel).__name__}; a CancelToken or None is expected")
         self._timeout_s = timeout_s
         self._cancel = cancel
         self._start_s = time.perf_counter()
@@ -113,7 +120,7 @@ class Deadline:
 
 @contextmanager
 def _timer(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(max(0.0, seconds), call)
+    timer = threading.Timer(min(max(0.0, seconds), threading.TIMEOUT_MAX), call)  # longer waits raise in the thread
     timer.daemon = True
     timer.start()
     try:

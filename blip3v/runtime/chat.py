@@ -10,7 +10,7 @@ from blip3v.errors import RequestError, UsageError
 from blip3v.runtime.backends import DecoderSession
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.generation import AnswerStream, AnswerWriter, generate
-from blip3v.runtime.request import GenerationOptions, Model, Request
+from blip3v.runtime.request import GenerationOptions, Model, Request, checked_options
 from blip3v.runtime.types import Answer, Delta, VideoTokens
 
 __all__ = ["Chat"]
@@ -23,9 +23,10 @@ class Chat:
     then as it was before. One turn runs at a time. Made by ``VideoLM.chat``.
     """
 
-    def __init__(self, model: Model, video: VideoTokens) -> None:
+    def __init__(self, model: Model, video: VideoTokens, system: str | None = None) -> None:
         self._model: Model | None = model
         self._video = video
+        self._system = system
         self._session: DecoderSession | None = None
         self._turns: list[tuple[str, Answer]] = []
         self._open_ids: list[int] = []  # tokens of the last answer that the session does not hold
@@ -53,7 +54,7 @@ class Chat:
                 is still running.
             UsageError: the conversation was closed.
         """
-        options = options or GenerationOptions()
+        options = checked_options(options)
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
         request = self._prepare(model, question, options)
@@ -88,7 +89,7 @@ class Chat:
 
     def _prepare(self, model: Model, question: str, options: GenerationOptions) -> Request:
         if not self._turns:
-            return model.first_request(self._video, question, options)
+            return model.first_request(self._video, question, options, self._system)
         assert self._session is not None
         return model.next_request(self._video, self._session.lengths[0], self._open_ids, question, options)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
+from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
@@ -88,8 +89,10 @@ def open_model(
     needed = _estimate(bundle, config, graphs, backends)
     on_estimate(needed)
     memory.require(needed.memory_bytes, f"opening {bundle.path}", "free some, or use a smaller model")
-    decoder = backends["decoder"].open_decoder(graphs["decoder"], config.text, threads=threads)
-    video_encoder = backends["video_encoder"].open_video_encoder(graphs["video_encoder"], threads=threads)
+    with real_files(bundle.path, [file for name in GRAPHS for file in bundle.graph_files(name)]) as folder:
+        graphs = graph_files(bundle, folder)
+        decoder = backends["decoder"].open_decoder(graphs["decoder"], config.text, threads=threads)
+        video_encoder = backends["video_encoder"].open_video_encoder(graphs["video_encoder"], threads=threads)
     return Model(
         config=config,
         tokenizer=bundle.tokenizer,
@@ -115,13 +118,13 @@ def estimate_open(
     return _estimate(bundle, config, graph_files(bundle), _choose(backend, device))
 
 
-def graph_files(bundle: Bundle) -> dict[GraphName, GraphFile]:
-    """Both graphs of a bundle, as back ends open them."""
+def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
+    """Both graphs of a bundle, as back ends open them; ``folder`` holds their files, None: the bundle does."""
     ios = {"video_encoder": video_encoder_io(bundle.config), "decoder": decoder_io(bundle.config)}
     files = bundle.manifest.files
     return {
         name: GraphFile(
-            path=bundle.graph_path(name),
+            path=(folder or bundle.path) / bundle.manifest.graphs[name].file,
             io=ios[name],
             precision=bundle.manifest.precision.graphs[name],
             weights_bytes=sum(files[file].size_bytes for file in bundle.graph_files(name)),

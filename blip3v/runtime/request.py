@@ -6,10 +6,9 @@ D width, V rows of the embedding table.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +16,19 @@ from numpy.typing import NDArray
 from blip3v.config import ModelConfig
 from blip3v.errors import RequestError
 from blip3v.runtime.backends import Decoder, FloatArray, VideoEncoder
+from blip3v.runtime.checks import check_number, check_timeout, check_whole, shown
 from blip3v.runtime.types import BackendReport, VideoTokens
-from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt, continue_prompt, splice
+from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prompt, continue_prompt, splice
+from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["GenerationOptions", "Model", "Request"]
+__all__ = ["GenerationOptions", "Model", "Request", "check_prompt", "checked_options", "checked_pairs"]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 256
 _MAX_LOGPROBS = 20
+_MAX_NEW_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +53,18 @@ class GenerationOptions:
     timeout_s: float | None = None  # above 0: from the call to the last token
 
     def __post_init__(self) -> None:
-        _whole("max_new_tokens", self.max_new_tokens, 1, None)
-        _whole("top_k", self.top_k, 0, None)
-        _whole("seed", self.seed, 0, None)
-        _whole("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
-        _number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
-        _number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
-        _number("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
-        if self.timeout_s is not None:
-            _number("timeout_s", self.timeout_s, "of seconds above 0", lambda value: value > 0)
+        if self.max_new_tokens is not None:
+            check_whole("max_new_tokens", self.max_new_tokens, 1, _MAX_NEW_TOKENS)
+        if self.logprobs is not None:
+            check_whole("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        check_whole("top_k", self.top_k, 0)
+        check_whole("seed", self.seed, 0)
+        check_number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
+        check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        check_number("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
+        check_timeout(self.timeout_s)
+        if not isinstance(self.ignore_stop_token, bool):
+            raise RequestError(f"ignore_stop_token is {shown(self.ignore_stop_token)}; True or False is expected")
         self._check_choice()
         self._check_stop()
 
@@ -71,9 +76,11 @@ class GenerationOptions:
             )
 
     def _check_stop(self) -> None:
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
-            raise RequestError(f"stop is {self.stop!r}; a tuple of texts is expected, for example stop=('.',)")
-        object.__setattr__(self, "stop", tuple(self.stop))
+        several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        stop = tuple(self.stop) if several else (None,)
+        if not all(isinstance(text, str) for text in stop):
+            raise RequestError(f"stop is {shown(self.stop)}; a tuple of texts is expected, for example stop=('.',)")
+        object.__setattr__(self, "stop", stop)
         if len(self.stop) > _MAX_STOPS:
             raise RequestError(f"stop holds {len(self.stop)} texts; at most {_MAX_STOPS} are allowed")
         for text in self.stop:
@@ -102,6 +109,22 @@ class Request:
         return self.num_prompt_tokens + self.max_new_tokens
 
 
+class _Prompted(Protocol):
+    """What a prompt is made with: a ``Model``, or a ``Bundle`` whose graphs are not opened."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def chat_template(self) -> str: ...
+
+    @property
+    def generation(self) -> GenerationConfig: ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model:
     """The parts of an opened bundle. Safe for several threads: it holds no state of a request."""
@@ -123,16 +146,19 @@ class Model:
         rows_tD: FloatArray = self.table_VD[np.asarray(ids, np.int64)].astype(self.decoder.dtype, copy=False)
         return rows_tD
 
-    def first_request(self, video: VideoTokens, question: str, options: GenerationOptions) -> Request:
-        """A conversation's first question.
+    def first_request(
+        self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
+    ) -> Request:
+        """A conversation's first question; ``system`` as for ``check_prompt``.
 
         Raises:
-            RequestError: video tokens of another encoder, a question that cannot be asked, or one that is too long.
+            RequestError: video tokens of another encoder, a question or system text that cannot be asked, or one that
+                is too long.
         """
         self._check_video(video)
-        prompt = build_prompt(self.tokenizer, self.chat_template, self.generation, [Message("user", question)])
+        prompt = _prompt(self, question, system)
         # Before anything is embedded: a hostile prompt may have a million tokens.
-        new_tokens = self._fit(prompt.length(len(video)), len(video), options)
+        new_tokens = _fit(self, prompt.length(len(video)), len(video), options)
         video_MD = video.tokens.astype(self.decoder.dtype, copy=False)  # the video encoder's precision may differ
         embeds_tD = splice(self.embed(prompt.ids), prompt.image_position, video_MD)
         return Request(video, embeds_tD, 0, new_tokens, options)
@@ -153,7 +179,7 @@ class Model:
             RequestError: a question that cannot be asked, or a conversation that becomes too long.
         """
         ids = [*open_ids, self.tokenizer.end_id, *continue_prompt(self.tokenizer, self.chat_template, question)]
-        new_tokens = self._fit(held_tokens + len(ids), len(video), options)
+        new_tokens = _fit(self, held_tokens + len(ids), len(video), options)
         return Request(video, self.embed(ids), held_tokens, new_tokens, options)
 
     def _check_video(self, video: VideoTokens) -> None:
@@ -167,32 +193,80 @@ class Model:
             raise RequestError(
                 f"video tokens have shape {video.tokens.shape}; (M, {width}) with M of at least 1 is expected"
             )
-
-    def _fit(self, prompt_tokens: int, video_tokens: int, options: GenerationOptions) -> int:
-        """New tokens that this request may have.
-
-        A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
-        """
-        context = self.config.text.max_context
-        asked = options.max_new_tokens
-        new_tokens = asked or max(1, min(self.generation.max_new_tokens, context - prompt_tokens))
-        if prompt_tokens + new_tokens > context:
-            raise RequestError(
-                f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video) and {new_tokens} new ones were "
-                f"asked for: {prompt_tokens + new_tokens} in all; the context has {context}; "
-                "shorten the question, begin a new conversation, or lower max_new_tokens"
-            )
-        return new_tokens
+        if not np.isfinite(video.tokens).all():
+            raise RequestError("the video tokens hold values that are not finite; encode the video again")
 
 
-def _whole(name: str, value: object, low: int, high: int | None) -> None:
-    if value is None and name in ("max_new_tokens", "logprobs"):
-        return
-    span = f"at least {low}" if high is None else f"{low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise RequestError(f"{name} is {value!r}; a whole number, {span}, is expected")
+def check_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> None:
+    """Checks a conversation's first question as ``Model.first_request`` does, in milliseconds and without its video.
+
+    Args:
+        parts: an opened model, or a bundle.
+        question: the question.
+        options: of its answer.
+        system: text of the system turn; None: the model's own; blank: no system turn.
+
+    Raises:
+        RequestError: a question or system text that cannot be asked, or one that is too long.
+    """
+    num_video_tokens = parts.config.num_video_tokens
+    _fit(parts, _prompt(parts, question, system).length(num_video_tokens), num_video_tokens, options)
 
 
-def _number(name: str, value: object, span: str, allowed: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not allowed(value):
-        raise RequestError(f"{name} is {value!r}; a number {span} is expected")
+def _prompt(parts: _Prompted, question: str, system: str | None) -> Prompt:
+    if system is not None and not isinstance(system, str):
+        raise RequestError(f"system has type {type(system).__name__}; text is expected")
+    generation, messages = parts.generation, [Message("user", question)]
+    if system is not None and system.strip():
+        messages.insert(0, Message("system", system))
+    elif system is not None:
+        generation = replace(generation, system_prompt=None)
+    return build_prompt(parts.tokenizer, parts.chat_template, generation, messages)
+
+
+def _fit(parts: _Prompted, prompt_tokens: int, video_tokens: int, options: GenerationOptions) -> int:
+    """New tokens that a request may have.
+
+    A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
+    """
+    context = parts.config.text.max_context
+    asked = options.max_new_tokens
+    new_tokens = asked or max(1, min(parts.generation.max_new_tokens, context - prompt_tokens))
+    if prompt_tokens + new_tokens > context:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video) and {new_tokens} new ones were "
+            f"asked for: {prompt_tokens + new_tokens} in all; the context has {context}; "
+            "shorten the question, begin a new conversation, or lower max_new_tokens"
+        )
+    return new_tokens
+
+
+def checked_options(options: object) -> GenerationOptions:
+    """Options as a caller gave them; None: the defaults.
+
+    Raises:
+        RequestError: anything else.
+    """
+    if options is None:
+        return GenerationOptions()
+    if not isinstance(options, GenerationOptions):
+        raise RequestError(f"options has type {type(options).__name__}; GenerationOptions or None is expected")
+    return options
+
+
+def checked_pairs(requests: object) -> list[tuple[Any, str]]:
+    """The (video, question) pairs of a batch; the videos are not looked at.
+
+    Raises:
+        RequestError: something else, or a question that cannot be asked.
+    """
+    if isinstance(requests, str | bytes | Mapping) or not isinstance(requests, Iterable):
+        raise RequestError(
+            f"requests has type {type(requests).__name__}; a list of (video, question) pairs is expected"
+        )
+    pairs = list(requests)
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise RequestError(f"request {index} is {shown(pair)}; a (video, question) pair is expected")
+        check_question(pair[1], f"the question of request {index}")
+    return [(video, question) for video, question in pairs]

@@ -14,9 +14,10 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from blip3v.errors import ArtifactError, ArtifactMissingError
+from blip3v.errors import ArtifactError, ArtifactMissingError, RequestError
 from blip3v.publishing import write_file
 from blip3v.runtime.backends import Execution
+from blip3v.runtime.checks import shown
 
 __all__ = [
     "Answer",
@@ -28,10 +29,12 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "VideoTokens",
+    "read_only",
 ]
 
 FinishReason = Literal["stop", "length"]
-Frame = tuple[int, float]  # number of the frame in its file, from 0, and its time in seconds
+# Number of the frame in its file, from 0, and its time in seconds; None for pictures without a frame rate.
+Frame = tuple[int, float | None]
 
 _FORMAT = "blip3v.video_tokens.1"
 
@@ -119,18 +122,26 @@ class Answer:
     backend: BackendReport  # what computed it
     logprobs: tuple[TokenLogprob, ...] | None  # one for each of token_ids, if requested
 
+    @property
+    def num_different_frames(self) -> int:
+        """Different frames among ``frames``: fewer than these if the clip is short (``docs/frames.md``)."""
+        return _num_different(self.frames)
+
 
 @dataclass(frozen=True, eq=False)
 class VideoTokens:
     """An encoded video: all that questions about it need.
 
     Attributes:
-        tokens: (M,D) float16 or float32.
+        tokens: (M,D) float16 or float32, M and D at least 1; read-only, since requests share it.
         frames: the frames that it was made of.
         encoder: hash of the video encoder that made it; another encoder refuses it.
         file_decode_s: seconds that reading and decoding the file took; 0 after ``load``.
         preprocess_s: seconds that resizing took; 0 after ``load``.
         encode_s: seconds that the video encoder took; 0 after ``load``.
+
+    Raises:
+        RequestError: tokens, frames or encoder of another form. ``ask`` refuses tokens that are not finite.
     """
 
     tokens: NDArray[Any]
@@ -140,8 +151,30 @@ class VideoTokens:
     preprocess_s: float = 0.0
     encode_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        tokens = self.tokens
+        if not isinstance(tokens, np.ndarray):
+            raise RequestError(
+                f"tokens has type {type(tokens).__name__}; an array (M, D) is expected, as encode makes it"
+            )
+        if tokens.ndim != 2 or not tokens.size or tokens.dtype.name not in ("float16", "float32"):
+            raise RequestError(
+                f"tokens is {tokens.dtype} of shape {tokens.shape}; float16 or float32 (M, D) is expected"
+            )
+        if not isinstance(self.frames, tuple) or not all(map(_is_frame, self.frames)):
+            raise RequestError(f"frames is {shown(self.frames)}; a tuple of (number, time in seconds) is expected")
+        if not isinstance(self.encoder, str):
+            raise RequestError(f"encoder is {shown(self.encoder)}; the hash of a video encoder is expected")
+        if tokens.flags.writeable:  # the caller's own array, which it may change
+            object.__setattr__(self, "tokens", read_only(tokens.copy()))
+
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_different_frames(self) -> int:
+        """Different frames among ``frames``: fewer than these if the clip is short (``docs/frames.md``)."""
+        return _num_different(self.frames)
 
     def without_timings(self) -> VideoTokens:
         """The same tokens for another request, which did not spend the time to encode them."""
@@ -178,12 +211,35 @@ class VideoTokens:
                 if metadata.get("format") != _FORMAT or names != ["video_tokens"]:
                     raise ArtifactError(f"{source} holds no video tokens; VideoTokens.save writes such a file")
                 tokens = file.get_tensor("video_tokens")
-            frames = tuple((int(index), float(time_s)) for index, time_s in json.loads(metadata["frames"]))
+            frames = tuple(_frame(index, time_s) for index, time_s in json.loads(metadata["frames"]))
             encoder = metadata["encoder"]
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
-        if tokens.ndim != 2 or tokens.dtype.name not in ("float16", "float32"):
-            raise ArtifactError(f"{source} holds {tokens.dtype} {tokens.shape}; floats (M, D) are expected")
-        if not len(tokens) or not np.isfinite(tokens).all():
-            raise ArtifactError(f"{source} holds no tokens, or values that are not finite; encode the video again")
-        return cls(tokens, frames, encoder)
+        try:
+            video = cls(read_only(tokens), frames, encoder)
+        except RequestError as error:
+            raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
+        if not np.isfinite(tokens).all():
+            raise ArtifactError(f"{source} holds values that are not finite; encode the video again")
+        return video
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """``array`` itself, no longer writable."""
+    array.flags.writeable = False
+    return array
+
+
+def _is_frame(frame: object) -> bool:
+    if not isinstance(frame, tuple) or len(frame) != 2:
+        return False
+    return type(frame[0]) is int and (frame[1] is None or isinstance(frame[1], int | float))
+
+
+def _frame(index: object, time_s: object) -> Frame:
+    """A frame as ``save`` wrote it."""
+    return int(index), None if time_s is None else float(time_s)  # type: ignore[call-overload,arg-type]
+
+
+def _num_different(frames: tuple[Frame, ...]) -> int:
+    return len({index for index, _ in frames})

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 
 from blip3v.bundle.reader import open_bundle
 from blip3v.errors import RequestError, UsageError
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.chat import Chat
+from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
-from blip3v.runtime.request import GenerationOptions, Model
+from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
+from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.source import VideoInput
 
@@ -65,11 +66,13 @@ class VideoLM:
             ArtifactError: not a bundle, or one that is not as it was written.
             ProviderError: the engine is not installed, or installed twice, or does not run on ``device``.
             OutOfMemoryError: the model does not fit into the free memory.
-            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, or a
-                ``max_context`` beyond the model's.
+            UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1, a
+                ``max_context`` beyond the model's, or a path that is not UTF-8.
         """
+        if limits is not None and not isinstance(limits, VideoLimits):
+            raise UsageError(f"limits has type {type(limits).__name__}; VideoLimits or None is expected")
         model = open_model(
-            path,
+            checked_path("path", path),
             backend=backend,
             device=device,
             threads=threads,
@@ -85,7 +88,9 @@ class VideoLM:
         path: str | os.PathLike[str], *, backend: str = "auto", device: str = "auto", max_context: int | None = None
     ) -> OpenEstimate:
         """What ``open`` will take, which refuses what is more than the free memory. Arguments and errors as there."""
-        return estimate_open(open_bundle(Path(path)), backend=backend, device=device, max_context=max_context)
+        return estimate_open(
+            open_bundle(checked_path("path", path)), backend=backend, device=device, max_context=max_context
+        )
 
     @property
     def backend(self) -> BackendReport:
@@ -98,23 +103,28 @@ class VideoLM:
         *,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
         timeout_s: float | None = None,
         cancel: CancelToken | None = None,
     ) -> VideoTokens:
         """Encodes a video once, for any number of questions.
 
         Args:
-            video: a file's path, its bytes, a file object, pictures, or frames as uint8 (T,H,W,3).
+            video: a file's path, its bytes, a file object, or a URL, if the limits allow it; or pictures: a folder, a
+                list or an iterator of image paths, PIL images and arrays, or all frames, uint8 (T,H,W,3) or (T,3,H,W).
             start: seconds from the first frame from which the clip is taken; None: from the first frame.
             end: seconds up to which it is taken; None: to the last frame.
+            fps: frame rate of pictures, which have no times of their own; None: their frames have no times. Only for
+                pictures.
             timeout_s: seconds that this may take; None: no limit of its own.
             cancel: cancels the call from another thread.
 
         Raises:
+            UsageError: something that is not a video, times that no video has, or no Python to decode a file with.
             VideoError: the video cannot be used.
             CancelledError, RequestTimeoutError: it was cancelled, or took too long.
         """
-        return encode_video(self._open_model(), video, start, end, Deadline(timeout_s, cancel))
+        return encode_video(self._open_model(), video, start, end, fps, Deadline(timeout_s, cancel))
 
     def ask(
         self,
@@ -122,8 +132,10 @@ class VideoLM:
         question: str,
         *,
         options: GenerationOptions | None = None,
+        system: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
         cancel: CancelToken | None = None,
     ) -> Answer:
         """Answers a question about a video.
@@ -132,8 +144,10 @@ class VideoLM:
             video: a video, or what ``encode`` gave.
             question: plain text.
             options: how to answer; None: greedy, to the bundle's own limit of tokens.
+            system: text of the system turn, which goes before the question; None: the model's own; blank: no such turn.
             start: as for ``encode``; not with ready video tokens.
             end: as for ``encode``; not with ready video tokens.
+            fps: as for ``encode``; not with ready video tokens.
             cancel: cancels the request from another thread.
 
         Raises:
@@ -142,7 +156,9 @@ class VideoLM:
                 encoder; CancelledError or RequestTimeoutError if it was cancelled or took too long.
             BackendError: the inference engine failed.
         """
-        with self.stream(video, question, options=options, start=start, end=end, cancel=cancel) as stream:
+        with self.stream(
+            video, question, options=options, system=system, start=start, end=end, fps=fps, cancel=cancel
+        ) as stream:
             return stream.read()
 
     def stream(
@@ -151,63 +167,76 @@ class VideoLM:
         question: str,
         *,
         options: GenerationOptions | None = None,
+        system: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
         cancel: CancelToken | None = None,
     ) -> AnswerStream:
         """Answers piece by piece: as ``ask``, with the video encoded when this returns and the pieces made on demand.
 
         Closing the stream ends the answer within one token.
         """
-        options = options or GenerationOptions()
+        options = checked_options(options)
+        check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
-        tokens = _video_tokens(model, video, start, end, deadline)
-        return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options), deadline))
+        check_prompt(model, question, options, system)  # before the video costs anything
+        tokens = _video_tokens(model, video, start, end, fps, deadline)
+        return AnswerStream(answer_in_pieces(model, model.first_request(tokens, question, options, system), deadline))
 
     def ask_batch(
         self,
         requests: Sequence[tuple[VideoInput | VideoTokens, str]],
         *,
         options: GenerationOptions | None = None,
+        system: str | None = None,
         cancel: CancelToken | None = None,
     ) -> list[Answer]:
         """Answers several questions together; each answer is the one that ``ask`` would give.
 
         Args:
-            requests: (video, question) pairs; a video that stands several times is encoded once.
+            requests: (video, question) pairs; a video that stands several times is encoded once. For a part of a
+                video, or pictures with a frame rate, give what ``encode`` gave.
             options: of every answer. The time limit is for all together.
+            system: of every answer, as for ``ask``.
             cancel: cancels all of them.
 
         Raises:
             RequestError: one of them cannot be answered; none is then. Further errors as for ``ask``.
         """
-        if not requests:
+        pairs = checked_pairs(requests)
+        options = checked_options(options)
+        if not pairs:
             return []
-        options = options or GenerationOptions()
         deadline = Deadline(options.timeout_s, cancel)
         model = self._open_model()
+        for _, question in pairs:
+            check_prompt(model, question, options, system)
         encoded: dict[object, VideoTokens] = {}
         prepared = []
-        for video, question in requests:
+        for video, question in pairs:
             key = os.fspath(video) if isinstance(video, (str, os.PathLike)) else id(video)
             if key in encoded:
                 encoded[key] = encoded[key].without_timings()
             else:
-                encoded[key] = _video_tokens(model, video, None, None, deadline)
-            prepared.append(model.first_request(encoded[key], question, options))
+                encoded[key] = _video_tokens(model, video, None, None, None, deadline)
+            prepared.append(model.first_request(encoded[key], question, options, system))
         return answer_together(model, prepared, deadline)
 
     def chat(
         self,
         video: VideoInput | VideoTokens,
         *,
+        system: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        fps: float | None = None,
     ) -> Chat:
-        """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``encode``."""
+        """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
         model = self._open_model()
-        return Chat(model, _video_tokens(model, video, start, end, Deadline(None, None)))
+        check_prompt(model, "?", GenerationOptions(), system)
+        return Chat(model, _video_tokens(model, video, start, end, fps, Deadline(None, None)), system)
 
     def close(self) -> None:
         """Frees the model. Answers in progress run to their end; further calls are refused."""
@@ -233,10 +262,15 @@ class VideoLM:
 
 
 def _video_tokens(
-    model: Model, video: VideoInput | VideoTokens, start: float | None, end: float | None, deadline: Deadline
+    model: Model,
+    video: VideoInput | VideoTokens,
+    start: float | None,
+    end: float | None,
+    fps: float | None,
+    deadline: Deadline,
 ) -> VideoTokens:
     if not isinstance(video, VideoTokens):
-        return encode_video(model, video, start, end, deadline)
-    if start is not None or end is not None:
-        raise RequestError("start and end have no effect on ready video tokens; give them to encode")
+        return encode_video(model, video, start, end, fps, deadline)
+    if start is not None or end is not None or fps is not None:
+        raise RequestError("start, end and fps have no effect on ready video tokens; give them to encode")
     return video.without_timings()

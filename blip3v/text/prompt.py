@@ -17,11 +17,11 @@ from blip3v.errors import ConfigError, RequestError
 from blip3v.text.generation import GenerationConfig
 from blip3v.text.special import END, IMAGE
 from blip3v.text.template import Message, render_chat
-from blip3v.text.tokenizer import Tokenizer
+from blip3v.text.tokenizer import Tokenizer, check_text
 
-__all__ = ["Prompt", "build_prompt", "continue_prompt", "splice"]
+__all__ = ["Prompt", "build_prompt", "check_question", "continue_prompt", "splice"]
 
-# Placeholder for an answer, at which a rendered text is cut. NUL is not white space, so a template that trims keeps it.
+# Placeholder that is looked for in a rendered text. NUL is not white space, so a template that trims keeps it.
 _MARK = "\x00answer\x00"
 
 
@@ -49,12 +49,15 @@ def build_prompt(
         messages: the turns without ``<image>``, which is added to the first user turn here.
 
     Raises:
-        RequestError: no user turn, an empty one, or content with a special token in it.
+        RequestError: no user turn, an empty one, content with a special token in it, or a system turn for a template
+            that writes none.
         ConfigError: a template that fails, or that drops or duplicates ``<image>`` or a marker.
     """
     turns = list(messages)
     for turn in turns:
         _check_content(tokenizer, turn)
+    if any(turn.role == "system" for turn in turns):
+        _check_writes_system(template)
     if generation.system_prompt is not None and (not turns or turns[0].role != "system"):
         turns.insert(0, Message("system", generation.system_prompt))
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
@@ -139,9 +142,34 @@ def _with_image(turns: list[Message], first: int) -> list[Message]:
     return [*turns[:first], replace(turn, content=f"{IMAGE}\n{turn.content}"), *turns[first + 1 :]]
 
 
+def check_question(question: object, name: str = "the question") -> None:
+    """Refuses what cannot be a question, without a tokenizer; prompts check it further.
+
+    Args:
+        question: what a caller gave.
+        name: what it is, for the message.
+
+    Raises:
+        RequestError: not a ``str``, one with a lone surrogate, or nothing but white space.
+    """
+    check_text(name, question)
+    if not str(question).strip():
+        raise RequestError(f"{name} is empty; ask something about the video")
+
+
+def _check_writes_system(template: str) -> None:
+    if _MARK not in render_chat(template, [Message("system", _MARK), Message("user", "?")]):
+        raise RequestError(
+            "the model's chat template writes no system turn, so a system text would have no effect",
+            remedy="leave `system` out",
+        )
+
+
 def _check_content(tokenizer: Tokenizer, turn: Message) -> None:
-    if turn.role == "user" and not turn.content.strip():
-        raise RequestError("the question is empty; ask something about the video")
+    if turn.role == "user":
+        check_question(turn.content)
+    else:
+        check_text(f"the {turn.role} message", turn.content)
     for token in tokenizer.added_tokens:
         if token in turn.content:
             raise RequestError(

@@ -9,8 +9,9 @@ The ids are those of the slow ``LlamaTokenizer(legacy=False)``, which the author
 - The rest is BPE by score over the whole stretch between two special tokens, with bytes for unknown characters.
 
 A ``tokenizer.json`` in the folder is not read, since the library's own conversion treats white space and the mark
-differently. Decoding leaves out every token with the flag ``special``, including role markers, which the slow tokenizer
-would print.
+differently. Decoding differs in three odd places: every token with the flag ``special`` is left out, including
+role markers, which the slow tokenizer would print; the space after ``</s>`` is kept; and a first piece of several marks
+becomes spaces, where the slow tokenizer may write U+2581.
 """
 
 from __future__ import annotations

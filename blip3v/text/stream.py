@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import codecs
+from typing import TYPE_CHECKING
 
-from blip3v.text.tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from blip3v.text.tokenizer import Tokenizer  # which decodes whole lists of ids with the class below
 
 __all__ = ["StreamDecoder"]
 
 
 class StreamDecoder:
-    """Decodes ids one at a time; the pieces joined equal ``Tokenizer.decode`` of all ids.
+    """Decodes ids one at a time; the pieces joined are ``Tokenizer.decode`` of all ids.
 
     A character whose UTF-8 bytes are spread over several tokens is returned with the last of them. Bytes that are not
-    UTF-8 become U+FFFD. (With a SentencePiece tokenizer the number of U+FFFD in a run of broken bytes may differ from
-    that of ``decode``, which looks back over the whole run.)
+    UTF-8 become U+FFFD, see ``Tokenizer.decode``.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strip_space = tokenizer.strips_first_space
+        self._utf8 = tokenizer.utf8_decoder()
+        self._first = True
 
     def push(self, token_id: int) -> str:
         """Text that this token completes; empty while a character is incomplete, and for special tokens.
@@ -28,14 +28,12 @@ class StreamDecoder:
         Raises:
             RequestError: an id that the tokenizer does not have.
         """
-        return self._first(self._utf8.decode(self._tokenizer.piece(token_id)))
+        if self._tokenizer.is_special(token_id):
+            return ""
+        piece = self._tokenizer.piece(token_id, first=self._first)
+        self._first = False
+        return self._utf8.decode(piece)
 
     def finish(self) -> str:
         """The rest of the text: U+FFFD if a character is incomplete, else nothing."""
-        return self._first(self._utf8.decode(b"", final=True))
-
-    def _first(self, text: str) -> str:
-        if self._strip_space and text:
-            self._strip_space = False
-            return text.removeprefix(" ")
-        return text
+        return self._utf8.decode(b"", final=True)

@@ -5,20 +5,55 @@ Not here: the chat template (``template.py``) and the training of a tokenizer (`
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
 
 from blip3v.errors import ArtifactError, ArtifactMissingError, RequestError
-from blip3v.text.pieces import TokenBytes
+from blip3v.text.pieces import TokenBytes, Utf8Decoder
 from blip3v.text.special import END, IMAGE, PAD, REQUIRED_TOKENS
+from blip3v.text.stream import StreamDecoder
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "check_text"]
 
 # The released tokenizer.json has 2 MB; anything far larger is not a tokenizer.
 _MAX_FILE_BYTES = 64 * 2**20
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuses what is not a text of valid Unicode.
+
+    Args:
+        name: what it is, for the message: "the question".
+        text: what a caller gave.
+
+    Raises:
+        RequestError: not a ``str``, or one with a lone surrogate, which cannot be written as UTF-8.
+    """
+    if not isinstance(text, str):
+        raise RequestError(f"{name} has type {type(text).__name__}; a str is expected")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{name} has a lone surrogate at {error.start}; send valid Unicode") from error
+
+
+@contextlib.contextmanager
+def _library_errors(failure: str) -> Iterator[None]:
+    """Turns whatever the tokenizers library raises inside the block into an ``ArtifactError`` that begins so.
+
+    It raises bare ``Exception``, and where its native code panics (on a pattern that takes too long) a
+    ``PanicException``, which is no ``Exception``.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ArtifactError(f"{failure}: {error}; write the model folder or the bundle again") from error
 
 
 class Tokenizer:
@@ -36,6 +71,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._where = where
         added = backend.get_added_tokens_decoder()
         self._added = {token.content: token_id for token_id, token in added.items()}
         self._skipped = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -61,24 +97,38 @@ class Tokenizer:
         if size > _MAX_FILE_BYTES:
             raise ArtifactError(f"{path} has {size} bytes; a tokenizer has at most {_MAX_FILE_BYTES}")
         try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-        except Exception as error:  # the library raises bare Exception for every malformed file
-            raise ArtifactError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
-        return cls(backend, where=str(path))
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{path} is not a tokenizer: {error}") from error
+        return cls.parse(text, where=str(path))
+
+    @classmethod
+    def parse(cls, text: str, *, where: str = "tokenizer") -> Tokenizer:
+        """The tokenizer of the text of a ``tokenizer.json``.
+
+        Args:
+            text: the file's content.
+            where: named in errors, for example the path.
+
+        Raises:
+            ArtifactError: as ``load``.
+        """
+        with _library_errors(f"{where} is not a tokenizer of the tokenizers library"):
+            backend = tokenizers.Tokenizer.from_str(text)
+        return cls(backend, where=where)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``. Special tokens in the text are recognised; none are added.
 
         Raises:
-            RequestError: the text cannot be written as UTF-8 (a lone surrogate).
+            RequestError: not a text, or one that cannot be written as UTF-8 (a lone surrogate).
+            ArtifactError: the tokenizer fails on this text, as one does whose patterns take too long.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text has a lone surrogate at {error.start}; send valid Unicode") from error
-        if text in self._added:  # a token that is the whole text would escape a released tokenizer's normaliser
-            return list(self._backend.encode(text + END, add_special_tokens=False).ids[:-1])
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        check_text("the text", text)
+        with _library_errors(f"{self._where} cannot encode a text of {len(text)} characters"):
+            if text in self._added:  # a token that is the whole text would escape a released tokenizer's normaliser
+                return list(self._backend.encode(text + END, add_special_tokens=False).ids[:-1])
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_after(self, token: str, text: str) -> list[int]:
         """Token ids of ``text`` where it follows the special token ``token``, as an answer does.
@@ -97,12 +147,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens; bytes that are not UTF-8 become U+FFFD.
 
+        How many follows the tokenizer's kind: SentencePiece writes one for each byte, as the slow tokenizer does, and a
+        byte-level tokenizer one for each longest part of a character. Complete characters next to them are kept.
+
         Raises:
             RequestError: an id that the tokenizer does not have.
         """
-        for token_id in ids:
-            self.token(token_id)
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        # Not the library's decoder: it replaces a whole run of byte tokens if a single one of them is broken.
+        stream = StreamDecoder(self)
+        return "".join([*map(stream.push, ids), stream.finish()])
 
     def id(self, token: str) -> int:
         """Id of a token, special or not.
@@ -126,19 +179,26 @@ class Tokenizer:
             raise RequestError(f"token id {token_id} is unknown; the tokenizer has ids 0 to {self.num_tokens - 1}")
         return str(token)
 
-    def piece(self, token_id: int) -> bytes:
+    def is_special(self, token_id: int) -> bool:
+        """Whether decoding leaves the token out."""
+        return token_id in self._skipped
+
+    def piece(self, token_id: int, *, first: bool = False) -> bytes:
         """Bytes that a token adds to the text: none for a special token.
+
+        Args:
+            token_id: of the token.
+            first: it is the first of its text, which in SentencePiece begins without a space.
 
         Raises:
             RequestError: an id that the tokenizer does not have.
         """
         token = self.token(token_id)
-        return b"" if token_id in self._skipped else self._token_bytes(token)
+        return b"" if self.is_special(token_id) else self._token_bytes(token, first=first)
 
-    @property
-    def strips_first_space(self) -> bool:
-        """Whether decoding drops one space at the beginning of a text."""
-        return self._token_bytes.strips_first_space
+    def utf8_decoder(self) -> Utf8Decoder:
+        """A decoder for the joined pieces of a text."""
+        return self._token_bytes.utf8_decoder()
 
     @property
     def added_tokens(self) -> dict[str, int]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 from torch import Tensor, nn
 
@@ -183,7 +182,7 @@ def _tokenizer_json(folder: Path) -> str:
 
 
 def _tokenizer(text: str, where: Path) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text), where=str(where))
+    return Tokenizer.parse(text, where=str(where))
 
 
 def _form(config: ModelConfig) -> str:

@@ -8,25 +8,22 @@ Letters: T sampled frames, H height, W width, S side of the model's image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from blip3v.errors import UsageError, VideoTooLargeError
 from blip3v.video.decoder_process import DecoderProcess
+from blip3v.video.interruption import Interrupting, uninterrupted
+from blip3v.video.pictures import Pictures, rgb
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
-from blip3v.video.source import Pictures, VideoInput, open_source
+from blip3v.video.source import VideoInput, open_source
 from blip3v.video_decoder.limits import VideoLimits
-from blip3v.video_decoder.ranges import check_range, frames_between
+from blip3v.video_decoder.ranges import check_fps, check_range, frames_between
 
-__all__ = ["Clip", "Interrupting", "SampledFrame", "load_clip", "load_pixels"]
-
-# Given a function that ends a block early, from any thread, returns the context manager to run that block in.
-Interrupting = Callable[[Callable[[], None]], AbstractContextManager[None]]
+__all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
 
 _DEFAULT_LIMITS = VideoLimits()
 
@@ -36,21 +33,21 @@ class SampledFrame:
     """Position of a frame in the video."""
 
     index: int  # in display order, 0 is the video's first frame
-    time_s: float  # since the video's first frame
+    time_s: float | None  # since the video's first frame; None: pictures without a frame rate have no times
 
 
 @dataclass(frozen=True)
 class Clip:
     """Sampled frames and where they come from.
 
-    A frame sampled twice is the same array twice. Frames given as arrays are not copied.
+    A frame sampled twice is the same array twice. Frames of an array or a sequence of arrays are not copied.
     """
 
     frames: tuple[np.ndarray, ...]  # uint8 (H, W, 3) each, RGB, at the video's size, oriented as players show it
     sampled: tuple[SampledFrame, ...]  # one for each of frames
     num_source_frames: int  # that the sampler chose from: the video's, or those of the selected part
-    duration_s: float  # of the video, or of the selected part
-    fps: float  # mean over the video; 0 if a single frame has no duration
+    duration_s: float | None  # of the video, or of the selected part; None without times
+    fps: float | None  # mean over the video; 0 if a single frame has no duration; None without times
     width: int  # of the first sampled frame; images may differ
     height: int
     num_broken: int  # broken frames found on the way that were not sampled
@@ -66,47 +63,46 @@ def load_clip(
     fps: float | None = None,
     limits: VideoLimits = _DEFAULT_LIMITS,
     seed: int | None = None,
-    interrupting: Interrupting = lambda interrupt: nullcontext(),
+    interrupting: Interrupting = uninterrupted,
 ) -> Clip:
     """Opens a video, samples frames and decodes them.
 
     Args:
-        video: a file, bytes, a file object, a folder or sequence of images, or an array (see ``VideoInput``).
+        video: a file, bytes, a file object, a URL, a folder, pictures, or an array (see ``VideoInput``).
         num_frames: frames to sample, at least 1.
         rule: how to sample, see ``sample_indices``.
         start_s: only frames from this time on; seconds since the video's first frame.
         end_s: only frames before this time.
-        fps: frame rate of images and arrays, which have no timestamps; None means 1. Refused for a file.
+        fps: frame rate of pictures, which have no times of their own: those of a folder, a sequence, an iterator or
+            an array, and a single image. None: the frames have no times, and ``start_s`` and ``end_s`` are refused.
+            Refused for a video or an animation, which has its own.
         limits: limits on what the load may cost.
         seed: makes ``rule="train"`` repeatable; refused with other rules, which are not random.
-        interrupting: surrounds the run of the decoder process and is given the function that ends it, to cancel a
-            load from another thread. An exception that it raises in place of the ``VideoError`` of a dead process
-            reaches the caller.
+        interrupting: surrounds each long stage (download, reading of an iterator, decoder process) and is given the
+            function that ends it, to cancel a load from another thread. An exception that it raises in place of the
+            ``VideoError`` of the stage that was ended reaches the caller.
 
     Returns:
-        The clip. Frame times come from the file's own timestamps, also at a variable frame rate.
+        The clip. A video's frame times are its own timestamps, also at a variable frame rate.
 
     Raises:
         UsageError: an invalid argument, or no frame between ``start_s`` and ``end_s``.
-        UnsupportedVideoError: not a video, a playlist, or no video stream.
+        UnsupportedVideoError: not a video, a playlist, no video stream, or a URL that ``limits`` do not allow.
         CorruptVideoError: a sampled frame is missing or cannot be decoded.
         VideoTooLargeError: over a limit of bytes, pixels, frames, duration or memory.
-        VideoTimeoutError: over ``limits.timeout_s``.
-        VideoError: the file cannot be opened.
+        VideoTimeoutError: over ``limits.timeout_s``, or over one of the limits on the time of a download.
+        VideoError: the file cannot be opened or fetched.
     """
-    check_range(start_s, end_s)
-    if fps is not None and not 0 < fps < float("inf"):
-        raise UsageError(f"fps is {fps}; a finite number above 0 is needed")
+    start_s, end_s = check_range(start_s, end_s)
+    fps = check_fps(fps)
     if seed is not None and rule != "train":
         raise UsageError(f"seed is {seed}, but sampling rule {rule!r} is not random; only 'train' takes a seed")
-    sampler = _Sampler(num_frames, rule, seed, start_s, end_s)
+    sampler = _Sampler(num_frames, rule, seed, start_s, end_s, fps)
     # Refuses a wrong rule or count before the video is opened.
     sampler.indices(0, 1)
-    with open_source(video, limits) as source:
+    with open_source(video, limits, interrupting) as source:
         if isinstance(source, Pictures):
-            return _from_pictures(source, sampler, 1.0 if fps is None else fps, limits, interrupting)
-        if fps is not None:
-            raise UsageError(f"fps is {fps}, but a video file has its own timestamps; fps is for images and arrays")
+            return _from_pictures(source, sampler, limits, interrupting)
         return _from_file(source, sampler, limits, interrupting)
 
 
@@ -144,19 +140,61 @@ def load_pixels(
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Frames [low, high) of a video, from which the sampler chooses."""
+
+    low: int
+    high: int
+    duration_s: float | None  # of this part
+    fps: float | None  # mean over the video
+
+
+@dataclass(frozen=True)
 class _Sampler:
     num_frames: int
     rule: SamplingRule
     seed: int | None
     start_s: float | None
     end_s: float | None
+    fps: float | None
 
     def indices(self, low: int, high: int) -> list[int]:
         rng = np.random.default_rng(self.seed) if self.rule == "train" else None
         picked: list[int] = (low + sample_indices(high - low, self.num_frames, rule=self.rule, rng=rng)).tolist()
         return picked
 
-    def check_not_empty(self, low: int, high: int, num_frames: int, end_s: float) -> None:
+    def part_of_video(self, info: dict[str, Any]) -> _Part:
+        """The part of a video with times of its own; ``info`` comes from the decoder."""
+        if self.fps is not None:
+            raise UsageError(f"fps is {self.fps:g}, but the video has its own timestamps", remedy="leave `fps` out")
+        self._check_not_empty(info["low"], info["high"], info["num_frames"], info["end_s"])
+        return _Part(info["low"], info["high"], info["duration_s"], info["fps"])
+
+    def part_of_pictures(self, num_pictures: int, limits: VideoLimits) -> _Part:
+        """The part of pictures that have times only if ``fps`` gives them some."""
+        if self.fps is None:
+            self._check_no_range()
+            return _Part(0, num_pictures, None, None)
+        end_s = num_pictures / self.fps
+        limits.check_duration(end_s)
+        times_s = [index / self.fps for index in range(num_pictures)]
+        low, high = frames_between(times_s, self.start_s, self.end_s)
+        self._check_not_empty(low, high, num_pictures, end_s)
+        return _Part(low, high, (high - low) / self.fps, self.fps)
+
+    def time_s(self, index: int) -> float | None:
+        """The time of a picture."""
+        return None if self.fps is None else index / self.fps
+
+    def _check_no_range(self) -> None:
+        for name, value in (("start", self.start_s), ("end", self.end_s)):
+            if value is not None:
+                raise UsageError(
+                    f"{name} is {value:g} s, but pictures have no times",
+                    remedy=f"give their frame rate, for example `fps=25`, or leave `{name}` out",
+                )
+
+    def _check_not_empty(self, low: int, high: int, num_frames: int, end_s: float) -> None:
         if low < high:
             return
         start = "the start" if self.start_s is None else f"{self.start_s:g} s"
@@ -171,58 +209,49 @@ def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupt
     with DecoderProcess(limits, file_descriptors=(descriptor,)) as decoder, interrupting(decoder.kill):
         decoder.open({"fd": descriptor, "start_s": sampler.start_s, "end_s": sampler.end_s})
         info = decoder.receive()
-        sampler.check_not_empty(info["low"], info["high"], info["num_frames"], info["end_s"])
-        indices = sampler.indices(info["low"], info["high"])
+        has_times = info["end_s"] is not None
+        part = sampler.part_of_video(info) if has_times else sampler.part_of_pictures(info["num_frames"], limits)
+        indices = sampler.indices(part.low, part.high)
         wanted = sorted(set(indices))
         _check_memory(len(wanted), info["width"] * info["height"] * 3, limits)
         decoder.send({"wanted": wanted})
         pictures: dict[int, np.ndarray] = {}
-        times_s: dict[int, float] = {}
+        times_s: dict[int, float | None] = {}
         for index in wanted:
             header, pictures[index] = decoder.receive_picture()
-            times_s[index] = header["time_s"]
+            times_s[index] = header["time_s"] if has_times else sampler.time_s(index)
         num_broken: int = decoder.receive()["num_broken"]
+    return _clip(indices, pictures, times_s, part, num_broken)
+
+
+def _from_pictures(pictures: Pictures, sampler: _Sampler, limits: VideoLimits, interrupting: Interrupting) -> Clip:
+    part = sampler.part_of_pictures(len(pictures.items), limits)
+    indices = sampler.indices(part.low, part.high)
+    wanted = {index: pictures.items[index] for index in sorted(set(indices))}
+    decoded = {index: rgb(item, index) for index, item in wanted.items() if not isinstance(item, str)}
+    paths = {index: item for index, item in wanted.items() if isinstance(item, str)}
+    if paths:
+        decoded |= dict(zip(paths, _open_images(list(paths.values()), limits, interrupting), strict=True))
+    return _clip(indices, decoded, {index: sampler.time_s(index) for index in wanted}, part, 0)
+
+
+def _clip(
+    indices: list[int],
+    pictures: dict[int, np.ndarray],
+    times_s: dict[int, float | None],
+    part: _Part,
+    num_broken: int,
+) -> Clip:
     first = pictures[indices[0]]
     return Clip(
         frames=tuple(pictures[index] for index in indices),
         sampled=tuple(SampledFrame(index, times_s[index]) for index in indices),
-        num_source_frames=info["high"] - info["low"],
-        duration_s=info["duration_s"],
-        fps=info["fps"],
+        num_source_frames=part.high - part.low,
+        duration_s=part.duration_s,
+        fps=part.fps,
         width=first.shape[1],
         height=first.shape[0],
         num_broken=num_broken,
-    )
-
-
-def _from_pictures(
-    pictures: Pictures, sampler: _Sampler, fps: float, limits: VideoLimits, interrupting: Interrupting
-) -> Clip:
-    times_s = [index / fps for index in range(len(pictures.items))]
-    end_s = len(times_s) / fps
-    if end_s > limits.max_duration_s:
-        raise VideoTooLargeError(
-            f"{len(times_s)} pictures at {fps:g} fps last {end_s:.1f} s; the limit is {limits.max_duration_s:g} s "
-            "(max_duration_s)"
-        )
-    low, high = frames_between(times_s, sampler.start_s, sampler.end_s)
-    sampler.check_not_empty(low, high, len(times_s), end_s)
-    indices = sampler.indices(low, high)
-    wanted = {index: pictures.items[index] for index in sorted(set(indices))}
-    decoded = {index: item for index, item in wanted.items() if isinstance(item, np.ndarray)}
-    paths = {index: item for index, item in wanted.items() if isinstance(item, str)}
-    if paths:
-        decoded |= dict(zip(paths, _open_images(list(paths.values()), limits, interrupting), strict=True))
-    first = decoded[indices[0]]
-    return Clip(
-        frames=tuple(decoded[index] for index in indices),
-        sampled=tuple(SampledFrame(index, times_s[index]) for index in indices),
-        num_source_frames=high - low,
-        duration_s=(high - low) / fps,
-        fps=fps,
-        width=first.shape[1],
-        height=first.shape[0],
-        num_broken=0,
     )
 
 
@@ -233,6 +262,7 @@ def _open_images(paths: list[str], limits: VideoLimits, interrupting: Interrupti
         for _ in paths:
             pictures.append(decoder.receive_picture()[1])
             _check_memory(1, sum(picture.nbytes for picture in pictures), limits)
+        decoder.receive()  # the end, with the memory it took
     return pictures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -12,23 +13,27 @@ import sys
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from blip3v.errors import (
     CorruptVideoError,
     UnsupportedVideoError,
+    UsageError,
     VideoError,
     VideoTimeoutError,
     VideoTooLargeError,
 )
+from blip3v.video.interpreter import REMEDY, find_python
+from blip3v.video_decoder.greeting import greeting
 from blip3v.video_decoder.limits import VideoLimits
 
 __all__ = ["DecoderProcess"]
 
-# -P keeps the working directory out of the import path: a file there named av.py is not ours.
-_COMMAND = (sys.executable, "-P", "-m", "blip3v.video_decoder")
+# What Popen fails with if the interpreter is at fault, and not the machine.
+_NO_PROGRAM = (errno.EACCES, errno.ENOENT, errno.ENOEXEC, errno.ENOTDIR)
+_MAX_GREETING_BYTES = 1024
 _ERRORS = {
     kind.__name__: kind for kind in (CorruptVideoError, UnsupportedVideoError, VideoTimeoutError, VideoTooLargeError)
 }
@@ -37,8 +42,12 @@ _ERRORS = {
 class DecoderProcess:
     """One decoder process for one load, as a context manager: it is dead and reaped when the block ends.
 
-    If the process refuses, crashes or runs out of time, every method raises a ``VideoError`` that says why.
+    If the process refuses, crashes or runs out of time, every method raises a ``VideoError`` that says why; if the
+    Python that was started is not one that can decode, a ``UsageError``.
     """
+
+    _largest_bytes: ClassVar[int] = 0
+    _largest_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, limits: VideoLimits, *, file_descriptors: tuple[int, ...] = ()) -> None:
         """Starts the process.
@@ -48,13 +57,17 @@ class DecoderProcess:
             file_descriptors: open files that the process inherits under the same numbers.
 
         Raises:
+            UsageError: there is no Python to start it with.
             VideoError: the process cannot be started.
         """
         self._limits = limits
         self._timed_out = False
+        self._greeted = False
+        command = _command()
+        self._python = command[0]
         try:
             self._process = subprocess.Popen(
-                _COMMAND,
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -63,8 +76,9 @@ class DecoderProcess:
                 start_new_session=True,  # Ctrl-C reaches the caller only, which then ends this process
             )
         except OSError as error:
-            raise VideoError(f"the decoder process cannot be started with {_COMMAND[0]!r}: {error}") from error
-        self._timer = threading.Timer(limits.timeout_s, self._time_out)
+            message = f"the decoder process cannot be started with {self._python!r}: {error}"
+            raise (UsageError(message, remedy=REMEDY) if error.errno in _NO_PROGRAM else VideoError(message)) from error
+        self._timer = threading.Timer(min(limits.timeout_s, threading.TIMEOUT_MAX), self._time_out)
         self._timer.daemon = True
         self._timer.start()
 
@@ -92,6 +106,7 @@ class DecoderProcess:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
+            self._check_greeting()
             raise self._exit_error() from error
 
     def open(self, request: Mapping[str, Any]) -> None:
@@ -101,12 +116,15 @@ class DecoderProcess:
     def receive(self) -> dict[str, Any]:
         """Returns the next answer."""
         assert self._process.stdout is not None
+        self._check_greeting()
         line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._exit_error()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise _ERRORS.get(answer["error"], VideoError)(answer["message"])
+        with self._largest_lock:
+            DecoderProcess._largest_bytes = max(self._largest_bytes, answer.get("peak_rss_bytes") or 0)
         return answer
 
     def receive_picture(self) -> tuple[dict[str, Any], np.ndarray]:
@@ -126,6 +144,15 @@ class DecoderProcess:
             picture_HWC = picture_HWC[::-1]
         return header, np.ascontiguousarray(picture_HWC)
 
+    @classmethod
+    def peak_rss_bytes(cls) -> int | None:
+        """Largest resident memory of any one decoder process so far that ended its work.
+
+        Returns:
+            Bytes; None if there was none, or if the system does not tell (Linux does).
+        """
+        return cls._largest_bytes or None
+
     def kill(self) -> None:
         """Kills the process, from any thread; a method that is waiting for its answer raises a ``VideoError``."""
         self._process.kill()
@@ -134,16 +161,39 @@ class DecoderProcess:
         self._timed_out = True
         self.kill()
 
-    def _exit_error(self) -> VideoError:
+    def _check_greeting(self) -> None:
+        """Reads what the process says first, and refuses one that is not this blip3v on this Python."""
+        if self._greeted:
+            return
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline(_MAX_GREETING_BYTES)
+        if not line:
+            raise self._exit_error()
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if found != greeting():
+            runs = " on ".join(map(str, found.values())) if isinstance(found, dict) else repr(line[:80])
+            raise UsageError(
+                f"{self._python!r} is not the Python of this blip3v: it answered {runs}, and "
+                f"{' on '.join(greeting().values())} is needed",
+                remedy=REMEDY,
+            )
+        self._greeted = True
+
+    def _exit_error(self) -> VideoError | UsageError:
         """The error that says why the process ended without an answer."""
         assert self._process.stderr is not None
         stderr = self._process.stderr.read().decode("utf-8", "replace").strip()
         code = self._process.wait()
         if self._timed_out or code == -signal.SIGXCPU:
-            return VideoTimeoutError(
-                f"decoding took longer than {self._limits.timeout_s:g} s, the limit (timeout_s); "
-                "use a shorter video, or a higher limit"
-            )
+            limit = f"took longer than {self._limits.timeout_s:g} s, the limit (timeout_s)"
+            if not self._greeted:
+                return VideoTimeoutError(
+                    f"starting the decoder process {self._python!r} {limit}", remedy=f"use a higher limit, or {REMEDY}"
+                )
+            return VideoTimeoutError(f"decoding {limit}; use a shorter video, or a higher limit")
         if code == -signal.SIGKILL:
             return VideoTooLargeError(
                 "the decoder process was killed from outside, as the system does when memory runs out; "
@@ -155,7 +205,15 @@ class DecoderProcess:
                 "convert it with a tool that you trust, or leave it out"
             )
         last = stderr.splitlines()[-1] if stderr else "no message"
-        return VideoError(f"the decoder process ended with exit code {code} and without an answer ({last})")
+        message = f"the decoder process ended with exit code {code} and without an answer ({last})"
+        if not self._greeted:
+            return UsageError(f"{self._python!r} cannot decode videos: {message}", remedy=REMEDY)
+        return VideoError(message)
+
+
+def _command() -> tuple[str, ...]:
+    # -P keeps the working directory out of the import path: a file there named av.py is not ours.
+    return find_python(), "-P", "-m", "blip3v.video_decoder"
 
 
 def _environment() -> dict[str, str]:

@@ -1,13 +1,17 @@
 """The decoder process: ``python -m blip3v.video_decoder``. It reads requests on stdin and answers on stdout.
 
+    out  {"blip3v": "blip3v 0.1.0", "python": "cpython-311"}           who answers, before anything is asked
+
     in   {"fd": 5, "start_s": null, "end_s": 2.5, "limits": {...}}     a video, open as file descriptor 5
-    out  {"num_frames": 75, "low": 0, "high": 62, ...}                 its contents; the range is [low, high)
+    out  {"num_frames": 75, "low": 0, "high": 62, ...}                 its contents; the range is [low, high),
+                                                                       or null if its pictures have no times
     in   {"wanted": [4, 12, 20]}                                       display indices, increasing
     out  {"index": 4, "time_s": 0.16, "width": ..., "orientation": ...} + raw RGB bytes, for each
-    out  {"num_broken": 0}
+    out  {"num_broken": 0, "peak_rss_bytes": 61865984}                 the process's own memory; null if unknown
 
     in   {"images": ["a.jpg", "b.jpg"], "limits": {...}}
     out  {"width": ..., "height": ..., "orientation": ...} + raw RGB bytes, for each
+    out  {"peak_rss_bytes": 61865984}
 
 Each JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
 crashes, hangs or exhausts memory does so here and not in the caller. numpy is not imported, so that the start is quick.
@@ -23,6 +27,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video_decoder.greeting import greeting
+from blip3v.video_decoder.kind import is_image, is_jpeg
 from blip3v.video_decoder.limits import VideoLimits
 from blip3v.video_decoder.ranges import frames_between
 
@@ -31,8 +37,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+    from PIL.Image import Image
 
-    from blip3v.video_decoder.walk import Walk
+    from blip3v.video_decoder.walk import Opener, Walk
 
 try:
     import resource
@@ -41,6 +48,8 @@ except ImportError:  # Unix only: elsewhere only the caller's timer bounds this 
 
 # Size of an 8K picture, for which a decoder allocates memory at once.
 _PICTURE_BYTES = 56 * 1024**2
+# The highest that the system takes as limits; it counts processor time in nanoseconds.
+_LARGEST_BOUND, _LONGEST_S = 2**62, 2**31
 
 
 def main() -> None:
@@ -48,6 +57,8 @@ def main() -> None:
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # A library that prints must not print into the answers.
     os.dup2(2, 1)
+    _send(sink, greeting())
+    sink.flush()
     request = json.loads(source.readline())
     limits = VideoLimits(**request["limits"])
     try:
@@ -74,52 +85,88 @@ def _limit_resources(limits: VideoLimits) -> None:
     bounds = {
         resource.RLIMIT_AS: limits.max_memory_bytes,
         # A backstop in case the parent was killed: otherwise the parent's timer comes first.
-        resource.RLIMIT_CPU: math.ceil(limits.timeout_s) + 2,
+        resource.RLIMIT_CPU: math.ceil(min(limits.timeout_s, _LONGEST_S)) + 2,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
     }
     for kind, bound in bounds.items():
         hard = resource.getrlimit(kind)[1]
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        bound = min(bound, _LARGEST_BOUND if hard == resource.RLIM_INFINITY else hard)
         resource.setrlimit(kind, (bound, bound))
 
 
 def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO) -> None:
+    with os.fdopen(request["fd"], "rb") as file:
+        if is_image(file):
+            _serve_image_file(file, request, limits, source, sink)
+            return
+        try:
+            walk, opener = _walk(file, limits)
+        except UnsupportedVideoError:
+            if not is_jpeg(file):
+                raise
+            _serve_image_file(file, request, limits, source, sink)
+            return
+        _serve_walk(walk, opener, request, limits, source, sink)
+
+
+def _walk(file: BinaryIO, limits: VideoLimits) -> tuple[Walk, Opener]:
     # Imported under the memory limit, and not at all for images.
     from blip3v.video_decoder.container import is_truncated, open_container, video_stream
-    from blip3v.video_decoder.pick import pick
     from blip3v.video_decoder.walk import walk_file
 
-    with os.fdopen(request["fd"], "rb") as file:
+    def opener() -> tuple[InputContainer, VideoStream]:
+        file.seek(0)
+        container = open_container(file)
+        return container, video_stream(container, limits)
 
-        def opener() -> tuple[InputContainer, VideoStream]:
-            file.seek(0)
-            container = open_container(file)
-            return container, video_stream(container, limits)
-
-        walk = walk_file(opener, limits, truncated=is_truncated(file))
-        _send(sink, _video_info(walk, request))
-        sink.flush()
-        wanted = json.loads(source.readline())["wanted"]
-        for index, frame in pick(opener, walk, wanted):
-            limits.check_pixels(frame.width, frame.height)
-            _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
-        _send(sink, {"num_broken": len(walk.broken - set(wanted))})
+    return walk_file(opener, limits, truncated=is_truncated(file)), opener
 
 
-def _video_info(walk: Walk, request: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = frames_between(walk.times_s, request["start_s"], request["end_s"])
+def _serve_walk(
+    walk: Walk, opener: Opener, request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO
+) -> None:
+    from blip3v.video_decoder.pick import pick
+
     times_s = [*walk.times_s, walk.end_s]
-    return {
-        "num_frames": walk.num_frames,
-        "low": low,
-        "high": high,
-        "duration_s": times_s[high] - times_s[low],
-        "end_s": walk.end_s,
-        "fps": walk.fps,
-        "width": walk.width,
-        "height": walk.height,
-    }
+    info = _info(walk.width, walk.height, walk.num_frames, times_s, request) | {"fps": walk.fps}
+    wanted = _wanted(info, source, sink)
+    for index, frame in pick(opener, walk, wanted):
+        limits.check_pixels(frame.width, frame.height)
+        _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
+    _send(sink, {"num_broken": len(walk.broken - set(wanted)), "peak_rss_bytes": _status_bytes("VmHWM")})
+
+
+def _serve_image_file(
+    file: BinaryIO, request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO
+) -> None:
+    from blip3v.video_decoder.images import ImageFile
+
+    images = ImageFile(file, limits)
+    times_s = images.times_s
+    info = _info(images.width, images.height, images.num_frames, times_s, request)
+    info["fps"] = None if times_s is None else images.num_frames / times_s[-1]
+    for index, picture in images.pick(_wanted(info, source, sink)):
+        _send_image(sink, picture, {"index": index, "time_s": None if times_s is None else times_s[index]})
+    _send(sink, {"num_broken": 0, "peak_rss_bytes": _status_bytes("VmHWM")})
+
+
+def _info(
+    width: int, height: int, num_frames: int, times_s: list[float] | None, request: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the file holds, and which frames are in the range. ``times_s`` includes the end of the last frame."""
+    size = {"num_frames": num_frames, "width": width, "height": height}
+    if times_s is None:
+        return size | {"low": None, "high": None, "duration_s": None, "end_s": None}
+    low, high = frames_between(times_s[:-1], request["start_s"], request["end_s"])
+    return size | {"low": low, "high": high, "duration_s": times_s[high] - times_s[low], "end_s": times_s[-1]}
+
+
+def _wanted(info: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> list[int]:
+    _send(sink, info)
+    sink.flush()
+    wanted: list[int] = json.loads(source.readline())["wanted"]
+    return wanted
 
 
 def _send_frame(sink: BinaryIO, frame: VideoFrame, header: dict[str, Any]) -> None:
@@ -158,10 +205,14 @@ def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None
     from blip3v.video_decoder.images import open_image
 
     for path in paths:
-        picture = open_image(path, limits)
-        pixels = picture.tobytes()
-        _send(sink, {"width": picture.width, "height": picture.height, "orientation": [False, False, False]})
-        sink.write(pixels)
+        _send_image(sink, open_image(path, limits), {})
+    _send(sink, {"peak_rss_bytes": _status_bytes("VmHWM")})
+
+
+def _send_image(sink: BinaryIO, picture: Image, header: dict[str, Any]) -> None:
+    pixels = picture.tobytes()
+    _send(sink, header | {"width": picture.width, "height": picture.height, "orientation": [False, False, False]})
+    sink.write(pixels)
 
 
 def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
@@ -170,21 +221,27 @@ def _send(sink: BinaryIO, message: Mapping[str, Any]) -> None:
 
 def _out_of_memory(limits: VideoLimits) -> VideoTooLargeError:
     return VideoTooLargeError(
-        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, the limit (max_memory_bytes)"
+        f"decoding needs more than {limits.max_memory_bytes} bytes of memory, the limit (max_memory_bytes); "
+        "scale the video down"
     )
 
 
 def _memory_was_short(limits: VideoLimits) -> bool:
     """Whether the address space came so close to its limit that a picture may not have fitted.
 
-    The H.264 decoder reports a frame as broken if it has no memory for it. Only Linux reports the peak.
+    The H.264 decoder reports a frame as broken if it has no memory for it.
     """
+    return (_status_bytes("VmPeak") or 0) + _PICTURE_BYTES > limits.max_memory_bytes
+
+
+def _status_bytes(name: str) -> int | None:
+    """A size that the system keeps of this process; None unless it is Linux."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            peak = next((line for line in file if line.startswith("VmPeak:")), "VmPeak: 0 kB")
+            found = next((line for line in file if line.startswith(f"{name}:")), None)
     except OSError:
-        return False
-    return int(peak.split()[1]) * 1024 + _PICTURE_BYTES > limits.max_memory_bytes
+        return None
+    return None if found is None else int(found.split()[1]) * 1024
 
 
 def _send_error(sink: BinaryIO, error: Blip3vError) -> None:

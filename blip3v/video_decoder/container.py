@@ -26,6 +26,8 @@ _FORMATS = (
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD")
 _KNOWN_STARTS = {4: (b"ftyp", b"moov", b"mdat"), 0: (b"\x1a\x45\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"GIF8")}
 _BUFFER_BYTES = 1 << 20
+# Video streams that are listed here are covers: one that is not would have been taken.
+_STREAMS = {"audio": "sound", "video": "a cover picture", "subtitle": "subtitles", "data": "data"}
 
 
 def open_container(file: BinaryIO) -> InputContainer:
@@ -53,8 +55,7 @@ def video_stream(container: InputContainer, limits: VideoLimits) -> VideoStream:
     """
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise UnsupportedVideoError(f"the file has no video stream (streams: {kinds}); give a file with a video track")
+        raise UnsupportedVideoError(f"the file holds {_contents(container)} but no video; give one with a video track")
     best = container.streams.best("video")
     stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
     codec = stream.codec_context
@@ -97,11 +98,26 @@ def _refusal(file: BinaryIO, error: Exception) -> UnsupportedVideoError | Corrup
     if any(start in head for start in _PLAYLISTS):
         return UnsupportedVideoError("the file is a playlist, which names other files; give the video file itself")
     if any(head[offset:].startswith(starts) for offset, starts in _KNOWN_STARTS.items()):
-        cut = " and ends too early" if is_truncated(file) else ""
-        return CorruptVideoError(f"the file starts like a video{cut}, but its index cannot be read ({_reason(error)})")
+        if is_truncated(file):
+            return CorruptVideoError(
+                f"the file starts like a video but ends too early, at {file.seek(0, os.SEEK_END)} bytes, before the "
+                "list of its frames; get the whole file"
+            )
+        return CorruptVideoError(
+            f"the file starts like a video, but the list of its frames cannot be read ({_reason(error)}); "
+            "get it again, or convert it to mp4"
+        )
     return UnsupportedVideoError(
-        f"the file is not a video in a supported format, such as mp4, mov, mkv, webm, avi or mpeg ({_reason(error)})"
+        f"the file is not a video in a supported format, such as mp4, mov, mkv, webm, avi or mpeg ({_reason(error)}); "
+        "convert it to mp4"
     )
+
+
+def _contents(container: InputContainer) -> str:
+    """What a file without a video stream holds, in words: sound, a cover picture and subtitles."""
+    kinds = {stream.type for stream in container.streams}
+    words = [_STREAMS.get(kind, f"{kind} data") for kind in sorted(kinds)] or ["no streams"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,8 @@ class VideoLimits:
     The defaults allow 8K pictures and films of several hours. A server that reads untrusted files should lower them.
 
     Raises:
-        UsageError: a bound that is not above 0, or ``max_memory_bytes`` below 192 MiB, which the decoder alone needs.
+        UsageError: a bound that is not a number above 0, ``max_memory_bytes`` below 192 MiB, which the decoder alone
+            needs, or ``allow_private_url`` without ``allow_url``.
     """
 
     max_bytes: int = 8 * 1024**3  # of the file, or of one image
@@ -28,17 +29,23 @@ class VideoLimits:
     max_frames_walked: int = 1_000_000  # frames in the file, folder or array
     max_duration_s: float = 6 * 3600.0  # of the whole file, even if only a part is loaded
     max_memory_bytes: int = 2 * 1024**3  # address space of the decoder process; also the frames that a load returns
-    timeout_s: float = 120.0  # wall clock of one load
+    timeout_s: float = 120.0  # wall clock of one load, without a download; also of collecting frames from an iterator
+    allow_url: bool = False  # fetch videos whose path is an http or https URL
+    allow_private_url: bool = False  # also from addresses that are not on the public internet
+    download_timeout_s: float = 600.0  # wall clock of a whole download
+    connect_timeout_s: float = 10.0  # until a host is found, and until it answers a connection
+    read_timeout_s: float = 30.0  # of a download that receives nothing
+    max_redirects: int = 5  # of a download; may be 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), str(field.type))
         if self.max_memory_bytes < _LEAST_MEMORY_BYTES:
             raise UsageError(
                 f"max_memory_bytes is {self.max_memory_bytes}; the decoder alone needs {_LEAST_MEMORY_BYTES}"
             )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not value > 0:
-                raise UsageError(f"{field.name} is {value}; a limit must be above 0")
+        if self.allow_private_url and not self.allow_url:
+            raise UsageError("allow_private_url has no effect alone", remedy="pass `allow_url=True` too")
 
     def check_pixels(self, width: int, height: int) -> None:
         """Refuses a picture of more than ``max_pixels``.
@@ -48,7 +55,19 @@ class VideoLimits:
         """
         if width * height > self.max_pixels:
             raise VideoTooLargeError(
-                f"a frame is {width}x{height} = {width * height} pixels; the limit is {self.max_pixels} (max_pixels)"
+                f"a frame is {width}x{height} = {width * height} pixels; the limit is {self.max_pixels} "
+                "(max_pixels); scale it down"
+            )
+
+    def check_duration(self, duration_s: float) -> None:
+        """Refuses a video of more than ``max_duration_s``.
+
+        Raises:
+            VideoTooLargeError: with the duration and the limit.
+        """
+        if duration_s > self.max_duration_s:
+            raise VideoTooLargeError(
+                f"the video lasts {duration_s:.1f} s; the limit is {self.max_duration_s:g} s (max_duration_s); cut it"
             )
 
     def check_bytes(self, num_bytes: int, name: str) -> None:
@@ -58,4 +77,18 @@ class VideoLimits:
             VideoTooLargeError: with the size and the limit.
         """
         if num_bytes > self.max_bytes:
-            raise VideoTooLargeError(f"{name} has {num_bytes} bytes; the limit is {self.max_bytes} (max_bytes)")
+            raise VideoTooLargeError(
+                f"{name} has {num_bytes} bytes; the limit is {self.max_bytes} (max_bytes); use a smaller file"
+            )
+
+
+def _check(name: str, value: object, kind: str) -> None:
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} is {value!r}; True or False is expected")
+    elif name == "max_redirects" and value == 0 and not isinstance(value, bool):
+        return
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UsageError(f"{name} is {value!r}; a limit must be a number above 0")
+    elif kind == "int" and not isinstance(value, int):
+        raise UsageError(f"{name} is {value!r}; a whole number is expected")

@@ -105,13 +105,10 @@ def walk_file(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Walk:
             raise CorruptVideoError("the video track has no frames; the file ends before the first one")
         walk = _from_packets(stream, packets) if _packets_suffice(container, stream, packets) else None
         if walk is None:
-            walk = _from_frames(opener, limits)
+            walk = _from_frames(opener, limits, truncated=truncated)
         if truncated:
             _add_missing(walk, container, stream, packets)
-    if walk.end_s > limits.max_duration_s:
-        raise VideoTooLargeError(
-            f"the video lasts {walk.end_s:.1f} s; the limit is {limits.max_duration_s:g} s (max_duration_s)"
-        )
+    limits.check_duration(walk.end_s)
     return walk
 
 
@@ -150,7 +147,7 @@ def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoL
 def _check_count(count: int, limits: VideoLimits) -> None:
     if count > limits.max_frames_walked:
         raise VideoTooLargeError(
-            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked)"
+            f"the video has more than {limits.max_frames_walked} frames, the limit (max_frames_walked); cut it"
         )
 
 
@@ -197,7 +194,7 @@ def _from_packets(stream: VideoStream, packets: list[_Entry]) -> Walk:
     )
 
 
-def _from_frames(opener: Opener, limits: VideoLimits) -> Walk:
+def _from_frames(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Walk:
     pts: list[int | None] = []
     group: list[int] = []
     key_index: list[int] = []
@@ -215,7 +212,11 @@ def _from_frames(opener: Opener, limits: VideoLimits) -> Walk:
             pts.append(None if frame is None else frame.pts)
             last_duration = 0 if frame is None or frame.pts is None else frame.duration
         if len(pts) == len(broken):
-            raise CorruptVideoError(f"none of the video's {len(pts)} frames can be decoded")
+            raise CorruptVideoError(
+                "the file ends too early to hold one whole frame; get the whole file"
+                if truncated
+                else "no frame of the video can be decoded; get the file again, or convert it to mp4"
+            )
     times_s = _times_of_frames(pts, container, stream)
     end_s, fps = _end(times_s, float(last_duration * _time_base(stream)), stream)
     return Walk(

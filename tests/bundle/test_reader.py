@@ -103,7 +103,7 @@ def test_an_extra_or_misnamed_file_is_found(bundle: Path, name: str) -> None:
     assert [(result.name, result.status) for result in verify_bundle(bundle).bad] == [(name, "extra")]
 
 
-@pytest.mark.parametrize("name", ["docs", "onnx/deeper", ".git"])
+@pytest.mark.parametrize("name", ["docs", "onnx/deeper", ".svn"])
 def test_an_extra_folder_is_found(bundle: Path, name: str) -> None:
     (bundle / name).mkdir()
     with pytest.raises(ArtifactError, match="folder that does not belong in a bundle"):

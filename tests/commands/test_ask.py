@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import re
+import shlex
 import shutil
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from toy_bundle import write_bundle
-from toy_graphs import Weights, toy_config
+from film_server import serving
+from PIL import Image
 
-from blip3v.commands.ask import command, default_bundle
-from blip3v.errors import ArtifactMissingError, RequestError, UsageError
-from blip3v.runtime import GenerationOptions, VideoLM, opening
+from blip3v import cli
+from blip3v.commands.ask import command
+from blip3v.commands.opening import default_bundle
+from blip3v.errors import ArtifactMissingError, RequestError, UsageError, VideoError
+from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, opening, video_encoding, video_lm
+from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.memory import peak_rss_bytes
 
 CLIP = str(Path(__file__).parents[2] / "examples" / "turn.mp4")
 QUESTION = "Which way does the red circle turn?"
-
-
-@pytest.fixture(scope="module")
-def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = toy_config()
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "blip3v-toy", config, Weights.random(config.text))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +40,8 @@ def lm(bundle_path: Path) -> Iterator[VideoLM]:
         yield opened
 
 
-def _ask(*arguments: str) -> Result:
-    return CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+def _ask(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(command, list(arguments), input=stdin, catch_exceptions=False)
 
 
 def test_only_the_answer_is_on_stdout(bundle_path: Path, lm: VideoLM) -> None:
@@ -52,7 +59,7 @@ def test_the_cost_of_opening_a_large_model_is_printed_first(bundle_path: Path, m
     monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
     lines = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--max-context", "128").stderr.splitlines()
     assert re.fullmatch(rf"opening {bundle_path}: about \d\S* MiB of memory of .* that are free, \d\S* m?s", lines[0])
-    assert re.fullmatch(r"memory: .* at the peak", lines[-1])
+    assert re.fullmatch(r"memory: .* at the peak, and .* in the process that decodes the video", lines[-1])
 
 
 def test_streaming_prints_the_same(bundle_path: Path) -> None:
@@ -68,7 +75,7 @@ def test_json_is_one_object_with_everything(bundle_path: Path, lm: VideoLM) -> N
     assert found["token_ids"] == list(expected.token_ids)
     assert found["frames"] == [{"index": index, "time_s": time_s} for index, time_s in expected.frames]
     assert found["usage"]["num_video_tokens"] == 8
-    assert found["model"] == str(bundle_path)
+    assert (found["model"], found["question"]) == (str(bundle_path), QUESTION)
     assert {"file_decode_s", "encode_s", "prefill_s", "per_token_s"} <= set(found["timings"])
     assert len(found["logprobs"]) == found["usage"]["num_new_tokens"]
 
@@ -84,12 +91,14 @@ def test_options_reach_the_model(bundle_path: Path, lm: VideoLM) -> None:
     ("flags", "error"),
     [
         (["--stream", "--json"], UsageError),
+        (["--stream", "--jsonl"], UsageError),
+        (["--json", "--jsonl"], UsageError),
         (["--logprobs", "1"], UsageError),
         (["--top-p", "0.5"], RequestError),
         (["--threads", "0"], UsageError),
         (["-m", "nowhere"], ArtifactMissingError),
     ],
-    ids=["stream-json", "logprobs", "top-p", "threads", "no-bundle"],
+    ids=["stream-json", "stream-jsonl", "json-jsonl", "logprobs", "top-p", "threads", "no-bundle"],
 )
 def test_refusals(bundle_path: Path, flags: list[str], error: type[Exception]) -> None:
     model = [] if "-m" in flags else ["-m", str(bundle_path)]
@@ -112,7 +121,261 @@ def test_without_a_model_the_only_bundle_in_the_folder_is_used(
         _ask(CLIP, QUESTION)
 
 
+SEVERAL = [QUESTION, "Why?\nReally?", "How many?"]
+
+
+def test_several_questions_are_answered_like_each_alone(
+    bundle_path: Path, lm: VideoLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded = video_encoding.encode_video, []
+
+    def counted(*arguments: Any) -> VideoTokens:
+        encoded.append(arguments)
+        return encode(*arguments)
+
+    expected = [lm.ask(CLIP, question).text for question in SEVERAL]
+    monkeypatch.setattr(video_lm, "encode_video", counted)
+    result = _ask(CLIP, *SEVERAL, "-m", str(bundle_path))
+    assert result.stdout == "\n".join(f"{q}\n{a}\n" for q, a in zip(SEVERAL, expected, strict=True))
+    assert len(encoded) == 1
+    assert re.search(r"tokens: \d+ new in 3 answers; the video has 8\n", result.stderr)
+    assert re.search(r"time: file [1-9].*, video encoder \S+ m?s, prefill", result.stderr)
+    assert _ask(CLIP, *SEVERAL, "-m", str(bundle_path), "--stream").stdout == result.stdout
+
+
+def test_json_of_several_questions_is_one_object(bundle_path: Path, lm: VideoLM) -> None:
+    found = json.loads(_ask(CLIP, *SEVERAL, "-m", str(bundle_path), "--json").stdout)
+    alone = json.loads(_ask(CLIP, QUESTION, "-m", str(bundle_path), "--json").stdout)
+    assert set(found) == {"answers"}
+    assert [set(answer) for answer in found["answers"]] == [set(alone)] * 3
+    assert [answer["question"] for answer in found["answers"]] == SEVERAL
+    assert [answer["text"] for answer in found["answers"]] == [lm.ask(CLIP, question).text for question in SEVERAL]
+    assert [answer["timings"]["file_decode_s"] > 0 for answer in found["answers"]] == [True, False, False]
+
+
+@pytest.mark.parametrize("questions", [SEVERAL[:1], SEVERAL], ids=["one", "several"])
+def test_json_lines_are_the_pieces_and_the_answers(bundle_path: Path, questions: list[str]) -> None:
+    lines = _ask(CLIP, *questions, "-m", str(bundle_path), "--jsonl", "--logprobs", "0").stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    whole = json.loads(_ask(CLIP, *questions, "-m", str(bundle_path), "--json", "--logprobs", "0").stdout)
+    for answer in whole.get("answers", [whole]):
+        end = next(index for index, event in enumerate(events) if event["type"] == "answer")
+        pieces, found, events = events[:end], events[end], events[end + 1 :]
+        assert all(set(piece) == {"type", "text", "token_id"} for piece in pieces)
+        assert "".join(piece["text"] for piece in pieces) == found["text"] == answer["text"]
+        assert [piece["token_id"] for piece in pieces if piece["token_id"] is not None] == answer["token_ids"]
+        assert set(found) == {"type", *answer}
+    assert events == []
+
+
+def test_questions_come_from_stdin_one_a_line(bundle_path: Path, lm: VideoLM) -> None:
+    stdin = "\ufeffWhich way?\r\n\n   \nDreht er\u2019s links?\nWhy?"
+    found = json.loads(_ask(CLIP, "-", "-m", str(bundle_path), "--json", stdin=stdin.encode()).stdout)
+    questions = ["Which way?", "Dreht er\u2019s links?", "Why?"]
+    assert [(answer["question"], answer["text"]) for answer in found["answers"]] == [
+        (question, lm.ask(CLIP, question).text) for question in questions
+    ]
+    assert _ask(CLIP, "-", "-m", str(bundle_path), stdin="Why?\n").stdout == lm.ask(CLIP, "Why?").text + "\n"
+
+
+@pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening the bundle is an error of the test: it takes a minute at full size."""
+
+    def open_lm(*arguments: Any, **further: Any) -> None:
+        raise AssertionError("the bundle was opened first")
+
+    monkeypatch.setattr(VideoLM, "open", open_lm)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ([CLIP, ""], RequestError, "^the question is empty"),
+        ([CLIP, "Why?", " "], RequestError, "^question 2: the question is empty"),
+        ([CLIP, "Why?", "Is it <|end|>?"], RequestError, r"^question 2: .*special token <\|end\|>"),
+        ([CLIP, "why " * 400], RequestError, "the context has 256"),
+        ([CLIP, "Why?", "--max-new-tokens", "250"], RequestError, "the context has 256"),
+        (["none.mp4", "Why?"], VideoError, "none.mp4 cannot be opened"),
+        ([".", "Why?"], VideoError, "contains no images"),
+        ([CLIP, "Why?", "--temperature", "-1"], RequestError, "temperature"),
+        ([CLIP, "Why?", "--top-k", "5"], RequestError, "no effect at temperature 0"),
+        ([CLIP, "Why?", "--timeout", "0"], RequestError, "timeout_s"),
+        ([CLIP, "Why?", "--start", "-1"], UsageError, "start is -1"),
+        ([CLIP, "Why?", "--start", "2", "--end", "1"], UsageError, "not after start"),
+        ([CLIP, "Why?", "--system", "<|user|>"], RequestError, "special token"),
+        ([CLIP, "Why?", "--logprobs", "1"], UsageError, "--logprobs"),
+        ([CLIP, "Why?", "-m", "none"], ArtifactMissingError, "none"),
+        ([CLIP, "What", "happens?"], UsageError, r'quotes around a question: "What happens\?"'),
+        ([CLIP, "-", "Why?"], UsageError, "give it alone"),
+        (["What happens?", CLIP], UsageError, re.escape(f"run: blip3v ask {CLIP} 'What happens?'")),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("unopened")
+def test_what_costs_nothing_is_checked_before_the_bundle_is_opened(
+    bundle_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    error: type[Exception],
+    says: str,
+) -> None:
+    """A missing video or an empty question was refused after a minute of opening."""
+    monkeypatch.chdir(tmp_path)
+    model = [] if "-m" in arguments else ["-m", str(bundle_path)]
+    with pytest.raises(error, match=says):
+        _ask(*arguments, *model)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "error", "says"),
+    [
+        (b"\n \n", UsageError, "stdin has no question"),
+        (b"Why?\n\n\xff\n", RequestError, "line 3 of stdin is not UTF-8"),
+        (b"Why?\n" + b"x" * 65537, RequestError, "line 2 of stdin is longer than 65536 bytes"),
+        (b"Why?\n" * 1001, RequestError, "more than 1000 questions"),
+        (b"Why?\n\n<|end|>\n", RequestError, "^line 3 of stdin: .*special token"),
+    ],
+    ids=["none", "not-utf8", "long", "many", "special"],
+)
+@pytest.mark.usefixtures("unopened")
+def test_an_error_names_the_line_of_stdin(bundle_path: Path, stdin: bytes, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        _ask(CLIP, "-", "-m", str(bundle_path), stdin=stdin)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+@pytest.mark.usefixtures("unopened")
+def test_a_video_that_may_not_be_read(bundle_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "secret.mp4"
+    path.write_bytes(b"")
+    path.chmod(0)
+    with pytest.raises(VideoError, match="cannot be opened"):
+        _ask(str(path), "Why?", "-m", str(bundle_path))
+
+
+def test_the_line_for_exchanged_arguments_runs(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "What happens? cannot be opened"."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CLIP, "my film.mp4")
+    arguments = ["--max-new-tokens", "3", "What's up?", "my film.mp4", "Why?", "-m", str(bundle_path)]
+    with pytest.raises(UsageError) as caught:
+        _ask(*arguments)
+    program, verb, *line = shlex.split(str(caught.value).partition("; run: ")[2])
+    assert (program, verb) == ("blip3v", "ask")
+    assert line == ["--max-new-tokens", "3", "my film.mp4", "What's up?", "Why?", "-m", str(bundle_path)]
+    assert _ask(*line).stdout.startswith("What's up?\n")
+
+
+def test_a_system_text_reaches_the_model(bundle_path: Path, lm: VideoLM) -> None:
+    result = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--system", "Answer in one word.")
+    assert result.stdout == lm.ask(CLIP, QUESTION, system="Answer in one word.").text + "\n"
+    assert result.stdout != lm.ask(CLIP, QUESTION).text + "\n"
+
+
+def test_quiet_leaves_the_answer_alone(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
+    loud, quiet = (_ask(CLIP, QUESTION, "-m", str(bundle_path), *flags) for flags in ([], ["-q"]))
+    assert (quiet.stdout, quiet.stderr) == (loud.stdout, "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process its peak")
+def test_the_memory_includes_the_process_that_decodes(bundle_path: Path) -> None:
+    """Its memory was left out: 150 MiB for a film in 1080p."""
+    found = json.loads(_ask(CLIP, QUESTION, "-m", str(bundle_path), "--json").stdout)
+    assert found["video_decoder_peak_rss_bytes"] > 20 * 2**20
+    own = found["peak_rss_bytes"] - found["video_decoder_peak_rss_bytes"]
+    assert own == pytest.approx(peak_rss_bytes(), rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_ctrl_c_interrupts_the_engine(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C waited for the end of a call into the engine: of the whole video encoder, tens of seconds at full size."""
+    started_s, interrupted_s = [], []
+
+    def encode_video(*arguments: Any) -> VideoTokens:
+        deadline: Deadline = arguments[-1]
+        with deadline.interrupting(lambda: interrupted_s.append(time.monotonic())):
+            started_s.append(time.monotonic())
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)  # a second that no signal handler interrupts
+            raise AssertionError("a real engine ends with an error here")
+
+    monkeypatch.setattr(video_lm, "encode_video", encode_video)
+    result = CliRunner().invoke(command, [CLIP, QUESTION, "-m", str(bundle_path)])
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (1, "", "Aborted!")  # 130 by blip3v.cli
+    assert interrupted_s[0] - started_s[0] < (time.monotonic() - started_s[0]) / 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_help_has_examples_and_defaults() -> None:
     text = _ask("--help").stdout
-    assert text.count("blip3v ask ") == 3
+    assert text.count("blip3v ask ") == 5
     assert "[default: 0.0]" in text
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of four images."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (20, 20), (60 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_frames_without_times_and_how_many_differ(bundle_path: Path, pictures: Path) -> None:
+    """A folder's frames were told to be a second apart; that the model saw one of them only was not told at all."""
+    result = _ask(str(pictures), QUESTION, "-m", str(bundle_path))
+    assert "frames: 2, 2, 2, 2\n" in result.stderr
+    assert "different frames: 1 of 4, because the clip is short; a longer one shows the model more" in result.stderr
+    found = json.loads(_ask(str(pictures), QUESTION, "-m", str(bundle_path), "--json").stdout)
+    assert found["frames"] == [{"index": 2, "time_s": None}] * 4
+    assert found["num_different_frames"] == 1
+    assert "different frames" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
+
+
+def test_a_frame_rate_gives_a_folder_times(bundle_path: Path, pictures: Path) -> None:
+    result = _ask(str(pictures), QUESTION, "-m", str(bundle_path), "--fps", "2", "--start", "0.5")
+    assert "frames: 1 (0.50 s), 1 (0.50 s), 2 (1.00 s), 3 (1.50 s)\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start", "1"], "start is 1 s, but pictures have no times; give their frame rate, for example --fps 25,"),
+        (["--end", "1"], "for example --fps 25, or leave --end out"),
+    ],
+    ids=["start", "end"],
+)
+def test_a_part_of_a_folder_needs_a_frame_rate(
+    bundle_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli._run(["ask", str(pictures), QUESTION, "-m", str(bundle_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["https://example.org/film.mp4", "https:/example.org/film.mp4"])
+def test_a_url_needs_permission(bundle_path: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    """The URL was shown with one slash, as a file that is not there."""
+    assert cli._run(["ask", url, QUESTION, "-m", str(bundle_path)]) == 7
+    said = "https://example.org/film.mp4 is a URL, which the video limits do not allow to fetch; pass --allow-url, or "
+    assert said in capsys.readouterr().err
+
+
+def test_a_url_that_is_allowed_is_downloaded(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On this machine only with a second permission. The progress is talk, and the log is as quiet as before."""
+    with serving(Path(CLIP).read_bytes()) as server:
+        url = server.url("film.mp4")
+        assert cli._run(["ask", url, QUESTION, "-m", str(bundle_path), "--allow-url"]) == 7
+        assert "if it is to be reached, pass --allow-private-url" in capsys.readouterr().err
+        assert cli._run(["ask", url, QUESTION, "-m", str(bundle_path), "--allow-url", "--allow-private-url"]) == 0
+    printed = capsys.readouterr()
+    assert f"downloading {url}, " in printed.err
+    assert "\ndownloaded " in printed.err
+    assert cli._run(["ask", CLIP, QUESTION, "-m", str(bundle_path)]) == 0
+    assert capsys.readouterr().out == printed.out
+    assert logging.getLogger("blip3v.video.download").handlers == []

@@ -82,7 +82,7 @@ def test_extra_of(module: str, prefer: str, extra: str | None):
 def test_versions_compare_as_numbers(version: str | None, works: bool):
     state = PackageState(name="torch", extras=("export", "train"), version=version, at_least="2.11")
     assert state.works is works
-    assert state.install == (None if works else 'pip install "blip3v[export]"')
+    assert state.install == (None if works else extras.pip_line("export"))
 
 
 def test_versions_are_those_of_the_installed_packages():
@@ -99,8 +99,8 @@ def test_with_every_package_everything_runs():
 def test_ask_does_not_need_torch():
     found = verdicts(examine_packages(without("torch")), WORKING_ENGINE, WORKING_VIDEO)
     assert {verb: verdict.can_run for verb, verdict in found.items()} == {"ask": True, "export": False, "train": False}
-    assert found["export"].missing == ('torch is not installed; run `pip install "blip3v[export]"`',)
-    assert found["train"].missing == ('torch is not installed; run `pip install "blip3v[train]"`',)
+    assert found["export"].missing == (f"torch is not installed; run `{extras.pip_line('export')}`",)
+    assert found["train"].missing == (f"torch is not installed; run `{extras.pip_line('train')}`",)
 
 
 @pytest.mark.parametrize(("package", "verbs"), [("accelerate", ["export", "train"]), ("onnxscript", ["export"])])
@@ -128,7 +128,7 @@ def test_openvino_alone_answers_but_does_not_check_an_export():
 def test_an_old_package_is_named_with_both_versions():
     packages = examine_packages(lambda name: "5.2.0" if name == "transformers" else "99.0")
     (missing,) = verdicts(packages, WORKING_ENGINE, WORKING_VIDEO)["train"].missing
-    assert missing == 'transformers 5.2.0 is older than 5.17; run `pip install "blip3v[train]"`'
+    assert missing == f"transformers 5.2.0 is older than 5.17; run `{extras.pip_line('train')}`"
 
 
 def test_machine_is_this_one():
@@ -198,12 +198,22 @@ def test_two_builds_of_onnxruntime_are_refused_with_the_command_that_fixes_it(
     assert "ask, export: onnxruntime and onnxruntime-gpu are both installed" in result.stdout
 
 
-def test_install_lines_survive_the_table(monkeypatch: pytest.MonkeyPatch):
-    """Rich reads the brackets of an extra as markup and would drop them: `pip install "blip3v"`."""
+def test_install_lines_are_whole(monkeypatch: pytest.MonkeyPatch):
+    """In the table rich read the brackets of an extra as markup, and folded a line that was longer than its column."""
     monkeypatch.setattr("blip3v.doctor.examine_packages", lambda: examine_packages(without("matplotlib")))
     result = CliRunner().invoke(command, [], catch_exceptions=False)
     assert result.exit_code == 0
-    assert 'not installed, needs 3.9: pip install "blip3v[eval]"' in result.stdout
+    line = extras.pip_line("eval")
+    assert "[eval]" in line
+    assert f"matplotlib: run `{line}`" in result.stdout.splitlines()
+
+
+def test_each_install_line_appears_once(monkeypatch: pytest.MonkeyPatch):
+    missing = ("torch", "onnx", "openvino")
+    monkeypatch.setattr("blip3v.doctor.examine_packages", lambda: examine_packages(without(*missing)))
+    result = CliRunner().invoke(command, [], catch_exceptions=False)
+    for extra, count in {"export": 1, "train": 1, "openvino": 1, "eval": 0}.items():
+        assert result.stdout.count(extras.pip_line(extra)) == count, extra
 
 
 def test_doctor_itself_imports_no_torch():

@@ -137,7 +137,7 @@ def test_its_settings_are_read_by_its_own_file(running_mean: Path, tmp_path: Pat
     assert temporal_settings(with_encoder(config, "running-mean", keep=0.75)).keep == 0.75
     for options, says in [
         ({"kep": 0.5}, "kep has no effect on running-mean; did you mean 'keep'"),
-        ({"keep": 1.5}, "running-mean: keep is 1.5; a number from 0 to below 1"),
+        ({"keep": 1.5}, "running-mean: settings: keep is 1.5; a number from 0 to below 1"),
         ({"keep": "much"}, "running-mean: settings: keep is 'much'; float is expected"),
         ({"num_video_tokens": 32}, "running-mean cannot produce 32 tokens from 8 frames; allowed: 128"),
     ]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_checkpoint import small_preset as make_small_preset
-from small_checkpoint import write_small
-
-from blip3v import config
+from small_checkpoint import shrunk_preset, write_small
 
 
 @pytest.fixture
-def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_preset() -> Iterator[None]:
     """Shrinks the preset of the released model to the size of ``small_checkpoint.py``."""
-    monkeypatch.setitem(config.PRESETS, "xgen-mm-vid", make_small_preset())
+    with shrunk_preset():
+        yield
 
 
 @pytest.fixture

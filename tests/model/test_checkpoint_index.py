@@ -101,9 +101,9 @@ def test_names_without_the_prefix_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ({"model_type": "llama"}, "text_config: model_type 'llama'; allowed: phi3"),
+        ({"model_type": "llama"}, "text_config has model_type 'llama', .*allowed: 'phi3'"),
         ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_scaling"),
-        ({"model_type": "phi3", "initial_tokenizer_len": "many"}, "num_base_tokens is 'many'"),
+        ({"model_type": "phi3", "initial_tokenizer_len": "many"}, "initial_tokenizer_len is 'many'"),
         ({"model_type": "phi3", "num_hidden_layers": 31, "num_attention_heads": 7}, "text.num_heads, which is 7"),
     ],
 )

@@ -19,7 +19,7 @@ _TOKENIZER = Tokenizer(train_tokenizer(["ball"], vocab_size_base=300))
 
 
 def _writer(max_new_tokens: int, **options: object) -> AnswerWriter:
-    nothing = np.zeros((0, 64), np.float32)
+    nothing = np.zeros((1, 64), np.float32)
     asked = GenerationOptions(**options)  # type: ignore[arg-type]
     return AnswerWriter(_TOKENIZER, Request(VideoTokens(nothing, (), "toy"), nothing, 0, max_new_tokens, asked))
 

@@ -18,9 +18,12 @@ import pytest
 from onnx import TensorProto, helper
 from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config
+from toy_parts import graph_file as toy_file
 
-from blip3v.errors import Blip3vError
+from blip3v.bundle.graph_io import decoder_io, video_encoder_io
+from blip3v.errors import ArtifactError, BackendError, Blip3vError
 from blip3v.runtime import VideoLM
+from blip3v.runtime.backends import get_backend
 
 SECRET = np.array([4.0, 3.0, 2.0, 1.0], np.float32)
 
@@ -142,6 +145,46 @@ def test_a_bundle_with_a_hostile_graph_does_not_open(tmp_path: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(values), "utf-8")
     with pytest.raises(Blip3vError, match=r"escapes model directory|outside the base directory"):
         VideoLM.open(bundle)
+
+
+@pytest.mark.parametrize("graph", ["decoder", "video_encoder"])
+@pytest.mark.parametrize("name", ["input", "output", "both"])
+def test_a_tensor_name_that_is_not_utf_8(
+    backend: str, bundle_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], graph: str, name: str
+) -> None:
+    """ONNX Runtime's fallback printed to stdout and opened the graph again, and the UnicodeDecodeError escaped."""
+    config = toy_config()
+    names = {"decoder": (b"logits_index", b"present.0.key"), "video_encoder": (b"frames", b"video_tokens")}[graph]
+    content = (bundle_path / "onnx" / f"{graph}.onnx").read_bytes()
+    for old in {"input": names[:1], "output": names[1:], "both": names}[name]:
+        assert old in content
+        content = content.replace(old, old[:-1] + b"\xff")
+    (tmp_path / "graph.onnx").write_bytes(content)
+    opened = get_backend(backend)
+    openers: dict[str, Callable] = {
+        "decoder": lambda path: opened.open_decoder(toy_file(path, decoder_io(config)), config.text),
+        "video_encoder": lambda path: opened.open_video_encoder(toy_file(path, video_encoder_io(config))),
+    }
+    with pytest.raises((ArtifactError, BackendError), match=r"graph\.onnx"):
+        openers[graph](tmp_path / "graph.onnx")
+    assert capfd.readouterr().out == ""
+
+
+def test_an_engine_that_fails_is_asked_once(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After a ValueError or RuntimeError, ONNX Runtime's own class opens a graph again and says so on stdout."""
+    opened: list[object] = []
+
+    def fail(self: object, *arguments: object) -> None:
+        opened.append(arguments)
+        self._fallback_providers = ["CPUExecutionProvider"]  # type: ignore[attr-defined] # as the real one does
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BackendError, match="ONNX Runtime failed: no such luck"):
+        VideoLM.open(bundle_path, backend="onnxruntime")
+    assert (len(opened), capfd.readouterr().out) == (1, "")
 
 
 def varint(value: int) -> bytes:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,11 @@ from blip3v.errors import (
     RequestError,
     UsageError,
 )
+from blip3v.extras import pip_line
 from blip3v.runtime import VideoLM, memory
 from blip3v.runtime.backends import get_backend, onnxruntime
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.opening import estimate_open, graph_files
 
 
@@ -54,13 +59,13 @@ def test_without_onnxruntime_the_pip_line_is_given(monkeypatch: pytest.MonkeyPat
         return real(name, package)
 
     monkeypatch.setattr(importlib, "import_module", import_module)
-    with pytest.raises(ProviderError, match=r'pip install "blip3v\[cpu\]"'):
+    with pytest.raises(ProviderError, match=re.escape(pip_line("cpu"))):
         VideoLM.open(bundle_path, backend="onnxruntime")
 
 
 def test_with_both_packages_the_pip_lines_are_given(monkeypatch: pytest.MonkeyPatch, bundle_path: Path) -> None:
     _pretend_installed(monkeypatch, "onnxruntime", "onnxruntime-gpu")
-    with pytest.raises(ProviderError, match=r"pip uninstall -y onnxruntime onnxruntime-gpu"):
+    with pytest.raises(ProviderError, match="pip uninstall -y onnxruntime onnxruntime-gpu"):
         VideoLM.open(bundle_path, backend="onnxruntime")
 
 
@@ -177,10 +182,44 @@ def test_large_weights_stay_mapped_and_give_the_same_numbers(tmp_path: Path, mon
     assert np.allclose(outputs[0], outputs[1], atol=1e-5)
 
 
-def test_allocation_failures_become_our_error() -> None:
-    with pytest.raises(OutOfMemoryError, match="running the decoder"), onnxruntime.engine_errors("running the decoder"):
-        raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
-    with pytest.raises(OutOfMemoryError), onnxruntime.engine_errors("x"):
-        raise MemoryError
-    with pytest.raises(KeyError), onnxruntime.engine_errors("x"):
-        raise KeyError("ours, not theirs")
+class ForeignError(Exception):
+    """As an engine's own class."""
+
+    __module__ = "engine.capi"
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("Failed to allocate memory for requested buffer of size 1"), OutOfMemoryError),
+        (ForeignError("std::bad_alloc"), OutOfMemoryError),
+        (MemoryError(), OutOfMemoryError),
+        (ForeignError("no such operator"), BackendError),
+        (RuntimeError("no such operator"), BackendError),
+        (ValueError("no such provider"), BackendError),
+        (TypeError("incompatible constructor arguments"), BackendError),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), BackendError),
+        (RequestError("ours"), RequestError),
+        (KeyError("ours, not theirs"), KeyError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=lambda value: "" if isinstance(value, type) else repr(value)[:30],
+)
+def test_what_engines_raise_becomes_our_error(raised: BaseException, expected: type[BaseException]) -> None:
+    """Errors of the types UnicodeError, ValueError and TypeError went through to the caller."""
+    with pytest.raises(expected) as caught, engine_errors("Engine", "engine", "running the decoder"):
+        raise raised
+    assert type(caught.value) is expected
+    if issubclass(expected, BackendError):
+        assert str(caught.value).startswith("running the decoder: ")
+        assert caught.value.__cause__ is raised
+
+
+def test_a_path_that_is_not_utf_8_is_refused_before_the_engine_sees_it(
+    backend: str, bundle_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was a UnicodeEncodeError of the engine, after ONNX Runtime had printed to stdout and tried again."""
+    path = shutil.copytree(bundle_path, tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UsageError, match=r"caf\\udce9/onnx/\w+\.onnx' is not valid UTF-8, and .*; rename the folder"):
+        VideoLM.open(path, backend=backend)
+    assert capfd.readouterr().out == ""

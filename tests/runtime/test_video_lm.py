@@ -296,8 +296,8 @@ def test_a_video_over_the_requests_time_ends(lm: VideoLM) -> None:
 
 
 def test_start_and_end_choose_the_clip(lm: VideoLM, film: np.ndarray, video: VideoTokens) -> None:
-    answer = lm.ask(film, "Why?", start=4, end=9, options=GenerationOptions(max_new_tokens=1))
-    assert [index for index, _ in answer.frames] == [6, 6, 6, 7]
+    answer = lm.ask(film, "Why?", start=4, end=9, fps=1.0, options=GenerationOptions(max_new_tokens=1))
+    assert answer.frames == ((6, 6.0), (6, 6.0), (6, 6.0), (7, 7.0))
     with pytest.raises(RequestError, match="no effect on ready video tokens"):
         lm.ask(video, "Why?", start=1)
 

@@ -17,8 +17,13 @@ FILM_TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def film_tokenizer() -> Tokenizer:
-    return Tokenizer(train_tokenizer(FILM_TEXTS, vocab_size_base=608))
+def film_backend() -> tokenizers.Tokenizer:
+    return train_tokenizer(FILM_TEXTS, vocab_size_base=608)
+
+
+@pytest.fixture(scope="session")
+def film_tokenizer(film_backend: tokenizers.Tokenizer) -> Tokenizer:
+    return Tokenizer(film_backend)
 
 
 @pytest.fixture(scope="session")

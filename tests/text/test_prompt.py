@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from blip3v.errors import ArtifactVersionError, ConfigError, RequestError
 from blip3v.text import (
@@ -46,6 +47,34 @@ def test_the_released_prompt_with_its_system_turn(film_tokenizer: Tokenizer) -> 
 def test_a_system_turn_of_the_caller_takes_the_place_of_the_default(film_tokenizer: Tokenizer) -> None:
     prompt = build_prompt(film_tokenizer, RELEASED_TEMPLATE, RELEASED, [Message("system", "Short."), *ask("What?")])
     assert prompt.ids == film_tokenizer.encode("<|system|>Short.<|end|><|user|><image>\nWhat?<|end|><|assistant|>")
+
+
+@pytest.mark.parametrize(
+    "system", ["Answer in one word.", "Zwei Zeilen,\n  und \u00fcber Umlaute.", RELEASED_SYSTEM_PROMPT]
+)
+def test_a_system_turn_is_rendered_as_transformers_renders_it(piece_tokenizer: Tokenizer, system: str) -> None:
+    backend = tokenizers.Tokenizer.from_str(piece_tokenizer._backend.to_str())
+    oracle = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=RELEASED_TEMPLATE, eos_token="<|end|>")
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": "<image>\nWhat turns?"}]
+    expected = oracle.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    found = build_prompt(piece_tokenizer, RELEASED_TEMPLATE, PLAIN, [Message("system", system), *ask("What turns?")])
+    assert found.ids == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{{ messages[1].content }}{% else %}{{ messages[0].content }}{% endif %}",
+    ],
+    ids=["passed over", "skipped"],
+)
+def test_a_template_without_a_system_turn_refuses_the_callers_and_drops_the_models(
+    film_tokenizer: Tokenizer, template: str
+) -> None:
+    assert build_prompt(film_tokenizer, template, RELEASED, ask("What?")).image_position == 0
+    with pytest.raises(RequestError, match=r"writes no system turn.*; leave `system` out"):
+        build_prompt(film_tokenizer, template, RELEASED, [Message("system", "Short."), *ask("What?")])
 
 
 @pytest.mark.parametrize("role", ["user", "system", "assistant"])

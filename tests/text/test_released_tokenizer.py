@@ -205,6 +205,53 @@ def test_streaming_equals_decoding_on_every_golden(released: Tokenizer) -> None:
         assert "".join([*map(stream.push, ids), stream.finish()]) == released.decode(ids), text
 
 
+# Byte tokens in the order of their bytes, <0x00> first, and ordinary pieces after them.
+FIRST_BYTE, FIRST_PIECE = 3, 3 + 256
+BROKEN = [b"\xe4", b"\xe4\xb8", b"\xb8", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf0\x9f\x8e"]
+WHOLE = [text.encode() for text in (" ", "a", "\u2581", "\u00e9", "\u4e2d", "\U0001f3ac")]
+
+
+def byte_runs() -> st.SearchStrategy[list[int]]:
+    """Ids of byte tokens: whole characters, broken ones and single bytes, with a few pieces and special tokens."""
+    run = st.sampled_from(BROKEN + WHOLE) | st.binary(min_size=1, max_size=4)
+    other = st.sampled_from([*range(FIRST_PIECE, NUM_PIECES), NUM_BASE_TOKENS - 2, NUM_BASE_TOKENS]).map(lambda i: [i])
+    part = run.map(lambda data: [FIRST_BYTE + byte for byte in data])
+    return st.lists(st.one_of(part, part, part, other), max_size=12).map(
+        lambda parts: list(itertools.chain.from_iterable(parts))
+    )
+
+
+@settings(max_examples=1000)
+@given(ids=byte_runs())
+def test_byte_runs_decode_as_in_the_slow_tokenizer(released: Tokenizer, slow: SlowTokenizer, ids: list[int]) -> None:
+    """The library's decoder lost a whole run of bytes if one was broken: 20 cut-off bytes cost the answer's end."""
+    stream = StreamDecoder(released)
+    assert "".join([*map(stream.push, ids), stream.finish()]) == released.decode(ids) == slow.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        pytest.param("\u4e2d\u6587".encode()[:-1], "\u4e2d\ufffd\ufffd", id="cut-off"),
+        pytest.param(b"a\xffb", "a\ufffdb", id="inside"),
+        pytest.param(b"\xe4\xb8", "\ufffd\ufffd", id="nothing-else"),
+        pytest.param(b" a", " a", id="space-as-a-byte"),
+    ],
+)
+def test_broken_bytes_cost_nothing_but_themselves(
+    released: Tokenizer, slow: SlowTokenizer, data: bytes, text: str
+) -> None:
+    """All four were U+FFFD from end to end, and the space was lost."""
+    ids = [FIRST_BYTE + byte for byte in data]
+    assert released.decode(ids) == slow.decode(ids) == text
+
+
+def test_whole_text_decodes_as_by_the_library(folder: Path, released: Tokenizer) -> None:
+    backend = tokenizers.Tokenizer.from_str(released_tokenizer_json(folder))
+    for text, ids in GOLDENS["ids"]:
+        assert released.decode(ids) == backend.decode(ids, skip_special_tokens=True), text
+
+
 def test_text_without_special_tokens_comes_back(released: Tokenizer) -> None:
     plain = [text for text, _ in GOLDENS["ids"] if not any(t in text for t in ("\u2581", *released.added_tokens))]
     assert len(plain) > 300

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tokenizers
@@ -96,6 +99,13 @@ def test_a_lone_surrogate_is_refused(film_tokenizer: Tokenizer) -> None:
         film_tokenizer.encode("red \ud800")
 
 
+@pytest.mark.parametrize("text", [None, b"red", 3, ["red"]], ids=lambda value: type(value).__name__)
+def test_what_is_not_a_text_is_refused(film_tokenizer: Tokenizer, text: Any) -> None:
+    """It was an AttributeError."""
+    with pytest.raises(RequestError, match=f"the text has type {type(text).__name__}; a str is expected"):
+        film_tokenizer.encode(text)
+
+
 @pytest.mark.parametrize("token_id", [-1, 611, 2**31], ids=["negative", "one-too-many", "huge"])
 def test_unknown_ids_are_refused(film_tokenizer: Tokenizer, token_id: int) -> None:
     with pytest.raises(RequestError, match="0 to 610"):
@@ -110,8 +120,12 @@ def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 @given(ids=st.lists(st.integers(0, 610), max_size=60))
-def test_streaming_equals_decoding_for_any_ids(film_tokenizer: Tokenizer, ids: list[int]) -> None:
-    assert streamed(film_tokenizer, ids) == film_tokenizer.decode(ids)
+def test_any_ids_decode_as_by_the_library(
+    film_tokenizer: Tokenizer, film_backend: tokenizers.Tokenizer, ids: list[int]
+) -> None:
+    """Of bytes, which is what byte-level tokens are: its decoder of byte fallback is another one."""
+    text = film_backend.decode(ids, skip_special_tokens=True)
+    assert streamed(film_tokenizer, ids) == film_tokenizer.decode(ids) == text
 
 
 @given(text=plain_text())
@@ -165,6 +179,61 @@ def test_files_that_are_not_a_tokenizer(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="is not a tokenizer"):
         Tokenizer.load(path)
+
+
+PATTERN = {"Regex": "(x+x+)+y"}  # more than 10 million ways to fail on a row of x
+BOMBS = {
+    "normalizer": {"type": "Replace", "pattern": PATTERN, "content": "z"},
+    "pre_tokenizer": {"type": "Split", "pattern": PATTERN, "behavior": "Isolated", "invert": False},
+}
+
+
+def bomb(part: str, *further: str) -> str:
+    """A tokenizer.json with a pattern that takes too long, and further tokens that go through its normaliser."""
+    values = json.loads(train_tokenizer(["red"], vocab_size_base=608).to_str())
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
+    values["added_tokens"] += [token | {"id": 611 + i, "content": content} for i, content in enumerate(further)]
+    return json.dumps(values | {part: BOMBS[part]})
+
+
+@pytest.mark.parametrize("part", BOMBS)
+def test_a_pattern_that_takes_too_long_for_a_text(part: str) -> None:
+    """The library's native code panicked: a PanicException, which is no Exception, ended the caller's thread."""
+    tokenizer = Tokenizer.parse(bomb(part), where="there/tokenizer.json")
+    with pytest.raises(
+        ArtifactError, match=r"there/tokenizer.json cannot encode a text of 40 characters: .*retry-limit"
+    ):
+        tokenizer.encode("x" * 40)
+    assert tokenizer.decode(tokenizer.encode("red")) == "red"
+
+
+def test_a_pattern_that_takes_too_long_for_a_token(tmp_path: Path) -> None:
+    """Tokens go through the normaliser when the file is read: the same panic, one step earlier."""
+    (tmp_path / "tokenizer.json").write_text(bomb("normalizer", "x" * 40), "utf-8")
+    with pytest.raises(ArtifactError, match=r"is not a tokenizer .*retry-limit"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_not_taken_for_a_broken_tokenizer(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def interrupted(text: str) -> None:
+        raise kind
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_str=interrupted))
+    with pytest.raises(kind):
+        Tokenizer.parse("{}")
+
+
+def test_a_vocabulary_with_characters_that_are_no_bytes() -> None:
+    """Streaming its token was a KeyError; the library writes the token itself."""
+    values = json.loads(train_tokenizer(["red"], vocab_size_base=608).to_str())
+    vocab = values["model"]["vocab"]
+    vocab["\u4e2d"] = vocab.pop("<|reserved_0|>")
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    ids = [vocab["\u4e2d"]]
+    assert streamed(Tokenizer(backend), ids) == backend.decode(ids) == "\u4e2d"
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from film_files import Film, packets, read_number, reference_frames
+from av.stream import Disposition
+from film_files import Film, numbered_picture, packets, read_number, reference_frames
 
 from blip3v.errors import (
     CorruptVideoError,
@@ -153,11 +154,19 @@ def test_a_truncated_fragmented_mp4_does_not_say_how_long_it_was(film: Film, tmp
         load_clip(short, num_frames=2)
 
 
+def test_an_mp4_without_one_whole_frame_ends_too_early(no_b_frames: Path, tmp_path: Path) -> None:
+    """It said "none of the video's 1 frames can be decoded"."""
+    short = cut(no_b_frames, tmp_path / "cut.mp4", 0, extra=100)
+    with pytest.raises(CorruptVideoError, match="ends too early to hold one whole frame; get the whole file"):
+        load_clip(short, num_frames=2)
+
+
 def test_an_mp4_without_its_index_is_corrupt(film: Film, tmp_path: Path) -> None:
     path = film("index-at-end.mp4", 60)
     data = path.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CorruptVideoError, match="starts like a video and ends too early"):
+    said = r"starts like a video but ends too early, at \d+ bytes, before the list of its frames; get the whole"
+    with pytest.raises(CorruptVideoError, match=said):
         load_clip(tmp_path / "cut.mp4", num_frames=2)
 
 
@@ -198,8 +207,27 @@ def test_a_playlist_of_a_real_segment_is_refused_too(film: Film, tmp_path: Path)
 
 
 def test_sound_alone_is_not_a_video(audio_only: Path) -> None:
-    with pytest.raises(UnsupportedVideoError, match=r"no video stream .*audio"):
+    with pytest.raises(UnsupportedVideoError, match="the file holds sound but no video; give one with a video track"):
         load_clip(audio_only, num_frames=2)
+
+
+def test_sound_with_a_cover_picture_is_not_a_video(tmp_path: Path) -> None:
+    """It was refused with "has no video stream (streams: audio, video)"."""
+    path = tmp_path / "song.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(numbered_picture(3), format="rgb24")
+        picture.pts = 0
+        container.mux(cover.encode(picture))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+    with pytest.raises(UnsupportedVideoError, match="the file holds sound and a cover picture but no video"):
+        load_clip(path, num_frames=2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The decoder process: limited, never left running, and unable to take its caller down."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -9,12 +11,18 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from film_files import Film
+from PIL import Image
 
 from blip3v.errors import CorruptVideoError, UsageError, VideoError, VideoTimeoutError, VideoTooLargeError
 from blip3v.video import VideoLimits, decoder_process, load_clip
+from blip3v.video_decoder.greeting import greeting
+
+# What the decoder says first.
+GREET = f"print('{json.dumps(greeting())}', flush=True); "
 
 
 def children() -> list[psutil.Process]:
@@ -23,7 +31,7 @@ def children() -> list[psutil.Process]:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Runs ``program`` in place of the decoder."""
-    monkeypatch.setattr(decoder_process, "_COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(decoder_process, "_command", lambda: (sys.executable, "-c", program))
 
 
 def test_a_video_that_takes_too_long(film: Film) -> None:
@@ -35,15 +43,22 @@ def test_a_video_that_takes_too_long(film: Film) -> None:
     assert children() == []
 
 
+@pytest.mark.parametrize("timeout_s", [1e30, float("inf")], ids=str)
+def test_limits_beyond_the_systems_are_none(plain: Path, timeout_s: float) -> None:
+    """An OverflowError, in the thread that keeps the time and in the decoder, which blamed the file."""
+    limits = VideoLimits(timeout_s=timeout_s, max_memory_bytes=2**70)
+    assert len(load_clip(plain, num_frames=2, limits=limits).frames) == 2
+
+
 def test_a_decoder_that_spins_is_stopped(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "while True: pass")
+    pretend(monkeypatch, GREET + "\nwhile True: pass")
     with pytest.raises(VideoTimeoutError, match="timeout_s"):
         load_clip(plain, num_frames=2, limits=VideoLimits(timeout_s=0.3))
     assert children() == []
 
 
 def test_a_decoder_that_reads_nothing_is_stopped(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "import time; time.sleep(60)")
+    pretend(monkeypatch, GREET + "import time; time.sleep(60)")
     with pytest.raises(VideoTimeoutError, match="timeout_s"):
         load_clip(plain, num_frames=2, limits=VideoLimits(timeout_s=0.3))
 
@@ -52,7 +67,8 @@ def test_a_decoder_that_reads_nothing_is_stopped(plain: Path, monkeypatch: pytes
 def test_a_video_that_needs_too_much_memory(film: Film, codec: str) -> None:
     speed = {"preset": "ultrafast"} if codec == "libx264" else {"cpu-used": "8", "deadline": "realtime"}
     suffix = "mp4" if codec == "libx264" else "webm"
-    path = film(f"4k-{codec}.{suffix}", 3, codec=codec, size=(3840, 2160), options=speed)
+    # Large enough for a machine with one core too, on which the decoder takes less.
+    path = film(f"5k-{codec}.{suffix}", 2, codec=codec, size=(5120, 2880), options=speed)
     with pytest.raises(VideoTooLargeError, match="max_memory_bytes"):
         load_clip(path, num_frames=2, limits=VideoLimits(max_memory_bytes=200 * 2**20))
 
@@ -74,7 +90,7 @@ def test_frames_that_would_fill_the_callers_memory_are_refused(film: Film) -> No
     ],
 )
 @pytest.mark.parametrize(
-    "after", ["", "sys.stdin.readline(); print('{\"wid', end='', flush=True);"], ids=["at-once", "late"]
+    "after", ["", GREET + "sys.stdin.readline(); print('{\"wid', end='', flush=True);"], ids=["at-once", "late"]
 )
 def test_a_decoder_that_dies(
     plain: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[VideoError], message: str, after: str
@@ -86,12 +102,84 @@ def test_a_decoder_that_dies(
 
 
 def test_a_decoder_that_cannot_run_says_why(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "import no_such_module")
+    pretend(monkeypatch, GREET + "import no_such_module")
     with pytest.raises(VideoError, match=r"exit code 1 and without an answer.*No module named 'no_such_module'"):
         load_clip(plain, num_frames=2)
-    monkeypatch.setattr(decoder_process, "_COMMAND", ("/no/such/python",))
-    with pytest.raises(VideoError, match="cannot be started"):
+    pretend(monkeypatch, "import no_such_module")
+    with pytest.raises(UsageError, match=r"cannot decode videos: .*No module named 'no_such_module'.*BLIP3V_PYTHON"):
         load_clip(plain, num_frames=2)
+
+
+def test_a_machine_that_starts_no_process(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this is about the machine, and setting another Python would not help."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    with pytest.raises(VideoError, match=r"cannot be started .* temporarily unavailable") as caught:
+        load_clip(plain, num_frames=2)
+    assert "BLIP3V_PYTHON" not in str(caught.value)
+
+
+@pytest.mark.parametrize("executable", [None, "", "/bin/true", "/no/such/python"], ids=repr)
+def test_a_host_that_embeds_python(plain: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None) -> None:
+    """The interpreter was ``sys.executable`` at import: a TypeError, a PermissionError, or the host program again."""
+    monkeypatch.setattr(sys, "executable", executable)
+    assert len(load_clip(plain, num_frames=2).frames) == 2
+    monkeypatch.setattr(sys, "prefix", "/no/such/environment")
+    with pytest.raises(UsageError, match=r"no Python to decode videos with: sys.executable is .*BLIP3V_PYTHON"):
+        load_clip(plain, num_frames=2)
+
+
+def test_the_python_can_be_set_and_is_read_at_each_load(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = sys.executable
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    monkeypatch.setattr(sys, "prefix", "/no/such/environment")
+    monkeypatch.setenv("BLIP3V_PYTHON", python)
+    assert len(load_clip(plain, num_frames=2).frames) == 2
+    monkeypatch.setenv("BLIP3V_PYTHON", "/no/such/python")
+    with pytest.raises(UsageError, match="BLIP3V_PYTHON is '/no/such/python', which is not a program"):
+        load_clip(plain, num_frames=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param("exit 0", r"exit code 0 and without an answer \(no message\)", id="says-nothing"),
+        pytest.param("echo usage: app FILE >&2; exit 2", r"exit code 2 .*\(usage: app FILE\)", id="refuses"),
+        pytest.param("echo hello", "it answered b'hello", id="says-something-else"),
+        pytest.param("cat /dev/zero", "it answered b'", id="says-it-without-end"),
+        pytest.param(
+            """echo '{"blip3v": "blip3v 0.0.1", "python": "cpython-399"}'""",
+            r"it answered blip3v 0\.0\.1 on cpython-399, and blip3v \S+ on \S+ is needed",
+            id="another-version",
+        ),
+        pytest.param(None, "cannot be started .*Exec format error", id="no-program"),
+    ],
+)
+def test_a_program_that_is_another_one(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    """It was taken for a video that is damaged, or read until memory ran out."""
+    program = tmp_path / "python"
+    program.write_text("no program" if content is None else f"#!/bin/sh\n{content}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("BLIP3V_PYTHON", str(program))
+    with pytest.raises(UsageError, match=f"{message}.*set the environment variable BLIP3V_PYTHON"):
+        load_clip(plain, num_frames=2)
+    assert children() == []
+
+
+def test_a_program_that_never_answers(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a host's own window would: the video was to blame."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("BLIP3V_PYTHON", str(program))
+    with pytest.raises(VideoTimeoutError, match=r"starting the decoder process .* longer than 0.3 s.*BLIP3V_PYTHON"):
+        load_clip(plain, num_frames=2, limits=VideoLimits(timeout_s=0.3))
+    assert children() == []
 
 
 def test_loads_leave_no_process_no_file_and_no_descriptor(
@@ -121,7 +209,7 @@ def test_an_interrupted_load_leaves_nothing(plain: Path, tmp_path: Path) -> None
     script.write_text(
         "import sys\n"
         "from blip3v.video import decoder_process, load_clip\n"
-        f"decoder_process._COMMAND = (sys.executable, '-c', {hang!r})\n"
+        f"decoder_process._command = lambda: (sys.executable, '-c', {hang!r})\n"
         "try:\n"
         f"    load_clip(open({str(plain)!r}, 'rb').read(), num_frames=2)\n"
         "except KeyboardInterrupt:\n"
@@ -199,8 +287,32 @@ def test_imports_stay_light(module: str, foreign: set[str]) -> None:
         ({"max_pixels": 0}, "max_pixels is 0"),
         ({"timeout_s": -1.0}, "timeout_s is -1"),
         ({"max_memory_bytes": 10}, "needs"),
+        ({"max_bytes": "1 GB"}, "max_bytes is '1 GB'; a limit must be a number"),
+        ({"max_pixels": 0.5}, "max_pixels is 0.5; a whole number"),
+        ({"max_redirects": -1}, "max_redirects is -1"),
+        ({"timeout_s": True}, "timeout_s is True"),
+        ({"allow_url": 1}, "allow_url is 1; True or False"),
     ],
 )
 def test_limits_that_make_no_sense(limits: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         VideoLimits(**limits)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process its peak")
+@pytest.mark.parametrize("kind", ["file", "pictures"])
+def test_the_peak_is_that_of_the_process_alone(
+    film: Film, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ask` left the decoder process out of its memory. getrusage would count the caller, which it is forked from."""
+    monkeypatch.setattr(decoder_process.DecoderProcess, "_largest_bytes", 0)
+    assert decoder_process.DecoderProcess.peak_rss_bytes() is None
+    held = np.ones(2**29, np.uint8)  # of the caller
+    video: Path | list[Path] = film("peak.mp4", 4, size=(1920, 1080), options={"preset": "ultrafast"})
+    if kind == "pictures":
+        video = [tmp_path / "large.png"]
+        Image.new("RGB", (4000, 3000)).save(video[0])
+    load_clip(video, num_frames=1)
+    peak = decoder_process.DecoderProcess.peak_rss_bytes()
+    assert peak is not None
+    assert 50 * 2**20 < peak < len(held)

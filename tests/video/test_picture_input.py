@@ -1,5 +1,6 @@
 """Folders and sequences of images, and arrays."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from film_files import numbered_picture, read_number
 from PIL import Image
 
-from blip3v.errors import CorruptVideoError, UnsupportedVideoError, UsageError, VideoTooLargeError
+from blip3v.errors import CorruptVideoError, UnsupportedVideoError, UsageError, VideoError, VideoTooLargeError
 from blip3v.video import Clip, PreprocessorConfig, VideoLimits, load_clip, load_pixels
 
 
@@ -33,11 +34,16 @@ def test_a_folder_is_read_in_natural_order(tmp_path: Path, suffix: str) -> None:
     assert (clip.width, clip.height) == (96, 64)
 
 
-def test_pictures_are_a_second_apart_unless_told(tmp_path: Path) -> None:
+def test_pictures_have_no_times_unless_told(tmp_path: Path) -> None:
+    """Folders and arrays were shown as one frame a second, which nobody had said."""
     folder = folder_of_images(tmp_path / "film", 10)
     clip = load_clip(str(folder), num_frames=2, rule="uniform")
-    assert [(sampled.index, sampled.time_s) for sampled in clip.sampled] == [(0, 0.0), (9, 9.0)]
-    assert (clip.fps, clip.duration_s) == (1.0, 10.0)
+    assert [(sampled.index, sampled.time_s) for sampled in clip.sampled] == [(0, None), (9, None)]
+    assert (clip.fps, clip.duration_s) == (None, None)
+    with pytest.raises(UsageError, match=r"start is 1 s, but pictures have no times; .* `fps=25`"):
+        load_clip(folder, num_frames=2, start_s=1.0)
+    with pytest.raises(UsageError, match=r"end is 1 s, but pictures have no times; .* `fps=25`"):
+        load_clip(folder, num_frames=2, end_s=1.0)
     clip = load_clip(folder, num_frames=2, rule="uniform", fps=4.0, start_s=0.5, end_s=2.0)
     assert [(sampled.index, sampled.time_s) for sampled in clip.sampled] == [(2, 0.5), (7, 1.75)]
     assert (clip.fps, clip.duration_s, clip.num_source_frames) == (4.0, 1.5, 6)
@@ -105,16 +111,16 @@ def test_a_picture_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("video", "limits", "message"),
+    ("limits", "message"),
     [
-        pytest.param(np.zeros((5, 8, 8, 3), np.uint8), VideoLimits(max_frames_walked=4), "5 pictures", id="count"),
-        pytest.param(np.zeros((5, 8, 8, 3), np.uint8), VideoLimits(max_pixels=63), "8x8 = 64 pixels", id="pixels"),
-        pytest.param(np.zeros((5, 8, 8, 3), np.uint8), VideoLimits(max_duration_s=4), "last 5.0 s", id="duration"),
+        pytest.param(VideoLimits(max_frames_walked=4), "5 pictures", id="count"),
+        pytest.param(VideoLimits(max_pixels=63), "8x8 = 64 pixels", id="pixels"),
+        pytest.param(VideoLimits(max_duration_s=4), "lasts 5.0 s", id="duration"),
     ],
 )
-def test_limits_hold_for_arrays(video: np.ndarray, limits: VideoLimits, message: str) -> None:
+def test_limits_hold_for_arrays(limits: VideoLimits, message: str) -> None:
     with pytest.raises(VideoTooLargeError, match=message):
-        load_clip(video, num_frames=2, limits=limits)
+        load_clip(np.zeros((5, 8, 8, 3), np.uint8), num_frames=2, limits=limits, fps=1.0)
 
 
 def test_an_image_file_over_its_size_is_refused(tmp_path: Path) -> None:
@@ -127,10 +133,13 @@ def test_an_image_file_over_its_size_is_refused(tmp_path: Path) -> None:
     ("video", "message"),
     [
         pytest.param(np.zeros((4, 8, 8, 3), np.float32), "float32", id="dtype"),
-        pytest.param(np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\)", id="one-picture"),
-        pytest.param(np.zeros((4, 3, 8, 8), np.uint8), r"\(4, 3, 8, 8\)", id="channels-first"),
+        pytest.param(np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)", id="one-picture-or-three-grey-ones"),
+        pytest.param(np.zeros((4, 3, 8, 3), np.uint8), r"\(4, 3, 8, 3\), in which colours may", id="first-or-last"),
+        pytest.param(np.zeros((4, 8, 8, 4), np.uint8), r"\(4, 8, 8, 4\)", id="alpha"),
         pytest.param(np.zeros((0, 8, 8, 3), np.uint8), r"\(0, 8, 8, 3\)", id="no-frames"),
-        pytest.param([], "empty", id="empty"),
+        pytest.param([], "no pictures", id="empty"),
+        pytest.param(iter([]), "no pictures", id="empty-iterator"),
+        pytest.param({1, 2}, "set is not a video", id="set"),
         pytest.param([np.zeros((8, 8), np.uint8)], "picture 0 is uint8", id="grey"),
         pytest.param(["a.png", 5], "picture 1 has type int", id="number-in-a-list"),
         pytest.param(5, "int is not a video", id="number"),
@@ -142,10 +151,15 @@ def test_what_is_not_a_video_input(video: object, message: str) -> None:
         load_clip(video, num_frames=2)  # type: ignore[arg-type]
 
 
+def test_a_url_in_a_list_is_refused() -> None:
+    with pytest.raises(UnsupportedVideoError, match=r"picture 0 is the URL https://example\.org/a\.png"):
+        load_clip(["https://example.org/a.png"], num_frames=2)
+
+
 def test_a_text_stream_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     with open(tmp_path / "text") as file, pytest.raises(UsageError, match="'rb'"):
-        load_clip(file, num_frames=2)  # type: ignore[arg-type]
+        load_clip(file, num_frames=2)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -153,11 +167,23 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         load_clip(tmp_path, num_frames=2)
 
 
+def test_a_folder_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came out as a bare OSError."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(VideoError, match=r"the folder .* cannot be read \(Permission denied\); check its permissions"):
+        load_clip(tmp_path, num_frames=2)
+
+
 def test_a_part_without_pictures_is_refused() -> None:
     with pytest.raises(UsageError, match=r"5 frames from 0 to 5\.000 s"):
-        load_clip(np.zeros((5, 8, 8, 3), np.uint8), num_frames=2, start_s=7.0)
+        load_clip(np.zeros((5, 8, 8, 3), np.uint8), num_frames=2, start_s=7.0, fps=1.0)
 
 
-def test_fps_must_be_a_rate() -> None:
-    with pytest.raises(UsageError, match="fps is 0"):
-        load_clip(np.zeros((5, 8, 8, 3), np.uint8), num_frames=2, fps=0.0)
+@pytest.mark.parametrize("fps", [0.0, -1, float("nan"), float("inf"), "25", True])
+def test_fps_must_be_a_rate(fps: float) -> None:
+    with pytest.raises(UsageError, match=f"fps is {fps!r}"):
+        load_clip(np.zeros((5, 8, 8, 3), np.uint8), num_frames=2, fps=fps)

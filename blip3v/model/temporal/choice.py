@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from blip3v import strict_json
-from blip3v.config import ModelConfig
+from blip3v.config import MAX_LAYERS, MAX_SIZE, ModelConfig
 from blip3v.errors import ConfigError
 from blip3v.model.temporal.registry import find_encoder
 from blip3v.model.temporal.spec import ClipSize, EncoderSpec
@@ -112,7 +112,12 @@ def with_frames(config: ModelConfig, num_frames: int) -> ModelConfig:
 
 def _parse(spec: EncoderSpec[Any], name: str, values: Mapping[str, Any]) -> Any:
     with _naming_encoder(name):
-        return strict_json.from_dict(spec.settings, values, "settings")
+        settings = strict_json.from_dict(spec.settings, values, "settings")
+        for setting, value in dataclasses.asdict(settings).items():
+            most = MAX_LAYERS if setting == "num_layers" else MAX_SIZE
+            if type(value) is int and value > most:
+                raise ConfigError(f"{setting} is {value}; at most {most} is allowed")
+    return settings
 
 
 @contextmanager

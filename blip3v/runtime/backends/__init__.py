@@ -25,6 +25,7 @@ from blip3v.bundle.precision import GraphPrecision, Precision
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, ProviderError, UsageError
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.checks import shown
 
 __all__ = [
     "AUTO",
@@ -276,6 +277,8 @@ def parse_backends(text: str) -> dict[GraphName, str]:
     Raises:
         UsageError: an unknown graph or back end, or a graph named twice.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"backend is {shown(text)}; a name is expected: {', '.join((AUTO, *backend_names()))}")
     if "=" not in text:
         chosen: dict[GraphName, str] = dict.fromkeys(GRAPHS, text)
     else:

@@ -9,6 +9,7 @@ Letters: B rows, t new tokens, D width, V logits, F frames, M video tokens, S si
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
-from blip3v.errors import BackendError, OutOfMemoryError, ProviderError
+from blip3v.errors import ProviderError
+from blip3v.extras import pip_command, pip_line
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, FloatArray, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.engine_errors import engine_errors, path_for_engine
 from blip3v.runtime.host_cache import CachePool, KVCache, cache_bytes, pad_prompts
 
-__all__ = ["BACKEND", "OnnxRuntimeSession", "engine_errors", "load_onnxruntime", "resident_bytes", "use_mmap"]
+__all__ = ["BACKEND", "OnnxRuntimeSession", "load_onnxruntime", "resident_bytes", "use_mmap"]
 
 # Spare caches that are kept, in units of one whole context.
 _KEPT_CONTEXTS = 2
@@ -39,9 +42,7 @@ _MAPPED_ABOVE_BYTES = 2**30
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _PROVIDER = "CPUExecutionProvider"
-_CPU_LINE = 'pip install "blip3v[cpu]"'
-_CUDA_LINE = 'pip install "blip3v[cuda]"'
-_MEMORY_WORDS = ("failed to allocate", "bad_alloc", "out of memory", "bfcarena", "allocatorimpl")
+_engine_errors = functools.partial(engine_errors, "ONNX Runtime", "onnxruntime")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -275,16 +276,19 @@ class _OpenGraph:
         if not spin_after_run:
             # Threads that wait for the next clip by spinning take the cores from the decoder, which runs next.
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        with engine_errors(f"opening {graph.path}"):
-            session = self.onnxruntime.InferenceSession(str(graph.path), options, providers=[_PROVIDER])
+        path = path_for_engine(graph.path)
+        with _engine_errors(f"opening {path}"):
+            # Without its fallback, which prints to stdout and opens the graph a second time.
+            session = self.onnxruntime.InferenceSession(path, options, providers=[_PROVIDER], enable_fallback=False)
+            inputs, outputs = _found(session.get_inputs()), _found(session.get_outputs())
         if session.get_providers() != [_PROVIDER]:
             raise ProviderError(
                 f"{graph.path.name} was to run on {_PROVIDER} and ONNX Runtime took "
-                f"{', '.join(session.get_providers())}; install the plain build of it: `{_CPU_LINE}`"
+                f"{', '.join(session.get_providers())}; install the plain build of it: `{pip_line('cpu')}`"
             )
         self.session: Any = session
-        self.outputs = [node.name for node in session.get_outputs()]
-        check_io(_found(session.get_inputs()), _found(session.get_outputs()), graph)
+        self.outputs = [output.name for output in outputs]
+        check_io(inputs, outputs, graph)
         self.dtype = np.dtype(graph.precision.io)
         self.cache_dtype = _cache_dtype(graph)
 
@@ -302,7 +306,7 @@ class _OpenGraph:
             options.terminate = True
 
         guard = contextlib.nullcontext() if deadline is None else deadline.interrupting(terminate)
-        with guard, engine_errors(doing):
+        with guard, _engine_errors(doing):
             yield options
 
 
@@ -315,14 +319,14 @@ def load_onnxruntime() -> ModuleType:
     if all(_version(name) is not None for name in _PACKAGES):
         raise ProviderError(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
-            f"`pip uninstall -y onnxruntime onnxruntime-gpu` and then `{_CPU_LINE}` or `{_CUDA_LINE}`"
+            f"`{pip_command('uninstall', '-y', *_PACKAGES)}` and then `{pip_line('cpu')}` or `{pip_line('cuda')}`"
         )
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ProviderError(
-            f"ONNX Runtime cannot be imported ({error}); install one build of it: `{_CPU_LINE}` for a CPU, "
-            f"`{_CUDA_LINE}` for an NVIDIA GPU"
+            f"ONNX Runtime cannot be imported ({error}); install one build of it: `{pip_line('cpu')}` for a CPU, "
+            f"`{pip_line('cuda')}` for an NVIDIA GPU"
         ) from error
 
 
@@ -365,24 +369,3 @@ def _session_options(onnxruntime: ModuleType, threads: int | None, *, mmap: bool
 def _found(nodes: Sequence[Any]) -> list[FoundTensor]:
     """Inputs or outputs of a session; a dtype that the runtime does not know keeps ONNX Runtime's name."""
     return [FoundTensor(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes]
-
-
-@contextlib.contextmanager
-def engine_errors(doing: str) -> Iterator[None]:
-    """Turns what ONNX Runtime raises inside the block into our errors; ``doing`` begins the message.
-
-    Raises:
-        OutOfMemoryError: memory ran out.
-        BackendError: anything else from ONNX Runtime.
-    """
-    try:
-        yield
-    except MemoryError as error:
-        raise OutOfMemoryError(f"{doing}: not enough memory; use a smaller precision or a shorter prompt") from error
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != "onnxruntime" and not isinstance(error, RuntimeError):
-            raise
-        text = " ".join(str(error).split())[:500]
-        if any(word in text.lower() for word in _MEMORY_WORDS):
-            raise OutOfMemoryError(f"{doing}: ONNX Runtime ran out of memory: {text}") from error
-        raise BackendError(f"{doing}: ONNX Runtime failed: {text}") from error

@@ -16,6 +16,7 @@ import numpy as np
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
+from blip3v.extras import pip_line
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
 from blip3v.runtime.host_cache import cache_bytes
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKEND"]
 
-_LINE = 'pip install "blip3v[openvino]"'
 _OPEN_S_PER_GIB = 5.0
 # Format of weights -> memory at the peak, in units of the stored bytes: seen at full size, without mapped pages.
 _RESIDENT = {"float16": 1.75, "float32": 1.05}
@@ -47,7 +47,9 @@ class OpenVinoBackend:
         try:
             importlib.import_module("openvino")
         except ImportError as error:
-            raise ProviderError(f"OpenVINO cannot be imported ({error}); install it: `{_LINE}`") from error
+            raise ProviderError(
+                f"OpenVINO cannot be imported ({error}); install it: `{pip_line('openvino')}`"
+            ) from error
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""

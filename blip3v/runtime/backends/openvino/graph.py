@@ -27,6 +27,7 @@ from openvino.frontend.onnx import ConversionExtension
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.errors import ArtifactError
 from blip3v.runtime.backends import FoundTensor, GraphFile, check_io
+from blip3v.runtime.engine_errors import path_for_engine
 
 __all__ = ["RewrittenDecoder", "compute_in_fp32", "read_decoder", "read_model"]
 
@@ -63,7 +64,7 @@ def read_model(core: Any, graph: GraphFile) -> Any:
     Raises:
         ArtifactError: its inputs or outputs are not those of ``graph.io``.
     """
-    model = core.read_model(graph.path)
+    model = core.read_model(path_for_engine(graph.path))
     inputs = _found(model.inputs, {spec.name for spec in graph.io.inputs})
     outputs = _found(model.outputs, {spec.name for spec in graph.io.outputs})
     check_io(inputs, outputs, graph)

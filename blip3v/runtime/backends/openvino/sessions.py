@@ -7,6 +7,7 @@ G KV heads, K head width, D width, V logits, F frames, M video tokens.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.config import TextConfig
-from blip3v.errors import BackendError, OutOfMemoryError
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts, require_cache_memory
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
@@ -29,7 +30,7 @@ __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
 _POLL_MS = 20
 # Tokens by which the capacity of a cache grows.
 _CACHE_STEP = 128
-_MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "cannot allocate memory", "std::length_error")
+_engine_errors = functools.partial(engine_errors, "OpenVINO", "openvino")
 
 # fp32 arithmetic, and no quantisation that was not asked for: OpenVINO's own defaults are bf16 where the processor has
 # it, and dynamic quantisation.
@@ -47,7 +48,7 @@ class OpenVinoVideoEncoder:
     def __init__(self, graph: GraphFile, execution: Execution, threads: int | None) -> None:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
-        with engine_errors(f"opening {graph.path}"):
+        with _engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
             model = read_model(core, graph)
             compute_in_fp32(model)
@@ -58,7 +59,7 @@ class OpenVinoVideoEncoder:
 
     def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
         """See ``VideoEncoder``."""
-        with engine_errors("running the video encoder"), self._request() as request:
+        with _engine_errors("running the video encoder"), self._request() as request:
             request.set_tensor("frames", _tensor(np.ascontiguousarray(frames_BF3SS, np.float32)))
             deadline.check()
             _infer(request, deadline)
@@ -103,14 +104,14 @@ class _CompiledDecoder:
     def __init__(self, graph: GraphFile, text: TextConfig, threads: int | None, chunk: int) -> None:
         self.chunk = chunk
         self.text = text
-        with engine_errors(f"opening {graph.path}"):
+        with _engine_errors(f"opening {graph.path}"):
             core = open_core(threads)
             rewritten = read_decoder(core, graph)
             self.window = rewritten.window
             self._request: Any = core.compile_model(rewritten.model, "CPU").create_infer_request()
         self._lock = threading.Lock()
         self._last_sizes = _sizes(0, 0, 0)  # of the last run that came to its end
-        with engine_errors(f"opening {graph.path}"):
+        with _engine_errors(f"opening {graph.path}"):
             self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
 
     def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[np.float32]]:
@@ -122,7 +123,7 @@ class _CompiledDecoder:
         """
         num_rows, num_new = inputs["positions"].shape
         sizes = _sizes(num_rows, num_new, inputs["mask"].shape[3])
-        with _held(self._lock, deadline), engine_errors("running the decoder"):
+        with _held(self._lock, deadline), _engine_errors("running the decoder"):
             try:
                 outputs = self._infer(inputs, deadline)
             except BaseException:
@@ -314,22 +315,3 @@ def _infer(request: Any, deadline: Deadline) -> None:
         with contextlib.suppress(RuntimeError):  # "Infer Request was canceled", or it had just ended
             request.wait()
         raise
-
-
-@contextlib.contextmanager
-def engine_errors(doing: str) -> Iterator[None]:
-    """Turns what OpenVINO raises inside the block into our errors; ``doing`` begins the message.
-
-    Raises:
-        OutOfMemoryError: memory ran out.
-        BackendError: anything else from OpenVINO.
-    """
-    try:
-        yield
-    except MemoryError as error:
-        raise OutOfMemoryError(f"{doing}: not enough memory; use a smaller precision or a shorter prompt") from error
-    except RuntimeError as error:  # all that OpenVINO raises
-        text = " ".join(str(error).split())[:500]
-        if any(word in text.lower() for word in _MEMORY_WORDS):
-            raise OutOfMemoryError(f"{doing}: OpenVINO ran out of memory: {text}") from error
-        raise BackendError(f"{doing}: OpenVINO failed: {text}") from error

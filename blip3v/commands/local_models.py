@@ -1,0 +1,65 @@
+"""Models that an option or argument names by path or by hub id."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from blip3v.commands.output import is_quiet, talk
+from blip3v.commands.program import command_line
+from blip3v.hub import Download, resolve
+
+__all__ = ["download_option", "local_model"]
+
+_DOWNLOAD = "blip3v.download"
+
+
+def _set_download(context: click.Context, option: click.Parameter, download: bool) -> None:
+    context.meta[_DOWNLOAD] = download
+
+
+download_option = click.option(
+    "--download",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_download,
+    help="Download a model named by its hub id without asking.",
+)
+
+
+def local_model(name: Path) -> Path:
+    """The local path of a model that an option or argument names: a path, or a hub id (``blip3v.hub``).
+
+    For a command with ``download_option``. What has to be downloaded is downloaded if --download was given, or if the
+    user at the terminal agrees.
+
+    Raises:
+        ArtifactMissingError: not there and not to be downloaded, or not on the hub.
+        ArtifactError: no connection, not enough disk space, or a broken cache.
+    """
+    return resolve(name, download=_permission(name), progress=not is_quiet(), remedy=f"to download it run: {_typed()}")
+
+
+def _permission(name: Path) -> bool | Callable[[Download], bool]:
+    if click.get_current_context().meta.get(_DOWNLOAD):
+        return _announce
+    # In a folder that exists, the name is a mistyped path: the hub, which the question needs, must not be asked for it.
+    is_interactive = sys.stdin.isatty() and sys.stderr.isatty()
+    return _ask if is_interactive and not name.parent.is_dir() else False
+
+
+def _announce(planned: Download) -> bool:
+    talk(str(planned))
+    return True
+
+
+def _ask(planned: Download) -> bool:
+    return click.confirm(f"{planned}\nDownload it?", err=True)
+
+
+def _typed() -> str:
+    """The command as it was typed, with --download."""
+    return command_line(*sys.argv[1:], "--download")

@@ -1,0 +1,82 @@
+"""What comes before an answer: the checks that cost nothing, then the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blip3v.bundle import open_bundle
+from blip3v.commands.local_models import local_model
+from blip3v.commands.output import talk
+from blip3v.commands.questions import Question
+from blip3v.errors import UsageError
+from blip3v.runtime import GenerationOptions, OpenEstimate, VideoLM
+from blip3v.runtime.request import check_prompt
+from blip3v.video import VideoLimits
+from blip3v.video.source import check_path
+from blip3v.video_decoder.ranges import check_fps, check_range
+
+__all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
+
+_EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
+
+
+def check_video(video: str, clip: Mapping[str, Any], limits: VideoLimits) -> None:
+    """Checks all about a video that does not need it fetched or decoded.
+
+    Args:
+        video: a path or a URL.
+        clip: arguments of ``VideoLM.encode``.
+        limits: what a video may cost.
+
+    Raises:
+        UsageError: a range that no video can have.
+        VideoError: no such file or folder, one that cannot be read, or a folder without images.
+    """
+    check_range(clip["start"], clip["end"])
+    check_fps(clip["fps"])
+    check_path(video, limits)
+
+
+def check_questions(model: Path, questions: Sequence[Question], options: GenerationOptions, system: str | None) -> None:
+    """Checks questions with a bundle's tokenizer, template and context, without opening its graphs.
+
+    Raises:
+        ArtifactError: not a bundle.
+        RequestError: a question or system text that cannot be asked, or that is too long.
+    """
+    bundle = open_bundle(model)
+    for question in questions:
+        with question.named():
+            check_prompt(bundle, question.text, options, system)
+
+
+def open_lm(model: Path, engine: Mapping[str, Any], limits: VideoLimits) -> VideoLM:
+    """Opens a bundle, and says first what that takes if it is much; arguments and errors of ``VideoLM.open``."""
+
+    def announce(needed: OpenEstimate) -> None:
+        if needed.is_large:
+            talk(f"opening {model}: {needed}")
+
+    return VideoLM.open(model, **engine, limits=limits, on_estimate=announce)
+
+
+def chosen_bundle(model: Path | None) -> Path:
+    """The bundle that --model names, by path or hub id; without it the only one in the current folder."""
+    return default_bundle(Path.cwd()) if model is None else local_model(model)
+
+
+def default_bundle(folder: Path) -> Path:
+    """The one bundle in ``folder``: a folder named ``blip3v-*`` with a manifest.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    found = sorted(path for path in folder.glob("blip3v-*") if (path / "manifest.json").is_file())
+    if not found:
+        raise UsageError(f"there is no bundle (blip3v-*) in {folder}; make one with `{_EXPORT}`, or name one with -m")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UsageError(f"there are {len(found)} bundles in {folder}: {names}; name one: -m {found[0].name}")
+    return found[0].relative_to(folder)

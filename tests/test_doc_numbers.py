@@ -1,0 +1,93 @@
+"""The figures of the README and of docs/benchmarks.md are those of the committed measurements."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from doc_pages import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+
+
+def read(path: str) -> Any:
+    return json.loads((ROOT / path).read_text("utf-8"))
+
+
+TINY = read("benchmarks/results/bench-cpu.json")
+FULL_SIZE = {step["name"]: step for step in read("benchmarks/results/full-size-cpu.json")["steps"]}
+
+
+def test_the_scores_are_the_committed_ones() -> None:
+    """Every cell of the accuracy table, from the reports of the two models."""
+    paths = ("blip3v/models/tiny-tokenlearner/evaluation.json", "benchmarks/results/tiny-single-frame-evaluation.json")
+    model, one_frame = map(read, paths)
+    want = {
+        kind["kind"]: (kind["exact_match"], single["exact_match"], kind["commonest"], kind["blind"])
+        for kind, single in zip(model["kinds"], one_frame["kinds"], strict=True)
+    }
+    want["all"] = (model["exact_match"], one_frame["exact_match"], model["commonest"], model["blind"])
+    for kind, values in want.items():
+        row = re.search(rf"^\| {kind} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+        assert row is not None, kind
+        assert [float(cell) for cell in row.groups()] == [round(100 * value, 1) for value in values], kind
+
+
+@pytest.mark.parametrize("encoder", ["gttm", "none"])
+def test_the_scores_in_the_text_are_the_committed_ones(encoder: str) -> None:
+    report = read(f"blip3v/models/tiny-{encoder}/evaluation.json")
+    assert f"`{encoder}` ({100 * report['exact_match']:.1f} %)" in PAGE
+
+
+def speeds(row: dict[str, Any]) -> list[str]:
+    """The four cells of a row: the whole chain and the language model, each with its ratio."""
+    cells = []
+    for part in ("whole_chain", "language_model"):
+        speed, ratio = row[part]["samples_per_s"], row[part]["ratio"]
+        cells += [f"{speed:.3g}", f"{1.0 if ratio is None else ratio:.2f}x"]
+    return cells
+
+
+def test_the_speeds_of_tiny_are_the_committed_ones() -> None:
+    for row in TINY["rows"]:
+        encoder = row["encoder"] + ("" if row["weights"] == "trained" else f" ({row['weights']})")
+        assert f"| {' | '.join([str(row['num_video_tokens']), encoder, *speeds(row)])} |" in PAGE
+
+
+def test_the_costs_of_the_4b_model_are_the_measured_ones() -> None:
+    for name, step in FULL_SIZE.items():
+        peak = f"{step['peak_rss_bytes'] / 2**30:.1f} GiB" if "peak_rss_bytes" in step else "[^|]*"
+        disk = f"{step['size_bytes'] / 1e9:.1f} GB" if "size_bytes" in step else "[^|]*"
+        assert re.search(rf"^\| {name} \| {step['seconds']:.0f} s \| {peak} \| {disk} \|$", PAGE, re.MULTILINE), name
+    exports = [step for step in FULL_SIZE.values() if "parity" in step]
+    worst = max(row["relative_error"] for step in exports for row in step["parity"]["comparisons"])
+    assert f"worst relative error {worst:.1e}" in PAGE
+    assert all(step["peak_rss_bytes"] < 20 * 2**30 for step in FULL_SIZE.values() if "peak_rss_bytes" in step)
+    assert all(step["parity"]["passed"] and step["parity"]["tokens"]["differing"] == 0 for step in exports)
+    asked, opened = FULL_SIZE["ask"]["timings"], FULL_SIZE["bench"]["bench"]["rows"][0]["open_s"]
+    video_s, prompt_s = asked["encode_s"], asked["prefill_s"]
+    spent = f"{opened:.0f} s on opening, {video_s:.0f} s on the video, {prompt_s:.1f} s on the prompt"
+    assert f"{spent} and {asked['per_token_s']:.2f} s on a token" in " ".join(PAGE.split())
+
+
+def test_the_speeds_of_the_4b_model_are_the_committed_ones() -> None:
+    for row in FULL_SIZE["bench"]["bench"]["rows"]:
+        further = [f"{row['stages']['prefill_s']['p50']:.1f} s", f"{row['tokens_per_s']:.2f}"]
+        assert f"| {' | '.join([str(row['num_video_tokens']), *speeds(row), *further])} |" in PAGE
+
+
+def test_the_readme_says_the_same() -> None:
+    """Its table joins those of both models; its sentence names the export and an answer."""
+    large = {row["num_video_tokens"]: row for row in FULL_SIZE["bench"]["bench"]["rows"]}
+    for row in TINY["rows"]:
+        num_tokens = row["num_video_tokens"]
+        assert f"| {' | '.join([str(num_tokens), *speeds(row), *speeds(large[num_tokens])])} |" in README
+    export, ask = FULL_SIZE["export random weights"], FULL_SIZE["ask"]
+    peaks = [f"{step['peak_rss_bytes'] / 2**30:.1f} GiB" for step in (export, ask)]
+    disk = f"{export['size_bytes'] / 1e9:.1f} GB"
+    assert f"export {export['seconds']:.0f} s and {peaks[0]} at the peak, {disk} on disk" in README
+    assert f"with opening {ask['seconds']:.0f} s and {peaks[1]}" in README
+    assert f"as a bundle of {disk} |" in README

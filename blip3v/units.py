@@ -38,13 +38,13 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """A number of things: 1 clip, 2 clips, 2,000 questions.
+    """A number of things: 1 clip, 2 clips, 2000 questions.
 
     Args:
         count: how many.
         noun: in the singular; its plural ends in "s".
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_duration(seconds: float) -> str:

@@ -128,7 +128,7 @@ def test_json_is_offered_everywhere(verb: str):
     assert "--json" in [name for parameter in command_of(verb).params for name in parameter.opts]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "ask"])
+@each_verb
 def test_quiet_is_offered_everywhere(verb: str):
     names = [name for parameter in command_of(verb).params for name in parameter.opts]
     assert {"-q", "--quiet"} <= set(names)

@@ -72,7 +72,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips"), (2000, "2,000 clips")])
+@pytest.mark.parametrize(("count", "text"), [(0, "0 clips"), (1, "1 clip"), (2, "2 clips"), (2000, "2000 clips")])
 def test_one_thing_is_in_the_singular(count: int, text: str) -> None:
     """`data --count 1` said "1 clips"."""
     assert format_count(count, "clip") == text

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blip3v.bundle.manifest import Manifest
+from blip3v.units import format_count
 
 __all__ = ["render_card"]
 
@@ -64,7 +65,8 @@ def render_card(manifest: Manifest, precision: str) -> str:
 
 
 def _facts(manifest: Manifest, precision: str) -> Iterator[tuple[str, object]]:
-    yield "video", f"{manifest.num_frames} frames become {manifest.num_video_tokens} tokens"
+    frames, tokens = format_count(manifest.num_frames, "frame"), format_count(manifest.num_video_tokens, "token")
+    yield "video", f"{frames} become {tokens}"
     yield "weights", f"{manifest.source.name}: {_weights(manifest)}"
     yield "precision", precision
     yield "target", f"{manifest.target}, opset {manifest.opset}"

@@ -229,8 +229,8 @@ def _speed(row: ReportRow, quantity: str, baseline: ReportRow | None) -> tuple[s
 def _notes(report: BenchReport) -> Iterator[str]:
     setup, bundle = report.setup, report.rows[0].bundle
     yield (
-        f"A sample: {bundle.num_frames} frames decoded from {setup.clip}, a question of {setup.question_tokens} "
-        f"tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
+        f"A sample: {format_count(bundle.num_frames, 'frame')} decoded from {setup.clip}, a question of "
+        f"{setup.question_tokens} tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
     )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps only."
     turns, warmup = format_count(setup.repetitions, "turn"), format_count(setup.warmup, "turn")
@@ -242,7 +242,7 @@ def _notes(report: BenchReport) -> Iterator[str]:
         yield "No ratios: nothing was measured with all tokens, as without a temporal encoder (`none`)."
     else:
         yield (
-            f"1.00x: {baseline.bundle.name} ({baseline.bundle.num_video_tokens} tokens); "
+            f"1.00x: {baseline.bundle.name} ({format_count(baseline.bundle.num_video_tokens, 'token')}); "
             "a ratio is the median of the ratios within each turn."
         )
     if any(row.bundle.num_video_tokens != row.bundle.own_num_video_tokens for row in report.rows):

@@ -13,6 +13,7 @@ import click
 
 from blip3v.commands.answers import Printer, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import cancelled_by_ctrl_c, interrupted_by_ctrl_c
+from blip3v.commands.failure import as_typed
 from blip3v.commands.local_models import download_option
 from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
 from blip3v.commands.options import (
@@ -141,7 +142,7 @@ class _Conversation:
             except CancelledError:
                 talk("cancelled; the conversation is as it was before this question")
             except Blip3vError as error:
-                click.echo(f"error: {error}", err=True)
+                click.echo(f"error: {as_typed(error)}", err=True)
 
     def _turn(self, chat: Chat, question: Question, cancel: CancelToken) -> None:
         self._printer.begin(question.text)

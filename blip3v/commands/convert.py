@@ -23,6 +23,7 @@ from blip3v.commands.tables import print_table
 from blip3v.model.arguments import check_opening, check_target
 from blip3v.model.temporal import encoder_names
 from blip3v.publishing import check_writable
+from blip3v.units import format_count
 from blip3v.video.preprocess import ResizeMode
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _found_text(checkpoint: Checkpoint, resize_mode: str) -> str:
     frames = f"frames per clip: {config.num_frames} ({checkpoint.frames_from})\n"
     return (
         f"{checkpoint.path}: {_KINDS[checkpoint.kind]}, {config.name} with {encoder}, "
-        f"{config.num_frames} frames to {config.num_video_tokens} tokens\n{frames}"
+        f"{format_count(config.num_frames, 'frame')} to {format_count(config.num_video_tokens, 'token')}\n{frames}"
         f"{_num_elements(checkpoint):,} elements in {len(checkpoint.stored)} tensors, {', '.join(dtypes)}; "
         f"frames are resized by {resize_mode}"
     )

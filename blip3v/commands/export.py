@@ -27,7 +27,7 @@ from blip3v.export.request import check_request
 from blip3v.model.temporal import encoder_names
 from blip3v.runtime.backends import get_backend
 from blip3v.strict_json import dumps
-from blip3v.units import format_bytes, format_duration
+from blip3v.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from blip3v.export.estimate import Estimate
@@ -251,10 +251,8 @@ def _parity_text(report: ParityReport) -> str:
 def _title(source: ExportSource, precision: Precision) -> str:
     config = source.config
     weights = "random weights" if source.provenance.random_init else source.provenance.name
-    return (
-        f"{config.name} with {config.temporal.encoder}, {config.num_frames} frames to "
-        f"{config.num_video_tokens} tokens, {precision}, {weights}"
-    )
+    frames, tokens = format_count(config.num_frames, "frame"), format_count(config.num_video_tokens, "token")
+    return f"{config.name} with {config.temporal.encoder}, {frames} to {tokens}, {precision}, {weights}"
 
 
 def _frames_text(source: ExportSource) -> list[str]:

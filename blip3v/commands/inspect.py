@@ -22,7 +22,7 @@ from blip3v.commands.tables import print_table
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import stored_and_computed
 from blip3v.runtime.opening import estimate_open
-from blip3v.units import format_bytes
+from blip3v.units import format_bytes, format_count
 
 __all__ = ["command"]
 
@@ -61,9 +61,10 @@ def _summary(opened: Bundle) -> Table:
     manifest = opened.manifest
     table = _table(f"{manifest.model}, {manifest.encoder}", "", "")
     kv = manifest.kv
+    frames, tokens = format_count(manifest.num_frames, "frame"), format_count(manifest.num_video_tokens, "token")
     window = "all" if kv.sliding_window is None else str(kv.sliding_window)
     rows = {
-        "video": f"{manifest.num_frames} frames to {manifest.num_video_tokens} tokens",
+        "video": f"{frames} to {tokens}",
         "precision": stored_and_computed(manifest.precision),
         **{f"  {name}": str(spec) for name, spec in manifest.precision.graphs.items()},
         "target": f"{manifest.target}, opset {manifest.opset}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from blip3v.commands.output import is_quiet, talk
+from blip3v.commands.program import command_line
 from blip3v.hub import Download, resolve
 
 __all__ = ["download_option", "local_model"]
@@ -62,4 +62,4 @@ def _ask(planned: Download) -> bool:
 
 def _typed() -> str:
     """The command as it was typed, with --download."""
-    return shlex.join(["blip3v", *sys.argv[1:], "--download"])
+    return command_line(*sys.argv[1:], "--download")

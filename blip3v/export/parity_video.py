@@ -28,6 +28,7 @@ from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.weights import empty_model, fill
 from blip3v.runtime.backends import GraphFile, get_backend
 from blip3v.runtime.cancellation import Deadline
+from blip3v.units import format_count
 
 __all__ = ["VideoCheck", "check_video_encoder"]
 
@@ -73,7 +74,7 @@ def check_video_encoder(
     reference = VideoEncoderGraph(model, scan=False)
     with torch.inference_mode():
         expected, expected_odd = ([x.numpy() for x in reference(torch.from_numpy(x))] for x in (clip_BFCHW, odd_BFCHW))
-    case = f"1 clip, {len(pixels_FCHW)} frames"
+    case = f"1 clip, {format_count(len(pixels_FCHW), 'frame')}"
     stages = zip((*STAGES, "video_tokens"), (1, 2, 3, 0), strict=True)
     rows = [compare(stage, case, got[k], expected[k], precision.tolerance) for stage, k in stages]
     rows.append(compare("video_tokens", "2 clips, 5 frames", got_odd[0], expected_odd[0], precision.tolerance))

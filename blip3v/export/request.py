@@ -8,6 +8,7 @@ from blip3v.config import ModelConfig, preset
 from blip3v.errors import UsageError
 from blip3v.folders import kind_of, shipped_model
 from blip3v.model.arguments import check_opening
+from blip3v.units import format_count
 
 __all__ = ["check_own_weights", "check_request", "folder_name"]
 
@@ -77,7 +78,8 @@ def check_own_weights(path: Path, config: ModelConfig, *, encoder: str | None, n
         )
     if num_video_tokens is not None and num_video_tokens != temporal.num_video_tokens:
         raise UsageError(
-            f"the weights in {path} produce {temporal.num_video_tokens} tokens from {config.num_frames} frames, "
+            f"the weights in {path} produce {format_count(temporal.num_video_tokens, 'token')} "
+            f"from {format_count(config.num_frames, 'frame')}, "
             f"not {num_video_tokens}",
             remedy="leave `num_video_tokens` out, or export random weights with `init='random'`",
         )

@@ -16,6 +16,7 @@ from blip3v import strict_json
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
 from blip3v.model.temporal import encoder_names, with_encoder
+from blip3v.units import format_count
 
 __all__ = ["PlannedStage", "Recipe", "Stage", "Task", "load_recipe", "read_recipe", "recipe_names"]
 
@@ -84,8 +85,8 @@ class Stage:
         clips = self.batch_size if self.batch_size is not None else (self.batch_size_per_device or 0) * num_devices
         if clips < num_devices * self.micro_batches:
             raise ConfigError(
-                f"stage {self.task} has {clips} clips a step for {num_devices} devices and {self.micro_batches} "
-                "micro-batches on each; every micro-batch needs at least 1 clip"
+                f"stage {self.task} has {format_count(clips, 'clip')} a step for {format_count(num_devices, 'device')} "
+                f"and {self.micro_batches} micro-batches on each; every micro-batch needs at least 1 clip"
             )
         steps = self.num_steps if self.num_steps is not None else math.ceil((self.num_epochs or 0) * num_clips / clips)
         return PlannedStage(self, steps, clips)

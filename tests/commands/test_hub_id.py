@@ -125,5 +125,5 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(environment: dict[str, str]
         code, shown = run_at_a_terminal(
             ["verify", ID], environment | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}, "y"
         )
-    assert (code, "to download it run: blip3v verify acme/video --download" in shown) == (3, True), shown
+    assert (code, "-m blip3v verify acme/video --download" in shown) == (3, True), shown
     assert hub.requests == []

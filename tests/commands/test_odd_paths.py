@@ -33,8 +33,8 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_inspect_works(bundle: Path) -> None:
     """A UnicodeEncodeError when the result was printed."""
     done = run("inspect", bundle)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "caf\\udce9" in done.stdout
+    assert (done.returncode, done.stderr[:6]) == (0, "next: "), done.stderr
+    assert "caf\\udce9" in done.stderr
 
 
 def test_json_names_the_folder(bundle: Path) -> None:
@@ -45,9 +45,10 @@ def test_json_names_the_folder(bundle: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["inspect", "verify"])
 def test_a_folder_that_is_not_there(bundle: Path, verb: str) -> None:
-    done = run(verb, bundle.parent / f"{NAME}-2")
+    done = run(verb, bundle.parent / f"{NAME}-2", "--json")
     assert done.returncode == 3
     assert "caf\\udce9-2" in done.stderr
+    assert f"{NAME}-2" in json.loads(done.stdout)["error"]["message"]
     assert "Traceback" not in done.stderr
 
 

@@ -17,6 +17,7 @@ from blip3v.config import MAX_LAYERS, MAX_SIZE, ModelConfig
 from blip3v.errors import ConfigError
 from blip3v.model.temporal.registry import find_encoder
 from blip3v.model.temporal.spec import ClipSize, EncoderSpec
+from blip3v.units import format_count
 
 if TYPE_CHECKING:
     from blip3v.model.temporal.base import TemporalEncoder
@@ -155,4 +156,5 @@ def _refuse_unknown_options(spec: EncoderSpec[Any], name: str, options: Iterable
 
 def _wrong_count(name: str, count: int, num_frames: int, allowed: Iterable[int]) -> ConfigError:
     counts = ", ".join(map(str, sorted(allowed)))
-    return ConfigError(f"{name} cannot produce {count} tokens from {num_frames} frames; allowed: {counts}")
+    what = f"{format_count(count, 'token')} from {format_count(num_frames, 'frame')}"
+    return ConfigError(f"{name} cannot produce {what}; allowed: {counts}")

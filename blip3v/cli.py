@@ -132,7 +132,7 @@ def _run(args: list[str]) -> int:
         if failure is None:
             raise
         _tell(error, failure)
-        _print_error(failure, is_wanted=wants_json(args) and not has_printed(state))
+        _print_error(error_text(failure, args) if wants_json(args) and not has_printed(state) else None)
         return failure.exit_code
 
 
@@ -152,11 +152,11 @@ def _tell(error: BaseException, failure: Failure) -> None:
         click.echo(f"error: {failure.message}", err=True)
 
 
-def _print_error(failure: Failure, *, is_wanted: bool) -> None:
-    """Prints the JSON object if that is wanted, and gives stdout up if it takes nothing."""
+def _print_error(text: str | None) -> None:
+    """Prints the error as JSON, if that is wanted, and gives stdout up if it takes nothing."""
     try:
-        if is_wanted:
-            click.echo(error_text(failure))
+        if text is not None:
+            click.echo(text)
         sys.stdout.flush()
     except OSError:
         _silence_stdout()

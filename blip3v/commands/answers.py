@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import click
 
+from blip3v.commands.failure import print_json
 from blip3v.commands.options import OutputForm
 from blip3v.commands.output import talk
 from blip3v.runtime import Answer, AnswerStream, Delta, Timings, VideoTokens
@@ -132,7 +133,7 @@ class JsonPrinter:
 
     def end(self) -> None:
         """Prints the object."""
-        _print_json({"answers": self._answers} if self._several else self._answers[0])
+        print_json(_json({"answers": self._answers} if self._several else self._answers[0]))
 
 
 class JsonLinesPrinter:
@@ -150,11 +151,11 @@ class JsonLinesPrinter:
 
     def piece(self, delta: Delta) -> None:
         """Prints a "delta"."""
-        _print_json({"type": "delta", **dataclasses.asdict(delta)})
+        click.echo(_json({"type": "delta", **dataclasses.asdict(delta)}))
 
     def answer(self, question: str, answer: Answer) -> None:
         """Prints an "answer"."""
-        _print_json({"type": "answer", **_as_dict(self._model, question, answer)})
+        click.echo(_json({"type": "answer", **_as_dict(self._model, question, answer)}))
 
     def stop(self) -> None:
         """Prints nothing."""
@@ -258,5 +259,5 @@ def _harmless(text: str) -> str:
     return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
-def _print_json(values: dict[str, Any]) -> None:
-    click.echo(json.dumps(values, ensure_ascii=False))
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False)

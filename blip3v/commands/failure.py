@@ -99,9 +99,10 @@ def has_printed(state: dict[str, Any]) -> bool:
     return bool(state.get(_PRINTED))
 
 
-def error_text(failure: Failure) -> str:
-    """The JSON object of a command that failed before it printed another."""
-    return json.dumps({"error": failure.to_dict()}, ensure_ascii=False)
+def error_text(failure: Failure, args: list[str]) -> str:
+    """The JSON object of a command that failed before it printed another, or the last of its JSON lines."""
+    kind = {"type": "error"} if "--jsonl" in args else {}
+    return json.dumps({**kind, "error": failure.to_dict()}, ensure_ascii=False)
 
 
 def _option(parameter: re.Match[str]) -> str:

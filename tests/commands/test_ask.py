@@ -311,6 +311,19 @@ def test_ctrl_c_interrupts_the_engine(bundle_path: Path, monkeypatch: pytest.Mon
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("form", ["--json", "--jsonl"])
+def test_an_error_is_json_too(bundle_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    """With --jsonl it is the last line and has a type like the others."""
+    assert cli._run(["ask", CLIP, "Why?", "Is it <|end|>?", "-m", str(bundle_path), form]) == 8
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found.pop("type", None) == ("error" if form == "--jsonl" else None)
+    error = found.pop("error")
+    assert (error["type"], error["exit_code"], found) == ("RequestError", 8, {})
+    assert printed.err == f"error: {error['message']}\n"
+    assert error["message"].startswith("question 2: ")
+
+
 def test_help_has_examples_and_defaults() -> None:
     text = _ask("--help").stdout
     assert text.count("blip3v ask ") == 5

@@ -22,6 +22,7 @@ from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
 from blip3v.folders import check_checkpoint, kind_of
+from blip3v.hub import model_name
 from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
 from blip3v.units import format_count
 
@@ -122,7 +123,7 @@ def _open(
 
 def _record(report: Report, model: Path, device: str, engine: str, seconds: float) -> dict[str, Any]:
     return {
-        "model": model.name if model.name != "model" else model.parent.name,
+        "model": model_name(model if model.name != "model" else model.parent),
         "kind": "bundle" if (model / "manifest.json").is_file() else "model folder",
         "device": device,
         "computed": engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from blip3v.video_decoder.ranges import check_fps, check_range
 
 __all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
 
-_EXPORT = "blip3v export --encoder tokenlearner --precision fp16"
+_EXPORT = "blip3v export --encoder tokenlearner"
 
 
 def check_video(video: str, clip: Mapping[str, Any], limits: VideoLimits) -> None:
@@ -73,10 +74,18 @@ def default_bundle(folder: Path) -> Path:
     Raises:
         UsageError: there is none, or more than one.
     """
-    found = sorted(path for path in folder.glob("blip3v-*") if (path / "manifest.json").is_file())
-    if not found:
-        raise UsageError(f"there is no bundle (blip3v-*) in {folder}; make one with `{_EXPORT}`, or name one with -m")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise UsageError(f"there are {len(found)} bundles in {folder}: {names}; name one: -m {found[0].name}")
-    return found[0].relative_to(folder)
+    found = _bundles(folder, "blip3v-*")
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(map(str, found))
+        raise UsageError(f"there are {len(found)} bundles in {folder}: {names}; name one: -m {found[0]}")
+    deeper = _bundles(folder, "*/blip3v-*")  # such as those of `blip3v demo`
+    name_one = f"name one: -m {shlex.quote(str(deeper[-1]))}" if deeper else "name one with -m"
+    raise UsageError(f"there is no bundle (blip3v-*) in {folder}; make one with `{_EXPORT}`, or {name_one}")
+
+
+def _bundles(folder: Path, pattern: str) -> list[Path]:
+    """Paths of bundles, relative to ``folder``."""
+    found = (path for path in folder.glob(pattern) if (path / "manifest.json").is_file())
+    return sorted(path.relative_to(folder) for path in found)

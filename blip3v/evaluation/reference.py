@@ -13,7 +13,7 @@ import torch
 from blip3v.data.film import Film
 from blip3v.data.questions import Question
 from blip3v.data.samples import film_frames
-from blip3v.model.folder import load_model_folder
+from blip3v.model.folder import load_model_folder, read_text
 from blip3v.model.generate import greedy
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
@@ -35,7 +35,7 @@ class ReferenceAnswerer:
         self._model = folder.model.to(device).eval()
         self._device = device
         self._tokenizer = Tokenizer.load(folder.tokenizer)
-        self._template = folder.chat_template.read_text("utf-8")
+        self._template = read_text(folder.chat_template)
         self._generation = GenerationConfig.load(folder.generation)
         self._preprocessor = PreprocessorConfig.load(folder.preprocessor)
 

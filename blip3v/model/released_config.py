@@ -18,12 +18,12 @@ from typing import Any
 from blip3v import strict_json
 from blip3v.config import ModelConfig, TextConfig, preset
 from blip3v.errors import ArtifactMissingError, ConfigError
+from blip3v.folders import MODEL_TYPE
 from blip3v.text.generation import RELEASED_SYSTEM_PROMPT, GenerationConfig
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["MODEL_TYPE", "base_config", "generation_config", "preprocessor_config"]
+__all__ = ["base_config", "generation_config", "preprocessor_config"]
 
-MODEL_TYPE = "xgenmm"
 
 _MAX_NEW_TOKENS = 1024  # of the released inference script
 _BICUBIC = ("bicubic", 3)  # by name, and PIL's number

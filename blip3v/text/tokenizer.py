@@ -21,6 +21,7 @@ __all__ = ["Tokenizer", "check_text"]
 
 # The released tokenizer.json has 2 MB; anything far larger is not a tokenizer.
 _MAX_FILE_BYTES = 64 * 2**20
+_MAX_ID = 2**20  # several times the largest vocabularies
 
 
 def check_text(name: str, text: object) -> None:
@@ -56,6 +57,17 @@ def _library_errors(failure: str) -> Iterator[None]:
         raise ArtifactError(f"{failure}: {error}; write the model folder or the bundle again") from error
 
 
+def _check_ids(backend: tokenizers.Tokenizer, where: str) -> None:
+    """Refuses ids that no embedding table has; the library would walk through all ids below them."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    token = max(vocab, key=vocab.__getitem__, default="")
+    if vocab.get(token, 0) > _MAX_ID:
+        raise ArtifactError(
+            f"{where} gives the token {token[:40]!r} the id {vocab[token]}; at most {_MAX_ID} is allowed; write the "
+            "model folder or the bundle again"
+        )
+
+
 class Tokenizer:
     """The tokenizer of a model folder or bundle.
 
@@ -72,6 +84,7 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._where = where
+        _check_ids(backend, where)
         added = backend.get_added_tokens_decoder()
         self._added = {token.content: token_id for token_id, token in added.items()}
         self._skipped = frozenset(token_id for token_id, token in added.items() if token.special)

@@ -111,7 +111,10 @@ def test_without_a_model_the_only_bundle_in_the_folder_is_used(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blip3v-empty").mkdir()
-    with pytest.raises(UsageError, match="blip3v export --encoder tokenlearner --precision fp16"):
+    with pytest.raises(UsageError, match=r"blip3v export --encoder tokenlearner`, or name one with -m$"):
+        _ask(CLIP, QUESTION)
+    shutil.copytree(bundle_path, tmp_path / "blip3v-demo" / "blip3v-one")
+    with pytest.raises(UsageError, match=r"or name one: -m blip3v-demo/blip3v-one$"):
         _ask(CLIP, QUESTION)
     shutil.copytree(bundle_path, tmp_path / "blip3v-one")
     assert default_bundle(tmp_path) == Path("blip3v-one")

@@ -253,3 +253,11 @@ def test_a_decoder_of_another_kind_is_refused() -> None:
     backend.add_tokens([tokenizers.AddedToken(token.text) for token in (*BASE_TOKENS, *ADDED_TOKENS)])
     with pytest.raises(ArtifactError, match=r"unsupported decoder \(none\)"):
         Tokenizer(backend)
+
+
+def test_an_id_beyond_every_table_is_refused_at_once(film_backend: tokenizers.Tokenizer) -> None:
+    """Found by mutating the file: the library walked through all ids below it, for 15 s."""
+    values = json.loads(film_backend.to_str())
+    values["model"]["vocab"]["a"] = 10**9
+    with pytest.raises(ArtifactError, match=r"the token 'a' the id 1000000000; at most 1048576"):
+        Tokenizer.parse(json.dumps(values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from blip3v.commands.options import (
     url_options,
 )
 from blip3v.commands.output import quiet_option, talk_log
+from blip3v.commands.program import command_line
 from blip3v.commands.questions import Question, questions_of
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, VideoLimits, VideoLM, VideoTokens
@@ -129,5 +129,5 @@ def _check_order(video: str, questions: Sequence[str], typed: list[str]) -> None
     typed[first], typed[later] = found, video
     raise UsageError(
         f"{video!r} is not a file or folder, and {found!r} is one: the video comes first; "
-        f"run: {shlex.join(['blip3v', 'ask', *typed])}"
+        f"run: {command_line('ask', *typed)}"
     )

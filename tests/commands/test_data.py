@@ -17,7 +17,10 @@ from blip3v.errors import UsageError
 SHORT = 98  # a film of 4.0 s
 
 
-def test_the_command_writes_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_reports_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no bundle yet
     folder = tmp_path / "films"
     arguments = ["-o", str(folder), "--count", "2", "--seed", str(SHORT), "--height", "240"]
     shown = CliRunner().invoke(command, arguments)

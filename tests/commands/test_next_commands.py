@@ -49,8 +49,8 @@ def test_a_program_on_the_path_is_named_by_its_name(script: Path, monkeypatch: p
     assert program() == ["blip3v"]
 
 
-def test_a_module_is_run_with_the_same_python() -> None:
-    command = [sys.executable, "-m", "blip3v", "verify", str(ROOT)]
+def test_a_module_is_run_with_the_same_python(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "blip3v", "verify", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert f"made by `{sys.executable} -m blip3v export`" in done.stderr
 

@@ -75,7 +75,7 @@ def test_the_bundle_answers_as_pytorch_does(model_folder: Path, film: Path, tmp_
         precision=Precision.parse("fp32"),
         progress=lambda stage, done=0, total=0: reports.append((stage, done, total)),
     )
-    assert reports[0] == ("export video encoder", 0, 0)
+    assert list(dict.fromkeys(stage for stage, *_ in reports))[:2] == ["check the weights", "export video encoder"]
     written = [(done, total) for stage, done, total in reports if stage == "write decoder"]
     assert written == [(done, len(written)) for done in range(1, len(written) + 1)]
     assert result.parity is not None

@@ -25,8 +25,9 @@ _FORMS = pytest.mark.parametrize(
 
 
 def close(found: object, expected: object) -> bool:
-    """Largest logits are about 20; sums of float32 in another order differ by some 1e-6 of that."""
-    return np.allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=2e-4)
+    """Largest logits are about 20. Sums of float32 in another order differ by up to 4e-4 for some inputs, on both
+    engines; a token in the wrong place changes logits by more than 1."""
+    return np.allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=1e-3)
 
 
 def _embeds(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ demo: $(VENV)/.installed ## Export, check, ask and measure on a real clip
 	$(VENV)/bin/blip3v demo
 
 test: $(VENV)/.installed-dev ## Run the test suite
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-dev ## Check lint, format, types and layers; changes no file
 	$(VENV)/bin/ruff check $(SOURCES)

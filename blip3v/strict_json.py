@@ -32,10 +32,14 @@ def read_json_value(path: Path) -> Any:
     """Reads one JSON value of any kind.
 
     Raises:
-        ConfigError: the file is not JSON, or has a duplicate key, NaN or infinity.
+        ConfigError: the file is not JSON, or has a duplicate key, NaN, infinity or a lone surrogate.
     """
     try:
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        text = path.read_text("utf-8")
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escape may stand for half a character
+        return value
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or too long a number
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     except ConfigError as error:

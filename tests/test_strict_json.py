@@ -25,7 +25,7 @@ from blip3v.strict_json import read_json
     ids=["duplicate", "nan", "infinity", "lone-surrogate", "lone-surrogate-key", "list", "cut-off", "deep"],
 )
 def test_a_file_that_is_not_strict_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    """Found by fuzzing: a lone surrogate was read, and ended the writing of the model folder in a UnicodeEncodeError."""
+    """Found by fuzzing: a lone surrogate was read, and ended `convert` in a UnicodeEncodeError as it wrote."""
     path = tmp_path / "config.json"
     path.write_text(text, "utf-8")
     with pytest.raises(ConfigError, match=message):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
@@ -99,7 +100,7 @@ class AnswerStream:
         self.close()
 
     def _check_not_running(self) -> None:
-        if self._pieces.gi_running:
+        if inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING:
             raise RequestError(
                 "another thread is reading this stream, which belongs to one thread; a CancelToken ends it from any"
             )

@@ -266,7 +266,7 @@ def test_tokens_on_memory_that_somebody_may_change_are_copied(video: VideoTokens
 
 def test_a_stream_belongs_to_one_thread(lm: VideoLM, video: VideoTokens) -> None:
     """It was a ValueError of Python's: generator already executing."""
-    stream = lm.stream(video, "Why?")
-    stream._pieces = (stream.close() for _ in range(1))  # type: ignore[assignment,func-returns-value]
+    stream: Any = lm.stream(video, "Why?")
+    stream._pieces = (stream.close() for _ in range(1))
     with pytest.raises(RequestError, match="another thread is reading this stream"):
         next(stream)

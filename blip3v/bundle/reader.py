@@ -63,10 +63,6 @@ class Bundle:
             )
         return tokenizer
 
-    def graph_path(self, name: str) -> Path:
-        """The ONNX file of the graph ``name``: video_encoder or decoder."""
-        return self.path / self.manifest.graphs[name].file
-
     def graph_files(self, name: str) -> list[str]:
         """Names of the files of the graph ``name``: its ONNX file, then its external data in order."""
         return layout.graph_files(name, self.manifest.files)

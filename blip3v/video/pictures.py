@@ -164,7 +164,9 @@ def rgb(item: np.ndarray | Image.Image, index: int) -> np.ndarray:
         return item
     try:
         return np.asarray(ImageOps.exif_transpose(item).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever Pillow raises: struct.error for EXIF data that are cut off
         raise CorruptVideoError(f"picture {index} cannot be decoded ({error}); replace or remove it") from error
 
 

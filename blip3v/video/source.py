@@ -67,8 +67,11 @@ def open_source(
         with _open_path(video, limits, interrupting) as source:
             yield source
     elif isinstance(video, bytes | bytearray | memoryview):
-        limits.check_bytes(len(video), "the video")
-        with _temporary_file(lambda file: file.write(video)) as file:
+        view = memoryview(video)
+        limits.check_bytes(view.nbytes, "the video")
+        if not view.c_contiguous:
+            raise UsageError("the memoryview skips bytes of its memory; give `bytes(view)`, a copy without gaps")
+        with _temporary_file(lambda file: file.write(view)) as file:
             yield file
     elif hasattr(video, "read"):
         readable = cast(BinaryIO, video)  # hasattr does not narrow the type

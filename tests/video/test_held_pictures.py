@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -198,6 +198,37 @@ def test_reading_a_generator_can_be_ended_from_outside(how: str) -> None:
     with pytest.raises(RequestTimeoutError if how == "deadline" else CancelledError):
         load_clip(endless(0.01), num_frames=2, interrupting=deadline.interrupting)
     canceller.join()
+
+
+class SlowFile:
+    """A file object whose reading takes 3 s."""
+
+    def __init__(self) -> None:
+        self.num_left = 300
+
+    def read(self, num_bytes: int) -> bytes:
+        time.sleep(0.01)
+        self.num_left -= 1
+        return b"x" if self.num_left >= 0 else b""
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_reading_a_file_object_can_be_ended_from_outside(how: str) -> None:
+    """It was read to its end first."""
+    token, source = CancelToken(), SlowFile()
+    deadline = Deadline(0.2, None) if how == "deadline" else Deadline(None, token)
+    canceller = threading.Timer(0.2, token.cancel)
+    canceller.start()
+    with pytest.raises(RequestTimeoutError if how == "deadline" else CancelledError):
+        load_clip(cast(BinaryIO, source), num_frames=2, interrupting=deadline.interrupting)
+    canceller.join()
+    assert source.num_left > 100
+
+
+def test_a_slow_file_object_meets_the_limit_on_time() -> None:
+    """The limit held for iterators of frames only."""
+    with pytest.raises(VideoTimeoutError, match=r"reading \d+ bytes took longer than 0.1 s, the limit \(timeout_s\)"):
+        load_clip(cast(BinaryIO, SlowFile()), num_frames=2, limits=VideoLimits(timeout_s=0.1))
 
 
 def test_a_memoryview_is_measured_in_bytes() -> None:

@@ -41,8 +41,7 @@ def between_steps(interrupting: Interrupting, timeout_s: float) -> Iterator[Call
             raise VideoError(f"reading was interrupted after {done}")
         if time.monotonic() - start_s > timeout_s:
             raise VideoTimeoutError(
-                f"reading {done} took longer than {timeout_s:g} s, the limit (timeout_s); "
-                "give fewer, or a higher limit"
+                f"reading {done} took longer than {timeout_s:g} s, the limit (timeout_s); give fewer, or a higher limit"
             )
 
     with interrupting(stopped.set):

@@ -1,5 +1,7 @@
 """Links as the hub's cache has them: each file of a snapshot is one, into the ``blobs/`` of the same repository.
 
+Also here: a folder for engines, with the files of a bundle that were checked, without links and without any others.
+
     hub/models--ORG--NAME/snapshots/COMMIT/onnx/FILE -> ../../../blobs/HASH
     hub/models--ORG--NAME/blobs/HASH                 a file, or (huggingface_hub 2) -> ../../blobs/HH/HASH
     hub/blobs/HH/HASH                                a file that several repositories share
@@ -51,25 +53,34 @@ def blob_of(link: Path) -> Path | None:
 
 @contextlib.contextmanager
 def real_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yields a folder in which none of the files is a link: ``folder``, or a temporary one of hard links to the same.
+    """Yields a folder with ``names`` as files, and no other entry beside them: ``folder``, or a temporary one.
 
-    Engines do not follow a link to the data of a graph if it leads out of the graph's folder. They keep a file that
-    they have mapped, so the temporary folder is removed when the block ends. Where no hard link can be made (the cache
-    is on another disk, or somebody else's), the block gets ``folder`` and its links: ONNX Runtime follows them if they
-    lead into one folder.
+    Engines do not follow a link to the data of a graph if it leads out of the graph's folder, and read any other file
+    of that folder which a graph names, such as one that a scan passes over (``layout.is_stranger``). So where there is
+    either, they get hard links to the same files. They keep a file that they have mapped, so the temporary folder is
+    removed when the block ends. Where no hard link can be made (the cache is on another disk, or somebody else's), the
+    block gets ``folder`` and its links: ONNX Runtime follows them if they lead into one folder.
 
     Args:
         folder: a bundle that was scanned.
-        names: the files that are needed, relative to it.
+        names: the files that are needed, relative to it: all that the manifest lists in their folders.
 
     Raises:
-        ArtifactError: the block ended in a ``BackendError`` of an engine that got links.
+        ArtifactError: there are other entries, and no hard links can be made; or the block ended in a
+            ``BackendError`` of an engine that got links.
     """
-    if not any((folder / name).is_symlink() for name in names):
+    others = _others(folder, names)
+    if not others and not any((folder / name).is_symlink() for name in names):
         yield folder
         return
     with contextlib.ExitStack() as stack:
         staged, problem = _staged(folder, names, stack)
+        if staged is None and others:
+            raise ArtifactError(
+                f"{folder} contains {', '.join(others[:8])}, which does not belong to it and which engines could read, "
+                f"and the other files cannot be hard-linked to a folder of their own ({problem}); delete it, "
+                "or set TMPDIR to a folder on the same disk"
+            )
         try:
             yield staged or folder
         except BackendError as error:
@@ -79,6 +90,13 @@ def real_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
                 f"{folder} holds links into the hub's cache, which this engine does not follow, and they cannot be "
                 f"replaced by hard links ({problem}); copy the files and use the copy: `cp -rL {folder} my-bundle`"
             ) from error
+
+
+def _others(folder: Path, names: Sequence[str]) -> list[str]:
+    """What else is in the folders of ``names``, sorted."""
+    parents = {name.rpartition("/")[0] for name in names}
+    found = {f"{parent}/{entry}".lstrip("/") for parent in parents for entry in os.listdir(folder / parent)}
+    return sorted(found - set(names))
 
 
 def _staged(folder: Path, names: Sequence[str], stack: contextlib.ExitStack) -> tuple[Path | None, OSError | None]:
@@ -99,9 +117,9 @@ def _staged(folder: Path, names: Sequence[str], stack: contextlib.ExitStack) -> 
 
 
 def _parents(folder: Path) -> Iterable[str | Path]:
-    """Where a temporary folder may be made: hard links need the disk of the cache."""
-    repository = repository_of(folder.resolve())
-    return (tempfile.gettempdir(),) if repository is None else (tempfile.gettempdir(), repository)
+    """Where a temporary folder may be made: hard links need the disk of the files."""
+    folder = folder.resolve()
+    return tempfile.gettempdir(), repository_of(folder) or folder.parent
 
 
 def repository_of(folder: Path) -> Path | None:

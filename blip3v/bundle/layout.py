@@ -1,7 +1,7 @@
 """Which files a bundle may contain, by name. Anything else in the folder is an error.
 
-What git, file managers and the hub's downloader leave in every folder (the strangers) is passed over, by name: nobody
-reads it. It is not part of the bundle.
+What git, file managers and the hub's downloader leave in every folder (the strangers) is passed over, by name. It is
+not part of the bundle, and engines do not get to see it (``hub_links.real_files``).
 """
 
 from __future__ import annotations

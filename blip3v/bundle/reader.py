@@ -2,8 +2,8 @@
 
 That is the names, types and sizes of all files, the hashes of those up to 16 MiB, and whether the configs agree. Not
 here: the hashes of larger files, which would slow down every start (``verify.py``), and the contents of the graphs,
-which engines read. An engine refuses external data outside the graph's folder, and every file there is listed, but for
-the strangers that ``layout.py`` names.
+which engines read. An engine refuses external data outside the graph's folder, and every file there is listed: the
+strangers that ``layout.py`` names are not in the folder that engines get (``hub_links.real_files``).
 """
 
 from __future__ import annotations
@@ -62,10 +62,6 @@ class Bundle:
                 f"{text.num_logits} and {text.num_base_tokens}; run `blip3v export` again"
             )
         return tokenizer
-
-    def graph_path(self, name: str) -> Path:
-        """The ONNX file of the graph ``name``: video_encoder or decoder."""
-        return self.path / self.manifest.graphs[name].file
 
     def graph_files(self, name: str) -> list[str]:
         """Names of the files of the graph ``name``: its ONNX file, then its external data in order."""

@@ -45,9 +45,9 @@ def check_weights(
     dtypes = _stored_dtypes(config, precision)
     for index, name in enumerate(weights):
         weight, dtype = weights[name], dtypes.get(name, torch.float32)
-        check_values(name, weight, where="the source")
         largest = largest_value(weight)
         if not torch.tensor(largest, dtype=torch.float64).to(dtype).isfinite():
+            check_values(name, weight, where="the source")
             raise unrepresentable(name, largest, str(dtype).removeprefix("torch."))
         progress(index + 1, len(weights))
 

@@ -14,7 +14,7 @@ from typing import Literal
 import tokenizers
 from torch import Tensor
 
-from blip3v.config import ModelConfig, preset
+from blip3v.config import ModelConfig
 from blip3v.errors import ConfigError
 from blip3v.folders import kind_of
 from blip3v.model.arguments import check_opening
@@ -22,7 +22,7 @@ from blip3v.model.folder import check_num_tokens, check_weights, folder_weights,
 from blip3v.model.native import NativeFile, NativeWeights
 from blip3v.model.released import PREFIX, frames_in_training, open_shards, small_files, without_prefix
 from blip3v.model.released_config import base_config, generation_config, preprocessor_config
-from blip3v.model.released_names import Fit, fit, has_temporal_encoder
+from blip3v.model.released_names import Fit, defaults, fit, has_temporal_encoder
 from blip3v.model.weight_file import TensorInfo, UnusedKey
 from blip3v.model.weights import FileWeights, Place
 from blip3v.text.generation import GenerationConfig
@@ -103,7 +103,7 @@ def _open_own(path: Path) -> Checkpoint:
 def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
     shards = open_shards(path)
     found = without_prefix(shards.tensors, path)
-    base = base_config(path, image_model=not has_temporal_encoder(found))
+    base = base_config(path, defaults(found), image_model=not has_temporal_encoder(found))
     frames = _frames(path, num_frames)
     fitted = fit(found, base, where=str(path), encoder=encoder, num_frames=frames[0])
     places = {
@@ -117,9 +117,9 @@ def _open_released(path: Path, encoder: str | None, num_frames: int | None) -> C
 
 def _open_native(path: Path, tokenizer: Path, encoder: str | None, num_frames: int | None) -> Checkpoint:
     file = NativeFile(path)
-    base = preset("xgen-mm-vid")
+    base = defaults(file.tensors)
     if (tokenizer / "config.json").is_file():
-        base = base_config(tokenizer, image_model=not has_temporal_encoder(file.tensors))
+        base = base_config(tokenizer, base, image_model=not has_temporal_encoder(file.tensors))
     frames = _frames(path, num_frames)
     fitted = fit(file.tensors, base, where=str(path), encoder=encoder, num_frames=frames[0])
     weights = NativeWeights(file, {name: (origin.name, origin.num_rows) for name, origin in fitted.origins.items()})

@@ -2,7 +2,7 @@
 
 A setting is applied, accepted with the one value that this model computes with, or passed over because it changes no
 answer (training, bookkeeping, any-res pictures); every other one is refused by name. Values that are missing are
-defaults of the released code, which the preset ``xgen-mm-vid`` states. Not here: weights and tokenizer.
+defaults of the released code, as ``released_names.defaults`` gives them. Not here: weights and tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reprlib import repr as short
 from typing import Any
 
 from blip3v import strict_json
-from blip3v.config import ModelConfig, TextConfig, preset
+from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import ArtifactMissingError, ConfigError
 from blip3v.folders import MODEL_TYPE
 from blip3v.text.generation import RELEASED_SYSTEM_PROMPT, GenerationConfig
@@ -164,11 +164,12 @@ _GENERATION_FILE = Settings(
 )
 
 
-def base_config(folder: Path, *, image_model: bool = False) -> ModelConfig:
-    """Returns the preset ``xgen-mm-vid`` with the values of ``config.json``; the temporal encoder stays the preset's.
+def base_config(folder: Path, base: ModelConfig, *, image_model: bool = False) -> ModelConfig:
+    """Returns ``base`` with the values of ``config.json``; the temporal encoder stays that of ``base``.
 
     Args:
         folder: the released one.
+        base: the values that ``config.json`` need not state.
         image_model: the weights have no temporal encoder, so the config may be an image model's.
 
     Raises:
@@ -180,7 +181,6 @@ def base_config(folder: Path, *, image_model: bool = False) -> ModelConfig:
     text, vision, tokenizer = (_section(values, name, path) for name in _SECTIONS)
     _TEXT.check({"model_type": None, **text}, f"{path}: text_config")
     _check_vision(vision, f"{path}: vision_encoder_config", image_model)
-    base = preset("xgen-mm-vid")
     merged = _text(base.text, text, f"{path}: text_config")
     latents = _num_latents(base, merged, tokenizer, f"{path}: vision_tokenizer_config")
     try:

@@ -1,7 +1,7 @@
 """Maps the tensors of an authors' checkpoint to the model's: each has its place, or a reason to be left out.
 
-Names here are the released ones without ``vlm.``. Dimensions missing from the checkpoint's config are the preset's;
-every shape is checked against them.
+Names here are the released ones without ``vlm.``. Dimensions missing from the checkpoint's config are those of
+``defaults``; every shape is checked against them.
 """
 
 # Shapes: D width, L latents, V rows of the vocabulary.
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from blip3v.config import ModelConfig
+from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, ConfigError
 from blip3v.model.sizes import check_sizes
 from blip3v.model.temporal import CheckpointForm, with_encoder
@@ -20,7 +20,7 @@ from blip3v.model.temporal.stored import find_form
 from blip3v.model.weight_file import TensorInfo, UnusedKey, compare, listed
 from blip3v.model.weights import state_shapes
 
-__all__ = ["Fit", "Origin", "fit", "has_temporal_encoder"]
+__all__ = ["Fit", "Origin", "defaults", "fit", "has_temporal_encoder"]
 
 _TEMPORAL = "vision_tokenizer.temporal_encoder."
 _LATENTS = "vision_tokenizer.latents"
@@ -52,7 +52,7 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
 
     Args:
         found: the checkpoint's tensors by name.
-        base: the config but for the temporal encoder and the number of latents; ``vocab_size`` is the checkpoint's.
+        base: the config but for the temporal encoder; ``vocab_size`` is the checkpoint's.
         where: the source, as errors name it.
         encoder: the temporal encoder that the user named; None: not given.
         num_frames: frames per clip.
@@ -61,7 +61,6 @@ def fit(found: Mapping[str, TensorInfo], base: ModelConfig, *, where: str, encod
         ArtifactError: tensors that are unknown, missing, misshapen or of another dtype, by name.
         UsageError: ``encoder`` is missing where it is needed, or wrong.
     """
-    base = _with_latents(base, found)
     temporal = {name.removeprefix(_TEMPORAL): x.shape for name, x in found.items() if name.startswith(_TEMPORAL)}
     chosen, form = find_form(temporal, dataclasses.replace(base, num_frames=num_frames), requested=encoder)
     try:
@@ -89,8 +88,12 @@ def has_temporal_encoder(found: Mapping[str, TensorInfo]) -> bool:
     return any(name.startswith(_TEMPORAL) for name in found)
 
 
-def _with_latents(base: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
-    """Sets 32 latents if the checkpoint has 32: one of the forms that the 32-token release may have."""
+def defaults(found: Mapping[str, TensorInfo]) -> ModelConfig:
+    """Returns the values that a checkpoint's config need not state: the preset's, and the number of latents.
+
+    Those are 32 if the checkpoint has 32: one of the forms that the 32-token release may have.
+    """
+    base = preset("xgen-mm-vid")
     latents = found.get(_LATENTS)
     if latents is None or latents.shape != (_FEW_LATENTS, base.vision.hidden_size):
         return base

@@ -78,9 +78,9 @@ def load_clip(
             Refused for a video or an animation, which has its own.
         limits: limits on what the load may cost.
         seed: makes ``rule="train"`` repeatable; refused with other rules, which are not random.
-        interrupting: surrounds each long stage (download, reading of an iterator, decoder process) and is given the
-            function that ends it, to cancel a load from another thread. An exception that it raises in place of the
-            ``VideoError`` of the stage that was ended reaches the caller.
+        interrupting: surrounds each long stage (download, reading of an iterator or a file object, decoder process)
+            and is given the function that ends it, to cancel a load from another thread. An exception that it raises
+            in place of the ``VideoError`` of the stage that was ended reaches the caller.
 
     Returns:
         The clip. A video's frame times are its own timestamps, also at a variable frame rate.

@@ -146,7 +146,8 @@ class _Download:
                 self._save(response, target)
                 return None
         finally:
-            self._socket = None
+            with self._lock:
+                self._socket = None
             connection.close()
 
     def _connect(self, target: Target) -> http.client.HTTPConnection:

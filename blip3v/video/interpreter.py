@@ -19,7 +19,8 @@ __all__ = ["REMEDY", "find_python"]
 _VARIABLE = "BLIP3V_PYTHON"
 REMEDY = f"set the environment variable {_VARIABLE} to the Python of the environment that blip3v is installed in"
 
-_NAME = re.compile(r"(python|pypy)[\w.-]*", re.IGNORECASE)
+# pythonw.exe has no console; python3.13t has no GIL; python3.13d, python_d.exe and python3.11-dbg are debug builds.
+_NAME = re.compile(r"(python|pypy)w?\d*(\.\d+)*t?(_?d|-dbg)?(\.exe)?", re.IGNORECASE)
 
 
 def find_python() -> str:

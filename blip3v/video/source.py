@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 from PIL import Image
 
 from blip3v.errors import UnsupportedVideoError, UsageError, VideoError
-from blip3v.video.interruption import Interrupting, uninterrupted
+from blip3v.video.interruption import Interrupting, between_steps, uninterrupted
 from blip3v.video.pictures import ArrayLike, Pictures, as_array, collect, frames_of_array, picture
 from blip3v.video.url import check_allowed, url_in
 from blip3v.video_decoder.limits import VideoLimits
@@ -62,17 +62,21 @@ def open_source(
         VideoError: no such file, no room for a copy, or interrupted.
         UnsupportedVideoError: a URL that the limits do not allow, a device, or a folder without images.
         VideoTooLargeError: over ``max_bytes``, ``max_frames_walked``, ``max_pixels`` or ``max_memory_bytes``.
+        VideoTimeoutError: over ``timeout_s``, or over one of the limits on the time of a download.
     """
     if isinstance(video, str | Path):
         with _open_path(video, limits, interrupting) as source:
             yield source
     elif isinstance(video, bytes | bytearray | memoryview):
-        limits.check_bytes(len(video), "the video")
-        with _temporary_file(lambda file: file.write(video)) as file:
+        view = memoryview(video)
+        limits.check_bytes(view.nbytes, "the video")
+        if not view.c_contiguous:
+            raise UsageError("the memoryview skips bytes of its memory; give `bytes(view)`, a copy without gaps")
+        with _temporary_file(lambda file: file.write(view)) as file:
             yield file
     elif hasattr(video, "read"):
         readable = cast(BinaryIO, video)  # hasattr does not narrow the type
-        with _temporary_file(lambda file: _copy(readable, file, limits)) as file:
+        with _temporary_file(lambda file: _copy(readable, file, limits, interrupting)) as file:
             yield file
     else:
         pictures = _pictures(video, limits, interrupting)
@@ -167,14 +171,16 @@ def _open_file(path: str | Path, limits: VideoLimits) -> BinaryIO:
         raise VideoError(f"{path} cannot be opened ({reason}); give the path of a video file") from error
 
 
-def _copy(source: BinaryIO, target: BinaryIO, limits: VideoLimits) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, limits: VideoLimits, interrupting: Interrupting) -> None:
     num_bytes = 0
-    while chunk := source.read(_COPY_BYTES):
-        if not isinstance(chunk, bytes):
-            raise UsageError("the file object returns text; open it in binary mode, 'rb'")
-        num_bytes += len(chunk)
-        limits.check_bytes(num_bytes, "the video so far")
-        target.write(chunk)
+    with between_steps(interrupting, limits.timeout_s) as check:
+        while chunk := source.read(_COPY_BYTES):
+            if not isinstance(chunk, bytes):
+                raise UsageError("the file object returns text; open it in binary mode, 'rb'")
+            num_bytes += len(chunk)
+            limits.check_bytes(num_bytes, "the video so far")
+            target.write(chunk)
+            check(f"{num_bytes} bytes")
 
 
 def _images_of_folder(folder: Path) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class VideoLimits:
     max_frames_walked: int = 1_000_000  # frames in the file, folder or array
     max_duration_s: float = 6 * 3600.0  # of the whole file, even if only a part is loaded
     max_memory_bytes: int = 2 * 1024**3  # address space of the decoder process; also the frames that a load returns
-    timeout_s: float = 120.0  # wall clock of one load, without a download; also of collecting frames from an iterator
+    timeout_s: float = 120.0  # wall clock of one load, without a download; also of reading an iterator or a file object
     allow_url: bool = False  # fetch videos whose path is an http or https URL
     allow_private_url: bool = False  # also from addresses that are not on the public internet
     download_timeout_s: float = 600.0  # wall clock of a whole download

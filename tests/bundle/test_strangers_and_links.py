@@ -15,6 +15,7 @@ from blip3v.bundle import open_bundle, verify_bundle
 from blip3v.bundle.hub_links import real_files
 from blip3v.errors import ArtifactError, ArtifactHashError, BackendError, OutOfMemoryError, UsageError
 
+ONNX_FILES = ["onnx/video_encoder.onnx", "onnx/decoder.onnx", "onnx/decoder.data"]
 STRANGERS = [
     ".git/objects/ab/cdef", ".git/HEAD", ".gitattributes", ".gitignore", "onnx/.gitattributes", ".DS_Store",
     "onnx/.DS_Store", "reports/._parity.json", "._config.json", "Thumbs.db", "desktop.ini", ".directory",
@@ -226,8 +227,37 @@ def test_links_of_a_folder_that_only_looks_like_a_cache_stay_refused(bundle: Pat
 
 
 def test_engines_get_a_bundle_without_links_as_it_is(bundle: Path) -> None:
-    with real_files(bundle, ["config.json"]) as folder_:
+    with real_files(bundle, ONNX_FILES) as folder_:
         assert folder_ == bundle
+
+
+@pytest.mark.parametrize("stranger", ["onnx/._w", "onnx/.DS_Store", "onnx/.gitattributes"])
+def test_engines_get_no_stranger(bundle: Path, stranger: str) -> None:
+    """A graph could have its weights in such a file, which neither ``open`` nor ``verify`` reads."""
+    add(bundle / stranger)
+    with real_files(bundle, ONNX_FILES) as staged:
+        assert staged != bundle
+        assert sorted(path.name for path in (staged / "onnx").iterdir()) == sorted(map(os.path.basename, ONNX_FILES))
+        assert all((staged / name).samefile(bundle / name) for name in ONNX_FILES)
+    assert not staged.exists()
+
+
+def test_a_stranger_that_engines_could_read_is_named_where_no_hard_link_can_be_made(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(bundle / "onnx" / "._w")
+    monkeypatch.setattr("blip3v.bundle.hub_links.os.link", no_hard_links)
+    with pytest.raises(ArtifactError, match=r"contains onnx/\._w, which .*Invalid cross-device link.*delete it"):
+        real_files(bundle, ONNX_FILES).__enter__()
+    assert not list(bundle.parent.glob(".blip3v-*"))
+
+
+def test_hard_links_may_be_made_beside_the_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(bundle / "onnx" / "._w")
+    monkeypatch.setattr("blip3v.bundle.hub_links.tempfile.gettempdir", lambda: "/proc")
+    with real_files(bundle, ONNX_FILES) as staged:
+        assert staged.parent == bundle.parent
+    assert not staged.exists()
 
 
 def test_engines_get_hard_links_that_are_gone_afterwards(pristine_bundle: Path, tmp_path: Path) -> None:
@@ -260,13 +290,13 @@ def test_where_no_hard_link_can_be_made_a_refusal_says_what_to_do(
 ) -> None:
     snapshot = as_snapshot(pristine_bundle, tmp_path / "hub")
     monkeypatch.setattr("blip3v.bundle.hub_links.os.link", no_hard_links)
-    with real_files(snapshot, ["onnx/decoder.data"]) as given:
+    with real_files(snapshot, ONNX_FILES) as given:
         assert given == snapshot
     with (
         pytest.raises(ArtifactError, match=r"Invalid cross-device link.*cp -rL .*snapshots.* my-bundle"),
-        real_files(snapshot, ["onnx/decoder.data"]),
+        real_files(snapshot, ONNX_FILES),
     ):
         raise BackendError("opening onnx/decoder.onnx: outside the base directory")
-    with pytest.raises(OutOfMemoryError), real_files(snapshot, ["onnx/decoder.data"]):
+    with pytest.raises(OutOfMemoryError), real_files(snapshot, ONNX_FILES):
         raise OutOfMemoryError("no memory")
     assert not list(snapshot.parents[1].glob(".blip3v-*"))

@@ -16,6 +16,7 @@ from blip3v.errors import ArtifactError, Blip3vError, ExportError
 from blip3v.export import export_bundle, folder_source
 from blip3v.export.to_onnx import save_graph
 from blip3v.export.weight_check import check_weights
+from blip3v.model.weight_values import largest_value
 from blip3v.model.weights import RandomWeights
 
 EMBEDDING = "lang_model.model.embed_tokens.weight"
@@ -64,6 +65,22 @@ def test_each_weight_is_checked_in_the_format_that_it_is_stored_in(
         check_weights(weights, config, Precision.parse(precision))
     # In fp32 the advice would be wrong, and it does not help against what is not finite.
     assert ("export with `precision='fp32'`" in str(caught.value)) == (error is ExportError)
+
+
+def test_each_weight_is_scanned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice: for values that are not finite, and for the largest. Weights of a file were scanned when read, too."""
+    config = small_config("gttm")
+    weights = dict(RandomWeights(config).items())
+    scanned: list[int] = []
+
+    def largest(weight: torch.Tensor) -> float:
+        scanned.append(id(weight))
+        return largest_value(weight)
+
+    for module in ("export.weight_check", "model.weight_values"):
+        monkeypatch.setattr(f"blip3v.{module}.largest_value", largest)
+    check_weights(weights, config, Precision.parse("fp16"))
+    assert scanned == [id(weight) for weight in weights.values()]
 
 
 def test_a_broken_row_that_the_check_does_not_read_is_found_before_any_graph(folder: Path) -> None:

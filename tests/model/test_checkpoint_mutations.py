@@ -451,3 +451,27 @@ def test_a_setting_that_changes_no_answer_is_accepted(released: Path, tmp_path: 
     folder = shutil.copytree(released, tmp_path / "released")
     change(folder)
     read_all(folder)
+
+
+@pytest.fixture(scope="module")
+def few_latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small(tmp_path_factory.mktemp("few") / "released", "gttm-32-latents")
+
+
+@pytest.mark.parametrize("stated", [7, 64, 128])
+def test_a_number_of_latents_that_the_tensors_contradict_is_refused(
+    few_latents: Path, tmp_path: Path, stated: int
+) -> None:
+    """With 32 latents any number that ``config.json`` stated was overridden without a word."""
+    folder = shutil.copytree(few_latents, tmp_path / "released")
+    projector("num_vis_tokens", stated)(folder)
+    with pytest.raises(ArtifactError, match=rf"num_latents is {stated}, and .*latents has shape \(32,"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("change", [projector("num_vis_tokens", 32), None], ids=["stated", "not stated"])
+def test_32_latents_may_be_stated_or_not(few_latents: Path, tmp_path: Path, change: Change | None) -> None:
+    folder = shutil.copytree(few_latents, tmp_path / "released")
+    if change is not None:
+        change(folder)
+    assert open_checkpoint(folder).config.resampler.num_latents == 32

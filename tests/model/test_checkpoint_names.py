@@ -31,7 +31,7 @@ from blip3v.config import ModelConfig, preset
 from blip3v.errors import ArtifactError, Blip3vError, UsageError
 from blip3v.model import released_names
 from blip3v.model.checkpoint import Checkpoint, open_checkpoint
-from blip3v.model.released_names import Fit, fit
+from blip3v.model.released_names import Fit, defaults, fit
 from blip3v.model.temporal import temporal_settings
 from blip3v.model.weight_file import TensorInfo
 from blip3v.model.weights import state_shapes
@@ -72,7 +72,7 @@ def _shapes_of(config_json):
 
 def fitted(shapes: Shapes, *, encoder: str | None = None, num_frames: int = 8, dtype: str = "F32") -> Fit:
     found = {name: TensorInfo(shape, dtype) for name, shape in shapes.items()}
-    return fit(found, preset("xgen-mm-vid"), where="here", encoder=encoder, num_frames=num_frames)
+    return fit(found, defaults(found), where="here", encoder=encoder, num_frames=num_frames)
 
 
 def renamed(shapes: Shapes, old: str, new: str) -> Shapes:

@@ -11,7 +11,7 @@ import pytest
 from fake_bundle import rewrite
 from hub_cache import as_snapshot
 
-from blip3v.errors import ArtifactError
+from blip3v.errors import ArtifactError, BackendError
 from blip3v.runtime import GenerationOptions, VideoLM
 
 QUESTION = "which way does the circle turn"
@@ -64,3 +64,21 @@ def test_without_hard_links_an_engine_follows_the_links_or_says_what_to_do(
     else:
         with pytest.raises(ArtifactError, match=r"this engine does not follow.*cp -rL"):
             answer(snapshot, backend, film)
+
+
+def test_weights_in_a_file_that_nobody_hashes_are_not_read(
+    plain: Path, expected: list[int], backend: str, film: np.ndarray, tmp_path: Path
+) -> None:
+    """Such a bundle answered, and answered otherwise after the file was swapped; ``verify`` found nothing changed."""
+    bundle = Path(shutil.copytree(plain, tmp_path / "bundle"))
+    (bundle / "onnx" / "._w").write_bytes((bundle / "onnx" / "decoder.data").read_bytes())
+    assert answer(bundle, backend, film) == expected  # a stranger alone does no harm
+    graph = bundle / "onnx" / "decoder.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "._w"
+    rewrite(bundle, "onnx/decoder.onnx", model.SerializeToString())
+    with pytest.raises(BackendError):
+        answer(bundle, backend, film)

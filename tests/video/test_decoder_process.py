@@ -19,6 +19,7 @@ from PIL import Image
 
 from blip3v.errors import CorruptVideoError, UsageError, VideoError, VideoTimeoutError, VideoTooLargeError
 from blip3v.video import VideoLimits, decoder_process, load_clip
+from blip3v.video.interpreter import find_python
 from blip3v.video_decoder.greeting import greeting
 
 # What the decoder says first.
@@ -130,6 +131,26 @@ def test_a_host_that_embeds_python(plain: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "prefix", "/no/such/environment")
     with pytest.raises(UsageError, match=r"no Python to decode videos with: sys.executable is .*BLIP3V_PYTHON"):
         load_clip(plain, num_frames=2)
+
+
+@pytest.mark.parametrize("name", ["PythonHost", "python-render-farm", "pythonservice.exe", "python3.11-config"])
+def test_a_host_whose_name_begins_with_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A program that only has "python" in its name was taken for one, and started a second time."""
+    host = tmp_path / name
+    host.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(host))
+    assert Path(find_python()).parent == Path(sys.prefix) / "bin"
+
+
+@pytest.mark.parametrize(
+    "name", ["python", "python3", "python3.13", "python3.13t", "python3.13td", "python3.11-dbg", "pypy3.10", "Python",
+             "python.exe", "pythonw.exe", "python_d.exe", "python3.13t.exe"]
+)  # fmt: skip
+def test_every_name_of_a_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    python = tmp_path / name
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert find_python() == str(python)
 
 
 def test_the_python_can_be_set_and_is_read_at_each_load(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -113,6 +113,16 @@ def test_a_pil_image_is_turned_as_its_file_would_be(tmp_path: Path) -> None:
     np.testing.assert_array_equal(held, load_clip(tmp_path / "photo.png", num_frames=1).frames[0])
 
 
+def test_exif_data_that_are_cut_off_are_an_error_of_ours() -> None:
+    """It was a struct.error."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    picture = Image.new("RGB", (8, 8))
+    picture.info["exif"] = exif.tobytes()[:12]
+    with pytest.raises(CorruptVideoError, match=r"picture 0 cannot be decoded \(.*replace or remove it"):
+        load_clip(picture, num_frames=2)
+
+
 def test_only_sampled_pil_images_are_decoded(tmp_path: Path) -> None:
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for path, picture in zip(paths, _PICTURES, strict=False):
@@ -188,6 +198,49 @@ def test_reading_a_generator_can_be_ended_from_outside(how: str) -> None:
     with pytest.raises(RequestTimeoutError if how == "deadline" else CancelledError):
         load_clip(endless(0.01), num_frames=2, interrupting=deadline.interrupting)
     canceller.join()
+
+
+class SlowFile:
+    """A file object whose reading takes 3 s."""
+
+    def __init__(self) -> None:
+        self.num_left = 300
+
+    def read(self, num_bytes: int) -> bytes:
+        time.sleep(0.01)
+        self.num_left -= 1
+        return b"x" if self.num_left >= 0 else b""
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_reading_a_file_object_can_be_ended_from_outside(how: str) -> None:
+    """It was read to its end first."""
+    token, source = CancelToken(), SlowFile()
+    deadline = Deadline(0.2, None) if how == "deadline" else Deadline(None, token)
+    canceller = threading.Timer(0.2, token.cancel)
+    canceller.start()
+    with pytest.raises(RequestTimeoutError if how == "deadline" else CancelledError):
+        load_clip(cast(BinaryIO, source), num_frames=2, interrupting=deadline.interrupting)
+    canceller.join()
+    assert source.num_left > 100
+
+
+def test_a_slow_file_object_meets_the_limit_on_time() -> None:
+    """The limit held for iterators of frames only."""
+    with pytest.raises(VideoTimeoutError, match=r"reading \d+ bytes took longer than 0.1 s, the limit \(timeout_s\)"):
+        load_clip(cast(BinaryIO, SlowFile()), num_frames=2, limits=VideoLimits(timeout_s=0.1))
+
+
+def test_a_memoryview_is_measured_in_bytes() -> None:
+    """Its items were counted, here 4, so that more than ``max_bytes`` were copied."""
+    with pytest.raises(VideoTooLargeError, match="the video has 4000000 bytes; the limit is 1000"):
+        load_clip(cast(Any, np.zeros((4, 1000, 1000), np.uint8).data), num_frames=2, limits=VideoLimits(max_bytes=1000))
+
+
+def test_a_memoryview_with_gaps_is_refused() -> None:
+    """It was a BufferError."""
+    with pytest.raises(UsageError, match=r"skips bytes of its memory; give `bytes\(view\)`"):
+        load_clip(cast(Any, memoryview(b"abcdef")[::2]), num_frames=2)
 
 
 def test_an_error_of_the_generator_reaches_the_caller() -> None:

@@ -143,6 +143,23 @@ def test_a_download_can_be_ended_from_outside(server: FilmServer, path: str, how
     canceller.join()
 
 
+def test_the_socket_changes_only_under_the_lock_of_the_stop(
+    server: FilmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``CancelToken.cancel`` raised a TypeError if the download ended while it looked at the socket."""
+    unlocked: list[str] = []
+
+    class Observed(download._Download):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_socket" and hasattr(self, "_start_s") and not self._lock.locked():
+                unlocked.append(str(value))
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(download, "_Download", Observed)
+    load_clip(server.url("film.mp4"), num_frames=2, limits=ALLOWED)
+    assert unlocked == []
+
+
 def test_a_connection_that_is_never_accepted_can_be_cancelled() -> None:
     """A full queue of connections: the host drops what asks for one more."""
     with socket.socket() as full:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import blip3v
 from blip3v import strict_json
@@ -24,7 +25,9 @@ from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, Conf
 from blip3v.publishing import require_disk
 from blip3v.units import format_bytes
 
-__all__ = ["Download", "HubId", "model_name", "resolve"]
+__all__ = ["Download", "HubId", "HubKind", "model_name", "resolve"]
+
+HubKind = Literal["bundle", "checkpoint"]
 
 _ID = re.compile(r"(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _DEFAULT_REVISION = "main"
@@ -92,6 +95,7 @@ class Download:
 def resolve(
     name: str | Path,
     *,
+    kind: HubKind | None = None,
     download: bool | Callable[[Download], bool] = False,
     progress: bool = False,
     remedy: str = "to download it pass `download=True`",
@@ -103,6 +107,7 @@ def resolve(
 
     Args:
         name: a path, ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        kind: what a hub id must name; a checkpoint is a released one or a model folder. None: any of them.
         download: whether a download is allowed; a function is called with what it would bring, and decides.
         progress: whether to show bars on stderr, if it is a terminal.
         remedy: what the error advises if no download is allowed.
@@ -112,7 +117,8 @@ def resolve(
 
     Raises:
         ArtifactMissingError: not there and not to be downloaded; or the hub has no such model, or refuses access.
-        ArtifactError: no connection, not enough disk space, or a broken cache.
+        ArtifactError: it is of the other kind, which shows before the download; no connection, not enough disk space,
+            or a broken cache.
     """
     hub_id = HubId.parse(Path(name).as_posix())
     if hub_id is None or Path(name).exists():
@@ -120,12 +126,13 @@ def resolve(
     with _hub_errors(hub_id):
         folder, missing = _cached(hub_id)
         if folder is not None and not missing:
+            _check_kind(hub_id, is_bundle=(folder / layout.MANIFEST).is_file(), wanted=kind)
             return folder
         if _is_offline():
             raise ArtifactMissingError(f"{_not_here(hub_id, missing)}, and HF_HUB_OFFLINE forbids a download; unset it")
         if download is False:
             raise ArtifactMissingError(_not_here(hub_id, missing), remedy=remedy)
-        planned = _plan(hub_id)
+        planned = _plan(hub_id, kind)
         require_disk(planned.cache, planned.remaining_bytes, f"downloading {hub_id}")
         if callable(download) and not download(planned):
             raise ArtifactMissingError(f"{hub_id} was not downloaded, as you chose; name a local folder instead")
@@ -181,7 +188,19 @@ def _section(path: Path, key: str) -> Mapping[str, object]:
     return values
 
 
-def _plan(hub_id: HubId) -> Download:
+def _check_kind(hub_id: HubId, *, is_bundle: bool, wanted: HubKind | None) -> None:
+    if is_bundle and wanted == "checkpoint":
+        raise ArtifactError(
+            f"{hub_id} is a bundle, whose graphs cannot be read back, and a checkpoint is needed; name the one that it "
+            "was made from"
+        )
+    if not is_bundle and wanted == "bundle":
+        raise ArtifactError(
+            f"{hub_id} is a checkpoint, and a bundle is needed; make one with `blip3v export -m {hub_id} --download`"
+        )
+
+
+def _plan(hub_id: HubId, kind: HubKind | None) -> Download:
     """Asks the hub what there is."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -191,6 +210,7 @@ def _plan(hub_id: HubId) -> Download:
     if info.sha is None:
         raise ArtifactError(f"the hub names no commit for {hub_id}; check HF_ENDPOINT")
     sizes = _wanted({file.rfilename: file.size or 0 for file in info.siblings or ()}, hub_id)
+    _check_kind(hub_id, is_bundle=layout.MANIFEST in sizes, wanted=kind)
     remaining = [
         name
         for name in sizes

@@ -93,7 +93,7 @@ def command(
     if output is not None:
         check_target(output, source=source, force=force)
         check_writable(output)
-    source = local_model(source)
+    source = local_model(source, "checkpoint")
     check_opening(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.model.checkpoint import open_checkpoint

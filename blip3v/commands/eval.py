@@ -70,7 +70,7 @@ def command(
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --backend openvino --questions 200 --json
     """
     check_file(output, force=force)
-    model = local_model(model)
+    model = local_model(model, None)
     is_bundle = _check_model(model, device, backend)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:

@@ -111,7 +111,7 @@ def command(
     chosen = Precision.parse(precision)
     if not dry_run:
         _check_writing(output, force=force, check=not no_check)
-    model = None if model is None else local_model(model)
+    model = None if model is None else local_model(model, "checkpoint")
     name = check_request(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )

@@ -105,7 +105,7 @@ def command(
     """
     recipe = read_recipe(recipe_name)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
-    init = None if init is None else local_model(init)
+    init = None if init is None else local_model(init, "checkpoint")
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
     check_options(recipe, options)
     if not dry_run:

@@ -39,6 +39,16 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "convert: output is the source": (["convert", "model", "-o", "model", "--force"], 2, "is the source itself"),
     "convert: frames": (["convert", "model", "--frames", "4"], 2, "whose config.json sets the encoder and frames"),
     "convert: tokenizer": (["convert", "model", "--tokenizer", "x"], 2, "a tokenizer of its own"),
+    "convert: no folder of a tokenizer": (
+        ["convert", "weights.pt", "--tokenizer", "nowhere"],
+        3,
+        "nowhere does not exist; the tokenizer for a .pt file comes from a released Hugging Face folder, or its hub id",
+    ),
+    "convert: not a tokenizer": (
+        ["convert", "weights.pt", "--tokenizer", "model"],
+        3,
+        "model has no tokenizer.model and no tokenizer_config.json; the tokenizer for",
+    ),
     "bench: precision": (["bench", "--precision", "banana"], 2, "precision 'banana' is unknown"),
     "bench: back end": (["bench", "--backend", "banana"], 2, "back end 'banana' is unknown"),
     "bench: clip": (["bench", "--clip", "nowhere.mp4"], 7, "nowhere.mp4 is not a file"),

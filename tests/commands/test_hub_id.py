@@ -112,6 +112,22 @@ def test_each_command_says_which_kind_it_needs(args: list[str], monkeypatch: pyt
     assert asked == [None if args[0] == "eval" else "bundle" if args[0] in OF_BUNDLES else "checkpoint"]
 
 
+def test_convert_takes_the_tokenizer_of_a_hub_id_if_it_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def note(name: Path, *, kind: str | None, **_: object) -> Path:
+        asked.append((str(name), kind))
+        return name
+
+    monkeypatch.setattr("blip3v.commands.local_models.resolve", note)
+    (tmp_path / "mine.pt").touch()
+    for source in (tmp_path / "mine.pt", tmp_path):
+        assert cli._run(["convert", str(source), "--tokenizer", ID]) == 3
+    assert asked == [(str(tmp_path / "mine.pt"), "checkpoint"), (ID, "tokenizer"), (str(tmp_path), "checkpoint")]
+
+
 def test_download_needs_no_terminal_and_keeps_stdout_clean(environment: dict[str, str], hub: Hub) -> None:
     done = run(["inspect", ID, "--download", "--json"], environment)
     assert done.returncode == 0, done.stderr

@@ -79,6 +79,16 @@ CASES: dict[str, tuple[list[str], int, str]] = {
         2,
         "no.json does not exist",
     ),
+    "train: data without effect": (
+        ["train", "--recipe", "tiny-base", "--data", "no.json", "--dry-run"],
+        2,
+        "--data has no effect: leave it out, or use a recipe that needs a list, such as xgen-mm-vid-captions",
+    ),
+    "train: data before a download": (
+        ["train", "--recipe", "xgen-mm-vid-captions", "--init", "acme/video", "--data", "no.json"],
+        2,
+        "no.json does not exist",
+    ),
     "demo: models": (["demo", "--models", "nowhere"], 3, "nowhere/tiny-none does not exist"),
     "data: output exists": (["data", "-o", "empty"], 2, "empty already exists"),
     "verify: model folder": (["verify", "model"], 3, "make a bundle of it with `blip3v export -m model`"),

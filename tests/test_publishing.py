@@ -166,9 +166,9 @@ def test_an_error_names_what_was_to_be_made(code: int, tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "write_bytes", refuse)
     path = tmp_path / "x"
     words = f"nothing can be created in {tmp_path}" if code == errno.ENOENT else "permission denied"
-    with pytest.raises(OSError, match="/x'$") as folder, new_folder(path):
+    with pytest.raises(OSError, match=r"/x'$") as folder, new_folder(path):
         pass
-    with pytest.raises(OSError, match="/x'$") as file:
+    with pytest.raises(OSError, match=r"/x'$") as file:
         write_file(path, "")
     assert [in_words(found.value) for found in (folder, file)] == 2 * [f"{path}: {words}"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
@@ -59,7 +60,14 @@ class _Screen:
 
 
 @click.command()
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="Shipped recipe or TOML file.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    required=True,
+    metavar="NAME|FILE",
+    shell_complete=completes(recipe_names(), or_files=True),
+    help="Shipped recipe or TOML file.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the run.  [default: runs/NAME]")
 @click.option(
     "--init",

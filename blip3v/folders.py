@@ -6,6 +6,7 @@ Also where the shipped models are. Not here: whether a folder is complete and va
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,10 @@ _ALLOWED: dict[Kind, str] = {
     "file": "the authors' .pt file",
     "bundle": "a bundle from `blip3v export`",
 }
+_ON_THE_HUB = "or a hub id (ORG/NAME)"
+_FILE_FIRST = "; a .pt file goes through `blip3v convert` first"
+_RELEASES = re.compile(r"xgen-mm-vid-[\w.-]+", re.ASCII)  # as the authors' repositories are called
+_AUTHORS = "Salesforce"
 _MAX_NAMES = 6
 _WORDS: dict[Kind, str] = {
     "missing": "does not exist",
@@ -116,9 +121,9 @@ def check_checkpoint(path: Path, *, kinds: tuple[Kind, ...] = ("model folder", "
     kind = kind_of(path)
     if kind in kinds and (kind != "file" or path.suffix in _WEIGHT_SUFFIXES):
         return
-    allowed = ", or ".join(_ALLOWED[each] for each in kinds)
+    allowed = f"{', '.join(_ALLOWED[each] for each in kinds)}, {_ON_THE_HUB}{'' if 'file' in kinds else _FILE_FIRST}"
     error = ArtifactError if kind in ("bundle", "file") else ArtifactMissingError
-    raise error(f"{path} {describe(path)}{_instead_of_checkpoint(path, kind)}; allowed: {allowed}")
+    raise error(f"{path} {describe(path)}{_instead_of_checkpoint(path, kind)}; allowed: {allowed}{_meant(path, kind)}")
 
 
 def is_model_folder(path: Path) -> bool:
@@ -185,13 +190,19 @@ def _instead_of_checkpoint(path: Path, kind: Kind) -> str:
         return ", whose graphs cannot be read back"
     if kind == "run" and (path / "model").is_dir():
         return f", whose model is {path / 'model'}"
-    if kind == "file":
+    if kind == "file" and path.suffix not in _WEIGHT_SUFFIXES:
         return f" that does not end in {' or '.join(_WEIGHT_SUFFIXES)}"
     if kind != "other":
         return ""
     if not (path / _CONFIG).is_file():
         return " and no config.json"
     return f", with model_type {read_json(path / _CONFIG).get('model_type')!r}"
+
+
+def _meant(path: Path, kind: Kind) -> str:
+    """The hub id of a release that was typed without its organisation."""
+    is_release = kind == "missing" and _RELEASES.fullmatch(str(path)) is not None
+    return f"; did you mean {_AUTHORS}/{path}?" if is_release else ""
 
 
 def _names(folder: Path) -> list[str]:

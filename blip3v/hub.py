@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import blip3v
 from blip3v import strict_json
@@ -24,7 +25,9 @@ from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, Conf
 from blip3v.publishing import require_disk
 from blip3v.units import format_bytes
 
-__all__ = ["Download", "HubId", "model_name", "resolve"]
+__all__ = ["Download", "HubId", "HubKind", "model_name", "resolve"]
+
+HubKind = Literal["bundle", "checkpoint", "tokenizer"]
 
 _ID = re.compile(r"(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _DEFAULT_REVISION = "main"
@@ -92,6 +95,7 @@ class Download:
 def resolve(
     name: str | Path,
     *,
+    kind: HubKind | None = None,
     download: bool | Callable[[Download], bool] = False,
     progress: bool = False,
     remedy: str = "to download it pass `download=True`",
@@ -103,6 +107,8 @@ def resolve(
 
     Args:
         name: a path, ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        kind: what a hub id must name; a checkpoint is a released one or a model folder, a tokenizer the files of a
+            released one besides its weights. None: a bundle or a checkpoint.
         download: whether a download is allowed; a function is called with what it would bring, and decides.
         progress: whether to show bars on stderr, if it is a terminal.
         remedy: what the error advises if no download is allowed.
@@ -112,24 +118,26 @@ def resolve(
 
     Raises:
         ArtifactMissingError: not there and not to be downloaded; or the hub has no such model, or refuses access.
-        ArtifactError: no connection, not enough disk space, or a broken cache.
+        ArtifactError: it is of the other kind, which shows before the download; no connection, not enough disk space,
+            or a broken cache.
     """
     hub_id = HubId.parse(Path(name).as_posix())
     if hub_id is None or Path(name).exists():
         return Path(name)
     with _hub_errors(hub_id):
-        folder, missing = _cached(hub_id)
+        folder, missing = _cached(hub_id, kind)
         if folder is not None and not missing:
+            _check_kind(hub_id, kind, is_bundle=(folder / layout.MANIFEST).is_file(), is_here=True)
             return folder
         if _is_offline():
             raise ArtifactMissingError(f"{_not_here(hub_id, missing)}, and HF_HUB_OFFLINE forbids a download; unset it")
         if download is False:
             raise ArtifactMissingError(_not_here(hub_id, missing), remedy=remedy)
-        planned = _plan(hub_id)
+        planned = _plan(hub_id, kind)
         require_disk(planned.cache, planned.remaining_bytes, f"downloading {hub_id}")
         if callable(download) and not download(planned):
             raise ArtifactMissingError(f"{hub_id} was not downloaded, as you chose; name a local folder instead")
-        return _fetch(planned, progress=progress)
+        return _fetch(planned, kind, progress=progress)
 
 
 def model_name(path: Path) -> str:
@@ -142,7 +150,7 @@ def model_name(path: Path) -> str:
     return f"{repository.name.rpartition('--')[2]}@{commit[:12]}"
 
 
-def _cached(hub_id: HubId) -> tuple[Path | None, list[str]]:
+def _cached(hub_id: HubId, kind: HubKind | None) -> tuple[Path | None, list[str]]:
     """The snapshot in the cache, None if there is none, and the files that it lacks."""
     from huggingface_hub import try_to_load_from_cache  # heavy; only for a hub id
 
@@ -151,7 +159,7 @@ def _cached(hub_id: HubId) -> tuple[Path | None, list[str]]:
         return None, []
     folder = Path(config).parent
     try:
-        return folder, [name for name in _expected(folder) if not (folder / name).is_file()]
+        return folder, [name for name in _expected(folder, kind) if not (folder / name).is_file()]
     except ConfigError as error:
         raise ArtifactError(
             f"the hub's cache holds a broken copy of {hub_id}: {error}; delete {folder.parents[1]} and download it "
@@ -159,14 +167,16 @@ def _cached(hub_id: HubId) -> tuple[Path | None, list[str]]:
         ) from error
 
 
-def _expected(folder: Path) -> list[str]:
-    """The files without which a snapshot is not complete, by what it says itself.
+def _expected(folder: Path, kind: HubKind | None) -> list[str]:
+    """The files without which a snapshot is not complete as ``kind``, by what it says itself.
 
     Raises:
         ConfigError: a file that should say so is broken.
     """
     if (folder / layout.MANIFEST).is_file():
         return list(_section(folder / layout.MANIFEST, "files"))
+    if kind == "tokenizer":
+        return [*_OF_A_RELEASED_FOLDER]
     is_ours = "schema_version" in strict_json.read_json(folder / _CONFIG)
     others = _OF_A_MODEL_FOLDER if is_ours else _OF_A_RELEASED_FOLDER
     if not (folder / _INDEX).is_file():
@@ -181,7 +191,20 @@ def _section(path: Path, key: str) -> Mapping[str, object]:
     return values
 
 
-def _plan(hub_id: HubId) -> Download:
+def _check_kind(hub_id: HubId, wanted: HubKind | None, *, is_bundle: bool, is_here: bool) -> None:
+    if is_bundle and wanted in ("checkpoint", "tokenizer"):
+        raise ArtifactError(
+            f"{hub_id} is a bundle, whose graphs cannot be read back, and a checkpoint is needed; name the one that it "
+            "was made from"
+        )
+    if not is_bundle and wanted == "bundle":
+        raise ArtifactError(
+            f"{hub_id} is a checkpoint, and a bundle is needed",
+            remedy=f"make one with `blip3v export -m {hub_id}`{'' if is_here else ' and `download=True`'}",
+        )
+
+
+def _plan(hub_id: HubId, kind: HubKind | None) -> Download:
     """Asks the hub what there is."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -191,6 +214,9 @@ def _plan(hub_id: HubId) -> Download:
     if info.sha is None:
         raise ArtifactError(f"the hub names no commit for {hub_id}; check HF_ENDPOINT")
     sizes = _wanted({file.rfilename: file.size or 0 for file in info.siblings or ()}, hub_id)
+    _check_kind(hub_id, kind, is_bundle=layout.MANIFEST in sizes, is_here=False)
+    if kind == "tokenizer":
+        sizes = _without_weights(sizes, hub_id)
     remaining = [
         name
         for name in sizes
@@ -223,7 +249,19 @@ def _wanted(sizes: Mapping[str, int], hub_id: HubId) -> dict[str, int]:
     return {name: sizes[name] for name in sorted(wanted, key=lambda name: (name.endswith(_LARGE), name))}
 
 
-def _fetch(planned: Download, *, progress: bool) -> Path:
+def _without_weights(sizes: Mapping[str, int], hub_id: HubId) -> dict[str, int]:
+    """The files of a released checkpoint that ``sizes`` are of, without its weights.
+
+    Raises:
+        ArtifactMissingError: it is of another kind.
+    """
+    missing = [name for name in _OF_A_RELEASED_FOLDER if name not in sizes]
+    if missing:
+        raise ArtifactMissingError(f"{hub_id} has no {_listed(missing)}; name a released checkpoint for its tokenizer")
+    return {name: size for name, size in sizes.items() if not name.endswith(_LARGE)}
+
+
+def _fetch(planned: Download, kind: HubKind | None, *, progress: bool) -> Path:
     """Downloads everything; the first file by the name of the revision, for which the cache then notes the commit."""
     from huggingface_hub import hf_hub_download
 
@@ -235,7 +273,7 @@ def _fetch(planned: Download, *, progress: bool) -> Path:
                 hub_id.repository, name, revision=revision, library_name="blip3v", library_version=blip3v.__version__
             )
             revision = planned.commit
-    folder, missing = _cached(hub_id)
+    folder, missing = _cached(hub_id, kind)
     if folder is None or folder.name != planned.commit:
         raise ArtifactError(f"{hub_id} has changed on the hub during the download; run it again, or name a commit")
     if missing:

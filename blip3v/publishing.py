@@ -120,6 +120,25 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _naming(path: Path, sibling: Path) -> Iterator[None]:
+    """Lets errors of the file system about ``sibling``, the temporary name of ``path``, be about ``path``.
+
+    Raises:
+        OSError: as raised by the block, about ``path``, or about its folder if that does not exist.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename != str(sibling):
+            raise
+        if error.errno != errno.ENOENT:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if not path.parent.exists():
+            raise FileNotFoundError(errno.ENOENT, error.strerror, str(path.parent)) from error
+        raise OSError(errno.EINVAL, f"nothing can be created in {path.parent}", str(path)) from error
+
+
 def _limits_file_size() -> bool:
     if sys.platform == "win32":
         return False
@@ -161,7 +180,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     """
     partial = _sibling(path)
     try:
-        with writing(path):
+        with writing(path), _naming(path, partial):
             partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             replace_file(partial, path)
     finally:
@@ -193,7 +212,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         OSError: the file system reports an error.
     """
     sibling = _sibling(path)
-    sibling.mkdir()
+    with _naming(path, sibling):
+        sibling.mkdir()
     try:
         staging = sibling / "new"
         staging.mkdir()

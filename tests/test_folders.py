@@ -91,7 +91,7 @@ def test_a_broken_config_is_left_to_the_reader_of_model_folders(tmp_path: Path) 
 
 def test_only_what_a_command_takes_is_allowed(tmp_path: Path) -> None:
     make("released", tmp_path / "x")
-    with pytest.raises(ArtifactError, match=r"released checkpoint; allowed: a model folder .*, or a bundle from"):
+    with pytest.raises(ArtifactError, match=r"checkpoint; allowed: a model folder .*, a bundle from .*, or a hub"):
         check_checkpoint(tmp_path / "x", kinds=("model folder", "bundle"))
     with pytest.raises(ArtifactMissingError):
         check_checkpoint(tmp_path / "\N{SNOWMAN}" / ("n" * 300))

@@ -228,6 +228,38 @@ def test_a_bundle_is_understood(hub: Hub, tmp_path: Path) -> None:
         resolve(ID)
 
 
+def test_a_model_of_the_other_kind_is_refused_before_the_question_and_in_the_cache(hub: Hub, tmp_path: Path) -> None:
+    """`ask -m CHECKPOINT` advised a download of 8 GB, after which it said that it needs a bundle."""
+    bundle = contents(write_fake_bundle(tmp_path / "bundle"))
+    make_one = "is a checkpoint, and a bundle is needed; make one with `blip3v export -m acme/video`"
+    for files, wanted, right, says in (
+        (dict(hub.files), "bundle", "checkpoint", f"acme/video {make_one}"),
+        (bundle, "checkpoint", "bundle", "acme/video is a bundle, whose .*, and a checkpoint is needed; name the one"),
+    ):
+        hub.files, hub.commit = files, {"checkpoint": "a", "bundle": "b"}[right] * 40
+        name = f"{ID}@{hub.commit}"
+        hub.requests.clear()
+        with pytest.raises(ArtifactError, match=says.replace("acme/video", name)):
+            resolve(name, kind=wanted, download=lambda _: pytest.fail("asked"))
+        assert hub.downloads() == []
+        assert resolve(name, kind=right, download=True) == resolve(name)
+        with pytest.raises(ArtifactError, match=says.replace("acme/video", name)):
+            resolve(name, kind=wanted)
+
+
+def test_a_tokenizer_comes_without_the_weights(hub: Hub) -> None:
+    """`convert --tokenizer` took no hub id."""
+    folder = resolve(ID, kind="tokenizer", download=True)
+    assert contents(folder) == {name: data for name, data in RELEASED.items() if name not in SHARDS}
+    assert resolve(ID, kind="tokenizer") == folder
+    with pytest.raises(ArtifactMissingError, match=r"but without model-0000.*\.safetensors"):
+        resolve(ID, kind="checkpoint")
+    assert contents(resolve(ID, kind="checkpoint", download=True)) == RELEASED
+    hub.files, hub.commit = MODEL_FOLDER, "c" * 40
+    with pytest.raises(ArtifactMissingError, match=r"has no preprocessor_config\.json, tokenizer\.model"):
+        resolve(f"{ID}@{hub.commit}", kind="tokenizer", download=lambda _: pytest.fail("asked"))
+
+
 @pytest.mark.parametrize(
     "files",
     [{}, NOT_NEEDED, {**NOT_NEEDED, "config.json": b"{}"}, {"model.safetensors": b"x"}, {"manifest.json": b"{}"}],

@@ -155,6 +155,30 @@ def test_an_error_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> No
     assert found.value is error
 
 
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES])
+def test_an_error_names_what_was_to_be_made(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`data -o /proc/x` said "/proc/.x.46c2e267.partial: it does not exist"."""
+
+    def refuse(self: Path, *_: object) -> None:
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    path = tmp_path / "x"
+    words = f"nothing can be created in {tmp_path}" if code == errno.ENOENT else "permission denied"
+    with pytest.raises(OSError, match=r"/x'$") as folder, new_folder(path):
+        pass
+    with pytest.raises(OSError, match=r"/x'$") as file:
+        write_file(path, "")
+    assert [in_words(found.value) for found in (folder, file)] == 2 * [f"{path}: {words}"]
+
+
+def test_a_file_in_a_folder_that_does_not_exist_names_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as found:
+        write_file(tmp_path / "nowhere" / "x", "")
+    assert in_words(found.value) == f"{tmp_path / 'nowhere'}: it does not exist"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 def test_a_limit_on_the_size_of_files_is_not_called_a_full_disk(tmp_path: Path) -> None:
     code = """

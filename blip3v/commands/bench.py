@@ -17,7 +17,8 @@ from rich.table import Table
 from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.run import check_clip, run_bench
-from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
+from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
+from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
@@ -26,7 +27,7 @@ from blip3v.errors import UsageError
 from blip3v.folders import check_bundle
 from blip3v.publishing import check_writable
 from blip3v.runtime import BackendReport, OpenEstimate
-from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
+from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.runtime.opening import check_threads
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes, format_count, format_number, format_ratio
@@ -56,6 +57,7 @@ _CACHE = Path("blip3v-bench")
     multiple=True,
     default=(AUTO,),
     metavar="BACKEND",
+    shell_complete=completes((AUTO, *backend_names())),
     help=f"Inference engine: {BACKEND_HELP}; can be given several times to compare.  [default: {AUTO}]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator.  [default: one per physical core]")
@@ -65,6 +67,7 @@ _CACHE = Path("blip3v-bench")
 @click.option(
     "--precision",
     metavar="PRECISION",
+    shell_complete=completes(PRECISIONS),
     help=f"Precision of the exported bundles, as for `blip3v export`; not with BUNDLE.  [default: {DEFAULT_PRECISION}]",
 )
 @click.option(

@@ -53,7 +53,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="Released folder with the tokenizer for a .pt file.  [default: the source's own]",
+    help="Released folder, or its hub id, with the tokenizer for a .pt file.  [default: the source's own]",
 )
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), help="Dtype to store weights in.  [default: as in the source]"
@@ -88,12 +88,14 @@ def command(
     \b
     Examples:
       blip3v convert Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine --dtype fp16
-      blip3v convert checkpoint.pt --tokenizer xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --frames 16 -o mine
+      blip3v convert mine.pt --tokenizer Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames -o mine
     """
     if output is not None:
         check_target(output, source=source, force=force)
         check_writable(output)
-    source = local_model(source)
+    source = local_model(source, "checkpoint")
+    if tokenizer is not None and source.is_file():  # with a folder it is refused, and must not be downloaded for that
+        tokenizer = local_model(tokenizer, "tokenizer")
     check_opening(source, tokenizer=tokenizer, encoder=encoder, num_frames=frames)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.model.checkpoint import open_checkpoint

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import blip3v
+from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
@@ -23,7 +24,7 @@ from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
 from blip3v.folders import check_checkpoint, kind_of
 from blip3v.hub import model_name
-from blip3v.runtime.backends import AUTO, choose_backend, parse_backends
+from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.units import format_count
 
 __all__ = ["command"]
@@ -44,7 +45,11 @@ __all__ = ["command"]
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device for a model folder."
 )
-@click.option("--backend", help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto]")
+@click.option(
+    "--backend",
+    shell_complete=completes((AUTO, *backend_names())),
+    help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto]",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the report to this JSON file.")
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 @download_option
@@ -70,7 +75,7 @@ def command(
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --backend openvino --questions 200 --json
     """
     check_file(output, force=force)
-    model = local_model(model)
+    model = local_model(model, None)
     is_bundle = _check_model(model, device, backend)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:

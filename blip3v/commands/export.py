@@ -14,8 +14,9 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from blip3v.bundle.precision import DEFAULT_PRECISION, Precision
+from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
 from blip3v.bundle.writer import check_target
+from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
@@ -46,6 +47,7 @@ __all__ = ["command"]
 @click.option(
     "--precision",
     metavar="PRECISION",
+    shell_complete=completes(PRECISIONS),
     default=DEFAULT_PRECISION,
     show_default=True,
     help=PRECISION_HELP,
@@ -111,7 +113,7 @@ def command(
     chosen = Precision.parse(precision)
     if not dry_run:
         _check_writing(output, force=force, check=not no_check)
-    model = None if model is None else local_model(model)
+    model = None if model is None else local_model(model, "checkpoint")
     name = check_request(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )

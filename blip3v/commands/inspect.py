@@ -39,8 +39,8 @@ def command(bundle: Path, as_json: bool) -> None:
 
     \b
     Examples:
-      blip3v inspect tiny-tokenlearner-32-fp16
-      blip3v inspect tiny-tokenlearner-32-fp16 --json
+      blip3v inspect blip3v-tiny-tokenlearner-32tok-fp16
+      blip3v inspect blip3v-tiny-tokenlearner-32tok-fp16 --json
     """
     bundle = local_model(bundle)
     opened = open_bundle(bundle)
@@ -62,7 +62,7 @@ def _summary(opened: Bundle) -> Table:
     table = _table(f"{manifest.model}, {manifest.encoder}", "", "")
     kv = manifest.kv
     frames, tokens = format_count(manifest.num_frames, "frame"), format_count(manifest.num_video_tokens, "token")
-    window = "all" if kv.sliding_window is None else str(kv.sliding_window)
+    window = "no sliding window" if kv.sliding_window is None else f"sliding window {kv.sliding_window}"
     rows = {
         "video": f"{frames} to {tokens}",
         "precision": stored_and_computed(manifest.precision),
@@ -71,7 +71,7 @@ def _summary(opened: Bundle) -> Table:
         "weights": _provenance(manifest),
         "made by": ", ".join(f"{tool} {version}" for tool, version in manifest.created_by.items()),
         "KV cache": f"{kv.num_layers} layers x {kv.num_kv_heads} heads x {kv.head_dim}, "
-        f"{manifest.precision.decoder.cache}, {format_bytes(kv.bytes_per_token)} per token, window {window}",
+        f"{manifest.precision.decoder.cache}, {format_bytes(kv.bytes_per_token)} per token, {window}",
         "context": f"{manifest.limits.max_context} tokens",
         "on disk": format_bytes(manifest.size_bytes),
         "opening needs": _cost(opened),
@@ -87,7 +87,8 @@ def _cost(opened: Bundle) -> str:
         needed = estimate_open(opened)
     except ProviderError as error:
         return error.message
-    return f"{needed}; {needed.backend.computed}"
+    free = "" if needed.free_bytes is None else f" of the {format_bytes(needed.free_bytes)} free"
+    return f"{format_bytes(needed.memory_bytes)}{free}, and about {needed.seconds:.1f} s; {needed.backend.computed}"
 
 
 def _provenance(manifest: Manifest) -> str:

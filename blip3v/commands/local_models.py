@@ -10,7 +10,7 @@ import click
 
 from blip3v.commands.output import is_quiet, talk
 from blip3v.commands.program import command_line
-from blip3v.hub import Download, resolve
+from blip3v.hub import Download, HubKind, resolve
 
 __all__ = ["download_option", "local_model"]
 
@@ -30,17 +30,21 @@ download_option = click.option(
 )
 
 
-def local_model(name: Path) -> Path:
+def local_model(name: Path, kind: HubKind | None = "bundle") -> Path:
     """The local path of a model that an option or argument names: a path, or a hub id (``blip3v.hub``).
 
     For a command with ``download_option``. What has to be downloaded is downloaded if --download was given, or if the
     user at the terminal agrees.
 
+    Args:
+        name: as typed.
+        kind: what the command needs; None: it takes both.
+
     Raises:
         ArtifactMissingError: not there and not to be downloaded, or not on the hub.
-        ArtifactError: no connection, not enough disk space, or a broken cache.
+        ArtifactError: of the other kind, no connection, not enough disk space, or a broken cache.
     """
-    return resolve(name, download=_permission(name), progress=not is_quiet(), remedy=f"to download it run: {_typed()}")
+    return resolve(name, kind=kind, download=_permission(name), progress=not is_quiet(), remedy=_how_to_get(name, kind))
 
 
 def _permission(name: Path) -> bool | Callable[[Download], bool]:
@@ -60,6 +64,10 @@ def _ask(planned: Download) -> bool:
     return click.confirm(f"{planned}\nDownload it?", err=True)
 
 
-def _typed() -> str:
-    """The command as it was typed, with --download."""
-    return command_line(*sys.argv[1:], "--download")
+def _how_to_get(name: Path, kind: HubKind | None) -> str:
+    """What to run: the command as it was typed, with --download. Only the hub knows whether that is a bundle."""
+    typed = command_line(*sys.argv[1:], "--download")
+    if kind != "bundle":
+        return f"to download it run: {typed}"
+    export = command_line("export", "-m", name.as_posix(), "--download")
+    return f"to download it, if it is a bundle, run: {typed}; to make a bundle of a checkpoint run: {export}"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import click
 
 from blip3v.bundle.precision import PRECISIONS
+from blip3v.commands.completed_values import completes
 from blip3v.errors import UsageError
 from blip3v.runtime import GenerationOptions
 from blip3v.runtime.backends import AUTO, backend_names
@@ -42,7 +43,13 @@ PRECISION_HELP = (
     "and what GPUs and NPUs compute in; fp32 is for debugging, and opens at once on a CPU, which has to widen fp16."
 )
 
-backend_option = click.option("--backend", default=AUTO, show_default=True, help=f"Inference engine: {BACKEND_HELP}.")
+backend_option = click.option(
+    "--backend",
+    default=AUTO,
+    show_default=True,
+    shell_complete=completes((AUTO, *backend_names())),
+    help=f"Inference engine: {BACKEND_HELP}.",
+)
 
 model_option = click.option(
     "-m",
@@ -118,7 +125,13 @@ _GENERATION = {
 
 _ENGINE = {
     "backend": backend_option,
-    "device": click.option("--device", default="auto", show_default=True, help="auto (the CPU) or cpu."),
+    "device": click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        shell_complete=completes(("auto", "cpu")),
+        help="auto (the CPU) or cpu.",
+    ),
     "threads": click.option("--threads", type=int, help="Threads per operator.  [default: one per physical core]"),
     "max_context": click.option(
         "--max-context", type=int, help="Maximum tokens of prompt and answer.  [default: the model's own]"

@@ -12,10 +12,11 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
-from blip3v.training.options import TrainOptions, check_options, check_output
+from blip3v.training.options import TrainOptions, check_data, check_options, check_output
 from blip3v.training.recipe import PlannedStage, read_recipe, recipe_names
 from blip3v.units import format_bytes, format_count
 
@@ -59,7 +60,14 @@ class _Screen:
 
 
 @click.command()
-@click.option("--recipe", "recipe_name", required=True, metavar="NAME|FILE", help="Shipped recipe or TOML file.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    required=True,
+    metavar="NAME|FILE",
+    shell_complete=completes(recipe_names(), or_files=True),
+    help="Shipped recipe or TOML file.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the run.  [default: runs/NAME]")
 @click.option(
     "--init",
@@ -105,7 +113,9 @@ def command(
     """
     recipe = read_recipe(recipe_name)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
-    init = None if init is None else local_model(init)
+    if data is not None:  # before a download; that there is a list at all, only after what it starts from
+        check_data(recipe, data)
+    init = None if init is None else local_model(init, "checkpoint")
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
     check_options(recipe, options)
     if not dry_run:

@@ -30,8 +30,8 @@ def command(bundle: Path, as_json: bool) -> None:
 
     \b
     Examples:
-      blip3v verify tiny-tokenlearner-32-fp16
-      blip3v verify tiny-tokenlearner-32-fp16 --json
+      blip3v verify blip3v-tiny-tokenlearner-32tok-fp16
+      blip3v verify blip3v-tiny-tokenlearner-32tok-fp16 --json
     """
     bundle = local_model(bundle)
     report = verify_bundle(bundle)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import UsageError
-from blip3v.folders import kind_of, shipped_model
+from blip3v.folders import check_checkpoint, kind_of, shipped_model
 from blip3v.model.arguments import check_opening
 from blip3v.units import format_count
 
@@ -48,6 +48,7 @@ def check_request(
             remedy="pass a model folder as `model`, or use random weights with `init='random'`",
         )
     folder = shipped_model(encoder or base.temporal.encoder) if model is None else model
+    check_checkpoint(folder, kinds=("model folder", "released"))
     check_opening(folder, tokenizer=None, encoder=None, num_frames=None)
     if kind_of(folder) != "model folder":
         return None

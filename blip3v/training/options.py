@@ -8,9 +8,9 @@ from pathlib import Path
 from blip3v.errors import ConfigError, UsageError
 from blip3v.folders import check_checkpoint, kind_of
 from blip3v.publishing import check_writable
-from blip3v.training.recipe import Recipe, Stage
+from blip3v.training.recipe import Recipe, Stage, read_recipe, recipe_names
 
-__all__ = ["TrainOptions", "check_init", "check_options", "check_output", "checkpoint_folder", "data_of"]
+__all__ = ["TrainOptions", "check_data", "check_init", "check_options", "check_output", "checkpoint_folder", "data_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,29 @@ def check_options(recipe: Recipe, options: TrainOptions) -> None:
         ArtifactError: the initial weights are not a checkpoint.
     """
     check_init(recipe, options.init)
+    check_data(recipe, options.data)
+
+
+def check_data(recipe: Recipe, data: str | None) -> None:
+    """Checks that each stage on clips has a list of them that exists, and that ``data`` has an effect.
+
+    Args:
+        recipe: names the lists of some stages, or of none.
+        data: the list for the others; None: not given.
+
+    Raises:
+        UsageError: ``data`` is missing or has no effect.
+        ConfigError: a list does not exist.
+    """
+    if data is not None and not any(_needs_data(stage) for stage in recipe.stages):
+        takers = [name for name in recipe_names() if any(map(_needs_data, read_recipe(name).stages))]
+        raise UsageError(
+            "every stage of this recipe has its own films or list",
+            remedy=f"`data` has no effect: leave it out, or use a recipe that needs a list, such as {takers[0]}",
+        )
     for stage in recipe.stages:
-        if not stage.num_films and not Path(data_of(stage, options.data)).is_file():
-            raise ConfigError(f"{data_of(stage, options.data)} does not exist; the JSON list of your clips is expected")
+        if not stage.num_films and not Path(data_of(stage, data)).is_file():
+            raise ConfigError(f"{data_of(stage, data)} does not exist; the JSON list of your clips is expected")
 
 
 def check_init(recipe: Recipe, init: Path | None) -> None:
@@ -94,6 +114,10 @@ def check_output(options: TrainOptions) -> None:
 def checkpoint_folder(output: Path) -> Path:
     """Where the run in ``output`` keeps its checkpoint."""
     return output / "checkpoint"
+
+
+def _needs_data(stage: Stage) -> bool:
+    return not stage.num_films and stage.data is None
 
 
 def data_of(stage: Stage, data: str | None) -> str:

@@ -25,10 +25,20 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "export: not a bundle": (["export", "-o", "model", "--force"], 2, "is not a bundle, so it is not replaced"),
     "export: below a file": (["export", "-o", "weights.pt/x"], 3, "a part of the path is a file"),
     "export: precision": (["export", "--precision", "banana"], 2, "precision 'banana' is unknown"),
-    "export: unknown model": (["export", "-m", "nowhere"], 3, "nowhere does not exist; allowed: a model folder"),
+    "export: unknown model": (
+        ["export", "-m", "nowhere"],
+        3,
+        "nowhere does not exist; allowed: a model folder from `blip3v train` or `blip3v convert`, a released Hugging "
+        "Face folder (model_type xgenmm), or a hub id (ORG/NAME); a .pt file goes through `blip3v convert` first",
+    ),
+    "export: a hub id without its organisation": (
+        ["export", "-m", "xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames"],
+        3,
+        " first; did you mean Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames?",
+    ),
     "export: empty folder": (["export", "-m", "empty"], 3, "empty is an empty folder; allowed"),
     "export: bundle": (["export", "-m", "bundle"], 3, "is a bundle, whose graphs cannot be read back"),
-    "export: weights alone": (["export", "-m", "weights.pt"], 2, "holds only weights; run `blip3v convert`"),
+    "export: weights alone": (["export", "-m", "weights.pt"], 3, "weights.pt is a file; allowed: a model folder"),
     "export: another encoder": (["export", "-m", "model", "--encoder", "none"], 2, "holds the encoder gttm, not none"),
     "export: other tokens": (["export", "-m", "model", "--tokens", "7"], 2, "128 tokens from 8 frames, not 7"),
     "export: model and preset": (["export", "-m", "model", "--preset", "tiny"], 2, "--preset has no effect with"),
@@ -39,6 +49,16 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "convert: output is the source": (["convert", "model", "-o", "model", "--force"], 2, "is the source itself"),
     "convert: frames": (["convert", "model", "--frames", "4"], 2, "whose config.json sets the encoder and frames"),
     "convert: tokenizer": (["convert", "model", "--tokenizer", "x"], 2, "a tokenizer of its own"),
+    "convert: no folder of a tokenizer": (
+        ["convert", "weights.pt", "--tokenizer", "nowhere"],
+        3,
+        "nowhere does not exist; the tokenizer for a .pt file comes from a released Hugging Face folder, or its hub id",
+    ),
+    "convert: not a tokenizer": (
+        ["convert", "weights.pt", "--tokenizer", "model"],
+        3,
+        "model has no tokenizer.model and no tokenizer_config.json; the tokenizer for",
+    ),
     "bench: precision": (["bench", "--precision", "banana"], 2, "precision 'banana' is unknown"),
     "bench: back end": (["bench", "--backend", "banana"], 2, "back end 'banana' is unknown"),
     "bench: clip": (["bench", "--clip", "nowhere.mp4"], 7, "nowhere.mp4 is not a file"),
@@ -56,6 +76,16 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "train: nothing to resume": (["train", "--recipe", "tiny-base", "-o", "empty", "--resume"], 2, "no checkpoint to"),
     "train: data": (
         ["train", "--recipe", "xgen-mm-vid-captions", "--init", "model", "--data", "no.json"],
+        2,
+        "no.json does not exist",
+    ),
+    "train: data without effect": (
+        ["train", "--recipe", "tiny-base", "--data", "no.json", "--dry-run"],
+        2,
+        "--data has no effect: leave it out, or use a recipe that needs a list, such as xgen-mm-vid-captions",
+    ),
+    "train: data before a download": (
+        ["train", "--recipe", "xgen-mm-vid-captions", "--init", "acme/video", "--data", "no.json"],
         2,
         "no.json does not exist",
     ),

@@ -63,12 +63,20 @@ def test_verbs_are_completed_without_importing_any() -> None:
         ("blip3v export --prec", ["plain,--precision"]),
         ("blip3v export --encoder tok", ["plain,tokenlearner"]),
         ("blip3v verify ", ["file,"]),
+        ("blip3v ask --backend op", ["plain,openvino"]),
+        ("blip3v bench --backend o", ["plain,onnxruntime", "plain,openvino"]),
+        ("blip3v eval --backend a", ["plain,auto"]),
+        ("blip3v chat --device ", ["plain,auto", "plain,cpu"]),
+        ("blip3v train --recipe tiny-b", ["plain,tiny-base"]),
+        ("blip3v train --recipe ./", ["file,./"]),
+        ("blip3v export --precision ", ["plain,fp32", "plain,fp16"]),
+        ("blip3v bench --precision fp1", ["plain,fp16"]),
         ("blip3v exprt --", ["plain,--version", "plain,--help"]),
     ],
-    ids=["option", "value", "file", "unknown verb"],
 )
 def test_options_and_values_are_completed_without_pytorch(words: str, found: list[str]) -> None:
-    """An unknown verb printed a usage error into the line that was being typed."""
+    """An unknown verb printed a usage error into the line that was being typed; --backend, --device, --recipe and
+    --precision, which take other values too, completed nothing."""
     done = complete(words)
     assert done.stdout.splitlines() == found
     assert "'torch'" not in done.stderr

@@ -18,8 +18,10 @@ from hub_server import COMMIT, Hub, serving
 from huggingface_hub import constants
 
 from blip3v import cli
+from blip3v.errors import ArtifactError
 
 ID = "acme/video"
+OF_BUNDLES = ("ask", "inspect", "verify", "bench")
 VERBS = {
     "export": ["export", "-m", ID],
     "convert": ["convert", ID],
@@ -85,11 +87,45 @@ def test_a_script_is_told_what_to_run(
     captured = capsys.readouterr()
     question = " 'Which way does it turn?'" if args[0] == "ask" else ""
     typed = " ".join(arg for arg in args if " " not in arg).replace("turn.mp4", f"turn.mp4{question}")
+    if args[0] in OF_BUNDLES:
+        make_one = "; to make a bundle of a checkpoint run: blip3v export -m acme/video --download"
+        to_do = f"to download it, if it is a bundle, run: blip3v {typed} --download{make_one}"
+    else:
+        to_do = f"to download it run: blip3v {typed} --download"
     assert captured.err == (
-        f"error: acme/video is neither a local path nor a model in the hub's cache {tmp_path}/hub; "
-        f"to download it run: blip3v {typed} --download\n"
+        f"error: acme/video is neither a local path nor a model in the hub's cache {tmp_path}/hub; {to_do}\n"
     )
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("args", VERBS.values(), ids=VERBS)
+def test_each_command_says_which_kind_it_needs(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ask -m CHECKPOINT --download` downloaded 8 GB before it said that it needs a bundle."""
+    asked: list[str | None] = []
+
+    def note(name: Path, *, kind: str | None, **_: object) -> Path:
+        asked.append(kind)
+        raise ArtifactError("noted")
+
+    monkeypatch.setattr("blip3v.commands.local_models.resolve", note)
+    assert cli._run([*args, "--download"]) == 3
+    assert asked == [None if args[0] == "eval" else "bundle" if args[0] in OF_BUNDLES else "checkpoint"]
+
+
+def test_convert_takes_the_tokenizer_of_a_hub_id_if_it_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def note(name: Path, *, kind: str | None, **_: object) -> Path:
+        asked.append((str(name), kind))
+        return name
+
+    monkeypatch.setattr("blip3v.commands.local_models.resolve", note)
+    (tmp_path / "mine.pt").touch()
+    for source in (tmp_path / "mine.pt", tmp_path):
+        assert cli._run(["convert", str(source), "--tokenizer", ID]) == 3
+    assert asked == [(str(tmp_path / "mine.pt"), "checkpoint"), (ID, "tokenizer"), (str(tmp_path), "checkpoint")]
 
 
 def test_download_needs_no_terminal_and_keeps_stdout_clean(environment: dict[str, str], hub: Hub) -> None:

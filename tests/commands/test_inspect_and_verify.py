@@ -50,6 +50,20 @@ def test_inspect_shows_what_a_bundle_contains(pristine_bundle: Path) -> None:
     assert re.fullmatch(asks, result.stderr)
 
 
+def test_inspect_says_what_opening_needs_and_that_there_is_no_window(pristine_bundle: Path) -> None:
+    """ "window all" and "about 203 MiB of memory of 22.6 GiB that are free, 519 ms" had to be guessed."""
+    shown = " ".join(CliRunner().invoke(inspect, [str(pristine_bundle)], catch_exceptions=False).stdout.split())
+    assert re.search(r"opening needs \S+ \w*B of the \S+ GiB free, and about \d+\.\d s; ", shown), shown
+    assert re.search(r"per token, (no sliding window|sliding window \d+) ", shown), shown
+
+
+def test_the_examples_name_a_bundle_that_export_writes() -> None:
+    """They named `tiny-tokenlearner-32-fp16`, which nothing writes."""
+    for name, command in (("inspect", inspect), ("verify", verify)):
+        shown = CliRunner().invoke(command, ["--help"]).stdout
+        assert f"blip3v {name} blip3v-tiny-tokenlearner-32tok-fp16\n" in shown
+
+
 def test_inspect_prints_one_json_object(pristine_bundle: Path) -> None:
     result = CliRunner().invoke(inspect, [str(pristine_bundle), "--json"], catch_exceptions=False)
     values = json.loads(result.stdout)

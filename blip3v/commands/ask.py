@@ -25,7 +25,7 @@ from blip3v.commands.options import (
 )
 from blip3v.commands.output import quiet_option, talk_log
 from blip3v.commands.program import command_line
-from blip3v.commands.questions import Question, questions_of
+from blip3v.commands.questions import Question, from_stdin, questions_of
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, VideoLimits, VideoLM, VideoTokens
 
@@ -72,9 +72,10 @@ def command(
 
     The answer goes to stdout; the frames that the model saw and the timings go to stderr.
 
-    The video is encoded once for several questions, and each is answered for itself: `blip3v chat` is a conversation.
-    A single - as QUESTION takes them from stdin, one a line. Each answer then stands under its question; with --json
-    the object is {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its "type" says.
+    The video is encoded once for several questions, and each is answered on its own: `blip3v chat` is a conversation.
+    A single - as QUESTION takes them from stdin, one per line. With several questions, or with -, each answer stands
+    under its question, and --json prints {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its
+    "type" says.
 
     \b
     Examples:
@@ -92,7 +93,7 @@ def command(
     asked = questions_of(questions)
     folder = chosen_bundle(model)
     check_questions(folder, asked, options, system)
-    printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1)
+    printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1 or from_stdin(questions))
     with open_lm(folder, engine, limits) as lm, interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
         answers = _answer(lm, video, clip, asked, printer, options=options, system=system, cancel=cancel)
     report(answers, folder)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from blip3v.errors import RequestError, UsageError
 
-__all__ = ["Question", "questions_of", "stdin_questions"]
+__all__ = ["Question", "from_stdin", "questions_of", "stdin_questions"]
 
 _STDIN = "-"
 _MAX_QUESTIONS = 1000
@@ -34,6 +34,11 @@ class Question:
             raise
 
 
+def from_stdin(arguments: Sequence[str]) -> bool:
+    """Whether the questions come from stdin, as many as it holds."""
+    return list(arguments) == [_STDIN]
+
+
 def questions_of(arguments: Sequence[str]) -> list[Question]:
     """The questions that were typed; ``-`` stands for those on stdin, which is read to its end.
 
@@ -41,10 +46,10 @@ def questions_of(arguments: Sequence[str]) -> list[Question]:
         UsageError: the words of a question without quotes around it, or no question on stdin.
         RequestError: an empty question, a line that cannot be read, or more than 1000 questions.
     """
-    if list(arguments) == [_STDIN]:
+    if from_stdin(arguments):
         questions = _all_of_stdin()
     elif _STDIN in arguments:
-        raise UsageError("- takes all questions from stdin, one a line; give it alone, or leave it out")
+        raise UsageError("- takes all questions from stdin, one per line; give it alone, or leave it out")
     elif len(arguments) == 1:
         questions = [Question(arguments[0])]
     else:

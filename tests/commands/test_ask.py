@@ -178,7 +178,15 @@ def test_questions_come_from_stdin_one_a_line(bundle_path: Path, lm: VideoLM) ->
     assert [(answer["question"], answer["text"]) for answer in found["answers"]] == [
         (question, lm.ask(CLIP, question).text) for question in questions
     ]
-    assert _ask(CLIP, "-", "-m", str(bundle_path), stdin="Why?\n").stdout == lm.ask(CLIP, "Why?").text + "\n"
+
+
+def test_one_question_on_stdin_has_the_form_of_several(bundle_path: Path, lm: VideoLM) -> None:
+    """With one line --json printed the bare answer: what read the output had to know how many lines there were."""
+    text = lm.ask(CLIP, "Why?").text
+    assert _ask(CLIP, "-", "-m", str(bundle_path), stdin="Why?\n").stdout == f"Why?\n{text}\n"
+    found = json.loads(_ask(CLIP, "-", "-m", str(bundle_path), "--json", stdin="Why?\n").stdout)
+    assert [(answer["question"], answer["text"]) for answer in found.pop("answers")] == [("Why?", text)]
+    assert found == {}
 
 
 @pytest.fixture

@@ -150,7 +150,9 @@ class JsonLinesPrinter:
         """Prints nothing; the answer names its question."""
 
     def piece(self, delta: Delta) -> None:
-        """Prints a "delta"."""
+        """Prints a "delta", unless it carries neither text nor a token, as the one of a stop token does."""
+        if not delta.text and delta.token_id is None:
+            return
         click.echo(_json({"type": "delta", **dataclasses.asdict(delta)}))
 
     def answer(self, question: str, answer: Answer) -> None:
@@ -239,18 +241,16 @@ def _times(timings: Sequence[Timings]) -> str:
 
 def _as_dict(model: Path, question: str, answer: Answer) -> dict[str, Any]:
     """An answer for JSON: with its question, frames as objects, the time per token and the peak memory."""
-    own, decoder = _peaks()
     values = {"model": str(model), "question": question, **dataclasses.asdict(answer)}
     values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
     values["num_different_frames"] = answer.num_different_frames
     values["timings"]["per_token_s"] = answer.timings.per_token_s
-    values["peak_rss_bytes"] = None if own is None else own + (decoder or 0)
-    values["video_decoder_peak_rss_bytes"] = decoder
+    values["peak_rss_bytes"], values["video_decoder_peak_rss_bytes"] = _peaks()
     return values
 
 
 def _peaks() -> tuple[int | None, int | None]:
-    """Peak memory of this process and of the video decoder's, in bytes; their sum is an upper bound of both."""
+    """Peak memory of this process and of the one that decodes the video, in bytes; None if it is not known."""
     return peak_rss_bytes(), DecoderProcess.peak_rss_bytes()
 
 

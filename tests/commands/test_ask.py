@@ -23,10 +23,11 @@ from film_server import serving
 from PIL import Image
 
 from blip3v import cli
+from blip3v.commands.answers import JsonLinesPrinter
 from blip3v.commands.ask import command
 from blip3v.commands.opening import default_bundle
 from blip3v.errors import ArtifactMissingError, RequestError, UsageError, VideoError
-from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, opening, video_encoding, video_lm
+from blip3v.runtime import Delta, GenerationOptions, VideoLM, VideoTokens, opening, video_encoding, video_lm
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
 
@@ -294,12 +295,20 @@ def test_quiet_leaves_the_answer_alone(bundle_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process its peak")
-def test_the_memory_includes_the_process_that_decodes(bundle_path: Path) -> None:
-    """Its memory was left out: 150 MiB for a film in 1080p."""
+def test_each_process_has_its_own_peak(bundle_path: Path) -> None:
+    """``peak_rss_bytes`` was the sum of both, so that who added the two counted the decoder twice."""
     found = json.loads(_ask(CLIP, QUESTION, "-m", str(bundle_path), "--json").stdout)
     assert found["video_decoder_peak_rss_bytes"] > 20 * 2**20
-    own = found["peak_rss_bytes"] - found["video_decoder_peak_rss_bytes"]
-    assert own == pytest.approx(peak_rss_bytes(), rel=0.1)
+    assert found["peak_rss_bytes"] == pytest.approx(peak_rss_bytes(), rel=0.05)
+
+
+def test_json_lines_leave_out_pieces_that_carry_nothing(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An answer that a stop token ended had a last "delta" without text and without a token."""
+    printer = JsonLinesPrinter(bundle_path)
+    for piece in (Delta("", 7), Delta("so", 8), Delta("me", None), Delta("", None)):
+        printer.piece(piece)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["text"], line["token_id"]) for line in lines] == [("", 7), ("so", 8), ("me", None)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")

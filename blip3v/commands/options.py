@@ -48,7 +48,7 @@ model_option = click.option(
     "-m",
     "--model",
     type=click.Path(path_type=Path),
-    help="Bundle, or its hub id.  [default: the only one in the current folder]",
+    help="Bundle, or its hub id.  [default: the only blip3v-* bundle in the current folder]",
 )
 
 system_option = click.option(

@@ -348,6 +348,7 @@ def test_help_has_examples_and_defaults() -> None:
     text = _ask("--help").stdout
     assert text.count("blip3v ask ") == 5
     assert "[default: 0.0]" in text
+    assert "[default: the only blip3v-* bundle in the current folder]" in " ".join(text.split())
 
 
 @pytest.fixture

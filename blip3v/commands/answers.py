@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 
-from blip3v.commands.failure import print_json
+from blip3v.commands.failure import print_json, with_error
 from blip3v.commands.options import OutputForm
 from blip3v.commands.output import talk
+from blip3v.errors import Blip3vError
 from blip3v.runtime import Answer, AnswerStream, Delta, Timings, VideoTokens
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.units import format_bytes, format_duration, format_frame
 from blip3v.video.decoder_process import DecoderProcess
 
-__all__ = ["Printer", "choose_printer", "print_answer", "report"]
+__all__ = ["Printer", "answers_kept", "choose_printer", "print_answer", "report"]
 
 # Stages of an answer's timings, and what people call them; a step's time is given per token instead.
 _STAGES = {
@@ -54,6 +56,10 @@ class Printer(Protocol):
 
     def end(self) -> None:
         """After the last answer."""
+        ...
+
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """In place of ``end``: an error ends the command, after any number of answers."""
         ...
 
 
@@ -104,6 +110,9 @@ class TextPrinter:
         if self._last is not None:
             click.echo(_harmless(self._last))
 
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """Prints nothing: the answers stand there already."""
+
 
 class JsonPrinter:
     """One object at the end: the only answer, or {"answers": [...]} with one for each question.
@@ -135,6 +144,11 @@ class JsonPrinter:
         """Prints the object."""
         print_json(_json({"answers": self._answers} if self._several else self._answers[0]))
 
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """Prints the answers that there are, with the error among them; without any, an error is printed as always."""
+        if self._answers:
+            print_json(_json(with_error({"answers": self._answers}, error)))
+
 
 class JsonLinesPrinter:
     """One object a line, as soon as it is known; its "type" is "delta" or "answer".
@@ -165,6 +179,9 @@ class JsonLinesPrinter:
     def end(self) -> None:
         """Prints nothing."""
 
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """Prints nothing: the error becomes the last line."""
+
 
 def choose_printer(form: OutputForm, model: Path, *, stream: bool, several: bool) -> Printer:
     """The printer for a form of output."""
@@ -173,6 +190,16 @@ def choose_printer(form: OutputForm, model: Path, *, stream: bool, several: bool
     if form == "jsonl":
         return JsonLinesPrinter(model)
     return TextPrinter(stream=stream, several=several)
+
+
+@contextmanager
+def answers_kept(printer: Printer) -> Iterator[None]:
+    """Has an error that ends the block print the answers that were given before it."""
+    try:
+        yield
+    except (Blip3vError, KeyboardInterrupt) as error:
+        printer.fail(error)
+        raise
 
 
 def print_answer(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from blip3v.commands.answers import Printer, choose_printer, print_answer, report
+from blip3v.commands.answers import Printer, answers_kept, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import interrupted_by_ctrl_c
 from blip3v.commands.local_models import download_option
 from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
@@ -75,7 +75,7 @@ def command(
     The video is encoded once for several questions, and each is answered on its own: `blip3v chat` is a conversation.
     A single - as QUESTION takes them from stdin, one per line. With several questions, or with -, each answer stands
     under its question, and --json prints {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its
-    "type" says.
+    "type" says. With one question typed, --timeout is the limit of the video and the answer together.
 
     \b
     Examples:
@@ -94,7 +94,12 @@ def command(
     folder = chosen_bundle(model)
     check_questions(folder, asked, options, system)
     printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1 or from_stdin(questions))
-    with open_lm(folder, engine, limits) as lm, interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
+    with (
+        open_lm(folder, engine, limits) as lm,
+        answers_kept(printer),
+        interrupted_by_ctrl_c() as cancel,
+        talk_log("blip3v.video.download"),
+    ):
         answers = _answer(lm, video, clip, asked, printer, options=options, system=system, cancel=cancel)
     report(answers, folder)
     printer.end()

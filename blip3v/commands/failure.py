@@ -87,7 +87,7 @@ def print_json(text: str) -> None:
         state[_PRINTED] = True
 
 
-def with_error(values: dict[str, Any], error: Blip3vError) -> dict[str, Any]:
+def with_error(values: dict[str, Any], error: Blip3vError | KeyboardInterrupt) -> dict[str, Any]:
     """The JSON values of a command whose result is also a failure: ``error`` is added, in the form of every command."""
     failure = failure_of(error)
     assert failure is not None, "an error of ours has something to tell"

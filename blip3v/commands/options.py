@@ -112,7 +112,7 @@ _GENERATION = {
         "--timeout",
         "timeout_s",
         type=float,
-        help="Time limit for an answer, in seconds; with one question, for the video too.",
+        help="Time limit in seconds, for encoding the video and for each answer.",
     ),
 }
 

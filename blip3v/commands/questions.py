@@ -66,18 +66,21 @@ def stdin_questions() -> Iterator[Question]:
     """The lines of stdin as they come, without empty ones.
 
     Raises:
-        UsageError: stdin is closed.
+        UsageError: stdin is closed, or ends without a question.
         RequestError: a line that is too long or not UTF-8.
     """
     if sys.stdin is None:
-        raise UsageError("stdin is closed; give questions as arguments, or open it")
+        raise UsageError("stdin is closed; open it, or give questions as arguments of `blip3v ask`")
     stdin = sys.stdin.buffer
-    number = 0
+    number = num_questions = 0
     while line := stdin.readline(_MAX_LINE_BYTES + 1):
         number += 1
         question = Question(_decoded(line, number), f"line {number} of stdin")
         if question.text:
+            num_questions += 1
             yield question
+    if not num_questions:
+        raise UsageError("stdin has no question; write one per line, or give questions as arguments of `blip3v ask`")
 
 
 def _all_of_stdin() -> list[Question]:
@@ -86,8 +89,6 @@ def _all_of_stdin() -> list[Question]:
         if len(questions) == _MAX_QUESTIONS:
             raise RequestError(f"stdin has more than {_MAX_QUESTIONS} questions; ask them in several calls")
         questions.append(question)
-    if not questions:
-        raise UsageError("stdin has no question; write one a line, or give questions as arguments")
     return questions
 
 

@@ -26,8 +26,17 @@ from blip3v import cli
 from blip3v.commands.answers import JsonLinesPrinter
 from blip3v.commands.ask import command
 from blip3v.commands.opening import default_bundle
-from blip3v.errors import ArtifactMissingError, RequestError, UsageError, VideoError
-from blip3v.runtime import Delta, GenerationOptions, VideoLM, VideoTokens, opening, video_encoding, video_lm
+from blip3v.errors import ArtifactMissingError, RequestError, RequestTimeoutError, UsageError, VideoError
+from blip3v.runtime import (
+    AnswerStream,
+    Delta,
+    GenerationOptions,
+    VideoLM,
+    VideoTokens,
+    opening,
+    video_encoding,
+    video_lm,
+)
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
 
@@ -155,6 +164,24 @@ def test_json_of_several_questions_is_one_object(bundle_path: Path, lm: VideoLM)
     assert [answer["question"] for answer in found["answers"]] == SEVERAL
     assert [answer["text"] for answer in found["answers"]] == [lm.ask(CLIP, question).text for question in SEVERAL]
     assert [answer["timings"]["file_decode_s"] > 0 for answer in found["answers"]] == [True, False, False]
+
+
+def test_json_keeps_the_answers_before_an_error(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A time limit at the last question threw away the answers to all others."""
+    stream = VideoLM.stream
+
+    def slow_at_the_last(lm: VideoLM, video: Any, question: str, **further: Any) -> AnswerStream:
+        if question == SEVERAL[-1]:
+            raise RequestTimeoutError("the request took longer than 3 s")
+        return stream(lm, video, question, **further)
+
+    monkeypatch.setattr(VideoLM, "stream", slow_at_the_last)
+    assert cli._run(["ask", CLIP, *SEVERAL, "-m", str(bundle_path), "--json"]) == 8
+    found = json.loads(capsys.readouterr().out)
+    assert [answer["question"] for answer in found["answers"]] == SEVERAL[:-1]
+    assert found["error"]["message"] == "question 3: the request took longer than 3 s"
 
 
 @pytest.mark.parametrize("questions", [SEVERAL[:1], SEVERAL], ids=["one", "several"])

@@ -18,7 +18,13 @@ from blip3v.publishing import in_words
 __all__ = ["Failure", "as_typed", "error_text", "failure_of", "has_printed", "print_json", "wants_json", "with_error"]
 
 # Library parameters whose options have other names.
-_OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
+_OPTIONS = {
+    "folder": "--output",
+    "num_frames": "--frames",
+    "num_video_tokens": "--tokens",
+    "preset_name": "--preset",
+    "timeout_s": "--timeout",
+}
 _JSON_OPTIONS = ("--json", "--jsonl")
 _SYSTEM_ERROR = 1
 _USAGE_ERROR = 2

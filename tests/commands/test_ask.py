@@ -217,6 +217,50 @@ def test_one_question_on_stdin_has_the_form_of_several(bundle_path: Path, lm: Vi
     assert found == {}
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (
+            "--seed 3",
+            8,
+            "temperature is 0, which always takes the most likely token; "
+            "set --temperature above 0, or leave out --seed",
+        ),
+        ("--top-p 0.5 --top-k 2", 8, "set --temperature above 0, or leave out --top-p and --top-k"),
+        (
+            "--timeout 0.001",
+            8,
+            "the request took longer than 0.001 s; "
+            "allow more time with --timeout, or fewer tokens with --max-new-tokens",
+        ),
+        (
+            "--allow-private-url",
+            2,
+            "downloads from private addresses are allowed, and downloads are not; "
+            "--allow-private-url has no effect alone: pass --allow-url too",
+        ),
+        (
+            "--max-context 27",
+            8,
+            "the prompt has 27 tokens (8 of them video), which leaves no room for an answer: the context has 27; "
+            "shorten the question, or raise --max-context if it was lowered",
+        ),
+        (
+            "--max-context 40 --max-new-tokens 20",
+            8,
+            "shorten the question, lower --max-new-tokens, or raise --max-context if it was lowered",
+        ),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_refusals_speak_of_options(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str], options: str, code: int, says: str
+) -> None:
+    """They named the library's parameters, those that were not given too, and a prompt without room asked for one."""
+    assert cli._run(["ask", CLIP, "Why?", "-m", str(bundle_path), *options.split()]) == code
+    assert capsys.readouterr().err.endswith(f"{says}\n")
+
+
 @pytest.fixture
 def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening the bundle is an error of the test: it takes a minute at full size."""
@@ -238,7 +282,7 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
         (["none.mp4", "Why?"], VideoError, "none.mp4 cannot be opened"),
         ([".", "Why?"], VideoError, "contains no images"),
         ([CLIP, "Why?", "--temperature", "-1"], RequestError, "temperature"),
-        ([CLIP, "Why?", "--top-k", "5"], RequestError, "no effect at temperature 0"),
+        ([CLIP, "Why?", "--top-k", "5"], RequestError, "leave out `top_k`$"),
         ([CLIP, "Why?", "--timeout", "0"], RequestError, "timeout_s"),
         ([CLIP, "Why?", "--start", "-1"], UsageError, "start is -1"),
         ([CLIP, "Why?", "--start", "2", "--end", "1"], UsageError, "not after start"),

@@ -148,7 +148,7 @@ def test_what_costs_nothing_is_checked_before_the_bundle_is_opened(
     [
         ("<|end|>", "^line 3 of stdin: .*special token"),
         ("/rest", "^line 3 of stdin: unknown command /rest; allowed: /help, /reset, /exit"),
-        ("why " * 400, "^line 3 of stdin: .*the context has 256"),
+        ("why " * 400, "^line 3 of stdin: .*the context has 256; shorten the question, begin a new conversation, or"),
     ],
     ids=["special", "command", "long"],
 )

@@ -230,21 +230,28 @@ def print_answer(
 
 def report(answers: Sequence[Answer], model: Path) -> None:
     """Says on stderr what made the answers (at least one): bundle, frames, tokens, times and memory, all together."""
-    backend, frames = answers[0].backend, answers[0].frames
-    talk(f"model: {model} ({backend})")
-    talk("frames: " + ", ".join(format_frame(index, time_s) for index, time_s in frames))
-    different = answers[0].num_different_frames
-    if different < len(frames):
-        talk(
-            f"different frames: {different} of {len(frames)}, because the clip is short; "
-            "a longer one shows the model more (docs/frames.md)"
-        )
+    talk(f"model: {model} ({answers[0].backend})")
+    _report_frames(answers[0])
     talk(f"tokens: {_tokens(answers)}")
     talk(f"time: {_times([answer.timings for answer in answers])}")
     own, decoder = _peaks()
     if own is not None:
         of_decoder = "" if decoder is None else f", and {format_bytes(decoder)} in the process that decodes the video"
         talk(f"memory: {format_bytes(own)} at the peak{of_decoder}")
+
+
+def _report_frames(answer: Answer) -> None:
+    frames, different = answer.frames, answer.num_different_frames
+    # Of several pictures the first alone is never chosen.
+    if len(frames) > 1 and set(frames) == {(0, None)}:
+        talk(f"frames: one picture, shown {len(frames)} times")
+        return
+    talk("frames: " + ", ".join(format_frame(index, time_s) for index, time_s in frames))
+    if different < len(frames):
+        talk(
+            f"different frames: {different} of {len(frames)}, because the clip is short; "
+            "a longer one shows the model more (docs/frames.md)"
+        )
 
 
 def _tokens(answers: Sequence[Answer]) -> str:

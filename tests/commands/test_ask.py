@@ -443,6 +443,19 @@ def test_frames_without_times_and_how_many_differ(bundle_path: Path, pictures: P
     assert "different frames" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
 
 
+def test_one_picture_is_no_short_clip(bundle_path: Path, pictures: Path) -> None:
+    """It was told to be a clip that should be longer."""
+    said = _ask(str(pictures / "1.png"), QUESTION, "-m", str(bundle_path)).stderr
+    assert "frames: one picture, shown 4 times\n" in said
+    assert "different frames" not in said
+
+
+def test_a_start_after_the_end(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was that no frame lies between 50 s and the end."""
+    assert cli._run(["ask", CLIP, QUESTION, "-m", str(bundle_path), "--start", "50"]) == 2
+    assert capsys.readouterr().err == "error: start is 50 s, and the video is 4.800 s long; choose an earlier --start\n"
+
+
 def test_a_frame_rate_gives_a_folder_times(bundle_path: Path, pictures: Path) -> None:
     result = _ask(str(pictures), QUESTION, "-m", str(bundle_path), "--fps", "2", "--start", "0.5")
     assert "frames: 1 (0.50 s), 1 (0.50 s), 2 (1.00 s), 3 (1.50 s)\n" in result.stderr

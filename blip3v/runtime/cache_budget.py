@@ -69,9 +69,10 @@ class CacheShare:
     def __init__(self, budget: CacheBudget, key: int) -> None:
         self._budget = budget
         self._key = key
+        self._is_closed = False
 
     def resize(self, rows: int, tokens: int) -> None:
-        """Holds as much as a cache of ``rows`` x ``tokens`` takes, which may be less than before.
+        """Holds as much as a cache of ``rows`` x ``tokens`` takes, which may be less than before; nothing once closed.
 
         Raises:
             OutOfMemoryError: it would have to grow and does not fit; it stays as it was.
@@ -79,6 +80,8 @@ class CacheShare:
         budget = self._budget
         wanted = rows * tokens * budget.token_bytes
         with budget._lock:
+            if self._is_closed:  # by the garbage collector, which may finalise the answer that it belongs to later
+                return
             own = budget._held.get(self._key, 0)
             others = budget.in_use_bytes - own
             if wanted > own and others + wanted > budget.limit_bytes:
@@ -90,13 +93,14 @@ class CacheShare:
                 )
             budget._held[self._key] = wanted
 
-    def resize_to_rows(self, tokens: Sequence[int]) -> int:
+    def resize_to_rows(self, tokens: Sequence[int], free_bytes: int | None) -> int:
         """Holds as much as a cache of the first of several rows takes, of as many as fit, and returns how many.
 
         It holds enough for any single row too, so that the rest, taken later, is not refused.
 
         Args:
             tokens: of each row, at least one; all rows of a cache are as long as its longest.
+            free_bytes: memory that is free now; None: unknown.
 
         Raises:
             OutOfMemoryError: the longest does not fit alone; the share stays as it was.
@@ -104,7 +108,8 @@ class CacheShare:
         budget = self._budget
         with budget._lock:
             others = budget.in_use_bytes - budget._held.get(self._key, 0)
-            fitting = (budget.limit_bytes - others) // budget.token_bytes
+            left_bytes = budget.limit_bytes - others
+            fitting = min(left_bytes, left_bytes if free_bytes is None else free_bytes) // budget.token_bytes
             longest = list(itertools.accumulate(tokens, max))
             rows = max(1, sum(row * length <= fitting for row, length in enumerate(longest, 1)))
             self.resize(1, max(rows * longest[rows - 1], longest[-1]))
@@ -112,6 +117,7 @@ class CacheShare:
 
     def close(self) -> None:
         """Returns all of it. May be called more than once."""
+        self._is_closed = True
         self._budget._held.pop(self._key, None)
 
     __del__ = close

@@ -147,7 +147,11 @@ class Chat:
         session, share = self._session, self._share
         if session is None or share is None:
             share = model.caches.take(1, num_tokens)
-            session = model.decoder.session(1, num_tokens)
+            try:
+                session = model.decoder.session(1, num_tokens)
+            except BaseException:
+                share.close()
+                raise
             self._session, self._share = session, share
             return session, share
         share.resize(1, max(num_tokens, self._num_written))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.errors import BackendError, RequestError
+from blip3v.runtime import memory
 from blip3v.runtime.backends import DecoderSession
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.owner import ModelOwner
@@ -51,6 +53,7 @@ class AnswerStream:
 
     def __next__(self) -> Delta:
         self._check_not_closed()
+        self._check_not_running()
         self._check_open = None
         try:
             return next(self._pieces)
@@ -79,7 +82,12 @@ class AnswerStream:
         return self.answer
 
     def close(self) -> None:
-        """Ends the answer here. May be called more than once."""
+        """Ends the answer here. May be called more than once.
+
+        Raises:
+            RequestError: another thread is computing a piece.
+        """
+        self._check_not_running()
         self._check_open = None
         self._pieces.close()
 
@@ -90,6 +98,12 @@ class AnswerStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_not_running(self) -> None:
+        if inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING:
+            raise RequestError(
+                "another thread is reading this stream, which belongs to one thread; a CancelToken ends it from any"
+            )
 
     def _check_not_closed(self) -> None:
         if self._check_open is not None:
@@ -110,12 +124,12 @@ def answer_in_pieces(owner: ModelOwner, request: Request, deadline: Deadline) ->
 
 
 def answer_together(model: Model, requests: Sequence[Request], deadline: Deadline) -> list[Answer]:
-    """Answers several requests, as many at a time as their cache fits the budget."""
+    """Answers several requests, as many at a time as their cache fits the budget and the free memory."""
     answers: list[Answer] = []
     with model.caches.take(0, 0) as share:
         while len(answers) < len(requests):
             left = requests[len(answers) :]
-            num_rows = share.resize_to_rows([request.num_tokens for request in left])
+            num_rows = share.resize_to_rows([request.num_tokens for request in left], memory.available_bytes())
             answers += _answer_rows(model, left[:num_rows], deadline)
     return answers
 
@@ -360,7 +374,11 @@ def probabilities(scores_V: _Scores, *, temperature: float, top_k: int = 0, top_
         top_k: tokens to keep; 0: all. Ties at the border go to the lower id.
         top_p: share to keep: the most likely tokens until their sum reaches it; at least one stays.
     """
-    shares_V = np.exp(log_softmax(scores_V.astype(np.float64) / temperature))
+    with np.errstate(over="ignore"):
+        scaled_V = scores_V.astype(np.float64) / temperature
+        if not np.isfinite(scaled_V).all():  # a temperature near 0
+            scaled_V = (scores_V - scores_V.max()).astype(np.float64) / temperature
+    shares_V = np.exp(log_softmax(scaled_V))
     if not top_k and top_p == 1:
         return shares_V
     order = np.argsort(-shares_V, kind="stable")

@@ -26,6 +26,7 @@ from blip3v.runtime.backends import (
     parse_backends,
 )
 from blip3v.runtime.cache_budget import CacheBudget, default_limit
+from blip3v.runtime.checks import shown
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
 from blip3v.units import format_bytes, format_duration
@@ -177,7 +178,7 @@ def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:
     if max_context is None:
         return config
     if max_context > own:
-        raise UsageError(f"max_context is {max_context}; the model's context has {own}, ask for no more")
+        raise UsageError(f"max_context is {shown(max_context)}; the model's context has {own}, ask for no more")
     return dataclasses.replace(config, text=dataclasses.replace(config.text, max_context=max_context))
 
 
@@ -191,14 +192,14 @@ def check_threads(threads: int | None) -> None:
     num_cpus = os.cpu_count()
     if threads is not None and num_cpus is not None and threads > num_cpus:
         raise UsageError(
-            f"threads is {threads}; this machine has {num_cpus} logical CPUs, at most as many are allowed",
+            f"threads is {shown(threads)}; this machine has {num_cpus} logical CPUs, at most as many are allowed",
             remedy="leave `threads` out for one thread on each physical core",
         )
 
 
 def _check_count(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UsageError(f"{name} is {value!r}; a whole number of at least 1 is expected")
+        raise UsageError(f"{name} is {shown(value)}; a whole number of at least 1 is expected")
 
 
 def encoder_hash(bundle: Bundle) -> str:

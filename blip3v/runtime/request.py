@@ -46,7 +46,9 @@ class GenerationOptions:
     temperature: float = 0.0  # at least 0; 0: greedy, the most likely token
     top_p: float = 1.0  # in (0, 1]: the smallest set of tokens that holds this share
     top_k: int = 0  # at least 0: the k most likely tokens; 0: all
-    repetition_penalty: float = 1.0  # above 0: divides the positive logits of tokens already in this answer; 1: none
+    repetition_penalty: float = (
+        1.0  # 0.01 to 100: divides the positive logits of tokens already in this answer; 1: none
+    )
     stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
     ignore_stop_token: bool = False  # run to max_new_tokens (for measurements)
     seed: int = 0  # at least 0: of the random choice; the same seed draws the same answer
@@ -62,7 +64,9 @@ class GenerationOptions:
         check_whole("seed", self.seed, 0)
         check_number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
         check_number("top_p", self.top_p, "above 0 and at most 1", lambda value: 0 < value <= 1)
-        check_number("repetition_penalty", self.repetition_penalty, "above 0", lambda value: value > 0)
+        check_number(
+            "repetition_penalty", self.repetition_penalty, "from 0.01 to 100", lambda value: 0.01 <= value <= 100
+        )
         check_timeout(self.timeout_s)
         if not isinstance(self.ignore_stop_token, bool):
             raise RequestError(f"ignore_stop_token is {shown(self.ignore_stop_token)}; True or False is expected")

@@ -29,7 +29,6 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "VideoTokens",
-    "read_only",
 ]
 
 FinishReason = Literal["stop", "length"]
@@ -165,8 +164,10 @@ class VideoTokens:
             raise RequestError(f"frames is {shown(self.frames)}; a tuple of (number, time in seconds) is expected")
         if not isinstance(self.encoder, str):
             raise RequestError(f"encoder is {shown(self.encoder)}; the hash of a video encoder is expected")
-        if tokens.flags.writeable:  # the caller's own array, which it may change
-            object.__setattr__(self, "tokens", read_only(tokens.copy()))
+        if tokens.flags.writeable or not tokens.flags.owndata:  # somebody may change the memory
+            tokens = tokens.copy()
+            tokens.flags.writeable = False
+            object.__setattr__(self, "tokens", tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -216,18 +217,12 @@ class VideoTokens:
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
         try:
-            video = cls(read_only(tokens), frames, encoder)
+            video = cls(tokens, frames, encoder)
         except RequestError as error:
             raise ArtifactError(f"{source} is not a file of video tokens: {error}") from error
         if not np.isfinite(tokens).all():
             raise ArtifactError(f"{source} holds values that are not finite; encode the video again")
         return video
-
-
-def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """``array`` itself, no longer writable."""
-    array.flags.writeable = False
-    return array
 
 
 def _is_frame(frame: object) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from blip3v.errors import BackendError
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.request import Model
-from blip3v.runtime.types import VideoTokens, read_only
+from blip3v.runtime.types import VideoTokens
 from blip3v.video.clip import load_clip
 from blip3v.video.preprocess import preprocess
 from blip3v.video.source import VideoInput
@@ -46,7 +46,7 @@ def encode_video(
             "run `blip3v verify` on the bundle, or export it in fp32"
         )
     return VideoTokens(
-        tokens=read_only(tokens_MD),
+        tokens=tokens_MD,
         frames=tuple((frame.index, frame.time_s) for frame in clip.sampled),
         encoder=model.encoder_hash,
         file_decode_s=decoded_s - opened_s,

@@ -231,21 +231,73 @@ def test_the_sum_is_what_the_shares_hold_and_never_above_the_limit(moves: list[t
         assert budget.in_use_bytes == sum(sizes.values()) <= 1000
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 90))
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(0, 90), st.none() | st.integers(0, 2000))
 @settings(deadline=None)
-def test_as_many_rows_as_fit_and_room_for_any_later_one(tokens: list[int], in_use: int) -> None:
+def test_as_many_rows_as_fit_and_room_for_any_later_one(tokens: list[int], in_use: int, free: int | None) -> None:
     budget = CacheBudget(1000, 10)
     with budget.take(1, in_use), budget.take(0, 0) as share:
         if max(tokens) > 100 - in_use:
             with pytest.raises(OutOfMemoryError):
-                share.resize_to_rows(tokens)
+                share.resize_to_rows(tokens, free)
             return
-        rows = share.resize_to_rows(tokens)
-        assert rows == 1 or rows * max(tokens[:rows]) <= 100 - in_use
-        assert rows == len(tokens) or (rows + 1) * max(tokens[: rows + 1]) > 100 - in_use
+        rows = share.resize_to_rows(tokens, free)
+        fitting = 100 - in_use if free is None else min(100 - in_use, free // 10)
+        assert rows == 1 or rows * max(tokens[:rows]) <= fitting
+        assert rows == len(tokens) or (rows + 1) * max(tokens[: rows + 1]) > fitting
         held = budget.in_use_bytes - 10 * in_use
         assert held >= 10 * max(tokens)
         assert held >= 10 * rows * max(tokens[:rows])
+
+
+def test_a_closed_share_holds_nothing_again() -> None:
+    """The garbage collector closed a share before the answer that it belonged to, which then set its size."""
+    budget = CacheBudget(1000, 10)
+    share = budget.take(1, 50)
+    share.close()
+    share.resize(1, 50)
+    assert (budget.in_use_bytes, budget._held) == (0, {})
+
+
+def test_conversations_dropped_in_a_cycle_return_all(small: VideoLM, video: VideoTokens) -> None:
+    """After a few of them every question was refused, for caches that nobody had."""
+    budget = _budget(small)
+    gc.collect()
+    before = budget.in_use_bytes
+    for _ in range(5):
+        chat = small.chat(video)
+        chat.ask("Why?", options=LONG)
+        stream = chat.stream("How?", options=LONG)
+        next(stream)
+        handler: dict[str, Any] = {"chat": chat, "stream": stream}
+        handler["self"] = handler
+        del chat, stream, handler
+        gc.collect()
+    assert budget.in_use_bytes == before
+
+
+def test_a_batch_takes_what_is_free_and_goes_on(
+    small: VideoLM, video: VideoTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused as a whole, though the budget had room and the memory had some."""
+    pairs = [(video, question) for question in QUESTIONS * 5]
+    expected = [answer.token_ids for answer in small.ask_batch(pairs, options=LONG)]
+    monkeypatch.setattr(memory, "available_bytes", lambda: 180 * TOKEN_BYTES)
+    assert [answer.token_ids for answer in small.ask_batch(pairs, options=LONG)] == expected
+
+
+def test_a_first_turn_that_is_refused_holds_nothing(
+    small: VideoLM, video: VideoTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shorter question, asked while the error was handled, was refused too."""
+    budget = _budget(small)
+    gc.collect()
+    before = budget.in_use_bytes
+    with small.chat(video) as chat, monkeypatch.context() as patched:
+        patched.setattr(memory, "available_bytes", lambda: 0)
+        try:
+            chat.ask("Why?", options=LONG)
+        except OutOfMemoryError:
+            assert budget.in_use_bytes == before
 
 
 def test_threads_never_take_more_than_the_limit() -> None:

@@ -104,3 +104,10 @@ def test_no_logprobs_unless_asked_for() -> None:
 def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
     with pytest.raises(BackendError, match="not finite"):
         Sampler(GenerationOptions()).choose(np.array([0.0, bad], np.float32), [])
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 5e-324])
+def test_a_temperature_near_zero_takes_the_most_likely_token(temperature: float) -> None:
+    """The scores overflowed, and an id beyond the vocabulary was drawn."""
+    sampler = Sampler(GenerationOptions(temperature=temperature))
+    assert sampler.choose(np.array([1.0, 30.0, -20.0, 29.0], np.float32), []) == 1

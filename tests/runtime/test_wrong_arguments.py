@@ -241,3 +241,32 @@ def test_what_cannot_cancel(unasked: VideoLM, film: np.ndarray, cancel: Any) -> 
 def test_a_time_limit_of_encode(unasked: VideoLM, film: np.ndarray, timeout_s: Any) -> None:
     with pytest.raises(RequestError, match=r"timeout_s is .*; a number of seconds above 0 is expected"):
         unasked.encode(film, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("name", ["threads", "max_context", "max_cache_bytes"])
+@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["huge", "hugely-negative"])
+def test_a_number_too_long_to_write_is_refused_in_words(bundle_path: Path, name: str, value: int) -> None:
+    """Python refuses to write such a number, so that the message itself raised a ValueError."""
+    if name == "max_cache_bytes" and value > 0:
+        pytest.skip("any bound above the memory is as good as none")
+    with pytest.raises(UsageError, match=f"{name} is "):
+        VideoLM.open(bundle_path, **{name: value})  # type: ignore[arg-type]
+
+
+def test_tokens_on_memory_that_somebody_may_change_are_copied(video: VideoTokens) -> None:
+    """A read-only view of a writable array was kept as it was."""
+    base = video.tokens.copy()
+    view = base.view()
+    view.flags.writeable = False
+    kept = dataclasses.replace(video, tokens=view)
+    base[:] = 0
+    assert np.array_equal(kept.tokens, video.tokens)
+    assert not kept.tokens.flags.writeable
+
+
+def test_a_stream_belongs_to_one_thread(lm: VideoLM, video: VideoTokens) -> None:
+    """It was a ValueError of Python's: generator already executing."""
+    stream: Any = lm.stream(video, "Why?")
+    stream._pieces = (stream.close() for _ in range(1))
+    with pytest.raises(RequestError, match="another thread is reading this stream"):
+        next(stream)

@@ -61,7 +61,7 @@ _DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """See ``Backend``. x86 has no fp16 matrix product, so graphs that are stored in fp16 are computed in fp32."""
+    """See ``Backend``. On x86 it has no fp16 matrix product: graphs stored in fp16 are computed in fp32."""
 
     name = "onnxruntime"
     devices = ("cpu",)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 
-from blip3v.commands.failure import print_json
+from blip3v.commands.failure import print_json, with_error
 from blip3v.commands.options import OutputForm
 from blip3v.commands.output import talk
+from blip3v.errors import Blip3vError
 from blip3v.runtime import Answer, AnswerStream, Delta, Timings, VideoTokens
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.units import format_bytes, format_duration, format_frame
 from blip3v.video.decoder_process import DecoderProcess
 
-__all__ = ["Printer", "choose_printer", "print_answer", "report"]
+__all__ = ["Printer", "answers_kept", "choose_printer", "print_answer", "report"]
 
 # Stages of an answer's timings, and what people call them; a step's time is given per token instead.
 _STAGES = {
@@ -54,6 +56,10 @@ class Printer(Protocol):
 
     def end(self) -> None:
         """After the last answer."""
+        ...
+
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """In place of ``end``: an error ends the command, after any number of answers."""
         ...
 
 
@@ -104,6 +110,9 @@ class TextPrinter:
         if self._last is not None:
             click.echo(_harmless(self._last))
 
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """Prints nothing: the answers stand there already."""
+
 
 class JsonPrinter:
     """One object at the end: the only answer, or {"answers": [...]} with one for each question.
@@ -135,6 +144,11 @@ class JsonPrinter:
         """Prints the object."""
         print_json(_json({"answers": self._answers} if self._several else self._answers[0]))
 
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """Prints the answers that there are, with the error among them; without any, an error is printed as always."""
+        if self._answers:
+            print_json(_json(with_error({"answers": self._answers}, error)))
+
 
 class JsonLinesPrinter:
     """One object a line, as soon as it is known; its "type" is "delta" or "answer".
@@ -150,7 +164,9 @@ class JsonLinesPrinter:
         """Prints nothing; the answer names its question."""
 
     def piece(self, delta: Delta) -> None:
-        """Prints a "delta"."""
+        """Prints a "delta", unless it carries neither text nor a token, as the one of a stop token does."""
+        if not delta.text and delta.token_id is None:
+            return
         click.echo(_json({"type": "delta", **dataclasses.asdict(delta)}))
 
     def answer(self, question: str, answer: Answer) -> None:
@@ -163,6 +179,9 @@ class JsonLinesPrinter:
     def end(self) -> None:
         """Prints nothing."""
 
+    def fail(self, error: Blip3vError | KeyboardInterrupt) -> None:
+        """Prints nothing: the error becomes the last line."""
+
 
 def choose_printer(form: OutputForm, model: Path, *, stream: bool, several: bool) -> Printer:
     """The printer for a form of output."""
@@ -171,6 +190,16 @@ def choose_printer(form: OutputForm, model: Path, *, stream: bool, several: bool
     if form == "jsonl":
         return JsonLinesPrinter(model)
     return TextPrinter(stream=stream, several=several)
+
+
+@contextmanager
+def answers_kept(printer: Printer) -> Iterator[None]:
+    """Has an error that ends the block print the answers that were given before it."""
+    try:
+        yield
+    except (Blip3vError, KeyboardInterrupt) as error:
+        printer.fail(error)
+        raise
 
 
 def print_answer(
@@ -201,21 +230,28 @@ def print_answer(
 
 def report(answers: Sequence[Answer], model: Path) -> None:
     """Says on stderr what made the answers (at least one): bundle, frames, tokens, times and memory, all together."""
-    backend, frames = answers[0].backend, answers[0].frames
-    talk(f"model: {model} ({backend})")
-    talk("frames: " + ", ".join(format_frame(index, time_s) for index, time_s in frames))
-    different = answers[0].num_different_frames
-    if different < len(frames):
-        talk(
-            f"different frames: {different} of {len(frames)}, because the clip is short; "
-            "a longer one shows the model more (docs/frames.md)"
-        )
+    talk(f"model: {model} ({answers[0].backend})")
+    _report_frames(answers[0])
     talk(f"tokens: {_tokens(answers)}")
     talk(f"time: {_times([answer.timings for answer in answers])}")
     own, decoder = _peaks()
     if own is not None:
         of_decoder = "" if decoder is None else f", and {format_bytes(decoder)} in the process that decodes the video"
         talk(f"memory: {format_bytes(own)} at the peak{of_decoder}")
+
+
+def _report_frames(answer: Answer) -> None:
+    frames, different = answer.frames, answer.num_different_frames
+    # Of several pictures the first alone is never chosen.
+    if len(frames) > 1 and set(frames) == {(0, None)}:
+        talk(f"frames: one picture, shown {len(frames)} times")
+        return
+    talk("frames: " + ", ".join(format_frame(index, time_s) for index, time_s in frames))
+    if different < len(frames):
+        talk(
+            f"different frames: {different} of {len(frames)}, because the clip is short; "
+            "a longer one shows the model more (docs/frames.md)"
+        )
 
 
 def _tokens(answers: Sequence[Answer]) -> str:
@@ -239,18 +275,16 @@ def _times(timings: Sequence[Timings]) -> str:
 
 def _as_dict(model: Path, question: str, answer: Answer) -> dict[str, Any]:
     """An answer for JSON: with its question, frames as objects, the time per token and the peak memory."""
-    own, decoder = _peaks()
     values = {"model": str(model), "question": question, **dataclasses.asdict(answer)}
     values["frames"] = [{"index": index, "time_s": time_s} for index, time_s in answer.frames]
     values["num_different_frames"] = answer.num_different_frames
     values["timings"]["per_token_s"] = answer.timings.per_token_s
-    values["peak_rss_bytes"] = None if own is None else own + (decoder or 0)
-    values["video_decoder_peak_rss_bytes"] = decoder
+    values["peak_rss_bytes"], values["video_decoder_peak_rss_bytes"] = _peaks()
     return values
 
 
 def _peaks() -> tuple[int | None, int | None]:
-    """Peak memory of this process and of the video decoder's, in bytes; their sum is an upper bound of both."""
+    """Peak memory of this process and of the one that decodes the video, in bytes; None if it is not known."""
     return peak_rss_bytes(), DecoderProcess.peak_rss_bytes()
 
 

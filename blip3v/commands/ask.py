@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from blip3v.commands.answers import Printer, choose_printer, print_answer, report
+from blip3v.commands.answers import Printer, answers_kept, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import interrupted_by_ctrl_c
 from blip3v.commands.local_models import download_option
 from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
@@ -25,7 +25,7 @@ from blip3v.commands.options import (
 )
 from blip3v.commands.output import quiet_option, talk_log
 from blip3v.commands.program import command_line
-from blip3v.commands.questions import Question, questions_of
+from blip3v.commands.questions import Question, from_stdin, questions_of
 from blip3v.errors import UsageError
 from blip3v.runtime import Answer, GenerationOptions, VideoLimits, VideoLM, VideoTokens
 
@@ -72,9 +72,10 @@ def command(
 
     The answer goes to stdout; the frames that the model saw and the timings go to stderr.
 
-    The video is encoded once for several questions, and each is answered for itself: `blip3v chat` is a conversation.
-    A single - as QUESTION takes them from stdin, one a line. Each answer then stands under its question; with --json
-    the object is {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its "type" says.
+    The video is encoded once for several questions, and each is answered on its own: `blip3v chat` is a conversation.
+    A single - as QUESTION takes them from stdin, one per line. With several questions, or with -, each answer stands
+    under its question, and --json prints {"answers": [...]}. With --jsonl a line is a "delta" or an "answer", as its
+    "type" says. With one question typed, --timeout is the limit of the video and the answer together.
 
     \b
     Examples:
@@ -92,8 +93,13 @@ def command(
     asked = questions_of(questions)
     folder = chosen_bundle(model)
     check_questions(folder, asked, options, system)
-    printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1)
-    with open_lm(folder, engine, limits) as lm, interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
+    printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1 or from_stdin(questions))
+    with (
+        open_lm(folder, engine, limits) as lm,
+        answers_kept(printer),
+        interrupted_by_ctrl_c() as cancel,
+        talk_log("blip3v.video.download"),
+    ):
         answers = _answer(lm, video, clip, asked, printer, options=options, system=system, cancel=cancel)
     report(answers, folder)
     printer.end()

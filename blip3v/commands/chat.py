@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from blip3v.commands.answers import Printer, choose_printer, print_answer, report
+from blip3v.commands.answers import Printer, answers_kept, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import cancelled_by_ctrl_c, interrupted_by_ctrl_c
 from blip3v.commands.failure import as_typed
 from blip3v.commands.local_models import download_option
@@ -27,6 +27,7 @@ from blip3v.commands.options import (
     url_options,
 )
 from blip3v.commands.output import quiet_option, talk, talk_log
+from blip3v.commands.program import command_line
 from blip3v.commands.questions import Question, stdin_questions
 from blip3v.errors import Blip3vError, CancelledError, RequestError, UsageError
 from blip3v.runtime import Answer, CancelToken, Chat, GenerationOptions, VideoLimits, VideoLM, VideoTokens
@@ -41,7 +42,21 @@ _COMMANDS = {
 }
 
 
-@click.command("chat", short_help="Talk about a video.")
+class _Chat(click.Command):
+    """Shows the line of ``ask`` where a question was typed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        typed = list(args)
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise UsageError(
+                "chat takes no question on the command line; type it at the prompt, pipe it in, or run: "
+                + command_line("ask", *typed)
+            )
+        return rest
+
+
+@click.command("chat", cls=_Chat, context_settings={"allow_extra_args": True}, short_help="Talk about a video.")
 @click.argument("video", type=click.Path())
 @model_option
 @download_option
@@ -64,10 +79,10 @@ def command(
 ) -> None:
     """Talk about VIDEO: a video or image file, a folder of images, or a URL with --allow-url.
 
-    A question knows the earlier questions and answers. Questions come from the terminal, or from a pipe, one a line;
-    empty lines are skipped. /reset forgets the conversation, /exit or Ctrl-D ends it, and Ctrl-C ends an answer and
-    takes its question back. With --json the object is {"answers": [...]}. With --jsonl a line is a "delta" or an
-    "answer", as its "type" says.
+    A question knows the earlier questions and answers. Questions come from the terminal, or from a pipe, one per line;
+    empty lines are skipped. /help lists the commands, /reset forgets the conversation, /exit or Ctrl-D ends it, and
+    Ctrl-C ends an answer and takes its question back. With --json the object is {"answers": [...]}. With --jsonl a line
+    is a "delta" or an "answer", as its "type" says.
 
     \b
     Examples:
@@ -87,7 +102,8 @@ def command(
         if on_terminal:
             talk("Ask about the video. /help lists the commands, Ctrl-D ends.")
         conversation = _Conversation(lm, encoded, printer, options=options, system=system, on_terminal=on_terminal)
-        conversation.run(_typed() if on_terminal else stdin_questions())
+        with answers_kept(printer):
+            conversation.run(_typed() if on_terminal else stdin_questions())
     if conversation.answers:
         report(conversation.answers, folder)
     printer.end()

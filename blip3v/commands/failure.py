@@ -18,7 +18,13 @@ from blip3v.publishing import in_words
 __all__ = ["Failure", "as_typed", "error_text", "failure_of", "has_printed", "print_json", "wants_json", "with_error"]
 
 # Library parameters whose options have other names.
-_OPTIONS = {"folder": "--output", "num_frames": "--frames", "num_video_tokens": "--tokens", "preset_name": "--preset"}
+_OPTIONS = {
+    "folder": "--output",
+    "num_frames": "--frames",
+    "num_video_tokens": "--tokens",
+    "preset_name": "--preset",
+    "timeout_s": "--timeout",
+}
 _JSON_OPTIONS = ("--json", "--jsonl")
 _SYSTEM_ERROR = 1
 _USAGE_ERROR = 2
@@ -87,7 +93,7 @@ def print_json(text: str) -> None:
         state[_PRINTED] = True
 
 
-def with_error(values: dict[str, Any], error: Blip3vError) -> dict[str, Any]:
+def with_error(values: dict[str, Any], error: Blip3vError | KeyboardInterrupt) -> dict[str, Any]:
     """The JSON values of a command whose result is also a failure: ``error`` is added, in the form of every command."""
     failure = failure_of(error)
     assert failure is not None, "an error of ours has something to tell"

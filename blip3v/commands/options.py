@@ -55,7 +55,7 @@ model_option = click.option(
     "-m",
     "--model",
     type=click.Path(path_type=Path),
-    help="Bundle, or its hub id.  [default: the only one in the current folder]",
+    help="Bundle, or its hub id.  [default: the only blip3v-* bundle in the current folder]",
 )
 
 system_option = click.option(
@@ -119,7 +119,7 @@ _GENERATION = {
         "--timeout",
         "timeout_s",
         type=float,
-        help="Time limit for an answer, in seconds; with one question, for the video too.",
+        help="Time limit in seconds, for encoding the video and for each answer.",
     ),
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from blip3v.errors import RequestError, UsageError
 
-__all__ = ["Question", "questions_of", "stdin_questions"]
+__all__ = ["Question", "from_stdin", "questions_of", "stdin_questions"]
 
 _STDIN = "-"
 _MAX_QUESTIONS = 1000
@@ -34,6 +34,11 @@ class Question:
             raise
 
 
+def from_stdin(arguments: Sequence[str]) -> bool:
+    """Whether the questions come from stdin, as many as it holds."""
+    return list(arguments) == [_STDIN]
+
+
 def questions_of(arguments: Sequence[str]) -> list[Question]:
     """The questions that were typed; ``-`` stands for those on stdin, which is read to its end.
 
@@ -41,10 +46,10 @@ def questions_of(arguments: Sequence[str]) -> list[Question]:
         UsageError: the words of a question without quotes around it, or no question on stdin.
         RequestError: an empty question, a line that cannot be read, or more than 1000 questions.
     """
-    if list(arguments) == [_STDIN]:
+    if from_stdin(arguments):
         questions = _all_of_stdin()
     elif _STDIN in arguments:
-        raise UsageError("- takes all questions from stdin, one a line; give it alone, or leave it out")
+        raise UsageError("- takes all questions from stdin, one per line; give it alone, or leave it out")
     elif len(arguments) == 1:
         questions = [Question(arguments[0])]
     else:
@@ -61,18 +66,21 @@ def stdin_questions() -> Iterator[Question]:
     """The lines of stdin as they come, without empty ones.
 
     Raises:
-        UsageError: stdin is closed.
+        UsageError: stdin is closed, or ends without a question.
         RequestError: a line that is too long or not UTF-8.
     """
     if sys.stdin is None:
-        raise UsageError("stdin is closed; give questions as arguments, or open it")
+        raise UsageError("stdin is closed; open it, or give questions as arguments of `blip3v ask`")
     stdin = sys.stdin.buffer
-    number = 0
+    number = num_questions = 0
     while line := stdin.readline(_MAX_LINE_BYTES + 1):
         number += 1
         question = Question(_decoded(line, number), f"line {number} of stdin")
         if question.text:
+            num_questions += 1
             yield question
+    if not num_questions:
+        raise UsageError("stdin has no question; write one per line, or give questions as arguments of `blip3v ask`")
 
 
 def _all_of_stdin() -> list[Question]:
@@ -81,8 +89,6 @@ def _all_of_stdin() -> list[Question]:
         if len(questions) == _MAX_QUESTIONS:
             raise RequestError(f"stdin has more than {_MAX_QUESTIONS} questions; ask them in several calls")
         questions.append(question)
-    if not questions:
-        raise UsageError("stdin has no question; write one a line, or give questions as arguments")
     return questions
 
 

@@ -81,7 +81,8 @@ class Deadline:
         left = self.remaining_s
         if left is not None and left <= 0:
             raise RequestTimeoutError(
-                f"the request took longer than timeout_s={self._timeout_s:g}; allow more time or fewer new tokens"
+                f"the request took longer than {self._timeout_s:g} s",
+                remedy="allow more time with `timeout_s`, or fewer tokens with `max_new_tokens`",
             )
 
     @contextmanager

@@ -74,10 +74,12 @@ class GenerationOptions:
         self._check_stop()
 
     def _check_choice(self) -> None:
-        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.seed):
+        given = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "seed": self.seed > 0}
+        names = [f"`{name}`" for name, is_given in given.items() if is_given]
+        if self.temperature == 0 and names:
             raise RequestError(
-                "top_p, top_k and seed have no effect at temperature 0, which takes the most likely token; "
-                "set temperature above 0 or leave them out"
+                "temperature is 0, which always takes the most likely token",
+                remedy=f"set `temperature` above 0, or leave out {' and '.join(names)}",
             )
 
     def _check_stop(self) -> None:
@@ -193,7 +195,7 @@ class Model:
             RequestError: a question that cannot be asked, or a conversation that becomes too long.
         """
         ids = [*open_ids, self.tokenizer.end_id, *continue_prompt(self.tokenizer, self.chat_template, question)]
-        new_tokens = _fit(self, held_tokens + len(ids), len(video), options)
+        new_tokens = _fit(self, held_tokens + len(ids), len(video), options, has_earlier_turns=True)
         return Request(video, ids, None, held_tokens, new_tokens, options)
 
     def _check_video(self, video: VideoTokens) -> None:
@@ -238,21 +240,31 @@ def _prompt(parts: _Prompted, question: str, system: str | None) -> Prompt:
     return build_prompt(parts.tokenizer, parts.chat_template, generation, messages)
 
 
-def _fit(parts: _Prompted, prompt_tokens: int, video_tokens: int, options: GenerationOptions) -> int:
+def _fit(
+    parts: _Prompted,
+    prompt_tokens: int,
+    video_tokens: int,
+    options: GenerationOptions,
+    *,
+    has_earlier_turns: bool = False,
+) -> int:
     """New tokens that a request may have.
 
     A limit that the caller set is kept or refused; the bundle's own default is cut to what the context leaves.
     """
     context = parts.config.text.max_context
-    asked = options.max_new_tokens
-    new_tokens = asked or max(1, min(parts.generation.max_new_tokens, context - prompt_tokens))
-    if prompt_tokens + new_tokens > context:
-        raise RequestError(
-            f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video) and {new_tokens} new ones were "
-            f"asked for: {prompt_tokens + new_tokens} in all; the context has {context}; "
-            "shorten the question, begin a new conversation, or lower max_new_tokens"
-        )
-    return new_tokens
+    new_tokens = options.max_new_tokens or min(parts.generation.max_new_tokens, context - prompt_tokens)
+    if prompt_tokens < context and prompt_tokens + new_tokens <= context:
+        return new_tokens
+    prompt = f"the prompt has {prompt_tokens} tokens ({video_tokens} of them video)"
+    ways = ["shorten the question", *(["begin a new conversation"] if has_earlier_turns else [])]
+    if prompt_tokens >= context:
+        message = f"{prompt}, which leaves no room for an answer: the context has {context}"
+    else:
+        total = prompt_tokens + new_tokens
+        message = f"{prompt} and {new_tokens} new ones were asked for: {total} in all; the context has {context}"
+        ways.append("lower `max_new_tokens`")
+    raise RequestError(message, remedy=f"{', '.join(ways)}, or raise `max_context` if it was lowered")
 
 
 def checked_options(options: object) -> GenerationOptions:

@@ -197,6 +197,11 @@ class _Sampler:
     def _check_not_empty(self, low: int, high: int, num_frames: int, end_s: float) -> None:
         if low < high:
             return
+        if self.start_s is not None and self.start_s >= end_s:
+            raise UsageError(
+                f"start is {self.start_s:g} s, and the video is {end_s:.3f} s long",
+                remedy="choose an earlier `start`",
+            )
         start = "the start" if self.start_s is None else f"{self.start_s:g} s"
         end = "the end" if self.end_s is None else f"{self.end_s:g} s"
         raise UsageError(

@@ -105,5 +105,8 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:
         raise CorruptVideoError(f"{name} is not an image of a supported format: {', '.join(_FORMATS)}") from error
+    except FileNotFoundError as error:
+        raise CorruptVideoError(f"{name} does not exist; check the path of each image") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise CorruptVideoError(f"{name} cannot be read as an image ({error}); replace or remove it") from error
+        why = getattr(error, "strerror", None) or error  # of the system's errors without its number and the path
+        raise CorruptVideoError(f"{name} cannot be read as an image ({why}); replace or remove it") from error

@@ -45,7 +45,10 @@ class VideoLimits:
                 f"max_memory_bytes is {self.max_memory_bytes}; the decoder alone needs {_LEAST_MEMORY_BYTES}"
             )
         if self.allow_private_url and not self.allow_url:
-            raise UsageError("allow_private_url has no effect alone", remedy="pass `allow_url=True` too")
+            raise UsageError(
+                "downloads from private addresses are allowed, and downloads are not",
+                remedy="`allow_private_url=True` has no effect alone: pass `allow_url=True` too",
+            )
 
     def check_pixels(self, width: int, height: int) -> None:
         """Refuses a picture of more than ``max_pixels``.

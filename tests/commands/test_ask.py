@@ -23,10 +23,20 @@ from film_server import serving
 from PIL import Image
 
 from blip3v import cli
+from blip3v.commands.answers import JsonLinesPrinter
 from blip3v.commands.ask import command
 from blip3v.commands.opening import default_bundle
-from blip3v.errors import ArtifactMissingError, RequestError, UsageError, VideoError
-from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens, opening, video_encoding, video_lm
+from blip3v.errors import ArtifactMissingError, RequestError, RequestTimeoutError, UsageError, VideoError
+from blip3v.runtime import (
+    AnswerStream,
+    Delta,
+    GenerationOptions,
+    VideoLM,
+    VideoTokens,
+    opening,
+    video_encoding,
+    video_lm,
+)
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
 
@@ -156,6 +166,24 @@ def test_json_of_several_questions_is_one_object(bundle_path: Path, lm: VideoLM)
     assert [answer["timings"]["file_decode_s"] > 0 for answer in found["answers"]] == [True, False, False]
 
 
+def test_json_keeps_the_answers_before_an_error(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A time limit at the last question threw away the answers to all others."""
+    stream = VideoLM.stream
+
+    def slow_at_the_last(lm: VideoLM, video: Any, question: str, **further: Any) -> AnswerStream:
+        if question == SEVERAL[-1]:
+            raise RequestTimeoutError("the request took longer than 3 s")
+        return stream(lm, video, question, **further)
+
+    monkeypatch.setattr(VideoLM, "stream", slow_at_the_last)
+    assert cli._run(["ask", CLIP, *SEVERAL, "-m", str(bundle_path), "--json"]) == 8
+    found = json.loads(capsys.readouterr().out)
+    assert [answer["question"] for answer in found["answers"]] == SEVERAL[:-1]
+    assert found["error"]["message"] == "question 3: the request took longer than 3 s"
+
+
 @pytest.mark.parametrize("questions", [SEVERAL[:1], SEVERAL], ids=["one", "several"])
 def test_json_lines_are_the_pieces_and_the_answers(bundle_path: Path, questions: list[str]) -> None:
     lines = _ask(CLIP, *questions, "-m", str(bundle_path), "--jsonl", "--logprobs", "0").stdout.splitlines()
@@ -178,7 +206,59 @@ def test_questions_come_from_stdin_one_a_line(bundle_path: Path, lm: VideoLM) ->
     assert [(answer["question"], answer["text"]) for answer in found["answers"]] == [
         (question, lm.ask(CLIP, question).text) for question in questions
     ]
-    assert _ask(CLIP, "-", "-m", str(bundle_path), stdin="Why?\n").stdout == lm.ask(CLIP, "Why?").text + "\n"
+
+
+def test_one_question_on_stdin_has_the_form_of_several(bundle_path: Path, lm: VideoLM) -> None:
+    """With one line --json printed the bare answer: what read the output had to know how many lines there were."""
+    text = lm.ask(CLIP, "Why?").text
+    assert _ask(CLIP, "-", "-m", str(bundle_path), stdin="Why?\n").stdout == f"Why?\n{text}\n"
+    found = json.loads(_ask(CLIP, "-", "-m", str(bundle_path), "--json", stdin="Why?\n").stdout)
+    assert [(answer["question"], answer["text"]) for answer in found.pop("answers")] == [("Why?", text)]
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (
+            "--seed 3",
+            8,
+            "temperature is 0, which always takes the most likely token; "
+            "set --temperature above 0, or leave out --seed",
+        ),
+        ("--top-p 0.5 --top-k 2", 8, "set --temperature above 0, or leave out --top-p and --top-k"),
+        (
+            "--timeout 0.001",
+            8,
+            "the request took longer than 0.001 s; "
+            "allow more time with --timeout, or fewer tokens with --max-new-tokens",
+        ),
+        (
+            "--allow-private-url",
+            2,
+            "downloads from private addresses are allowed, and downloads are not; "
+            "--allow-private-url has no effect alone: pass --allow-url too",
+        ),
+        (
+            "--max-context 27",
+            8,
+            "the prompt has 27 tokens (8 of them video), which leaves no room for an answer: the context has 27; "
+            "shorten the question, or raise --max-context if it was lowered",
+        ),
+        (
+            "--max-context 40 --max-new-tokens 20",
+            8,
+            "shorten the question, lower --max-new-tokens, or raise --max-context if it was lowered",
+        ),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_refusals_speak_of_options(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str], options: str, code: int, says: str
+) -> None:
+    """They named the library's parameters, those that were not given too, and a prompt without room asked for one."""
+    assert cli._run(["ask", CLIP, "Why?", "-m", str(bundle_path), *options.split()]) == code
+    assert capsys.readouterr().err.endswith(f"{says}\n")
 
 
 @pytest.fixture
@@ -202,7 +282,7 @@ def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
         (["none.mp4", "Why?"], VideoError, "none.mp4 cannot be opened"),
         ([".", "Why?"], VideoError, "contains no images"),
         ([CLIP, "Why?", "--temperature", "-1"], RequestError, "temperature"),
-        ([CLIP, "Why?", "--top-k", "5"], RequestError, "no effect at temperature 0"),
+        ([CLIP, "Why?", "--top-k", "5"], RequestError, "leave out `top_k`$"),
         ([CLIP, "Why?", "--timeout", "0"], RequestError, "timeout_s"),
         ([CLIP, "Why?", "--start", "-1"], UsageError, "start is -1"),
         ([CLIP, "Why?", "--start", "2", "--end", "1"], UsageError, "not after start"),
@@ -286,12 +366,20 @@ def test_quiet_leaves_the_answer_alone(bundle_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process its peak")
-def test_the_memory_includes_the_process_that_decodes(bundle_path: Path) -> None:
-    """Its memory was left out: 150 MiB for a film in 1080p."""
+def test_each_process_has_its_own_peak(bundle_path: Path) -> None:
+    """``peak_rss_bytes`` was the sum of both, so that who added the two counted the decoder twice."""
     found = json.loads(_ask(CLIP, QUESTION, "-m", str(bundle_path), "--json").stdout)
     assert found["video_decoder_peak_rss_bytes"] > 20 * 2**20
-    own = found["peak_rss_bytes"] - found["video_decoder_peak_rss_bytes"]
-    assert own == pytest.approx(peak_rss_bytes(), rel=0.1)
+    assert found["peak_rss_bytes"] == pytest.approx(peak_rss_bytes(), rel=0.05)
+
+
+def test_json_lines_leave_out_pieces_that_carry_nothing(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An answer that a stop token ended had a last "delta" without text and without a token."""
+    printer = JsonLinesPrinter(bundle_path)
+    for piece in (Delta("", 7), Delta("so", 8), Delta("me", None), Delta("", None)):
+        printer.piece(piece)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["text"], line["token_id"]) for line in lines] == [("", 7), ("so", 8), ("me", None)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
@@ -331,6 +419,7 @@ def test_help_has_examples_and_defaults() -> None:
     text = _ask("--help").stdout
     assert text.count("blip3v ask ") == 5
     assert "[default: 0.0]" in text
+    assert "[default: the only blip3v-* bundle in the current folder]" in " ".join(text.split())
 
 
 @pytest.fixture
@@ -352,6 +441,19 @@ def test_frames_without_times_and_how_many_differ(bundle_path: Path, pictures: P
     assert found["frames"] == [{"index": 2, "time_s": None}] * 4
     assert found["num_different_frames"] == 1
     assert "different frames" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
+
+
+def test_one_picture_is_no_short_clip(bundle_path: Path, pictures: Path) -> None:
+    """It was told to be a clip that should be longer."""
+    said = _ask(str(pictures / "1.png"), QUESTION, "-m", str(bundle_path)).stderr
+    assert "frames: one picture, shown 4 times\n" in said
+    assert "different frames" not in said
+
+
+def test_a_start_after_the_end(bundle_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was that no frame lies between 50 s and the end."""
+    assert cli._run(["ask", CLIP, QUESTION, "-m", str(bundle_path), "--start", "50"]) == 2
+    assert capsys.readouterr().err == "error: start is 50 s, and the video is 4.800 s long; choose an earlier --start\n"
 
 
 def test_a_frame_rate_gives_a_folder_times(bundle_path: Path, pictures: Path) -> None:

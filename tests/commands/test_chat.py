@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from blip3v import cli
 from blip3v.commands.chat import command
 from blip3v.errors import RequestError, UsageError, VideoError
 from blip3v.runtime import GenerationOptions, VideoLM
@@ -78,7 +80,45 @@ def test_json_and_json_lines(bundle_path: Path, lm: VideoLM) -> None:
     for each in (found["answers"], answers):
         assert [(answer["question"], answer["text"]) for answer in each] == _conversation(lm, QUESTIONS)
         assert [answer["timings"]["encode_s"] > 0 for answer in each] == [True, False, False]
-    assert json.loads(_chat("-m", str(bundle_path), "--json", stdin="").stdout) == {"answers": []}
+    assert json.loads(_chat("-m", str(bundle_path), "--json", stdin="/exit\n").stdout) == {"answers": []}
+
+
+def test_a_question_as_an_argument_is_one_for_ask() -> None:
+    """It was click's "Got unexpected extra argument"."""
+    with pytest.raises(UsageError) as caught:
+        CliRunner().invoke(command, [CLIP, "-q", "Which way?"], catch_exceptions=False)
+    assert str(caught.value) == (
+        "chat takes no question on the command line; type it at the prompt, pipe it in, or run: "
+        f"blip3v ask {CLIP} -q 'Which way?'"
+    )
+
+
+@pytest.mark.parametrize("stdin", ["", " \n\n"])
+def test_stdin_without_a_question_is_refused(bundle_path: Path, stdin: str) -> None:
+    """It ended in silence with exit code 0, and `ask -` with 2."""
+    with pytest.raises(UsageError, match=r"^stdin has no question; write one per line"):
+        _chat("-m", str(bundle_path), stdin=stdin)
+
+
+def test_json_keeps_the_answers_before_an_error(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad line threw away all earlier answers."""
+    lines = f"{QUESTIONS[0]}\n{QUESTIONS[1]}\n<|end|>\n{QUESTIONS[2]}\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert cli._run(["chat", CLIP, "-m", str(bundle_path), "--json", "--max-new-tokens", "8"]) == 8
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert [answer["question"] for answer in found["answers"]] == QUESTIONS[:2]
+    assert (found["error"]["type"], found["error"]["exit_code"]) == ("RequestError", 8)
+    assert found["error"]["message"].startswith("line 3 of stdin: ")
+    assert printed.err.endswith(f"error: {found['error']['message']}\n")
+
+
+def test_help_names_the_command_that_lists_the_commands() -> None:
+    text = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+    assert "/help lists the commands" in text
+    assert "Time limit in seconds, for encoding the video and for each answer." in text
 
 
 @pytest.mark.parametrize(
@@ -108,7 +148,7 @@ def test_what_costs_nothing_is_checked_before_the_bundle_is_opened(
     [
         ("<|end|>", "^line 3 of stdin: .*special token"),
         ("/rest", "^line 3 of stdin: unknown command /rest; allowed: /help, /reset, /exit"),
-        ("why " * 400, "^line 3 of stdin: .*the context has 256"),
+        ("why " * 400, "^line 3 of stdin: .*the context has 256; shorten the question, begin a new conversation, or"),
     ],
     ids=["special", "command", "long"],
 )

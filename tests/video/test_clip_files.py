@@ -264,7 +264,8 @@ def test_pixels_are_the_clip_preprocessed(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"start_s": 99.0}, "60 frames from 0 to 2.400 s", id="past-the-end"),
+        pytest.param({"start_s": 99.0}, "start is 99 s, and the video is 2.400 s long", id="past-the-end"),
+        pytest.param({"start_s": 0.001, "end_s": 0.002}, "60 frames from 0 to 2.400 s", id="between-frames"),
         pytest.param({"start_s": -1.0}, "start is -1.0 s", id="negative"),
         pytest.param({"start_s": 1.0, "end_s": 1.0}, "not after start", id="backwards"),
         pytest.param({"end_s": float("nan")}, "end is nan", id="nan"),

@@ -82,6 +82,18 @@ def test_a_truncated_image_names_its_file(tmp_path: Path) -> None:
         load_clip(folder, num_frames=2, rule="uniform")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a folder is opened there with another error")
+def test_an_image_of_a_list_that_is_not_there(tmp_path: Path) -> None:
+    """It was an image that cannot be read ([Errno 2] No such file or directory: and the path again)."""
+    missing, folder = tmp_path / "nope.png", tmp_path / "folder.png"
+    folder.mkdir()
+    with pytest.raises(CorruptVideoError) as caught:
+        load_clip([missing], num_frames=2)
+    assert str(caught.value) == f"{missing} does not exist; check the path of each image"
+    with pytest.raises(CorruptVideoError, match=r"folder\.png cannot be read as an image \(Is a directory\)"):
+        load_clip([folder], num_frames=2)
+
+
 def test_grey_palette_and_alpha_become_rgb(tmp_path: Path) -> None:
     picture = Image.fromarray(numbered_picture(5))
     paths = []
@@ -179,7 +191,7 @@ def test_a_folder_that_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_part_without_pictures_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"5 frames from 0 to 5\.000 s"):
+    with pytest.raises(UsageError, match=r"start is 7 s, and the video is 5\.000 s long"):
         load_clip(np.zeros((5, 8, 8, 3), np.uint8), num_frames=2, start_s=7.0, fps=1.0)
 
 

@@ -11,6 +11,7 @@ Not here: what a link of the cache may lead to (``bundle/hub_links.py``).
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -121,8 +122,8 @@ def resolve(
         ArtifactError: it is of the other kind, which shows before the download; no connection, not enough disk space,
             or a broken cache.
     """
-    hub_id = HubId.parse(Path(name).as_posix())
-    if hub_id is None or Path(name).exists():
+    hub_id = HubId.parse(os.fspath(name))
+    if hub_id is None or os.path.exists(name):
         return Path(name)
     with _hub_errors(hub_id):
         folder, missing = _cached(hub_id, kind)

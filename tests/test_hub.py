@@ -19,7 +19,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from blip3v.bundle import verify_bundle
 from blip3v.errors import ArtifactError, ArtifactMissingError
-from blip3v.hub import Download, HubId, model_name, resolve
+from blip3v.hub import Download, HubId, HubKind, model_name, resolve
 
 ID = "acme/video"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -232,10 +232,11 @@ def test_a_model_of_the_other_kind_is_refused_before_the_question_and_in_the_cac
     """`ask -m CHECKPOINT` advised a download of 8 GB, after which it said that it needs a bundle."""
     bundle = contents(write_fake_bundle(tmp_path / "bundle"))
     make_one = "is a checkpoint, and a bundle is needed; make one with `blip3v export -m acme/video`"
-    for files, wanted, right, says in (
+    cases: tuple[tuple[dict[str, bytes], HubKind, HubKind, str], ...] = (
         (dict(hub.files), "bundle", "checkpoint", f"acme/video {make_one}"),
         (bundle, "checkpoint", "bundle", "acme/video is a bundle, whose .*, and a checkpoint is needed; name the one"),
-    ):
+    )
+    for files, wanted, right, says in cases:
         hub.files, hub.commit = files, {"checkpoint": "a", "bundle": "b"}[right] * 40
         name = f"{ID}@{hub.commit}"
         hub.requests.clear()

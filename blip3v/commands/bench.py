@@ -19,7 +19,7 @@ from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport
 from blip3v.bench.run import check_clip, run_bench
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
 from blip3v.commands.completed_values import completes
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
 from blip3v.commands.tables import print_table
@@ -38,7 +38,7 @@ _CACHE = Path("blip3v-bench")
 
 
 @click.command("bench", short_help="Measure samples per second against the 1024-token baseline.")
-@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path), metavar="[BUNDLE]...")
+@click.argument("bundles", nargs=-1, type=MODEL_PATH, metavar="[BUNDLE]...")
 @click.option(
     "-w", "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Turns to discard first."
 )

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import print_made, quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
 from blip3v.commands.tables import print_table
@@ -36,7 +36,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @click.command("convert", short_help="Convert a released checkpoint to a model folder.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=MODEL_PATH)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder to create.  [default: MODEL-ENCODER-TOKENStok]"
 )
@@ -52,7 +52,7 @@ _DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 )
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path),
+    type=MODEL_PATH,
     help="Released folder, or its hub id, with the tokenizer for a .pt file.  [default: the source's own]",
 )
 @click.option(

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import blip3v
 from blip3v.commands.completed_values import completes
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
 from blip3v.commands.tables import print_table
@@ -31,9 +31,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "-m", "--model", type=click.Path(path_type=Path), required=True, help="Model folder or bundle, or its hub id."
-)
+@click.option("-m", "--model", type=MODEL_PATH, required=True, help="Model folder or bundle, or its hub id.")
 @click.option(
     "--questions",
     "num_questions",

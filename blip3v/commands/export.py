@@ -17,7 +17,7 @@ from rich.table import Table
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
 from blip3v.bundle.writer import check_target
 from blip3v.commands.completed_values import completes
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
 from blip3v.commands.output import print_made, quiet_option, talk_console
@@ -55,7 +55,7 @@ __all__ = ["command"]
 @click.option(
     "-m",
     "--model",
-    type=click.Path(path_type=Path),
+    type=MODEL_PATH,
     help="Model folder, or released checkpoint or its hub id.  [default: the trained one in the package]",
 )
 @click.option(

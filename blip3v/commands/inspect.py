@@ -15,7 +15,7 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.output import quiet_option, talk
 from blip3v.commands.tables import print_table
@@ -28,7 +28,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=MODEL_PATH)
 @download_option
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 @quiet_option

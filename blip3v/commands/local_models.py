@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from blip3v.commands.output import is_quiet, talk
 from blip3v.commands.program import command_line
-from blip3v.hub import Download, HubKind, resolve
+from blip3v.hub import Download, HubId, HubKind, resolve
 
-__all__ = ["download_option", "local_model"]
+__all__ = ["MODEL_PATH", "download_option", "local_model"]
 
 _DOWNLOAD = "blip3v.download"
+
+
+class _ModelPath(click.Path):
+    """A path, in which what was typed as one (./runs/model, runs/model/) stays one and is no hub id."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        is_typed_as_path = HubId.parse(str(value)) is None and HubId.parse(path.as_posix()) is not None
+        return path.absolute() if is_typed_as_path and not os.path.exists(path) else path
+
+
+MODEL_PATH = _ModelPath(path_type=Path)
 
 
 def _set_download(context: click.Context, option: click.Parameter, download: bool) -> None:

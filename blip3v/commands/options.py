@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from blip3v.bundle.precision import PRECISIONS
 from blip3v.commands.completed_values import completes
+from blip3v.commands.local_models import MODEL_PATH
 from blip3v.errors import UsageError
 from blip3v.runtime import GenerationOptions
 from blip3v.runtime.backends import AUTO, backend_names
@@ -54,7 +54,7 @@ backend_option = click.option(
 model_option = click.option(
     "-m",
     "--model",
-    type=click.Path(path_type=Path),
+    type=MODEL_PATH,
     help="Bundle, or its hub id.  [default: the only blip3v-* bundle in the current folder]",
 )
 

@@ -13,7 +13,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from blip3v.commands.completed_values import completes
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
 from blip3v.training.options import TrainOptions, check_data, check_options, check_output
@@ -71,7 +71,7 @@ class _Screen:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the run.  [default: runs/NAME]")
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=MODEL_PATH,
     help="Checkpoint to start from: a model folder, a released folder or its hub id, or a .pt file.",
 )
 @click.option("--data", help="JSON list of your own clips, in the format of the authors' code.")

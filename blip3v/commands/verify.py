@@ -10,7 +10,7 @@ import click
 
 from blip3v.bundle.verify import VerifyReport, verify_bundle
 from blip3v.commands.failure import print_json, with_error
-from blip3v.commands.local_models import download_option, local_model
+from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import quiet_option
 from blip3v.errors import ArtifactHashError
 from blip3v.units import format_count
@@ -19,7 +19,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=MODEL_PATH)
 @download_option
 @click.option("--json", "as_json", is_flag=True, default=False, show_default=True, help="Print one JSON object.")
 @quiet_option

@@ -163,3 +163,15 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(environment: dict[str, str]
         )
     assert (code, "-m blip3v verify acme/video --download" in shown) == (3, True), shown
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("typed", ["./acme/video", "acme/video/", "acme//video"])
+def test_what_was_typed_as_a_path_is_no_hub_id(
+    environment: dict[str, str], hub: Hub, tmp_path: Path, typed: str
+) -> None:
+    """`./runs/model --download` in the wrong folder fetched somebody's runs/model."""
+    with contextlib.chdir(tmp_path):
+        done = run(["verify", typed, "--download"], environment | {"PYTHONPATH": str(Path(cli.__file__).parents[1])})
+    assert done.returncode == 3
+    assert f"{tmp_path}/acme/video does not exist" in done.stderr
+    assert hub.requests == []

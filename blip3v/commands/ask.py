@@ -12,7 +12,7 @@ import click
 from blip3v.commands.answers import Printer, answers_kept, choose_printer, print_answer, report
 from blip3v.commands.ctrl_c import interrupted_by_ctrl_c
 from blip3v.commands.local_models import download_option
-from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
+from blip3v.commands.opening import check_form, check_questions, check_video, chosen_bundle, open_lm
 from blip3v.commands.options import (
     OutputForm,
     clip_options,
@@ -23,7 +23,7 @@ from blip3v.commands.options import (
     system_option,
     url_options,
 )
-from blip3v.commands.output import quiet_option, talk_log
+from blip3v.commands.output import quiet_option, talk_of_downloads
 from blip3v.commands.program import command_line
 from blip3v.commands.questions import Question, from_stdin, questions_of
 from blip3v.errors import UsageError
@@ -87,8 +87,7 @@ def command(
     """
     if stream and form != "text":
         raise UsageError(f"--stream has no effect with --{form}; leave one out")
-    if options.logprobs is not None and form == "text":
-        raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
+    check_form(form, options)
     check_video(video, clip, limits)
     asked = questions_of(questions)
     folder = chosen_bundle(model)
@@ -98,7 +97,7 @@ def command(
         open_lm(folder, engine, limits) as lm,
         answers_kept(printer),
         interrupted_by_ctrl_c() as cancel,
-        talk_log("blip3v.video.download"),
+        talk_of_downloads(),
     ):
         answers = _answer(lm, video, clip, asked, printer, options=options, system=system, cancel=cancel)
     report(answers, folder)

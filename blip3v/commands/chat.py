@@ -15,7 +15,7 @@ from blip3v.commands.answers import Printer, answers_kept, choose_printer, print
 from blip3v.commands.ctrl_c import cancelled_by_ctrl_c, interrupted_by_ctrl_c
 from blip3v.commands.failure import as_typed
 from blip3v.commands.local_models import download_option
-from blip3v.commands.opening import check_questions, check_video, chosen_bundle, open_lm
+from blip3v.commands.opening import check_form, check_questions, check_video, chosen_bundle, open_lm
 from blip3v.commands.options import (
     OutputForm,
     clip_options,
@@ -26,7 +26,7 @@ from blip3v.commands.options import (
     system_option,
     url_options,
 )
-from blip3v.commands.output import quiet_option, talk, talk_log
+from blip3v.commands.output import quiet_option, talk, talk_of_downloads
 from blip3v.commands.program import command_line
 from blip3v.commands.questions import Question, stdin_questions
 from blip3v.errors import Blip3vError, CancelledError, RequestError, UsageError
@@ -89,15 +89,14 @@ def command(
       blip3v chat examples/turn.mp4
       blip3v chat film.mp4 --system "Answer in one word." --start 10 --end 20
     """
-    if options.logprobs is not None and form == "text":
-        raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
+    check_form(form, options)
     check_video(video, clip, limits)
     folder = chosen_bundle(model)
     check_questions(folder, [Question("?")], options, system)
     on_terminal = sys.stdin is not None and sys.stdin.isatty()
     printer = choose_printer(form, folder, stream=True, several=not (on_terminal and sys.stdout.isatty()))
     with open_lm(folder, engine, limits) as lm:
-        with interrupted_by_ctrl_c() as cancel, talk_log("blip3v.video.download"):
+        with interrupted_by_ctrl_c() as cancel, talk_of_downloads():
             encoded = lm.encode(video, **clip, timeout_s=options.timeout_s, cancel=cancel)
         if on_terminal:
             talk("Ask about the video. /help lists the commands, Ctrl-D ends.")

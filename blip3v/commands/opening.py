@@ -9,18 +9,29 @@ from typing import Any
 
 from blip3v.bundle import open_bundle
 from blip3v.commands.local_models import local_model
+from blip3v.commands.options import OutputForm
 from blip3v.commands.output import talk
 from blip3v.commands.questions import Question
 from blip3v.errors import UsageError
 from blip3v.runtime import GenerationOptions, OpenEstimate, VideoLM
-from blip3v.runtime.request import check_prompt
+from blip3v.runtime.request import checked_prompt
 from blip3v.video import VideoLimits
 from blip3v.video.source import check_path
 from blip3v.video_decoder.ranges import check_fps, check_range
 
-__all__ = ["check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
+__all__ = ["check_form", "check_questions", "check_video", "chosen_bundle", "default_bundle", "open_lm"]
 
 _EXPORT = "blip3v export --encoder tokenlearner"
+
+
+def check_form(form: OutputForm, options: GenerationOptions) -> None:
+    """Checks that what was asked for can be printed.
+
+    Raises:
+        UsageError: log-probabilities, which text has no place for.
+    """
+    if options.logprobs is not None and form == "text":
+        raise UsageError("--logprobs has no effect without --json or --jsonl; add one")
 
 
 def check_video(video: str, clip: Mapping[str, Any], limits: VideoLimits) -> None:
@@ -50,7 +61,7 @@ def check_questions(model: Path, questions: Sequence[Question], options: Generat
     bundle = open_bundle(model)
     for question in questions:
         with question.named():
-            check_prompt(bundle, question.text, options, system)
+            checked_prompt(bundle, question.text, options, system)
 
 
 def open_lm(model: Path, engine: Mapping[str, Any], limits: VideoLimits) -> VideoLM:

@@ -25,7 +25,7 @@ __all__ = [
     "quiet_option",
     "talk",
     "talk_console",
-    "talk_log",
+    "talk_of_downloads",
     "write_json",
 ]
 
@@ -74,9 +74,9 @@ def talk_console() -> Console:
 
 
 @contextmanager
-def talk_log(name: str) -> Iterator[None]:
-    """Makes what the library logs as ``name``, such as the progress of a download, talk while the block runs."""
-    logger, handler = logging.getLogger(name), _TalkHandler()
+def talk_of_downloads() -> Iterator[None]:
+    """Makes the progress of a video's download, which the library logs, talk while the block runs."""
+    logger, handler = logging.getLogger("blip3v.video.download"), _TalkHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -12,7 +12,7 @@ from blip3v.runtime.cache_budget import CacheShare
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.generation import AnswerStream, AnswerWriter, generate
 from blip3v.runtime.owner import ModelOwner
-from blip3v.runtime.request import GenerationOptions, Model, Request, checked_options
+from blip3v.runtime.request import GenerationOptions, Model, Request, checked_options, checked_prompt
 from blip3v.runtime.types import Answer, Delta, VideoTokens
 
 __all__ = ["Chat"]
@@ -103,7 +103,8 @@ class Chat:
 
     def _prepare(self, model: Model, question: str, options: GenerationOptions) -> Request:
         if not self._turns:
-            return model.first_request(self._video, question, options, self._system)
+            prompt = checked_prompt(model, question, options, self._system)
+            return model.first_request(self._video, prompt, options)
         return model.next_request(self._video, self._num_held, self._open_ids, question, options)
 
     def _turn(self, question: str, request: Request, number: int, deadline: Deadline) -> Generator[Delta, None, Answer]:

@@ -24,7 +24,7 @@ from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["GenerationOptions", "Model", "Request", "check_prompt", "checked_options", "checked_pairs"]
+__all__ = ["GenerationOptions", "Model", "Request", "checked_options", "checked_pairs", "checked_prompt"]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 256
@@ -165,17 +165,13 @@ class Model:
         spliced_tD: FloatArray = splice(embeds_tD, request.image_position, video_MD)
         return spliced_tD
 
-    def first_request(
-        self, video: VideoTokens, question: str, options: GenerationOptions, system: str | None = None
-    ) -> Request:
-        """A conversation's first question; ``system`` as for ``check_prompt``.
+    def first_request(self, video: VideoTokens, prompt: Prompt, options: GenerationOptions) -> Request:
+        """A conversation's first question, as ``checked_prompt`` returned it.
 
         Raises:
-            RequestError: video tokens of another encoder, a question or system text that cannot be asked, or one that
-                is too long.
+            RequestError: video tokens of another encoder, or too many of them for the context.
         """
         self._check_video(video)
-        prompt = _prompt(self, question, system)
         new_tokens = _fit(self, prompt.length(len(video)), len(video), options)
         return Request(video, prompt.ids, prompt.image_position, 0, new_tokens, options)
 
@@ -213,8 +209,8 @@ class Model:
             raise RequestError("the video tokens hold values that are not finite; encode the video again")
 
 
-def check_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> None:
-    """Checks a conversation's first question as ``Model.first_request`` does, in milliseconds and without its video.
+def checked_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> Prompt:
+    """The prompt of a conversation's first question, in milliseconds and before its video costs anything.
 
     Args:
         parts: an opened model, or a bundle.
@@ -225,8 +221,10 @@ def check_prompt(parts: _Prompted, question: str, options: GenerationOptions, sy
     Raises:
         RequestError: a question or system text that cannot be asked, or one that is too long.
     """
+    prompt = _prompt(parts, question, system)
     num_video_tokens = parts.config.num_video_tokens
-    _fit(parts, _prompt(parts, question, system).length(num_video_tokens), num_video_tokens, options)
+    _fit(parts, prompt.length(num_video_tokens), num_video_tokens, options)
+    return prompt
 
 
 def _prompt(parts: _Prompted, question: str, system: str | None) -> Prompt:

@@ -14,7 +14,7 @@ from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
 from blip3v.runtime.owner import ModelOwner
-from blip3v.runtime.request import GenerationOptions, Model, check_prompt, checked_options, checked_pairs
+from blip3v.runtime.request import GenerationOptions, Model, checked_options, checked_pairs, checked_prompt
 from blip3v.runtime.types import Answer, BackendReport, VideoTokens
 from blip3v.runtime.video_encoding import encode_video
 from blip3v.text.prompt import check_question
@@ -195,9 +195,9 @@ class VideoLM:
         check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
         with self._owner.lease() as model:
-            check_prompt(model, question, options, system)  # before the video costs anything
+            prompt = checked_prompt(model, question, options, system)
             tokens = _video_tokens(model, video, start, end, fps, deadline)
-            request = model.first_request(tokens, question, options, system)
+            request = model.first_request(tokens, prompt, options)
         return AnswerStream(answer_in_pieces(self._owner, request, deadline), self._owner.check_open)
 
     def ask_batch(
@@ -229,17 +229,16 @@ class VideoLM:
             return []
         deadline = Deadline(options.timeout_s, cancel)
         with self._owner.lease() as model:
-            for _, question in pairs:
-                check_prompt(model, question, options, system)
+            prompts = [checked_prompt(model, question, options, system) for _, question in pairs]
             encoded: dict[object, VideoTokens] = {}
             prepared = []
-            for video, question in pairs:
+            for (video, _), prompt in zip(pairs, prompts, strict=True):
                 key = os.fspath(video) if isinstance(video, (str, os.PathLike)) else id(video)
                 if key in encoded:
                     encoded[key] = encoded[key].without_timings()
                 else:
                     encoded[key] = _video_tokens(model, video, None, None, None, deadline)
-                prepared.append(model.first_request(encoded[key], question, options, system))
+                prepared.append(model.first_request(encoded[key], prompt, options))
             return answer_together(model, prepared, deadline)
 
     def chat(
@@ -253,7 +252,7 @@ class VideoLM:
     ) -> Chat:
         """Begins a conversation about a video, which is encoded now. Arguments and errors as for ``ask``."""
         with self._owner.lease() as model:
-            check_prompt(model, "?", GenerationOptions(), system)
+            checked_prompt(model, "?", GenerationOptions(), system)
             tokens = _video_tokens(model, video, start, end, fps, Deadline(None, None))
         return Chat(self._owner, tokens, system)
 

@@ -21,6 +21,7 @@ from blip3v.runtime.cache_budget import CacheBudget, CacheShare, default_limit
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.generation import answer_together
 from blip3v.runtime.host_cache import cache_bytes
+from blip3v.runtime.request import checked_prompt
 
 GIB = 2**30
 LONG = GenerationOptions(max_new_tokens=12, ignore_stop_token=True, logprobs=2)
@@ -90,7 +91,7 @@ def test_what_a_stream_holds_is_returned(small: VideoLM, video: VideoTokens, way
 
 def _num_tokens(lm: VideoLM, video: VideoTokens, question: str) -> int:
     with lm._owner.lease() as model:
-        return model.first_request(video, question, LONG).num_tokens
+        return model.first_request(video, checked_prompt(model, question, LONG), LONG).num_tokens
 
 
 def test_a_conversation_holds_what_it_has_written(small: VideoLM, video: VideoTokens) -> None:
@@ -162,7 +163,7 @@ def test_parts_of_a_batch_give_the_answers_of_the_whole(backend: str, lm: VideoL
     requests = [(video, QUESTIONS[i % 4]) for i in range(12)]
     whole = lm.ask_batch(requests, options=LONG)
     with lm._owner.lease() as model:
-        prepared = [model.first_request(video, question, LONG) for _, question in requests]
+        prepared = [model.first_request(video, checked_prompt(model, question, LONG), LONG) for _, question in requests]
         with model.caches.take(0, 0) as rest:
             rest.resize(1, model.caches.limit_bytes // model.caches.token_bytes - 5 * 80)
             parts = answer_together(model, prepared, Deadline())

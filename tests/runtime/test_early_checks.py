@@ -10,7 +10,7 @@ import pytest
 from blip3v.bundle import open_bundle
 from blip3v.errors import RequestError, UsageError
 from blip3v.runtime import GenerationOptions, VideoLM, opening, video_encoding
-from blip3v.runtime.request import check_prompt
+from blip3v.runtime.request import checked_prompt
 
 LONG = GenerationOptions(max_new_tokens=250)
 
@@ -49,10 +49,10 @@ def test_a_question_is_checked_before_its_video(
 
 def test_a_bundle_checks_a_question_like_the_opened_model(lm: VideoLM, bundle_path: Any, film: np.ndarray) -> None:
     bundle = open_bundle(bundle_path)
-    check_prompt(bundle, "Why?", GenerationOptions())
+    checked_prompt(bundle, "Why?", GenerationOptions())
     for question, options in ((" ", GenerationOptions()), ("<|end|>", GenerationOptions()), ("Why?", LONG)):
         with pytest.raises(RequestError) as early:
-            check_prompt(bundle, question, options)
+            checked_prompt(bundle, question, options)
         with pytest.raises(RequestError) as late:
             lm.ask(film, question, options=options)
         assert str(early.value) == str(late.value)

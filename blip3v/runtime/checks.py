@@ -11,7 +11,7 @@ from typing import cast
 
 from blip3v.errors import RequestError, UsageError
 
-__all__ = ["check_number", "check_timeout", "check_whole", "checked_path", "shown"]
+__all__ = ["check_number", "check_timeout", "check_whole", "checked_path", "is_whole", "shown"]
 
 _LARGEST = sys.float_info.max
 
@@ -22,10 +22,15 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
     Raises:
         RequestError: with the value.
     """
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or cast("int", value) < low or (high is not None and cast("int", value) > high):
+    if not is_whole(value, low, high):
         span = f"at least {low}" if high is None else f"{low} to {high}"
         raise RequestError(f"{name} is {shown(value)}; a whole number, {span}, is expected")
+
+
+def is_whole(value: object, low: int, high: int | None = None) -> bool:
+    """Whether ``value`` is an ``int`` from ``low`` to ``high``; None: without an upper bound."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return is_int and low <= cast("int", value) and (high is None or cast("int", value) <= high)
 
 
 def check_number(name: str, value: object, span: str, allowed: Callable[[float], bool]) -> None:

@@ -26,7 +26,7 @@ from blip3v.runtime.backends import (
     parse_backends,
 )
 from blip3v.runtime.cache_budget import CacheBudget, default_limit
-from blip3v.runtime.checks import shown
+from blip3v.runtime.checks import is_whole, shown
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
 from blip3v.units import format_bytes, format_duration
@@ -198,7 +198,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def _check_count(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and not is_whole(value, 1):
         raise UsageError(f"{name} is {shown(value)}; a whole number of at least 1 is expected")
 
 

@@ -39,11 +39,20 @@ _LIMITS: dict[FloatDType, float] = {"float16": 65504.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Island:
-    """Weights stored in a different format from the rest of their graph."""
+    """Weights stored in a different format from the rest of their graph.
+
+    Raises:
+        ConfigError: an island without a pattern.
+    """
 
     name: str
-    parameters: tuple[str, ...]  # patterns of parameter names, with the wildcards * and ?
+    parameters: tuple[str, ...] = ()  # patterns of parameter names, with the wildcards * and ?
+    nodes: tuple[str, ...] = ()  # patterns of the names of the graph's matrix products, as in ``/layers.3.*/MatMul``
     weights: str  # their format
+
+    def __post_init__(self) -> None:
+        if not self.parameters and not self.nodes:
+            raise ConfigError(f"precision: the island {self.name} has no pattern; give parameters or nodes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +60,12 @@ class GraphPrecision:
     """The precision of one graph, as far as its file determines it."""
 
     name: str  # of its entry in ``PRECISIONS``
-    weights: str  # format of the matrices: float32 or float16
-    activations: str  # format in which matrix products take their inputs: float32 or float16
+    weights: str  # format of the matrices, a key of ``export/weight_formats.WEIGHT_FORMATS``
+    activations: str  # what the graph gives to matrix products: float32, float16, or int8 with a scale per tensor
     io: FloatDType  # of inputs and outputs that ``graph_io`` marks ``compute``, and of values between nodes
     cache: FloatDType | None  # of keys and values; None: the graph has no cache
-    islands: tuple[Island, ...] = ()  # the first that matches a parameter applies
+    islands: tuple[Island, ...] = ()  # the first that matches a parameter or its matrix product applies
+    group_size: int | None = None  # weights of an output channel that share a scale in block formats; None: none are
 
     @property
     def activation_limit(self) -> float | None:
@@ -63,19 +73,26 @@ class GraphPrecision:
         return _LIMITS.get(self.io)
 
     @property
-    def tolerance(self) -> Tolerance:
-        """How far a graph of this precision may deviate from the fp32 PyTorch reference."""
+    def tolerance(self) -> Tolerance | None:
+        """How far the graph may deviate from the fp32 PyTorch reference; None: the accuracy report decides."""
         return PRECISIONS[self.name].tolerance
 
-    def format_of(self, names: Iterable[str]) -> str:
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the matrices are stored in integers."""
+        return self.weights not in ITEM_BYTES
+
+    def format_of(self, names: Iterable[str], nodes: Iterable[str] = ()) -> str:
         """The format of a weight.
 
         Args:
             names: every name of the parameter; a weight shared by two modules has two.
+            nodes: names of the matrix products that take it.
         """
-        known = list(names)
+        known, products = list(names), list(nodes)
         for island in self.islands:
-            if any(fnmatchcase(name, pattern) for name in known for pattern in island.parameters):
+            by_name = any(fnmatchcase(name, pattern) for name in known for pattern in island.parameters)
+            if by_name or any(fnmatchcase(name, pattern) for name in products for pattern in island.nodes):
                 return island.weights
         return self.weights
 
@@ -128,8 +145,11 @@ class Precision:
     @property
     def name(self) -> str:
         """``fp16``, or ``video_encoder=fp16,decoder=fp32`` if the graphs differ; ``parse`` reads both."""
-        names = {spec.name for spec in self.graphs.values()}
-        return names.pop() if len(names) == 1 else ",".join(f"{graph}={x.name}" for graph, x in self.graphs.items())
+        own = {graph: spec.name for graph, spec in self.graphs.items()}
+        for name, entry in PRECISIONS.items():
+            if own == {"video_encoder": entry.video_encoder.name, "decoder": entry.decoder.name}:
+                return name
+        return ",".join(f"{graph}={name}" for graph, name in own.items())
 
     @property
     def file_name(self) -> str:
@@ -155,11 +175,18 @@ class NamedPrecision:
 
     video_encoder: GraphPrecision
     decoder: GraphPrecision
-    tolerance: Tolerance
+    tolerance: Tolerance | None  # None: the accuracy report decides
 
 
 # A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again for every frame.
 _SCAN = Island(name="scan", parameters=("temporal.encoder.*",), weights="float32")
+# Small, or sensitive, or both: half precision, widened when the graph opens.
+_HALF = (
+    Island(name="resampler attention", parameters=("vision_tokenizer.layers.*.0.*",), weights="float16-stored"),
+    Island(name="temporal encoder", parameters=("temporal.*",), weights="float16-stored"),
+    Island(name="projection", parameters=("vision_tokenizer.projection.*",), weights="float16-stored"),
+)
+_HEAD = Island(name="head", parameters=("lm_head",), weights="int8-block")
 # Half precision is too coarse for the bias of the largest logits.
 _LOGITS_BIAS = Island(name="logits_bias", parameters=("lm_head_bias",), weights="float32")
 
@@ -190,5 +217,48 @@ PRECISIONS: dict[str, NamedPrecision] = {
             cosine=0.999,
             reason="weights and activations have 11 bits: 5e-4 per rounding, which accumulates over the layers",
         ),
+    ),
+    "int8": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="int8", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
+        ),
+        decoder=GraphPrecision(name="int8", weights="int8", activations="int8", io="float32", cache="float32"),
+        tolerance=None,
+    ),
+    "int8-weight": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="int8-weight",
+            weights="int8-block",
+            activations="float32",
+            io="float32",
+            cache=None,
+            islands=_HALF,
+            group_size=128,
+        ),
+        decoder=GraphPrecision(
+            name="int8-weight",
+            weights="int8-block",
+            activations="float32",
+            io="float32",
+            cache="float32",
+            group_size=128,
+        ),
+        tolerance=None,
+    ),
+    # 4-bit weights gain nothing in the video encoder, whose time goes into arithmetic: it is int8.
+    "int4": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="int8", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
+        ),
+        decoder=GraphPrecision(
+            name="int4",
+            weights="int4-block",
+            activations="float32",
+            io="float32",
+            cache="float32",
+            islands=(_HEAD,),
+            group_size=128,
+        ),
+        tolerance=None,
     ),
 }

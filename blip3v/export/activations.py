@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.export.decoder_graph import CacheState, DecoderGraph, ReferenceAttention
-from blip3v.export.layerwise import one_layer
 from blip3v.export.precision import TORCH_DTYPES, cast
 from blip3v.export.video_encoder_graph import VideoEncoderGraph
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.model.language import head_matrix
+from blip3v.model.layerwise import one_layer
 from blip3v.model.weights import fill
 
 __all__ = ["decoder_ranges", "video_encoder_ranges"]

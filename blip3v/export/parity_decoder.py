@@ -22,10 +22,10 @@ from blip3v.bundle.graph_io import decoder_io
 from blip3v.bundle.precision import GraphPrecision, Tolerance
 from blip3v.config import ModelConfig
 from blip3v.export.activations import decoder_ranges
-from blip3v.export.layerwise import layerwise_logits
 from blip3v.export.parity import PARITY_BACKEND, Comparison, TokenCheck, compare, count_tokens
 from blip3v.export.parity_video import VideoCheck
 from blip3v.model.language import embedding_table
+from blip3v.model.layerwise import layerwise_logits
 from blip3v.runtime.backends import Decoder, GraphFile, get_backend
 from blip3v.runtime.cancellation import Deadline
 from blip3v.text.prompt import Prompt, splice

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from export_models import WINDOWED, embeddings, small_config, uncached_logits
 
-from blip3v.export.layerwise import layerwise_logits
+from blip3v.model.layerwise import layerwise_logits
 from blip3v.model.weights import random_model
 
 

@@ -180,13 +180,16 @@ class NamedPrecision:
 
 # A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again for every frame.
 _SCAN = Island(name="scan", parameters=("temporal.encoder.*",), weights="float32")
-# Small, or sensitive, or both: half precision, widened when the graph opens.
+# Small, or sensitive, or both: half precision, widened when the graph opens. OpenVINO cannot widen what a Scan takes.
 _HALF = (
+    _SCAN,
     Island(name="resampler attention", parameters=("vision_tokenizer.layers.*.0.*",), weights="float16-stored"),
     Island(name="temporal encoder", parameters=("temporal.*",), weights="float16-stored"),
     Island(name="projection", parameters=("vision_tokenizer.projection.*",), weights="float16-stored"),
 )
 _HEAD = Island(name="head", parameters=("lm_head",), weights="int8-block")
+# Turns the inputs into the basis of a rotated residual stream; applied once, and exact.
+_ROTATION = Island(name="rotation", parameters=("rotation",), weights="float32")
 # Half precision is too coarse for the bias of the largest logits.
 _LOGITS_BIAS = Island(name="logits_bias", parameters=("lm_head_bias",), weights="float32")
 
@@ -222,7 +225,9 @@ PRECISIONS: dict[str, NamedPrecision] = {
         video_encoder=GraphPrecision(
             name="int8", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
         ),
-        decoder=GraphPrecision(name="int8", weights="int8", activations="int8", io="float32", cache="float32"),
+        decoder=GraphPrecision(
+            name="int8", weights="int8", activations="int8", io="float32", cache="float32", islands=(_ROTATION,)
+        ),
         tolerance=None,
     ),
     "int8-weight": NamedPrecision(
@@ -241,6 +246,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
             activations="float32",
             io="float32",
             cache="float32",
+            islands=(_ROTATION,),
             group_size=128,
         ),
         tolerance=None,
@@ -256,7 +262,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
             activations="float32",
             io="float32",
             cache="float32",
-            islands=(_HEAD,),
+            islands=(_ROTATION, _HEAD),
             group_size=128,
         ),
         tolerance=None,

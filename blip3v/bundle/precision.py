@@ -73,14 +73,21 @@ class GraphPrecision:
         return _LIMITS.get(self.io)
 
     @property
-    def tolerance(self) -> Tolerance | None:
-        """How far the graph may deviate from the fp32 PyTorch reference; None: the accuracy report decides."""
-        return PRECISIONS[self.name].tolerance
+    def tolerance(self) -> Tolerance:
+        """How far the graph, which is not quantised, may deviate from the fp32 PyTorch reference."""
+        tolerance = PRECISIONS[self.name].tolerance
+        assert tolerance is not None, "a quantised graph has an accuracy report instead"
+        return tolerance
 
     @property
     def is_quantized(self) -> bool:
         """Whether the matrices are stored in integers."""
         return self.weights not in ITEM_BYTES
+
+    @property
+    def embeddings(self) -> FloatDType:
+        """Dtype of a decoder's embedding table, whose rows become ``io`` when they are read."""
+        return "float16" if self.is_quantized else self.io
 
     def format_of(self, names: Iterable[str], nodes: Iterable[str] = ()) -> str:
         """The format of a weight.
@@ -136,6 +143,11 @@ class Precision:
                 f"{','.join(f'{graph}={name}' for graph, name in zip(graphs, PRECISIONS, strict=False))}"
             )
         return cls(**{graph: getattr(PRECISIONS[name], graph) for graph, name in chosen.items()})
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether a graph stores its matrices in integers."""
+        return any(spec.is_quantized for spec in self.graphs.values())
 
     @property
     def graphs(self) -> dict[str, GraphPrecision]:

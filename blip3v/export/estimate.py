@@ -60,7 +60,7 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     counts = {name: sum(x.numel() for x in weights) for name, weights in parameters.items()}
     counts["embeddings"] = config.text.num_logits * config.text.hidden_size
     stored = {name: sum(_stored_bytes(x, spec) for x in parameters[name]) for name, spec in precision.graphs.items()}
-    disk_bytes = sum(stored.values()) + counts["embeddings"] * ITEM_BYTES[precision.decoder.io]
+    disk_bytes = sum(stored.values()) + counts["embeddings"] * ITEM_BYTES[precision.decoder.embeddings]
     # Weights are written one by one, and each is held as read, as stored, and as bytes.
     read = {**parameters, "decoder": list(language.values())}  # the token embedding too
     memory_bytes = _BASE_BYTES + max(

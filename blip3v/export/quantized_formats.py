@@ -28,13 +28,14 @@ from torch import Tensor
 from blip3v.calibration.plan import Plan
 from blip3v.calibration.quantized import QuantizedMatrix, group_of
 from blip3v.errors import ExportError
+from blip3v.export.passes import PACKED_INT4
 from blip3v.export.weight_formats import StoredTensor, Weight
 
-__all__ = ["BLOCK_SCALES", "BLOCK_VALUES", "PACKED_INT4", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "unpacked"]
+__all__ = ["BLOCK_SCALES", "BLOCK_VALUES", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "unpacked"]
 
 # Suffixes of the stored tensors.
 VALUES, SCALES = ".int8", ".scales"
-BLOCK_VALUES, PACKED_INT4, BLOCK_SCALES = ".int8_blocks", ".int4_blocks", ".block_scales"
+BLOCK_VALUES, BLOCK_SCALES = ".int8_blocks", ".block_scales"
 
 _ZERO, _FIRST_AXIS = "int8_zero", "first_axis"  # constants that all static products share
 _CONTRIB = "com.microsoft"
@@ -140,7 +141,8 @@ def unpacked(values: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
     """Returns the values (N, g, S) of a stored block format, in [-128, 127] or [-8, 7]."""
     if bits == 4:
         values = np.stack((values & 15, values >> 4), axis=-1).reshape(*values.shape[:2], -1)
-    return (values.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    signed: NDArray[np.int8] = (values.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return signed
 
 
 def _packed(matrix: QuantizedMatrix, group_size: int) -> NDArray[np.uint8]:
@@ -178,7 +180,7 @@ def _rounded_input(graph: ir.Graph, product: ir.Node, scale: float) -> ir.Value:
 
 
 def _with_three_axes(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
-    """Gives the inputs of a Gemm another axis: ONNX Runtime joins a product of two axes and a sum, and does not fuse."""
+    """Gives the input of a Gemm a third axis: ONNX Runtime joins a product of two axes with a sum instead of fusing."""
     axis = graph.initializers.get(_FIRST_AXIS) or _constant(graph, _FIRST_AXIS, np.array([0]))
     wide = _node("Unsqueeze", [gemm.inputs[0], axis], f"{gemm.name}.unsqueezed")
     product = _node("MatMul", [wide.outputs[0], gemm.inputs[1]], gemm.name)

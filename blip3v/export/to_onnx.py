@@ -158,7 +158,7 @@ def _sources(module: nn.Module, model: nn.Module, weights: Mapping[str, Tensor])
     aliases: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         aliases[id(parameter)].append(name)
-    sources = {}
+    sources: dict[str, WeightSource] = {}
     for identity in aliases.keys() & released.keys():
         load = functools.partial(_fp32, weights, released[identity])
         source = WeightSource(load, released[identity].rpartition(".")[0], tuple(aliases[identity]))

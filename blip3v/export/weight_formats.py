@@ -7,8 +7,8 @@
 A format says what it stores for a shape, without the weight; makes those tensors from a weight when the graph is
 written; and rewrites the graph so that they replace the weight. A floating-point dtype is the simple case: one tensor
 under the weight's own name, and nothing to rewrite. Each format is made for one weight, by its factory in
-``format_table.WEIGHT_FORMATS``. Not here: the formats in integers (``quantized_formats.py``), which weight has which format
-(``bundle/precision.py``), and where weights come from (``lazy_initializers.py``).
+``format_table.WEIGHT_FORMATS``. Not here: the formats in integers (``quantized_formats.py``), which weight has which
+format (``bundle/precision.py``), and where weights come from (``lazy_initializers.py``).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from blip3v.model.weight_values import check_values, largest_value
 
 __all__ = [
     "FLOAT_FORMATS",
+    "HALF",
     "FloatFormat",
     "StoredTensor",
     "Weight",
@@ -38,6 +39,9 @@ __all__ = [
     "check_finite",
     "unrepresentable",
 ]
+
+
+HALF = ".half"  # suffix of what ``WidenedFormat`` stores
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,15 @@ class WidenedFormat(FloatFormat):
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, StoredTensor]:
         """See ``WeightFormat``."""
-        return {".half": StoredTensor(self.dtype, shape)}
+        return {HALF: StoredTensor(self.dtype, shape)}
 
     def store(self, weight: Tensor) -> Mapping[str, NDArray[Any]]:
         """See ``WeightFormat``."""
-        return {".half": super().store(weight)[""]}
+        return {HALF: super().store(weight)[""]}
 
     def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
         """Widens the weight in front of everything that uses it."""
-        node = ir.node("Cast", [stored[".half"]], attributes={"to": ir.DataType.FLOAT}, name=f"{weight.name}/Cast")
+        node = ir.node("Cast", [stored[HALF]], attributes={"to": ir.DataType.FLOAT}, name=f"{weight.name}/Cast")
         wide = node.outputs[0]
         wide.name, wide.shape, wide.dtype = f"{weight.name}.wide", weight.shape, ir.DataType.FLOAT
         graph.insert_before(graph[0], node)

@@ -81,8 +81,8 @@ class GraphPrecision:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the matrices are stored in integers."""
-        return self.weights not in ITEM_BYTES
+        """Whether an accuracy report takes the place of a tolerance, and calibration comes before the export."""
+        return PRECISIONS[self.name].tolerance is None
 
     @property
     def embeddings(self) -> FloatDType:
@@ -146,7 +146,7 @@ class Precision:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether a graph stores its matrices in integers."""
+        """Whether a graph is."""
         return any(spec.is_quantized for spec in self.graphs.values())
 
     @property

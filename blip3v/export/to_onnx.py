@@ -34,7 +34,7 @@ from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.language import head_bias, head_matrix
 from blip3v.model.weights import empty_model, fill_buffers
 
-__all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "save_graph", "video_encoder_to_onnx"]
+__all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "layer_names", "save_graph", "video_encoder_to_onnx"]
 
 OPSET = 24
 STAGE_PREFIX = "stage."
@@ -106,6 +106,16 @@ def decoder_to_onnx(
     if rotation_DD is not None:
         sources["rotation"] = WeightSource(lambda: rotation_DD, "rotation", ("rotation",))
     return _finish(graph, io, sources, precision, plan)
+
+
+def layer_names(config: ModelConfig) -> dict[str, dict[str, str]]:
+    """Returns, for each graph, the layer of every weight by the name that the weight has in the graph."""
+    model = empty_model(config)
+    decoder = DecoderGraph(model.lang_model, config.text, OnnxRuntimeAttention(config.text))
+    modules = {"video_encoder": VideoEncoderGraph(model), "decoder": decoder}
+    names = {graph: _sources(module, model, {}) for graph, module in modules.items()}
+    layers = {graph: {name: source.layer for name, source in sources.items()} for graph, sources in names.items()}
+    return layers | {"decoder": layers["decoder"] | {"lm_head": HEAD}}
 
 
 def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:

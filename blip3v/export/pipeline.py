@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 import blip3v
 from blip3v import strict_json
@@ -31,7 +33,9 @@ from blip3v.bundle import (
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
+from blip3v.export.cache_scales import prompt_cache_scales
 from blip3v.export.clip import film_clip, film_prompt
+from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.estimate import estimate
 from blip3v.export.parity import PARITY_BACKEND, ActivationRanges, ParityReport, tolerances
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
@@ -43,7 +47,7 @@ from blip3v.export.weight_check import check_weights
 from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import get_backend, stored_and_computed
 from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.text.prompt import Prompt
+from blip3v.text.prompt import Prompt, splice
 from blip3v.text.tokenizer import Tokenizer
 
 __all__ = ["ExportResult", "Progress", "export_bundle"]
@@ -80,6 +84,7 @@ def export_bundle(
     output: Path,
     *,
     precision: Precision = _DEFAULT,
+    cache_scales: CacheScales | None = None,
     check: bool = True,
     force: bool = False,
     progress: Progress = _silent,
@@ -91,13 +96,15 @@ def export_bundle(
         source: weights, config, tokenizer and the rest.
         output: the folder to create.
         precision: of each graph; fp16 unless given.
+        cache_scales: of a cache in int8, from calibration; None: taken from the prompt of the check.
         check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle.
         force: whether to replace an existing bundle.
         progress: called at each stage.
         on_parity: called with the parity report, passed or not.
 
     Raises:
-        UsageError: the folder exists, or the prompt of the check does not fit the model's context.
+        UsageError: the folder exists, the prompt of the check does not fit the model's context, or a cache in int8 has
+            neither scales nor a check to take them from.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
         ExportError: the weights do not fit ``precision``, or torch cannot make a graph.
@@ -105,13 +112,24 @@ def export_bundle(
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
+    in_int8 = precision.decoder.cache == "int8"
+    if cache_scales is not None and not in_int8:
+        raise UsageError(
+            f"`cache_scales` has no effect: the cache of {precision} is {precision.decoder.cache}",
+            remedy="choose a precision such as `precision='fp16+kv-int8'`, or leave `cache_scales` out",
+        )
+    if in_int8 and cache_scales is None and not check:
+        raise UsageError(
+            f"the precision {precision} needs the scales of its cache, which are taken from the clip of the check",
+            remedy="leave `check=False` out, or choose another cache",
+        )
     if check:
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer:
         if not source.provenance.random_init:  # generated weights are right, and take time to generate
             check_weights(source.weights, source.config, precision, partial(progress, "check the weights"))
-        job = _Job(source, writer.path, precision, check, progress)
+        job = _Job(source, writer.path, precision, cache_scales, check, progress)
         report, weights = job.graphs()
         job.small_files(report)
         if source.hashed_files:
@@ -136,11 +154,20 @@ def export_bundle(
 class _Job:
     """One export into a staging folder, one component at a time; weights are read when they are used."""
 
-    def __init__(self, source: ExportSource, folder: Path, precision: Precision, check: bool, progress: Progress):
+    def __init__(
+        self,
+        source: ExportSource,
+        folder: Path,
+        precision: Precision,
+        cache_scales: CacheScales | None,
+        check: bool,
+        progress: Progress,
+    ) -> None:
         self._source = source
         self._config = source.config
         self._folder = folder
         self._precision = precision
+        self._cache_scales = cache_scales
         self._check = check
         self._progress = progress
         tokenizer = Tokenizer.parse(source.tokenizer_json)
@@ -193,15 +220,26 @@ class _Job:
     def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
         config, weights, precision = self._config, self._source.weights, self._precision.decoder
         path = self._folder / "onnx" / "decoder.onnx"
-        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision))
-        table_VD = embedding_table(weights, config.text).numpy().astype(precision.io)
-        write_embeddings(self._folder / "embeddings.safetensors", table_VD)
+        fp32_table_VD: NDArray[np.float32] = embedding_table(weights, config.text).numpy()
+        scales = self._scales(fp32_table_VD, video)
+        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision, scales))
+        write_embeddings(self._folder / "embeddings.safetensors", fp32_table_VD.astype(precision.io))
+        del fp32_table_VD
         if video is None:
             return counts, None
         self._progress("check decoder")
         stage = partial(self._progress, "check decoder: layers of the reference")
         tolerance = tolerances(self._precision)["decoder"]
         return counts, check_decoder(path, config, weights, self._prompt, video, precision, tolerance, stage)
+
+    def _scales(self, table_VD: NDArray[np.float32], video: VideoCheck | None) -> CacheScales | None:
+        """Returns the scales of a cache in int8; None for any other cache."""
+        if self._precision.decoder.cache != "int8" or self._cache_scales is not None:
+            return self._cache_scales
+        assert video is not None, "without scales there is a check"
+        prompt_tD = splice(table_VD[list(self._prompt.ids)], self._prompt.image_position, video.expected_MD)
+        stage = partial(self._progress, "calibrate the KV cache")
+        return prompt_cache_scales(self._config.text, self._source.weights, prompt_tD, stage)
 
     def _write(self, name: str, path: Path, make: Callable[[], ir.Model]) -> dict[str, WeightCount]:
         """Traces a component and writes it; returns its stored weights."""

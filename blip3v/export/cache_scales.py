@@ -1,0 +1,85 @@
+"""Scales of an int8 KV cache, from the largest keys and values that the model was seen to produce.
+
+One scale per channel of a KV head: a few channels of the keys are many times larger than the others in every token. The
+largest values come from calibration (``cache_scales``) or from one prompt (``prompt_cache_scales``).
+"""
+
+# Shapes: L layers, t tokens, D width, G KV heads, K head width.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blip3v.calibration.quantized import largest_value
+from blip3v.calibration.statistics import Statistics
+from blip3v.config import TextConfig
+from blip3v.export.decoder_graph import CacheScales, CacheState, DecoderGraph, ReferenceAttention
+from blip3v.model.layerwise import one_layer
+from blip3v.model.weights import fill
+
+__all__ = ["cache_scales", "prompt_cache_scales"]
+
+_LARGEST = largest_value(8)
+# A prompt shows less than calibration does: keys and values may be larger by this factor before they are cut off.
+_PROMPT_MARGIN = 1.25
+
+
+def cache_scales(statistics: Statistics, text: TextConfig) -> CacheScales:
+    """Returns scales from the statistics ``lang_model.model.layers.i.key_cache`` and ``.value_cache``.
+
+    Args:
+        statistics: those have an ``absmax_K`` of G * K values, of keys after the rotation.
+        text: the language model's shape.
+
+    Raises:
+        CalibrationError: a cache was not calibrated.
+    """
+    names = [f"lang_model.model.layers.{layer}" for layer in range(text.num_layers)]
+    keys, values = (
+        torch.stack([statistics.layer(f"{name}.{part}_cache").absmax_K for name in names]) for part in ("key", "value")
+    )
+    return _scales(keys, values, text)
+
+
+@torch.inference_mode()
+def prompt_cache_scales(
+    text: TextConfig,
+    weights: Mapping[str, Tensor],
+    embeds_tD: NDArray[np.floating],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CacheScales:
+    """Returns scales from one prompt, with room for larger values; one layer is in memory at a time.
+
+    Args:
+        text: the language model's shape.
+        weights: by released name.
+        embeds_tD: the prompt.
+        progress: called with (layers done, total layers).
+    """
+    language = one_layer(text)
+    graph = DecoderGraph(language, text, ReferenceAttention(text))
+    empty = torch.zeros(1, text.num_kv_heads, len(embeds_tD), text.head_dim)
+    length = torch.tensor(len(embeds_tD), dtype=torch.int32)
+    state = CacheState(length[None] - 1, length, graph.cos_PK, graph.sin_PK)
+    x_1tD = torch.from_numpy(embeds_tD.astype(np.float32))[None]
+    keys, values = [], []
+    for layer in range(text.num_layers):
+        fill(language.get_submodule("model.layers.0"), weights, f"lang_model.model.layers.{layer}.")
+        x_1tD, key_1GtK, value_1GtK = graph.layers[0](x_1tD, empty, empty, state, graph.attention)
+        keys.append(key_1GtK[0].abs().amax(1))
+        values.append(value_1GtK[0].abs().amax(1))
+        progress(layer + 1, text.num_layers)
+    return _scales(_PROMPT_MARGIN * torch.stack(keys), _PROMPT_MARGIN * torch.stack(values), text)
+
+
+def _scales(largest_keys: Tensor, largest_values: Tensor, text: TextConfig) -> CacheScales:
+    """Maps the largest values, G * K in each of L layers, to the largest integer; a channel of zeros gets 1."""
+    shape = (text.num_layers, text.num_kv_heads, text.head_dim)
+    keys_LGK, values_LGK = (largest.float().reshape(shape) / _LARGEST for largest in (largest_keys, largest_values))
+    one = torch.ones(())
+    return CacheScales(torch.where(keys_LGK > 0, keys_LGK, one), torch.where(values_LGK > 0, values_LGK, one))

@@ -1,7 +1,9 @@
 """Scales of an int8 KV cache, from the largest keys and values that the model was seen to produce.
 
 One scale per channel of a KV head: a few channels of the keys are many times larger than the others in every token. The
-largest values come from calibration (``cache_scales``) or from one prompt (``prompt_cache_scales``).
+rotation mixes two channels by an angle that grows with the position, so both get the larger scale. What exceeds a range
+is cut off, which costs more than a coarser step: ranges are wider than what was seen in calibration (``cache_scales``),
+and much wider than what one prompt shows (``prompt_cache_scales``).
 """
 
 # Shapes: L layers, t tokens, D width, G KV heads, K head width.
@@ -25,8 +27,8 @@ from blip3v.model.weights import fill
 __all__ = ["cache_scales", "prompt_cache_scales"]
 
 _LARGEST = largest_value(8)
-# A prompt shows less than calibration does: keys and values may be larger by this factor before they are cut off.
-_PROMPT_MARGIN = 1.25
+# The end of the range, in units of the largest value that was seen.
+_MARGIN, _PROMPT_MARGIN = 1.5, 3.0
 
 
 def cache_scales(statistics: Statistics, text: TextConfig) -> CacheScales:
@@ -43,7 +45,7 @@ def cache_scales(statistics: Statistics, text: TextConfig) -> CacheScales:
     keys, values = (
         torch.stack([statistics.layer(f"{name}.{part}_cache").absmax_K for name in names]) for part in ("key", "value")
     )
-    return _scales(keys, values, text)
+    return _scales(keys, values, _MARGIN, text)
 
 
 @torch.inference_mode()
@@ -53,7 +55,7 @@ def prompt_cache_scales(
     embeds_tD: NDArray[np.floating],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CacheScales:
-    """Returns scales from one prompt, with room for larger values; one layer is in memory at a time.
+    """Returns scales from one prompt; one layer is in memory at a time.
 
     Args:
         text: the language model's shape.
@@ -74,12 +76,13 @@ def prompt_cache_scales(
         keys.append(key_1GtK[0].abs().amax(1))
         values.append(value_1GtK[0].abs().amax(1))
         progress(layer + 1, text.num_layers)
-    return _scales(_PROMPT_MARGIN * torch.stack(keys), _PROMPT_MARGIN * torch.stack(values), text)
+    return _scales(torch.stack(keys), torch.stack(values), _PROMPT_MARGIN, text)
 
 
-def _scales(largest_keys: Tensor, largest_values: Tensor, text: TextConfig) -> CacheScales:
-    """Maps the largest values, G * K in each of L layers, to the largest integer; a channel of zeros gets 1."""
+def _scales(largest_keys: Tensor, largest_values: Tensor, margin: float, text: TextConfig) -> CacheScales:
+    """Scales for the largest values, G * K in each of L layers; a channel of zeros gets 1."""
     shape = (text.num_layers, text.num_kv_heads, text.head_dim)
-    keys_LGK, values_LGK = (largest.float().reshape(shape) / _LARGEST for largest in (largest_keys, largest_values))
-    one = torch.ones(())
-    return CacheScales(torch.where(keys_LGK > 0, keys_LGK, one), torch.where(values_LGK > 0, values_LGK, one))
+    keys_LGK, values_LGK = (largest.float().reshape(shape) for largest in (largest_keys, largest_values))
+    pairs = torch.maximum(*keys_LGK.chunk(2, dim=-1))
+    ranges = torch.cat((pairs, pairs), dim=-1), values_LGK
+    return CacheScales(*(torch.where(x > 0, margin * x / _LARGEST, torch.ones(())) for x in ranges))

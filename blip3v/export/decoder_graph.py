@@ -196,6 +196,7 @@ class DecoderGraph(nn.Module):
         config: its config.
         attention: how a layer attends to its cache.
         scales: of int8 caches; None: the caches are floats.
+        rotated: whether the residual stream has a basis of its own, into which ``rotation`` (D, D) turns the inputs.
     """
 
     def __init__(
@@ -204,6 +205,8 @@ class DecoderGraph(nn.Module):
         config: TextConfig,
         attention: CacheAttention,
         scales: CacheScales | None = None,
+        *,
+        rotated: bool = False,
     ) -> None:
         super().__init__()
         phi3: Any = language.model  # the transformers library, untyped
@@ -217,6 +220,8 @@ class DecoderGraph(nn.Module):
         self.lm_head_bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.eps = config.rms_norm_eps
         self.attention = attention
+        width = config.hidden_size
+        self.rotation = nn.Parameter(weight.new_empty(width, width), requires_grad=False) if rotated else None
         positions_1P = torch.arange(config.max_context)[None]
         cos_1PK, sin_1PK = phi3.rotary_emb(torch.zeros(1), positions_1P)
         # The library repeats the half table; the kernel takes it once. They are parameters so that casts apply to them.
@@ -246,6 +251,8 @@ class DecoderGraph(nn.Module):
         """
         state = CacheState(seqlens_k, total_sequence_length, self.cos_PK, self.sin_PK)
         x_BtD, present = inputs_embeds, []
+        if self.rotation is not None:
+            x_BtD = x_BtD @ self.rotation
         for index, layer in enumerate(self.layers):
             x_BtD, key, value = layer(x_BtD, cache[2 * index], cache[2 * index + 1], state, self.attention)
             present += [key, value]

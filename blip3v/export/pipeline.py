@@ -222,8 +222,8 @@ class _Job:
         path = self._folder / "onnx" / "decoder.onnx"
         fp32_table_VD: NDArray[np.float32] = embedding_table(weights, config.text).numpy()
         scales = self._scales(fp32_table_VD, video)
-        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision, scales))
-        write_embeddings(self._folder / "embeddings.safetensors", fp32_table_VD.astype(precision.io))
+        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision, cache_scales=scales))
+        write_embeddings(self._folder / "embeddings.safetensors", fp32_table_VD.astype(precision.embeddings))
         del fp32_table_VD
         if video is None:
             return counts, None

@@ -23,8 +23,8 @@ from blip3v.commands.local_models import MODEL_PATH, download_option, local_mode
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
-from blip3v.commands.stages import show_stages
 from blip3v.commands.program import command_line
+from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
@@ -139,7 +139,12 @@ def command(
 
 
 def _compare(
-    bundle: Path, reference: Path, num_questions: int | None, data: Path | None, backend: str | None, output: Path | None
+    bundle: Path,
+    reference: Path,
+    num_questions: int | None,
+    data: Path | None,
+    backend: str | None,
+    output: Path | None,
 ) -> AccuracyReport:
     """Measures the bundle against the reference, and writes the report."""
     backends = None if backend is None else (backend,)

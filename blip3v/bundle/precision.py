@@ -22,6 +22,7 @@ __all__ = [
     "ITEM_BYTES",
     "PRECISIONS",
     "CacheDType",
+    "GROUP_SIZES",
     "FloatDType",
     "GraphPrecision",
     "Island",
@@ -35,6 +36,8 @@ DEFAULT_PRECISION = "fp16"
 
 FloatDType = Literal["float32", "float16"]
 ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}
+
+GROUP_SIZES = (16, 32, 64, 128, 256)  # that MatMulNBits takes
 
 CacheDType = Literal["float32", "float16", "int8"]
 CACHE_ITEM_BYTES: dict[CacheDType, int] = {**ITEM_BYTES, "int8": 1}
@@ -178,6 +181,49 @@ class Precision:
             if dtype == known:
                 return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, cache=known))
         raise UsageError(f"the cache dtype {dtype!r} is unknown; allowed: {', '.join(CACHE_DTYPES)}")
+
+    def with_group_size(self, group_size: int) -> Precision:
+        """Returns a copy whose blocks of weights have another size.
+
+        Raises:
+            UsageError: a size that no engine takes, or no graph has blocks.
+        """
+        if group_size not in GROUP_SIZES:
+            raise UsageError(f"group_size is {group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
+        if all(spec.group_size is None for spec in self.graphs.values()):
+            raise UsageError(f"group_size has no effect: precision {self.name} stores no weights in blocks")
+        return Precision(
+            **{
+                graph: spec if spec.group_size is None else dataclasses.replace(spec, group_size=group_size)
+                for graph, spec in self.graphs.items()
+            }
+        )
+
+    def with_nodes(self, *, keep: Iterable[str] = (), quantize: Iterable[str] = ()) -> Precision:
+        """Returns a copy in which some matrix products are kept in floating point, or quantised nevertheless.
+
+        Args:
+            keep: ``GRAPH:PATTERN``, the graph and a pattern of its node names: stored in half precision.
+            quantize: likewise: stored as most weights of the graph. ``keep`` comes first.
+
+        Raises:
+            UsageError: a text of another form, or a graph that is not quantised.
+        """
+        specs = self.graphs
+        for name, weights, texts in (("quantized", None, quantize), ("kept", "float16-stored", keep)):
+            for text in texts:
+                graph, colon, pattern = text.partition(":")
+                if not colon or not pattern or graph not in specs:
+                    raise UsageError(
+                        f"the pattern {text!r} is not understood; expected GRAPH:PATTERN with one of "
+                        f"{' and '.join(specs)}, for example 'decoder:/layers.0.*'"
+                    )
+                spec = specs[graph]
+                if not spec.is_quantized:
+                    raise UsageError(f"the pattern {text!r} has no effect: the {graph} is {spec.name}, not quantised")
+                island = Island(name=name, nodes=(pattern,), weights=weights or spec.weights)
+                specs[graph] = dataclasses.replace(spec, islands=(island, *spec.islands))
+        return Precision(**specs)
 
     @property
     def is_quantized(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,6 +153,13 @@ def command(
     console = talk_console()
     for line in (f"{_title(source, chosen)} -> {folder}", *_frames_text(source), _estimate_text(needed)):
         console.print(line, soft_wrap=True)
+    islands: dict[str, float] = {}
+
+    def show_islands(peaks: Mapping[str, float]) -> None:
+        islands.update(peaks)
+        for line in _islands_text(peaks):
+            console.print(line, soft_wrap=True)
+
     with ExitStack() as stack:
         result = export_bundle(
             source,
@@ -163,6 +171,7 @@ def command(
             progress=show_stages(console, stack),
             on_parity=lambda report: _print_parity(report, console),
             on_accuracy=lambda report: print_accuracy(report, console),
+            on_islands=show_islands,
         )
     parity = None if result.parity is None else result.parity.to_dict()
     print_made(
@@ -171,6 +180,7 @@ def command(
         as_json=as_json,
         parity=parity,
         accuracy=None if result.accuracy is None else result.accuracy.to_dict(),
+        islands=islands,
         frames_from=source.frames_from,
     )
 
@@ -244,6 +254,13 @@ def _parity_text(report: ParityReport) -> str:
         lines.append(f"activations: largest {ranges.largest:.1f} of {ranges.limit:.0f}, in {where}")
     lines.append(f"clip: {report.clip['film']}")
     return "\n".join(lines)
+
+
+def _islands_text(peaks: Mapping[str, float]) -> list[str]:
+    """Lists what is computed in fp32 because half precision might not hold it, and how far it reaches."""
+    if not peaks:
+        return []
+    return ["fp32 islands, with their largest values:", *(f"  {name} {peak:.3g}" for name, peak in peaks.items())]
 
 
 def _title(source: ExportSource, precision: Precision) -> str:

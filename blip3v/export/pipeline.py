@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,9 +36,10 @@ from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.accuracy import AccuracyReport, save_report
 from blip3v.export.cache_scales import prompt_cache_scales
-from blip3v.export.clip import film_clip, film_prompt
+from blip3v.export.clip import ParityClip, film_clip, film_prompt
 from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.estimate import estimate
+from blip3v.export.islands import choose_islands
 from blip3v.export.parity import PARITY_BACKEND, ActivationRanges, ParityReport, tolerances
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
@@ -95,6 +96,7 @@ def export_bundle(
     progress: Progress = _silent,
     on_parity: Callable[[ParityReport], None] = lambda report: None,
     on_accuracy: Callable[[AccuracyReport], None] = lambda report: None,
+    on_islands: Callable[[Mapping[str, float]], None] = lambda peaks: None,
 ) -> ExportResult:
     """Exports a bundle for ONNX Runtime.
 
@@ -111,6 +113,7 @@ def export_bundle(
         progress: called at each stage.
         on_parity: called with the parity report, passed or not.
         on_accuracy: called with the accuracy report of a quantised model, within its budget or not.
+        on_islands: called with the largest value of each fp32 island that activations of half precision needed.
 
     Raises:
         UsageError: the folder exists, the prompt of the check does not fit the model's context, ``quantization`` is
@@ -137,6 +140,7 @@ def export_bundle(
             cache_scales = cache_scales or quantized.cache_scales()
         check_parity = check and quantized is None
         job = _Job(source, writer.path, precision, quantized, cache_scales, check_parity, progress)
+        precision = job.choose_islands(on_islands)
         report, weights = job.graphs()
         job.small_files(report)
         accuracy = None if quantized is None else _measured(quantized, writer.path, check, on_accuracy)
@@ -224,6 +228,23 @@ class _Job:
         self._prompt = film_prompt(tokenizer, source.chat_template, source.generation)
         _check_fits(source.config, self._prompt)
 
+    @cached_property
+    def _clip(self) -> ParityClip:
+        return film_clip(self._config.num_frames, self._source.preprocessor)
+
+    def choose_islands(self, on_islands: Callable[[Mapping[str, float]], None]) -> Precision:
+        """Adds the islands that the clip and the prompt need to the precision, and returns it."""
+        self._precision, peaks = choose_islands(
+            self._precision,
+            self._config,
+            self._source.weights,
+            lambda: self._clip.pixels_FCHW,
+            self._prompt,
+            progress=partial(self._progress, "scan the activations"),
+        )
+        on_islands(peaks)
+        return self._precision
+
     def graphs(self) -> tuple[ParityReport | None, dict[str, dict[str, WeightCount]]]:
         """Exports and checks both components; returns the report and the stored weights of each graph."""
         video_weights, video, facts = self._video_encoder()
@@ -266,8 +287,8 @@ class _Job:
         if not self._check:
             return counts, None, {}
         self._progress("check video encoder")
-        clip = film_clip(config.num_frames, self._source.preprocessor)
-        return counts, check_video_encoder(path, config, weights, clip.pixels_FCHW, precision), clip.facts
+        video = check_video_encoder(path, config, weights, self._clip.pixels_FCHW, precision)
+        return counts, video, self._clip.facts
 
     def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
         config, weights, precision = self._config, self._source.weights, self._precision.decoder

@@ -10,9 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from blip3v.bundle.manifest import Source
+from blip3v.bundle.reader import Bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
+from blip3v.export.accuracy_data import answers_films
 from blip3v.export.request import check_own_weights, check_request, folder_name
 from blip3v.folders import kind_of, shipped_model
 from blip3v.hub import model_name
@@ -26,6 +28,7 @@ from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = [
     "ExportSource",
+    "bundle_source",
     "folder_source",
     "new_encoder_source",
     "random_source",
@@ -48,6 +51,7 @@ class ExportSource:
     generation: GenerationConfig
     chat_template: str
     weights: Mapping[str, Tensor]  # by released name; each is read on access
+    answers_films: bool = False  # trained to answer questions about the synthetic films (``accuracy_data.py``)
     frames_from: str | None = None  # what states ``config.num_frames``, if the source is an authors' checkpoint
 
     def hashed_provenance(self) -> Source:
@@ -119,6 +123,30 @@ def folder_source(
     return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
 
 
+def bundle_source(path: Path, bundle: Bundle) -> ExportSource:
+    """Opens the model that a bundle was made from.
+
+    Raises:
+        UsageError: it is another model, or its files have changed since.
+        ArtifactError: the folder cannot be used.
+    """
+    source = folder_source(path, num_frames=bundle.config.num_frames)
+    made_from = bundle.manifest.source
+    if source.config != bundle.config:
+        raise UsageError(
+            f"{bundle.path} was not made from {path}: their configs differ; it was made from {made_from.name}"
+        )
+    found = source.hashed_provenance().sha256
+    changed = sorted(name for name in found.keys() | made_from.sha256 if found.get(name) != made_from.sha256.get(name))
+    if changed:
+        raise UsageError(
+            f"{bundle.path} was made from {made_from.name}{' with random weights' if made_from.random_init else ''}, and "
+            f"{path} has other files than that: {', '.join(changed)}; name the model that it was made from, or export "
+            "this one"
+        )
+    return source
+
+
 def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None = None, seed: int = 0) -> ExportSource:
     """Opens a model folder and replaces its temporal encoder with a new, untrained one: for measuring speed.
 
@@ -160,5 +188,6 @@ def _from_checkpoint(
         generation=checkpoint.generation,
         chat_template=checkpoint.chat_template,
         weights=weights,
+        answers_films=trained and checkpoint.kind == "blip3v" and answers_films(checkpoint.path),
         frames_from=None if checkpoint.kind == "blip3v" else checkpoint.frames_from,
     )

@@ -82,6 +82,11 @@ class GraphPrecision:
         """Whether the matrices are stored in integers."""
         return self.weights not in ITEM_BYTES
 
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether the formats of its blocks are chosen from a sensitivity table (``calibration/mixed.py``)."""
+        return PRECISIONS[self.name].needs_sensitivity
+
     def format_of(self, names: Iterable[str], nodes: Iterable[str] = ()) -> str:
         """The format of a weight.
 
@@ -143,6 +148,11 @@ class Precision:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
+    def needs_sensitivity(self) -> bool:
+        """Whether a graph's formats are chosen from a sensitivity table."""
+        return any(spec.needs_sensitivity for spec in self.graphs.values())
+
+    @property
     def name(self) -> str:
         """``fp16``, or ``video_encoder=fp16,decoder=fp32`` if the graphs differ; ``parse`` reads both."""
         own = {graph: spec.name for graph, spec in self.graphs.items()}
@@ -176,6 +186,7 @@ class NamedPrecision:
     video_encoder: GraphPrecision
     decoder: GraphPrecision
     tolerance: Tolerance | None  # None: the accuracy report decides
+    needs_sensitivity: bool = False  # the formats are those to begin with; sensitive blocks are stored in higher ones
 
 
 # A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again for every frame.
@@ -260,5 +271,21 @@ PRECISIONS: dict[str, NamedPrecision] = {
             group_size=128,
         ),
         tolerance=None,
+    ),
+    "mixed": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="mixed", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
+        ),
+        decoder=GraphPrecision(
+            name="mixed",
+            weights="int4-block",
+            activations="float32",
+            io="float32",
+            cache="float32",
+            islands=(_HEAD,),
+            group_size=128,
+        ),
+        tolerance=None,
+        needs_sensitivity=True,
     ),
 }

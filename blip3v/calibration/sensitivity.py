@@ -1,70 +1,88 @@
 """What quantising one block of the model alone does to its answers: the KL divergence of the logits from fp32's.
 
 Each block is quantised in simulation (``simulated.py``) in each format that it may be stored in. The logits are
-compared at the positions that predict the tokens of known answers, which are fed in. A decoder's block costs only the
-layers from it on, since the hidden states before every layer are kept on disk; the video encoder runs as a whole.
+compared at the positions that predict the tokens of known answers, which are fed in. A block costs only the layers from
+it on, since the fp32 hidden states before every layer are kept on disk.
 Not here: what is chosen from the table (``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
 """
 
-# Shapes: F frames, M video tokens, L tokens, P positions, D width, V logits.
+# Shapes: F frames, M video tokens, L tokens, N positions, D width, V logits.
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip3v.bundle.layout import GRAPHS
 from blip3v.bundle.precision import Precision
-from blip3v.calibration.layers import HEAD, LinearLayer, linear_layers
+from blip3v.calibration.layers import LinearLayer, linear_layers
 from blip3v.calibration.plan import Plan
-from blip3v.calibration.sensitivity_table import Block, Comparison, SensitivityTable, parameter_names
+from blip3v.calibration.sensitivity_table import TABLE_FILE, Block, Comparison, SensitivityTable, parameter_names
 from blip3v.calibration.simulated import Quantizer, SimulatedDecoder, SimulatedVideoEncoder
 from blip3v.config import ModelConfig
 from blip3v.errors import CalibrationError
 from blip3v.model.language import embedding_table
-from blip3v.text.prompt import splice
-from blip3v.training.batch import Row
+from blip3v.publishing import cannot_write, require_disk
+from blip3v.text.prompt import Prompt, splice
 
-__all__ = ["DEFAULT_FORMATS", "Answered", "Scan", "blocks", "measure_sensitivity", "new_table"]
+__all__ = [
+    "DEFAULT_FORMATS",
+    "GROUP_SIZE",
+    "AskedClip",
+    "AskedPrompt",
+    "Scan",
+    "add_sensitivity",
+    "blocks",
+    "measure_sensitivity",
+]
 
 # Formats to measure: those that ``mixed`` may store a graph's blocks in, and that are not exact to eleven bits.
 DEFAULT_FORMATS = {GRAPHS[0]: ("int8",), GRAPHS[1]: ("int4-block", "int8-block")}
 
+GROUP_SIZE = 128
+_MIXED = Precision.parse("mixed")
+
+_DECODER = "lang_model."
+_DECODER_LAYERS = "lang_model.model.layers."
+_VISION_LAYERS = "vision_encoder.encoder.layers."
+
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Questions about videos with their answers.
+class AskedPrompt(Protocol):
+    """A question about a clip, as token ids."""
 
-    Attributes:
-        clips: pixels in [-1, 1] of each video, (F, 3, side, side).
-        rows: for each clip, the ids of each prompt and its answer.
+    @property
+    def prompt(self) -> Prompt: ...  # noqa: D102
 
-    Raises:
-        CalibrationError: no clip, a clip without questions, or pixels that are not finite.
-    """
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The answer's, without the end token; empty if no answer is known."""
 
-    clips: Sequence[FloatArray]
-    rows: Sequence[Sequence[Row]]
 
-    def __post_init__(self) -> None:
-        if not self.clips or len(self.clips) != len(self.rows) or not all(self.rows):
-            raise CalibrationError(
-                f"{len(self.clips)} clips with {[len(rows) for rows in self.rows]} questions; at least one question "
-                "about every clip is needed"
-            )
-        if not all(np.isfinite(clip).all() for clip in self.clips):
-            raise CalibrationError("a clip has pixels that are not finite; use videos that decode without errors")
+class AskedClip(Protocol):
+    """A clip and the questions about it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def prompts(self) -> Sequence[AskedPrompt]: ...  # noqa: D102
+
+    @property
+    def load(self) -> Callable[[], FloatArray]:
+        """Returns the pixels, (F, 3, side, side) in [-1, 1]."""
 
 
 def blocks(config: ModelConfig, precision: Precision) -> tuple[Block, ...]:
@@ -85,28 +103,37 @@ def blocks(config: ModelConfig, precision: Precision) -> tuple[Block, ...]:
 class Scan:
     """Compares the model with itself, some of its layers quantised. Close it, or use it as a context manager.
 
+    The fp32 model runs first. Its hidden states before every layer are kept on disk.
+
     Args:
         config: the model's.
         plan: the recipe, applied to the model.
-        answered: what to ask it.
+        clips: with questions and answers.
         group_size: weights of an output channel that share a scale in block formats.
 
     Raises:
-        CalibrationError: the fp32 logits are not finite.
+        CalibrationError: no questions, a clip of another shape or with NaN, or logits that are not finite.
+        ArtifactError: the disk has no space for the hidden states.
     """
 
-    def __init__(self, config: ModelConfig, plan: Plan, answered: Answered, *, group_size: int) -> None:
+    def __init__(
+        self, config: ModelConfig, plan: Plan, clips: Sequence[AskedClip], *, group_size: int = GROUP_SIZE
+    ) -> None:
+        self.group_size, self.num_clips = group_size, len(clips)
+        self._prompts = [(at, asked) for at, clip in enumerate(clips) for asked in clip.prompts]
+        if not self._prompts:
+            raise CalibrationError(f"{self.num_clips} clips without a question; at least one question is needed")
+        self.config = config
         quantizer = Quantizer(plan, group_size)
-        self.group_size = group_size
-        self._config, self._clips = config, answered.clips
         self._video, self._decoder = SimulatedVideoEncoder(config, quantizer), SimulatedDecoder(config, quantizer)
-        self._rows = [(clip, row) for clip, rows in enumerate(answered.rows) for row in rows]
-        table_VD = embedding_table(plan.weights, config.text).numpy()
-        self._texts: list[FloatArray] = [table_VD[row.ids] for _, row in self._rows]
-        self._folder = tempfile.TemporaryDirectory(prefix="blip3v-sensitivity-")
-        self._expected = self._run({}, before_layer=self._keep)
-        if not all(bool(logits_PV.isfinite().all()) for logits_PV in self._expected):
-            raise CalibrationError("the fp32 model's logits are not finite; fix the weights or the data")
+        table_VD = embedding_table(plan.weights, config.text)
+        self._texts = [table_VD[[*asked.prompt.ids, *asked.answer_ids]] for _, asked in self._prompts]
+        self._kept = _HiddenStates(_num_bytes(config, self.num_clips, self._texts))
+        patches = [self._video.start(_pixels(clip, config)) for clip in clips]
+        videos = self._video.tokens(patches, {}, before_layer=partial(self._kept.save, "vision"))
+        self._expected = self._logits(videos, {}, before_layer=partial(self._kept.save, "decoder"))
+        if not all(bool(logits_NV.isfinite().all()) for logits_NV in self._expected):
+            raise CalibrationError("the fp32 model's logits are not finite; fix its weights")
 
     def __enter__(self) -> Scan:
         return self
@@ -118,22 +145,17 @@ class Scan:
 
     def close(self) -> None:
         """Removes the hidden states from the disk."""
-        self._folder.cleanup()
-
-    @property
-    def num_clips(self) -> int:
-        """Videos."""
-        return len(self._clips)
+        self._kept.close()
 
     @property
     def num_questions(self) -> int:
-        """Questions about them."""
-        return len(self._rows)
+        """Questions about all clips."""
+        return len(self._prompts)
 
     @property
     def num_positions(self) -> int:
         """Positions at which logits are compared."""
-        return sum(len(logits_PV) for logits_PV in self._expected)
+        return sum(len(logits_NV) for logits_NV in self._expected)
 
     def compare(self, formats: Mapping[str, str]) -> Comparison:
         """Quantises layers and compares the logits with those of fp32.
@@ -143,52 +165,86 @@ class Scan:
 
         Raises:
             CalibrationError: the quantised model's logits are not finite.
+            ConfigError: a layer that the model does not have.
         """
-        got = self._run(formats) if _of_video(formats) else self._run_decoder(formats)
-        pairs = list(zip(self._expected, got, strict=True))
-        kl = torch.cat([_kl(expected_PV, got_PV) for expected_PV, got_PV in pairs])
-        same = torch.cat([expected_PV.argmax(-1) == got_PV.argmax(-1) for expected_PV, got_PV in pairs])
+        pairs = list(zip(self._expected, self._quantized(formats), strict=True))
+        kl = torch.cat([_kl(expected_NV, got_NV) for expected_NV, got_NV in pairs])
+        same = torch.cat([expected_NV.argmax(-1) == got_NV.argmax(-1) for expected_NV, got_NV in pairs])
         if not bool(kl.isfinite().all()):
             raise CalibrationError(
                 f"with {_listed(formats)} quantised, the logits are not finite; calibrate again, with other videos"
             )
         return Comparison(kl=float(kl.mean()), agreement=float(same.double().mean()))
 
-    def _run(
-        self,
-        formats: Mapping[str, str],
-        before_layer: Callable[[int, Sequence[Tensor]], None] = lambda index, hidden: None,
-    ) -> list[Tensor]:
-        of_video = _of_video(formats)
-        rest = {name: form for name, form in formats.items() if name not in of_video}
-        videos = [tokens_MD.numpy() for tokens_MD in self._video.all_tokens(self._clips, of_video)]
-        hidden = [
-            self._decoder.start(splice(text_LD, row.image_position, videos[clip]))
-            for (clip, row), text_LD in zip(self._rows, self._texts, strict=True)
-        ]
-        return self._decoder.logits(hidden, self._positions(), rest, before_layer=before_layer)
+    def _quantized(self, formats: Mapping[str, str]) -> list[Tensor]:
+        """The logits; begins with the hidden states before the first layer that is quantised."""
+        of_decoder = {name: form for name, form in formats.items() if name.startswith(_DECODER)}
+        of_video = {name: form for name, form in formats.items() if name not in of_decoder}
+        if of_video:
+            first = _first_layer(of_video, _VISION_LAYERS, self.config.vision.num_layers)
+            return self._logits(self._video.tokens(self._kept.load("vision", first), of_video, first=first), of_decoder)
+        first = _first_layer(of_decoder, _DECODER_LAYERS, self.config.text.num_layers)
+        return self._decoder.logits(self._kept.load("decoder", first), self._positions(), of_decoder, first=first)
 
-    def _run_decoder(self, formats: Mapping[str, str]) -> list[Tensor]:
-        """Begins with the hidden states kept before the first layer that is quantised."""
-        first = _first_layer(formats, self._config.text.num_layers)
-        return self._decoder.logits(self._kept(first), self._positions(), formats, first=first)
+    def _logits(
+        self, videos: Sequence[Tensor], formats: Mapping[str, str], **options: Callable[[int, Sequence[Tensor]], None]
+    ) -> list[Tensor]:
+        hidden = []
+        for (clip, asked), text_LD in zip(self._prompts, self._texts, strict=True):
+            embeds_LD = splice(text_LD.numpy(), asked.prompt.image_position, videos[clip].numpy())
+            hidden.append(self._decoder.start(torch.from_numpy(embeds_LD)))
+        return self._decoder.logits(hidden, self._positions(), formats, **options)
 
     def _positions(self) -> list[range]:
-        """The positions that predict each token of an answer: those before them, after the video is spliced in."""
-        shift = self._config.num_video_tokens - 2
-        return [range(row.num_prompt_tokens + shift, len(row.ids) + shift) for _, row in self._rows]
+        """Those that predict the answer's tokens and its end: the last of the prompt, and each of the answer."""
+        lengths = [asked.prompt.length(self.config.num_video_tokens) for _, asked in self._prompts]
+        return [
+            range(length - 1, length + len(asked.answer_ids))
+            for length, (_, asked) in zip(lengths, self._prompts, strict=True)
+        ]
 
-    def _keep(self, index: int, hidden: Sequence[Tensor]) -> None:
-        together = torch.cat([x_1LD[0] for x_1LD in hidden])
-        np.save(self._file(index), together.numpy())
 
-    def _kept(self, index: int) -> list[Tensor]:
-        lengths = [len(row.ids) - 1 + self._config.num_video_tokens for _, row in self._rows]
-        together = torch.from_numpy(np.load(self._file(index)))
-        return [x_LD[None] for x_LD in together.split(lengths)]
+class _HiddenStates:
+    """Hidden states of all samples before each layer, in a temporary folder.
 
-    def _file(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npy"
+    Raises:
+        ArtifactError: ``num_bytes`` are not free.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        require_disk(Path(tempfile.gettempdir()), num_bytes, "the sensitivity scan")
+        self._folder = tempfile.TemporaryDirectory(prefix="blip3v-sensitivity-")
+
+    def save(self, part: str, layer: int, hidden: Sequence[Tensor]) -> None:
+        save_file({str(at): x.contiguous() for at, x in enumerate(hidden)}, self._file(part, layer))
+
+    def load(self, part: str, layer: int) -> list[Tensor]:
+        loaded = load_file(self._file(part, layer))
+        return [loaded[str(at)] for at in range(len(loaded))]
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _file(self, part: str, layer: int) -> Path:
+        return Path(self._folder.name) / f"{part}.{layer}.safetensors"
+
+
+def _num_bytes(config: ModelConfig, num_clips: int, texts: Sequence[Tensor]) -> int:
+    """What the hidden states take on disk."""
+    vision, text = config.vision, config.text
+    patches = num_clips * config.num_frames * vision.num_patches * vision.hidden_size * (vision.num_layers + 1)
+    tokens = sum(len(text_LD) + config.num_video_tokens for text_LD in texts)
+    return 4 * (patches + tokens * text.hidden_size * (text.num_layers + 1))
+
+
+def _pixels(clip: AskedClip, config: ModelConfig) -> Tensor:
+    pixels_FCHW, side = clip.load(), config.vision.image_size
+    wanted = (config.num_frames, 3, side, side)
+    if pixels_FCHW.shape != wanted or not np.isfinite(pixels_FCHW).all():
+        raise CalibrationError(
+            f"{clip.name} has pixels {pixels_FCHW.shape}; this model takes finite ones of {wanted}; use another video"
+        )
+    return torch.from_numpy(pixels_FCHW)
 
 
 def measure_sensitivity(
@@ -230,41 +286,67 @@ def measure_sensitivity(
     return table
 
 
-def new_table(scan: Scan, blocks: tuple[Block, ...], *, key: str) -> SensitivityTable:
-    """Returns a table without measurements.
+def add_sensitivity(
+    folder: Path,
+    scan: Scan,
+    *,
+    statistics_sha256: str,
+    recipe: Mapping[str, Any],
+    precision: Precision = _MIXED,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda block, done, total: None,
+) -> SensitivityTable:
+    """Measures the sensitivity of every block into ``sensitivity.json`` of a calibration's folder.
 
     Args:
-        scan: what they are to be made with.
-        blocks: of the model.
-        key: of model, calibration and recipe.
+        folder: the calibration's. If an interrupted scan is in it, this one goes on.
+        scan: of the model that was calibrated.
+        statistics_sha256: of the calibration's statistics.
+        recipe: fields of the ``RecipeOptions`` of the scan's plan.
+        precision: decides which layers are quantised by default, and to what.
+        force: whether to replace a table that was measured with something else.
+        progress: called with (the next block, measurements done, total measurements).
+
+    Raises:
+        CalibrationError: the folder has a table that was measured with something else, or the logits are not finite.
+        ArtifactError: the folder cannot be written.
     """
-    return SensitivityTable(
-        key=key,
+    table = SensitivityTable(
+        statistics_sha256=statistics_sha256,
+        recipe=dict(recipe),
         group_size=scan.group_size,
         num_clips=scan.num_clips,
         num_questions=scan.num_questions,
         num_positions=scan.num_positions,
-        blocks=blocks,
+        blocks=blocks(scan.config, precision),
     )
-
-
-def _of_video(formats: Mapping[str, str]) -> dict[str, str]:
-    """Those of the video encoder's layers."""
-    return {name: form for name, form in formats.items() if not name.startswith("lang_model.")}
+    if (folder / TABLE_FILE).exists() and not force:
+        found = SensitivityTable.load(folder, statistics_sha256=statistics_sha256, recipe=recipe)
+        if found.without_results() != table:
+            raise CalibrationError(
+                f"{folder / TABLE_FILE} was measured with other samples, groups or formats",
+                remedy="replace it with `force=True`",
+            )
+        table = found
+    try:
+        return measure_sensitivity(scan, table, save=lambda partial: partial.save(folder), progress=progress)
+    except OSError as error:
+        raise cannot_write(folder / TABLE_FILE, error) from error
 
 
 def _by_default(table: SensitivityTable) -> dict[str, str]:
     return {name: block.format for block in table.blocks if not block.is_kept for name in block.layers}
 
 
-def _first_layer(formats: Mapping[str, str], num_layers: int) -> int:
-    """The decoder's first layer that is quantised; ``num_layers`` if only the head is."""
-    return min((int(name.split(".")[3]) for name in formats if name != HEAD), default=num_layers)
+def _first_layer(formats: Mapping[str, str], layers: str, num_layers: int) -> int:
+    """The first of ``layers`` that is quantised; ``num_layers`` if only what follows them is."""
+    numbers = [name.removeprefix(layers).partition(".")[0] for name in formats if name.startswith(layers)]
+    return min(map(int, numbers), default=num_layers)
 
 
-def _kl(expected_PV: Tensor, got_PV: Tensor) -> Tensor:
-    """KL(expected || got) of each position, (P,), nats, float64."""
-    log_p, log_q = expected_PV.double().log_softmax(-1), got_PV.double().log_softmax(-1)
+def _kl(expected_NV: Tensor, got_NV: Tensor) -> Tensor:
+    """KL(expected || got) of each position, (N,), nats, float64."""
+    log_p, log_q = expected_NV.double().log_softmax(-1), got_NV.double().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)  # rounding may make it -1e-17
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,16 @@ from blip3v import strict_json
 from blip3v.errors import CalibrationError, ConfigError
 from blip3v.publishing import write_file
 
-__all__ = ["EXACT", "SCHEMA_VERSION", "TABLE_FILE", "Block", "Comparison", "SensitivityTable", "names_of", "parameter_names"]
+__all__ = [
+    "EXACT",
+    "SCHEMA_VERSION",
+    "TABLE_FILE",
+    "Block",
+    "Comparison",
+    "SensitivityTable",
+    "names_of",
+    "parameter_names",
+]
 
 SCHEMA_VERSION = 1
 EXACT = ("float16-stored", "float16", "float32")  # formats whose error counts as none
@@ -27,6 +36,7 @@ _SHORT = {
     "vision_tokenizer.projection": "projection",
 }
 _RUN = "measure it with `blip3v calibrate --sensitivity`"
+_AGAIN = f"delete it, and {_RUN}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +98,8 @@ class Block:
 class SensitivityTable:
     """The result of a scan."""
 
-    key: str  # of what was measured: model, calibration and recipe
+    statistics_sha256: str  # of the calibration's statistics, and thereby of the model
+    recipe: dict[str, Any]  # fields of ``RecipeOptions``
     group_size: int  # weights of an output channel that shared a scale in block formats
     num_clips: int
     num_questions: int
@@ -123,6 +134,11 @@ class SensitivityTable:
         changed = dataclasses.replace(block, measured={**block.measured, form: result})
         return dataclasses.replace(self, blocks=(*self.blocks[:at], changed, *self.blocks[at + 1 :]))
 
+    def without_results(self) -> SensitivityTable:
+        """The table before the first measurement."""
+        blocks = tuple(dataclasses.replace(block, measured={}) for block in self.blocks)
+        return dataclasses.replace(self, blocks=blocks, together=None)
+
     def save(self, folder: Path) -> None:
         """Writes ``sensitivity.json`` atomically.
 
@@ -132,36 +148,39 @@ class SensitivityTable:
         write_file(folder / TABLE_FILE, strict_json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def load(cls, folder: Path, *, key: str) -> SensitivityTable:
+    def load(cls, folder: Path, *, statistics_sha256: str, recipe: Mapping[str, Any]) -> SensitivityTable:
         """Reads ``sensitivity.json``.
 
         Args:
             folder: of the calibration.
-            key: of the model, calibration and recipe that it is to be used for.
+            statistics_sha256: of the calibration's statistics.
+            recipe: fields of the ``RecipeOptions`` to use the table for.
 
         Raises:
-            CalibrationError: there is no table, or it was measured with another model, calibration or recipe.
+            CalibrationError: there is no table, it is of another schema version, or it was measured with another
+                calibration or recipe.
             ConfigError: the file is broken.
         """
         path = folder / TABLE_FILE
         if not path.is_file():
-            raise CalibrationError(f"{folder} has no {TABLE_FILE}: the sensitivity of the blocks is not known; {_RUN}")
+            raise CalibrationError(f"{folder} has no {TABLE_FILE}: how sensitive the blocks are is not known; {_RUN}")
         values = strict_json.read_json(path)
         _check_version(values, path)
         table = strict_json.from_dict(cls, values, str(path))
-        if table.key != key:
-            raise CalibrationError(
-                f"{path} was measured with another model, calibration or recipe ({table.key}) than the one in use "
-                f"({key}); {_RUN} again"
-            )
+        if table.statistics_sha256 != statistics_sha256:
+            raise CalibrationError(f"{path} was measured with another calibration than that in {folder}; {_AGAIN}")
+        if table.recipe != recipe:
+            differing = [
+                f"{k} {table.recipe.get(k)!r} instead of {v!r}" for k, v in recipe.items() if table.recipe.get(k) != v
+            ]
+            raise CalibrationError(f"{path} was measured with another recipe: {', '.join(differing)}; {_AGAIN}")
         return table
 
 
 def _check_version(values: dict[str, Any], path: Path) -> None:
     if values.get("schema_version") != SCHEMA_VERSION:
         raise CalibrationError(
-            f"{path} has schema_version {values.get('schema_version')!r}; this version reads {SCHEMA_VERSION}; "
-            f"{_RUN} again"
+            f"{path} has schema_version {values.get('schema_version')!r}; this version reads {SCHEMA_VERSION}; {_AGAIN}"
         )
 
 

@@ -1,22 +1,21 @@
 """The PyTorch reference with chosen layers quantised in simulation: in floats, as the integers would compute it.
 
 A layer's weight is replaced by what its integers stand for, and its inputs are rounded as the engine rounds them; the
-sums of its products are fp32. All other layers are fp32. The decoder holds one layer's weights at a time. Not here:
-how integers are chosen (``plan.py``).
+sums of its products are fp32. All other layers are fp32. One layer's weights are in memory at a time, and all samples
+pass through it before the next is read. Not here: how integers are chosen (``plan.py``).
 """
 
-# Shapes: N outputs, K inputs, F frames, M video tokens, L tokens, P positions, D width, V logits.
+# Shapes: N outputs or positions, K inputs, F frames, P patches, M video tokens, L tokens, D width, V logits.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blip3v.calibration.layers import HEAD
@@ -25,8 +24,10 @@ from blip3v.calibration.quantized import group_of, largest_value
 from blip3v.config import ModelConfig
 from blip3v.errors import ConfigError
 from blip3v.model.language import head_bias, head_matrix
-from blip3v.model.layerwise import LayerwiseDecoder
-from blip3v.model.weights import empty_model, fill
+from blip3v.model.layerwise import one_layer
+from blip3v.model.resampler import PerceiverResampler
+from blip3v.model.vision import build_vision
+from blip3v.model.weights import fill, without_weights
 
 __all__ = [
     "FORMATS",
@@ -38,8 +39,13 @@ __all__ = [
     "simulated",
 ]
 
-_LAYER = "lang_model.model.layers."
+_VISION_LAYERS = "vision_encoder.encoder.layers."
+_RESAMPLER = "vision_tokenizer."
+_DECODER_LAYERS = "lang_model.model.layers."
 _INPUT_BITS = 8
+
+# Called with the index of a layer and the hidden states of all samples before it.
+BeforeLayer = Callable[[int, Sequence[Tensor]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,10 @@ FORMATS: dict[str, SimulatedFormat] = {
     "int8-block": SimulatedFormat(bits=8, inputs="block"),
     "int4-block": SimulatedFormat(bits=4, inputs="block"),
 }
+
+
+def _pass_by(index: int, hidden: Sequence[Tensor]) -> None:
+    pass
 
 
 class Quantizer:
@@ -119,19 +129,24 @@ def _rounded_in_blocks(x: Tensor, size: int) -> Tensor:
 
 
 @contextmanager
-def simulated(modules: Mapping[str, nn.Module], formats: Mapping[str, str], quantizer: Quantizer) -> Iterator[None]:
+def simulated(part: nn.Module, prefix: str, formats: Mapping[str, str], quantizer: Quantizer) -> Iterator[None]:
     """Inside the block, linear modules compute in their formats; afterwards they are as before.
 
     Args:
-        modules: linear modules by the name of their layer; may hold others.
+        part: holds the modules.
+        prefix: what precedes their names in ``part`` in the names of their layers, including the dot.
         formats: for each layer to quantise, a key of ``FORMATS``.
         quantizer: gives the weights and rounds the inputs.
+
+    Raises:
+        ConfigError: there is no such layer.
     """
+    linear = {prefix + name: module for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    _check_all_taken({name: form for name, form in formats.items() if name not in linear}, prefix)
     hooks, exact = [], {}
     try:
         for name, form in formats.items():
-            module = modules[name]
-            assert isinstance(module, nn.Linear), "linear_layers names linear modules"
+            module = linear[name]
             exact[name] = module.weight
             weight_NK = quantizer.weight(name, module.weight.detach(), form)
             module.weight = nn.Parameter(weight_NK, requires_grad=False)
@@ -141,7 +156,7 @@ def simulated(modules: Mapping[str, nn.Module], formats: Mapping[str, str], quan
         for hook in hooks:
             hook.remove()
         for name, weight in exact.items():
-            modules[name].weight = weight
+            linear[name].weight = weight
 
 
 def _rounds(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -149,7 +164,7 @@ def _rounds(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[
 
 
 class SimulatedVideoEncoder:
-    """The video encoder of a plan's model, in memory as a whole.
+    """The video encoder of a plan's model: one layer of the tower at a time, resampler and temporal encoder as a whole.
 
     Args:
         config: the model's.
@@ -157,26 +172,58 @@ class SimulatedVideoEncoder:
     """
 
     def __init__(self, config: ModelConfig, quantizer: Quantizer) -> None:
-        self._model, self._quantizer = empty_model(config), quantizer
-        for part in ("vision_encoder", "vision_tokenizer"):
-            fill(self._model.get_submodule(part), quantizer.plan.weights, f"{part}.")
-        self._modules = dict(self._model.named_modules())
+        self._num_layers, self._quantizer = config.vision.num_layers, quantizer
+        with without_weights():
+            tower = build_vision(dataclasses.replace(config.vision, num_layers=1)).eval()
+            self._resampler = PerceiverResampler(config).eval()
+        self._embeddings, self._encoder = tower.get_submodule("embeddings"), tower.get_submodule("encoder")
+        self._norm = tower.get_submodule("post_layernorm")
+        fill(self._embeddings, quantizer.plan.weights, "vision_encoder.embeddings.")
+        fill(self._norm, quantizer.plan.weights, "vision_encoder.post_layernorm.")
+        fill(self._resampler, quantizer.plan.weights, _RESAMPLER)
 
     @torch.inference_mode()
-    def tokens(self, clip_FCHW: NDArray[np.float32], formats: Mapping[str, str]) -> Tensor:
-        """Computes a clip's video tokens: pixels in [-1, 1], (F, 3, side, side), to fp32 (M, D).
+    def start(self, pixels_FCHW: Tensor) -> Tensor:
+        """Returns the patches before the first layer: pixels in [-1, 1], (F, 3, side, side), to (F, P, D)."""
+        patches_FPD: Tensor = self._embeddings(pixels_FCHW)
+        return patches_FPD
+
+    @torch.inference_mode()
+    def tokens(
+        self,
+        hidden: Sequence[Tensor],
+        formats: Mapping[str, str],
+        *,
+        first: int = 0,
+        before_layer: BeforeLayer = _pass_by,
+    ) -> list[Tensor]:
+        """Computes video tokens.
 
         Args:
-            clip_FCHW: the clip.
-            formats: for each layer to quantise, a key of ``FORMATS``.
-        """
-        return self.all_tokens([clip_FCHW], formats)[0]
+            hidden: the patches of each clip before layer ``first``, (F, P, D).
+            formats: for each layer to quantise, a key of ``FORMATS``; not those before ``first``.
+            first: the tower's layer to begin with, at most their number.
+            before_layer: called with each layer's index and the patches before it, then with the number of layers and
+                those before the final norm.
 
-    @torch.inference_mode()
-    def all_tokens(self, clips: Sequence[NDArray[np.float32]], formats: Mapping[str, str]) -> list[Tensor]:
-        """``tokens`` of every clip; the layers are quantised once."""
-        with simulated(self._modules, formats, self._quantizer):
-            return [self._model.encode_video(torch.from_numpy(clip)[None])[0] for clip in clips]
+        Returns:
+            fp32 (M, width of the decoder) for each clip.
+
+        Raises:
+            ConfigError: a layer in ``formats`` is before ``first`` or not in the video encoder.
+        """
+        unused, layer = dict(formats), self._encoder.get_submodule("layers.0")
+        for index in range(first, self._num_layers):
+            before_layer(index, hidden)
+            prefix = f"{_VISION_LAYERS}{index}."
+            fill(layer, self._quantizer.plan.weights, prefix)
+            with simulated(layer, prefix, _taken(unused, prefix), self._quantizer):
+                hidden = [self._encoder(inputs_embeds=x_FPD).last_hidden_state for x_FPD in hidden]
+        before_layer(self._num_layers, hidden)
+        with simulated(self._resampler, _RESAMPLER, _taken(unused, _RESAMPLER), self._quantizer):
+            tokens = [self._resampler(self._norm(x_FPD)[None])[0] for x_FPD in hidden]
+        _check_all_taken(unused, f"the video encoder from layer {first} on")
+        return tokens
 
 
 class SimulatedDecoder:
@@ -189,14 +236,16 @@ class SimulatedDecoder:
 
     def __init__(self, config: ModelConfig, quantizer: Quantizer) -> None:
         self._text, self._quantizer = config.text, quantizer
-        self._layers = LayerwiseDecoder(config.text, quantizer.plan.weights)
+        self._language = one_layer(config.text)
+        phi3: Any = self._language.model  # the transformers library, untyped
+        self._norm, phi3.norm = phi3.norm, nn.Identity()  # it belongs after the last layer
+        fill(self._norm, quantizer.plan.weights, "lang_model.model.norm.")
 
     @torch.inference_mode()
-    def start(self, prompt_LD: NDArray[np.floating]) -> Tensor:
-        """Returns the hidden states before the first layer, (1, L, D), of a prompt's embeddings (L, D)."""
-        x_1LD = torch.from_numpy(prompt_LD.astype(np.float32))[None]
+    def start(self, embeds_LD: Tensor) -> Tensor:
+        """Returns the hidden states before the first layer, fp32 (L, D), of a prompt's embeddings (L, D)."""
         rotation_DD = self._quantizer.plan.input_rotation_DD
-        return x_1LD if rotation_DD is None else x_1LD @ rotation_DD
+        return embeds_LD.float() if rotation_DD is None else embeds_LD.float() @ rotation_DD
 
     @torch.inference_mode()
     def logits(
@@ -206,44 +255,51 @@ class SimulatedDecoder:
         formats: Mapping[str, str],
         *,
         first: int = 0,
-        before_layer: Callable[[int, Sequence[Tensor]], None] = lambda index, hidden: None,
+        before_layer: BeforeLayer = _pass_by,
     ) -> list[Tensor]:
         """Computes logits without a cache.
 
         Args:
-            hidden: the hidden states of each prompt before layer ``first``, (1, L, D).
-            positions: for each prompt, the P positions whose logits to return.
+            hidden: the hidden states of each prompt before layer ``first``, (L, D).
+            positions: for each prompt, the N positions whose logits to return.
             formats: for each layer to quantise, a key of ``FORMATS``; not those before ``first``.
-            first: the layer to begin with, at most the number of layers.
+            first: the layer to begin with, at most their number.
             before_layer: called with each layer's index and the hidden states before it, then with the number of layers
                 and those before the final norm.
 
         Returns:
-            (P, V) for each prompt, fp32.
+            (N, V) for each prompt, fp32.
 
         Raises:
             ConfigError: a layer in ``formats`` is before ``first`` or not in the decoder.
         """
-        unused = dict(formats)
+        unused, layer = dict(formats), self._language.get_submodule("model.layers.0")
         for index in range(first, self._text.num_layers):
             before_layer(index, hidden)
-            prefix = f"{_LAYER}{index}."
-            own = {name: unused.pop(name) for name in list(unused) if name.startswith(prefix)}
-            modules = {prefix + name: module for name, module in self._layers.load(index).named_modules()}
-            with simulated(modules, own, self._quantizer):
-                hidden = [self._layers.compute(x_1LD) for x_1LD in hidden]
+            prefix = f"{_DECODER_LAYERS}{index}."
+            fill(layer, self._quantizer.plan.weights, prefix)
+            with simulated(layer, prefix, _taken(unused, prefix), self._quantizer):
+                hidden = [self._language.hidden(x_LD[None])[0] for x_LD in hidden]
         before_layer(self._text.num_layers, hidden)
-        rows = [self._layers.normed(x_1LD, at) for x_1LD, at in zip(hidden, positions, strict=True)]
-        logits = self._head(rows, unused.pop(HEAD, None))
-        if unused:
-            raise ConfigError(f"the decoder from layer {first} on has no {', '.join(sorted(unused))}")
-        return logits
+        head = unused.pop(HEAD, None)
+        _check_all_taken(unused, f"the decoder from layer {first} on")
+        return self._head([self._norm(x_LD[list(at)]) for x_LD, at in zip(hidden, positions, strict=True)], head)
 
     def _head(self, rows: Sequence[Tensor], form: str | None) -> list[Tensor]:
         weights = self._quantizer.plan.weights
         matrix_VD, bias_V = head_matrix(weights, self._text), head_bias(weights, self._text)
         if form is None:
-            return [x_PD @ matrix_VD.T + bias_V for x_PD in rows]
+            return [x_ND @ matrix_VD.T + bias_V for x_ND in rows]
         round_inputs = self._quantizer.rounding(HEAD, matrix_VD.shape[1], form)
         matrix_VD = self._quantizer.weight(HEAD, matrix_VD, form)
-        return [round_inputs(x_PD) @ matrix_VD.T + bias_V for x_PD in rows]
+        return [round_inputs(x_ND) @ matrix_VD.T + bias_V for x_ND in rows]
+
+
+def _taken(formats: dict[str, str], prefix: str) -> dict[str, str]:
+    """Takes the layers that begin with ``prefix`` out of ``formats``."""
+    return {name: formats.pop(name) for name in list(formats) if name.startswith(prefix)}
+
+
+def _check_all_taken(unused: Mapping[str, str], where: str) -> None:
+    if unused:
+        raise ConfigError(f"{where} has no {', '.join(sorted(unused))}; name layers as `linear_layers` does")

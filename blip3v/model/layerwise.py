@@ -20,7 +20,7 @@ from blip3v.config import TextConfig
 from blip3v.model.language import LanguageModel, head_bias, head_matrix
 from blip3v.model.weights import fill, without_weights
 
-__all__ = ["LayerwiseDecoder", "layerwise_logits", "one_layer"]
+__all__ = ["layerwise_logits", "one_layer"]
 
 FloatArray = NDArray[np.float32]
 
@@ -45,46 +45,18 @@ def layerwise_logits(
     Returns:
         (N, V) for each prompt.
     """
-    decoder = LayerwiseDecoder(text, weights)
+    language = one_layer(text)
+    phi3: Any = language.model  # the transformers library, untyped
+    norm, phi3.norm = phi3.norm, nn.Identity()  # it belongs after the last layer
     hidden = [torch.from_numpy(prompt.astype(np.float32))[None] for prompt in prompts]
     for layer in range(text.num_layers):
-        decoder.load(layer)
-        hidden = [decoder.compute(x_1LD) for x_1LD in hidden]
+        fill(phi3.layers[0], weights, f"lang_model.model.layers.{layer}.")
+        hidden = [language.hidden(x_1LD) for x_1LD in hidden]
         progress(layer + 1, text.num_layers)
+    fill(norm, weights, "lang_model.model.norm.")
     matrix_VD, bias_V = head_matrix(weights, text), head_bias(weights, text)
-    wanted = [decoder.normed(x_1LD, at) for x_1LD, at in zip(hidden, positions, strict=True)]
+    wanted = [norm(x_1LD[0, list(at)]) for x_1LD, at in zip(hidden, positions, strict=True)]
     return [(x_ND @ matrix_VD.T + bias_V).numpy() for x_ND in wanted]
-
-
-class LayerwiseDecoder:
-    """The layers of the language model, of which only the loaded one is in memory.
-
-    Args:
-        text: the language model's shape.
-        weights: by released name.
-    """
-
-    def __init__(self, text: TextConfig, weights: Mapping[str, Tensor]) -> None:
-        self._language = one_layer(text)
-        self._phi3: Any = self._language.model  # the transformers library, untyped
-        self._norm, self._phi3.norm = self._phi3.norm, nn.Identity()  # it belongs after the last layer
-        fill(self._norm, weights, "lang_model.model.norm.")
-        self._weights = weights
-
-    def load(self, index: int) -> nn.Module:
-        """Reads a layer's weights and returns its module, which every call returns: with the weights of that layer."""
-        layer: nn.Module = self._phi3.layers[0]
-        fill(layer, self._weights, f"lang_model.model.layers.{index}.")
-        return layer
-
-    def compute(self, x_1LD: Tensor) -> Tensor:
-        """Applies the loaded layer: (1, L, D) to (1, L, D)."""
-        return self._language.hidden(x_1LD)
-
-    def normed(self, x_1LD: Tensor, at: Sequence[int]) -> Tensor:
-        """Applies the final norm to the positions ``at``, the head's inputs: (1, L, D) to (N, D)."""
-        rows_ND: Tensor = self._norm(x_1LD[0, list(at)])
-        return rows_ND
 
 
 def one_layer(text: TextConfig) -> LanguageModel:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 __all__ = [
+    "ACCURACY",
     "DERIVED_FILES",
     "ENGINES",
     "FOLDERS",
@@ -33,6 +34,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 EMBEDDINGS = "embeddings.safetensors"
 CARD = "README.md"
 PARITY = "reports/parity.json"  # absent if the export skipped the parity check
+ACCURACY = "reports/accuracy.json"
 GRAPHS = ("video_encoder", "decoder")
 ENGINES = "engines"
 
@@ -47,7 +49,7 @@ REQUIRED_FILES = (
     *(graph_file(name) for name in GRAPHS),
 )
 # Derived from the bundle later: not hashed, may be absent, may be deleted.
-DERIVED_FILES = ("reports/accuracy.json", "reports/bench.json")
+DERIVED_FILES = (ACCURACY, "reports/bench.json")
 HUB_LEFTOVERS = ".cache/huggingface"  # of a download to a folder, instead of the hub's cache
 FOLDERS = ("onnx", "reports", ENGINES, ".cache")
 
@@ -55,6 +57,8 @@ GIT = (".git", ".gitattributes", ".gitignore")
 # Of the file managers of macOS, Windows and KDE. The Finder also writes ``._NAME`` next to each file on foreign disks.
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 _APPLE_DOUBLE = "._"
+# Of a derived file that is being written, or was when its process ended: ``publishing.write_file``.
+_PARTIAL = re.compile(r"reports/\.(?:accuracy|bench)\.json\.[0-9a-f]{8}\.partial")
 
 # External data belongs to the graph whose name it starts with. Engines read nothing outside the graph's folder.
 _EXTERNAL_DATA = re.compile(rf"onnx/(?:{'|'.join(GRAPHS)})\.(?:[A-Za-z0-9_.-]{{1,64}}\.)?data")
@@ -84,4 +88,5 @@ def is_stranger(name: str, *, is_folder: bool) -> bool:
     if is_folder:
         return name in (".git", HUB_LEFTOVERS)
     last = name.rpartition("/")[2]
-    return name == ".git" or last in (*GIT[1:], *_OF_FILE_MANAGERS) or last.startswith(_APPLE_DOUBLE)
+    is_left_over = last in (*GIT[1:], *_OF_FILE_MANAGERS) or last.startswith(_APPLE_DOUBLE)
+    return name == ".git" or is_left_over or _PARTIAL.fullmatch(name) is not None

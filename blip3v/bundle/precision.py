@@ -73,14 +73,21 @@ class GraphPrecision:
         return _LIMITS.get(self.io)
 
     @property
-    def tolerance(self) -> Tolerance | None:
-        """How far the graph may deviate from the fp32 PyTorch reference; None: the accuracy report decides."""
-        return PRECISIONS[self.name].tolerance
+    def tolerance(self) -> Tolerance:
+        """How far the graph, which is not quantised, may deviate from the fp32 PyTorch reference."""
+        tolerance = PRECISIONS[self.name].tolerance
+        assert tolerance is not None, "a quantised graph has an accuracy report instead"
+        return tolerance
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the matrices are stored in integers."""
-        return self.weights not in ITEM_BYTES
+        """Whether an accuracy report takes the place of a tolerance, and calibration comes before the export."""
+        return PRECISIONS[self.name].tolerance is None
+
+    @property
+    def embeddings(self) -> FloatDType:
+        """Dtype of a decoder's embedding table, whose rows become ``io`` when they are read."""
+        return "float16" if self.is_quantized else self.io
 
     @property
     def needs_sensitivity(self) -> bool:
@@ -143,6 +150,11 @@ class Precision:
         return cls(**{graph: getattr(PRECISIONS[name], graph) for graph, name in chosen.items()})
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether a graph is."""
+        return any(spec.is_quantized for spec in self.graphs.values())
+
+    @property
     def graphs(self) -> dict[str, GraphPrecision]:
         """The spec of each graph, by the graph's name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -191,13 +203,16 @@ class NamedPrecision:
 
 # A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again for every frame.
 _SCAN = Island(name="scan", parameters=("temporal.encoder.*",), weights="float32")
-# Small, or sensitive, or both: half precision, widened when the graph opens.
+# Small, or sensitive, or both: half precision, widened when the graph opens. OpenVINO cannot widen what a Scan takes.
 _HALF = (
+    _SCAN,
     Island(name="resampler attention", parameters=("vision_tokenizer.layers.*.0.*",), weights="float16-stored"),
     Island(name="temporal encoder", parameters=("temporal.*",), weights="float16-stored"),
     Island(name="projection", parameters=("vision_tokenizer.projection.*",), weights="float16-stored"),
 )
 _HEAD = Island(name="head", parameters=("lm_head",), weights="int8-block")
+# Turns the inputs into the basis of a rotated residual stream; applied once, and exact.
+_ROTATION = Island(name="rotation", parameters=("rotation",), weights="float32")
 # Half precision is too coarse for the bias of the largest logits.
 _LOGITS_BIAS = Island(name="logits_bias", parameters=("lm_head_bias",), weights="float32")
 
@@ -233,7 +248,9 @@ PRECISIONS: dict[str, NamedPrecision] = {
         video_encoder=GraphPrecision(
             name="int8", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
         ),
-        decoder=GraphPrecision(name="int8", weights="int8", activations="int8", io="float32", cache="float32"),
+        decoder=GraphPrecision(
+            name="int8", weights="int8", activations="int8", io="float32", cache="float32", islands=(_ROTATION,)
+        ),
         tolerance=None,
     ),
     "int8-weight": NamedPrecision(
@@ -252,6 +269,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
             activations="float32",
             io="float32",
             cache="float32",
+            islands=(_ROTATION,),
             group_size=128,
         ),
         tolerance=None,
@@ -267,7 +285,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
             activations="float32",
             io="float32",
             cache="float32",
-            islands=(_HEAD,),
+            islands=(_ROTATION, _HEAD),
             group_size=128,
         ),
         tolerance=None,

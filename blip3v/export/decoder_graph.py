@@ -131,9 +131,12 @@ class DecoderGraph(nn.Module):
         language: the reference; its weights are shared, not copied.
         config: its config.
         attention: how a layer attends to its cache.
+        rotated: whether the residual stream has a basis of its own, into which ``rotation`` (D, D) turns the inputs.
     """
 
-    def __init__(self, language: LanguageModel, config: TextConfig, attention: CacheAttention) -> None:
+    def __init__(
+        self, language: LanguageModel, config: TextConfig, attention: CacheAttention, *, rotated: bool = False
+    ) -> None:
         super().__init__()
         phi3: Any = language.model  # the transformers library, untyped
         self.layers = nn.ModuleList(_Layer(layer, config.rms_norm_eps) for layer in phi3.layers)
@@ -143,6 +146,8 @@ class DecoderGraph(nn.Module):
         self.lm_head_bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.eps = config.rms_norm_eps
         self.attention = attention
+        width = config.hidden_size
+        self.rotation = nn.Parameter(weight.new_empty(width, width), requires_grad=False) if rotated else None
         positions_1P = torch.arange(config.max_context)[None]
         cos_1PK, sin_1PK = phi3.rotary_emb(torch.zeros(1), positions_1P)
         # The library repeats the half table; the kernel takes it once. They are parameters so that casts apply to them.
@@ -172,6 +177,8 @@ class DecoderGraph(nn.Module):
         """
         state = CacheState(seqlens_k, total_sequence_length, self.cos_PK, self.sin_PK)
         x_BtD, present = inputs_embeds, []
+        if self.rotation is not None:
+            x_BtD = x_BtD @ self.rotation
         for index, layer in enumerate(self.layers):
             x_BtD, key, value = layer(x_BtD, cache[2 * index], cache[2 * index + 1], state, self.attention)
             present += [key, value]

@@ -194,7 +194,7 @@ class _Job:
         config, weights, precision = self._config, self._source.weights, self._precision.decoder
         path = self._folder / "onnx" / "decoder.onnx"
         counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision))
-        table_VD = embedding_table(weights, config.text).numpy().astype(precision.io)
+        table_VD = embedding_table(weights, config.text).numpy().astype(precision.embeddings)
         write_embeddings(self._folder / "embeddings.safetensors", table_VD)
         if video is None:
             return counts, None

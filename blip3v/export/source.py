@@ -13,6 +13,7 @@ from blip3v.bundle.manifest import Source
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
+from blip3v.export.accuracy_data import answers_films
 from blip3v.export.request import check_own_weights, check_request, folder_name
 from blip3v.folders import kind_of, shipped_model
 from blip3v.hub import model_name
@@ -48,6 +49,7 @@ class ExportSource:
     generation: GenerationConfig
     chat_template: str
     weights: Mapping[str, Tensor]  # by released name; each is read on access
+    answers_films: bool = False  # trained to answer questions about the synthetic films (``accuracy_data.py``)
     frames_from: str | None = None  # what states ``config.num_frames``, if the source is an authors' checkpoint
 
     def hashed_provenance(self) -> Source:
@@ -160,5 +162,6 @@ def _from_checkpoint(
         generation=checkpoint.generation,
         chat_template=checkpoint.chat_template,
         weights=weights,
+        answers_films=trained and checkpoint.kind == "blip3v" and answers_films(checkpoint.path),
         frames_from=None if checkpoint.kind == "blip3v" else checkpoint.frames_from,
     )

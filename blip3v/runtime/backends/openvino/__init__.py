@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, always in fp32; weights that are stored in fp16 stay fp16 in memory.
+"""OpenVINO on the CPU, in fp32 and int8; weights that are stored in fp16 stay fp16 in memory.
 
 The decoder is rewritten when it opens (``graph.py``); ``sessions.py`` runs both graphs. Neither is imported before a
 graph is opened.
@@ -17,7 +17,7 @@ from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_line
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName, product_dtype
 from blip3v.runtime.host_cache import cache_bytes
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class OpenVinoBackend:
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype="fp32")
+        dtype = product_dtype(precision)
+        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype=dtype)
 
     def resident_bytes(self, graph: GraphFile) -> int:
         """See ``Backend``. Weights stay in their format, but are held twice while they are packed."""

@@ -34,12 +34,7 @@ _engine_errors = functools.partial(engine_errors, "OpenVINO", "openvino")
 
 # fp32 arithmetic, and no quantisation that was not asked for: OpenVINO's own defaults are bf16 where the processor has
 # it, and dynamic quantisation.
-_CPU_CONFIG: dict[str, Any] = {
-    "PERFORMANCE_HINT": "LATENCY",
-    "NUM_STREAMS": 1,
-    "INFERENCE_PRECISION_HINT": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-}
+_CPU_CONFIG: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 
 
 class OpenVinoVideoEncoder:
@@ -49,7 +44,7 @@ class OpenVinoVideoEncoder:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(threads)
+            core = open_core(graph, threads)
             model = read_model(core, graph)
             compute_in_fp32(model)
             self._outputs = [output.any_name for output in model.outputs]
@@ -107,7 +102,7 @@ class _CompiledDecoder:
         self.chunk = chunk
         self.text = text
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(threads)
+            core = open_core(graph, threads)
             rewritten = read_decoder(core, graph)
             self.window = rewritten.window
             self._request: Any = core.compile_model(rewritten.model, "CPU").create_infer_request()
@@ -296,10 +291,14 @@ def _held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
         lock.release()
 
 
-def open_core(threads: int | None) -> Any:
-    """A core for the CPU that computes in fp32; ``threads`` inside an operator, None: one for each physical core."""
+def open_core(graph: GraphFile, threads: int | None) -> Any:
+    """A core for the CPU; ``threads`` inside an operator, None: one for each physical core.
+
+    It computes in fp32. Inputs of weights in blocks are rounded to int8, with a scale for each row and block.
+    """
+    config = _CPU_CONFIG | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": graph.precision.group_size or 0}
     core = openvino.Core()
-    core.set_property("CPU", _CPU_CONFIG if threads is None else _CPU_CONFIG | {"INFERENCE_NUM_THREADS": threads})
+    core.set_property("CPU", config if threads is None else config | {"INFERENCE_NUM_THREADS": threads})
     return core
 
 

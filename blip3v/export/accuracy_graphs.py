@@ -1,0 +1,177 @@
+"""The two graphs of a bundle in one back end's sessions: video tokens, and greedy drafts of many answers at once."""
+
+# Shapes: B rows, L tokens, M video tokens, n new tokens, D width, V logits.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.bundle.embeddings import open_embeddings
+from blip3v.bundle.graph_io import decoder_io, video_encoder_io
+from blip3v.bundle.layout import EMBEDDINGS, graph_file
+from blip3v.bundle.precision import Precision
+from blip3v.config import ModelConfig
+from blip3v.errors import ParityError
+from blip3v.export.accuracy_reference import AnswerRules, ClipPrompt
+from blip3v.runtime import memory
+from blip3v.runtime.backends import GRAPHS, Backend, Decoder, GraphFile, GraphName
+from blip3v.runtime.cancellation import Deadline
+from blip3v.text.prompt import splice
+
+__all__ = ["Draft", "Graphs", "bundle_graphs"]
+
+FloatArray = NDArray[np.float32]
+
+_CACHE_BYTES = 2**30  # of the rows that are decoded together
+_MAX_ROWS = 64  # more gain nothing
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that the graph chose one after another, and the logits that chose each of them."""
+
+    token_ids: list[int]
+    logits_nV: FloatArray
+
+
+def bundle_graphs(folder: Path, config: ModelConfig, precision: Precision) -> dict[GraphName, GraphFile]:
+    """Returns both graphs of a bundle, or of one that is being written, as back ends open them."""
+    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config)}
+    return {
+        name: GraphFile(
+            path=folder / graph_file(name),
+            io=ios[name],
+            precision=precision.graphs[name],
+            weights_bytes=sum(file.stat().st_size for file in (folder / "onnx").glob(f"{name}.*")),
+        )
+        for name in GRAPHS
+    }
+
+
+class Graphs:
+    """The graphs as one back end runs them; the decoder is opened when it is needed. To be closed.
+
+    Args:
+        folder: the bundle, or one that is being written.
+        config: the model's.
+        precision: of the graphs.
+        backends: for each graph.
+        rules: when answers end.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        precision: Precision,
+        backends: Mapping[GraphName, Backend],
+        rules: AnswerRules,
+    ) -> None:
+        self._files = bundle_graphs(folder, config, precision)
+        self._table_VD = open_embeddings(folder / EMBEDDINGS)
+        self._text = config.text
+        self._backends = backends
+        self._rules = rules
+        self._opened: Decoder | None = None
+
+    def video_tokens(self, batches: Iterator[FloatArray]) -> list[NDArray[np.floating]]:
+        """Returns the video tokens (M, D) of each clip; ``batches`` are clips (B, F, 3, S, S) in [-1, 1]."""
+        encoder = self._backends["video_encoder"].open_video_encoder(self._files["video_encoder"])
+        tokens: list[NDArray[np.floating]] = []
+        with closing(encoder):
+            for clips in batches:
+                tokens_BMD = encoder.run(clips, Deadline())["video_tokens"]
+                _check_finite("video_encoder", tokens_BMD)
+                tokens += [tokens_MD.copy() for tokens_MD in tokens_BMD]
+        return tokens
+
+    def draft(
+        self,
+        prompts: Sequence[ClipPrompt],
+        video: Sequence[NDArray[np.floating]],
+        known: Sequence[Sequence[int]],
+    ) -> list[Draft]:
+        """Continues each answer greedily to its end.
+
+        Args:
+            prompts: the questions.
+            video: the video tokens (M, D) of each clip.
+            known: for each prompt, the tokens that its answer begins with.
+
+        Raises:
+            ParityError: the graph's logits are not finite.
+        """
+        lengths = [len(asked.prompt.ids) + len(ids) for asked, ids in zip(prompts, known, strict=True)]
+        order = sorted(range(len(prompts)), key=lengths.__getitem__)
+        longest = max(asked.prompt.length(len(video[asked.clip])) for asked in prompts) + self._rules.max_new_tokens
+        drafts: dict[int, Draft] = {}
+        for first in range(0, len(order), self._num_rows(longest)):
+            rows = order[first : first + self._num_rows(longest)]
+            embeds = [self._embeds(prompts[i], video[prompts[i].clip], known[i]) for i in rows]
+            drafts.update(zip(rows, self._draft_rows(embeds, [known[i] for i in rows]), strict=True))
+        return [drafts[i] for i in range(len(prompts))]
+
+    def make_room(self, num_bytes: int) -> None:
+        """Closes the decoder if less than ``num_bytes`` of memory is free; the next draft opens it again."""
+        free = memory.available_bytes()
+        if free is not None and free < num_bytes:
+            self.close()
+
+    def close(self) -> None:
+        """Frees the decoder."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+            memory.return_freed()
+
+    def _decoder(self) -> Decoder:
+        if self._opened is None:
+            self._opened = self._backends["decoder"].open_decoder(self._files["decoder"], self._text)
+        return self._opened
+
+    def _num_rows(self, num_tokens: int) -> int:
+        """Rows of ``num_tokens`` that are decoded together."""
+        row_bytes = num_tokens * self._backends["decoder"].kv_bytes_per_token(self._text, self._files["decoder"])
+        return max(1, min(_MAX_ROWS, _CACHE_BYTES // row_bytes))
+
+    def _embeds(
+        self, asked: ClipPrompt, video_MD: NDArray[np.floating], known: Sequence[int]
+    ) -> NDArray[np.floating]:
+        prompt_LD = splice(self._table_VD[asked.prompt.ids], asked.prompt.image_position, video_MD)
+        return np.concatenate((prompt_LD, self._table_VD[list(known)]))
+
+    def _draft_rows(self, embeds: Sequence[NDArray[np.floating]], known: Sequence[Sequence[int]]) -> list[Draft]:
+        decoder = self._decoder()
+        dtype = decoder.dtype
+        ids: list[list[int]] = [[] for _ in embeds]
+        logits: list[list[FloatArray]] = [[] for _ in embeds]
+        running = list(range(len(embeds)))  # which prompt each row of the session belongs to
+        with closing(decoder.session(len(embeds), max(map(len, embeds)))) as session:
+            logits_BV = session.prefill([part.astype(dtype, copy=False) for part in embeds], Deadline())
+            while True:
+                _check_finite("decoder", logits_BV)
+                for row, index in enumerate(running):
+                    ids[index].append(int(logits_BV[row].argmax()))
+                    logits[index].append(logits_BV[row].copy())
+                ended = [row for row, i in enumerate(running) if self._rules.is_complete([*known[i], *ids[i]])]
+                if len(ended) == len(running):
+                    return [Draft(tokens, np.stack(found)) for tokens, found in zip(ids, logits, strict=True)]
+                for row in reversed(ended):
+                    session.drop_row(row)
+                    running[row] = running[-1]
+                    running.pop()
+                logits_BV = session.step(self._table_VD[[ids[index][-1] for index in running]].astype(dtype, copy=False))
+
+
+def _check_finite(graph: str, values: NDArray[np.floating]) -> None:
+    if not np.isfinite(values).all():
+        raise ParityError(
+            f"the {graph} graph returns values that are not finite, so its accuracy cannot be measured; its integers or "
+            "their scales are broken: export the model in fp16 to see whether the graph itself is right"
+        )

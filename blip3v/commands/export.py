@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
@@ -21,6 +19,7 @@ from blip3v.commands.local_models import MODEL_PATH, download_option, local_mode
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
 from blip3v.commands.output import print_made, quiet_option, talk_console
+from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.config import PRESETS
 from blip3v.export.parity import PARITY_BACKEND, Comparison, ParityReport
@@ -32,7 +31,6 @@ from blip3v.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from blip3v.export.estimate import Estimate
-    from blip3v.export.pipeline import Progress
     from blip3v.export.source import ExportSource
 
 __all__ = ["command"]
@@ -142,7 +140,7 @@ def command(
             precision=chosen,
             check=not no_check,
             force=force,
-            progress=_progress(console, stack),
+            progress=show_stages(console, stack),
             on_parity=lambda report: _print_parity(report, console),
         )
     parity = None if result.parity is None else result.parity.to_dict()
@@ -161,30 +159,6 @@ def _check_writing(output: Path | None, *, force: bool, check: bool) -> None:
         check_target(output, force=force)
     if check:
         get_backend(PARITY_BACKEND).check_installed()
-
-
-def _progress(console: Console, stack: ExitStack) -> Progress:
-    """On a terminal a bar with the current stage, elsewhere one line per stage."""
-    if not console.is_terminal:
-        return _lines(console)
-    bar = stack.enter_context(Bar(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console))
-    task = bar.add_task("start", total=None)
-
-    def show(stage: str, done: int = 0, total: int = 0) -> None:
-        bar.update(task, description=stage, completed=done, total=total or None)
-
-    return show
-
-
-def _lines(console: Console) -> Progress:
-    stages: list[str] = []
-
-    def show(stage: str, done: int = 0, total: int = 0) -> None:
-        if stages[-1:] != [stage]:
-            stages.append(stage)
-            console.print(f"  {stage}")
-
-    return show
 
 
 def _print_plan(source: ExportSource, folder: Path, precision: Precision, needed: Estimate, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,14 @@ from blip3v.bundle import (
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
+from blip3v.export.accuracy import AccuracyReport, save_report
 from blip3v.export.clip import film_clip, film_prompt
 from blip3v.export.estimate import estimate
 from blip3v.export.parity import PARITY_BACKEND, ActivationRanges, ParityReport, tolerances
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
+from blip3v.export.quantization import Quantization, QuantizationOptions, open_quantization
 from blip3v.export.source import ExportSource
 from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.export.weight_check import check_weights
@@ -69,7 +72,8 @@ class ExportResult:
 
     path: Path
     manifest: Manifest  # without the file hashes, which the writer adds
-    parity: ParityReport | None  # None: not checked
+    parity: ParityReport | None  # None: not checked, or quantised
+    accuracy: AccuracyReport | None  # None: not measured, or not quantised
     size_bytes: int
     seconds: float
     peak_rss_bytes: int | None
@@ -80,10 +84,12 @@ def export_bundle(
     output: Path,
     *,
     precision: Precision = _DEFAULT,
+    quantization: QuantizationOptions | None = None,
     check: bool = True,
     force: bool = False,
     progress: Progress = _silent,
     on_parity: Callable[[ParityReport], None] = lambda report: None,
+    on_accuracy: Callable[[AccuracyReport], None] = lambda report: None,
 ) -> ExportResult:
     """Exports a bundle for ONNX Runtime.
 
@@ -91,32 +97,47 @@ def export_bundle(
         source: weights, config, tokenizer and the rest.
         output: the folder to create.
         precision: of each graph; fp16 unless given.
-        check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle.
+        quantization: how to quantise; None: the defaults. Only for a precision in integers.
+        check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle, nor does a quantised graph that
+            loses more than ``quantization.accuracy`` allows.
         force: whether to replace an existing bundle.
         progress: called at each stage.
         on_parity: called with the parity report, passed or not.
+        on_accuracy: called with the accuracy report of a quantised model, within its budget or not.
 
     Raises:
-        UsageError: the folder exists, or the prompt of the check does not fit the model's context.
+        UsageError: the folder exists, the prompt of the check does not fit the model's context, or ``quantization`` is
+            given for a precision in floating point.
+        CalibrationError: the calibration cannot be used, or none can be made.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
         ExportError: the weights do not fit ``precision``, or torch cannot make a graph.
-        ParityError: a graph does not match PyTorch.
+        ParityError: a graph does not match PyTorch, or loses too much accuracy.
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
+    if quantization is not None and not precision.is_quantized:
+        raise UsageError(
+            f"precision {precision.name} is not quantised; leave the options of quantisation out, or choose int8 or int4"
+        )
     if check:
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
     estimate(source.config, precision, check=check).require(output)
-    with BundleWriter(output, force=force) as writer:
+    with BundleWriter(output, force=force) as writer, ExitStack() as stack:
         if not source.provenance.random_init:  # generated weights are right, and take time to generate
             check_weights(source.weights, source.config, precision, partial(progress, "check the weights"))
-        job = _Job(source, writer.path, precision, check, progress)
+        quantized = None
+        if precision.is_quantized:
+            options = quantization or QuantizationOptions()
+            quantized = stack.enter_context(open_quantization(source, precision, options, progress))
+        job = _Job(source, writer.path, precision, quantized, check and quantized is None, progress)
         report, weights = job.graphs()
         job.small_files(report)
+        accuracy = None if quantized is None else _measured(quantized, writer.path, check, on_accuracy)
         if source.hashed_files:
             progress("hash the checkpoint")
-        manifest = _manifest(source, source.hashed_provenance(), precision, weights, report)
+        record = None if quantized is None else quantized.record()
+        manifest = _manifest(source, source.hashed_provenance(), precision, weights, report, record)
         (writer.path / "README.md").write_text(render_card(manifest, stored_and_computed(precision)), "utf-8")
         if report is not None:
             on_parity(report)
@@ -127,16 +148,40 @@ def export_bundle(
         path=output,
         manifest=manifest,
         parity=report,
+        accuracy=accuracy,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
 
 
+def _measured(
+    quantized: Quantization, folder: Path, check: bool, on_accuracy: Callable[[AccuracyReport], None]
+) -> AccuracyReport | None:
+    """Checks how the layers are stored and, if ``check``, what the graphs lose; writes the report."""
+    stored = quantized.check_layers(folder)
+    if not check:
+        return None
+    report = quantized.accuracy(folder, stored)
+    on_accuracy(report)
+    report.check()
+    save_report(report, folder)
+    return report
+
+
 class _Job:
     """One export into a staging folder, one component at a time; weights are read when they are used."""
 
-    def __init__(self, source: ExportSource, folder: Path, precision: Precision, check: bool, progress: Progress):
+    def __init__(
+        self,
+        source: ExportSource,
+        folder: Path,
+        precision: Precision,
+        quantized: Quantization | None,
+        check: bool,
+        progress: Progress,
+    ) -> None:
+        self._plan = None if quantized is None else quantized.plan
         self._source = source
         self._config = source.config
         self._folder = folder
@@ -183,7 +228,7 @@ class _Job:
     def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
         config, weights, precision = self._config, self._source.weights, self._precision.video_encoder
         path = self._folder / "onnx" / "video_encoder.onnx"
-        counts = self._write("video encoder", path, lambda: video_encoder_to_onnx(config, weights, precision))
+        counts = self._write("video encoder", path, lambda: video_encoder_to_onnx(config, weights, precision, self._plan))
         if not self._check:
             return counts, None, {}
         self._progress("check video encoder")
@@ -193,7 +238,7 @@ class _Job:
     def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
         config, weights, precision = self._config, self._source.weights, self._precision.decoder
         path = self._folder / "onnx" / "decoder.onnx"
-        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision))
+        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision, self._plan))
         table_VD = embedding_table(weights, config.text).numpy().astype(precision.embeddings)
         write_embeddings(self._folder / "embeddings.safetensors", table_VD)
         if video is None:
@@ -226,6 +271,7 @@ def _manifest(
     precision: Precision,
     weights: dict[str, dict[str, WeightCount]],
     report: ParityReport | None,
+    calibration: dict[str, Any] | None,
 ) -> Manifest:
     config = source.config
     return Manifest(
@@ -246,4 +292,5 @@ def _manifest(
         limits=Limits(max_context=config.text.max_context),
         weights=weights,
         parity=None if report is None else report.summary(),
+        calibration=calibration,
     )

@@ -101,6 +101,11 @@ class GraphPrecision:
         """Dtype of a decoder's embedding table, whose rows become ``io`` when they are read."""
         return "float16" if self.is_quantized else self.io
 
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether the formats of its blocks are chosen from a sensitivity table (``calibration/mixed.py``)."""
+        return PRECISIONS[self.name].needs_sensitivity
+
     def format_of(self, names: Iterable[str], nodes: Iterable[str] = ()) -> str:
         """The format of a weight.
 
@@ -236,6 +241,11 @@ class Precision:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
+    def needs_sensitivity(self) -> bool:
+        """Whether a graph's formats are chosen from a sensitivity table."""
+        return any(spec.needs_sensitivity for spec in self.graphs.values())
+
+    @property
     def name(self) -> str:
         """``fp16``, or ``video_encoder=fp16,decoder=fp32`` if the graphs differ; ``parse`` reads both.
 
@@ -274,6 +284,7 @@ class NamedPrecision:
     video_encoder: GraphPrecision
     decoder: GraphPrecision
     tolerance: Tolerance | None  # None: the accuracy report decides
+    needs_sensitivity: bool = False  # the formats are those to begin with; sensitive blocks are stored in higher ones
 
 
 _INT8_CACHE_TOLERANCE = Tolerance(
@@ -370,5 +381,21 @@ PRECISIONS: dict[str, NamedPrecision] = {
             group_size=128,
         ),
         tolerance=None,
+    ),
+    "mixed": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="mixed", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
+        ),
+        decoder=GraphPrecision(
+            name="mixed",
+            weights="int4-block",
+            activations="float32",
+            io="float32",
+            cache="float32",
+            islands=(_HEAD,),
+            group_size=128,
+        ),
+        tolerance=None,
+        needs_sensitivity=True,
     ),
 }

@@ -31,6 +31,8 @@ from blip3v.bundle import (
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
+from blip3v.export.accuracy import AccuracyReport, save_report
+from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy, runnable_backends
 from blip3v.export.clip import film_clip, film_prompt
 from blip3v.export.estimate import estimate
 from blip3v.export.parity import PARITY_BACKEND, ActivationRanges, ParityReport, tolerances
@@ -49,6 +51,7 @@ from blip3v.text.tokenizer import Tokenizer
 __all__ = ["ExportResult", "Progress", "export_bundle"]
 
 _DEFAULT = Precision.parse(DEFAULT_PRECISION)
+_ACCURACY = AccuracyOptions()
 _TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 
 
@@ -70,6 +73,7 @@ class ExportResult:
     path: Path
     manifest: Manifest  # without the file hashes, which the writer adds
     parity: ParityReport | None  # None: not checked
+    accuracy: AccuracyReport | None  # None: not quantised, or not checked
     size_bytes: int
     seconds: float
     peak_rss_bytes: int | None
@@ -82,8 +86,10 @@ def export_bundle(
     precision: Precision = _DEFAULT,
     check: bool = True,
     force: bool = False,
+    accuracy: AccuracyOptions = _ACCURACY,
     progress: Progress = _silent,
     on_parity: Callable[[ParityReport], None] = lambda report: None,
+    on_accuracy: Callable[[AccuracyReport], None] = lambda report: None,
 ) -> ExportResult:
     """Exports a bundle for ONNX Runtime.
 
@@ -93,20 +99,25 @@ def export_bundle(
         precision: of each graph; fp16 unless given.
         check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle.
         force: whether to replace an existing bundle.
+        accuracy: what is measured of a quantised model, and what it may lose; more than that leaves no bundle.
         progress: called at each stage.
         on_parity: called with the parity report, passed or not.
+        on_accuracy: called with the accuracy report, within the budget or not.
 
     Raises:
         UsageError: the folder exists, or the prompt of the check does not fit the model's context.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
         ExportError: the weights do not fit ``precision``, or torch cannot make a graph.
-        ParityError: a graph does not match PyTorch.
+        ParityError: a graph does not match PyTorch, or a quantised one loses more than ``accuracy`` allows.
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
     if check:
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
+    measured = check and _is_quantized(precision)
+    if measured:
+        runnable_backends(accuracy.backends)
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer:
         if not source.provenance.random_init:  # generated weights are right, and take time to generate
@@ -121,12 +132,18 @@ def export_bundle(
         if report is not None:
             on_parity(report)
             report.check()
+        found = measure_accuracy(source, writer.path, precision, accuracy, progress=progress) if measured else None
+        if found is not None:
+            on_accuracy(found)
+            found.check()
+            save_report(found, writer.path)
         progress("publish")
         path = writer.publish(manifest)
     return ExportResult(
         path=output,
         manifest=manifest,
         parity=report,
+        accuracy=found,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
@@ -209,6 +226,10 @@ class _Job:
         graph = make()
         save_graph(graph, path, partial(self._progress, f"write {name}"))
         return weight_counts(graph)
+
+
+def _is_quantized(precision: Precision) -> bool:
+    return any(spec.is_quantized for spec in precision.graphs.values())
 
 
 def _check_fits(config: ModelConfig, prompt: Prompt) -> None:

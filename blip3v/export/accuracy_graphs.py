@@ -172,6 +172,6 @@ class Graphs:
 def _check_finite(graph: str, values: NDArray[np.floating]) -> None:
     if not np.isfinite(values).all():
         raise ParityError(
-            f"the {graph} graph returns values that are not finite, so its accuracy cannot be measured; its integers or "
-            "their scales are broken: export the model in fp16 to see whether the graph itself is right"
+            f"the {graph} graph returns values that are not finite, so its accuracy cannot be measured; its integers "
+            "or their scales are broken: export the model in fp16 to see whether the graph itself is right"
         )

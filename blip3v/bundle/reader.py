@@ -68,18 +68,18 @@ class Bundle:
         return layout.graph_files(name, self.manifest.files)
 
     def embeddings(self) -> npt.NDArray[np.floating]:
-        """Memory-mapped embedding table (V, D) in the dtype of the decoder's inputs, read-only; row i: token id i.
+        """Memory-mapped embedding table (V, D), read-only; row i: token id i.
 
         Raises:
-            ArtifactError: the table's shape is not the model's, or its dtype not the decoder's.
+            ArtifactError: the table's shape is not the model's, or its dtype not the precision's.
         """
         path = self.path / layout.EMBEDDINGS
         table_VD = open_embeddings(path)
         expected = (self.config.text.num_logits, self.config.text.hidden_size)
-        dtype = self.manifest.precision.decoder.io
+        dtype = self.manifest.precision.decoder.embeddings
         if table_VD.shape != expected or table_VD.dtype.name != dtype:
             raise ArtifactError(
-                f"{path} is {table_VD.dtype} {table_VD.shape}; the decoder needs {dtype} {expected}; "
+                f"{path} is {table_VD.dtype} {table_VD.shape}; the bundle needs {dtype} {expected}; "
                 "run `blip3v export` again"
             )
         return table_VD

@@ -50,7 +50,7 @@ def group_of(num_inputs: int, group_size: int) -> int:
 
 def largest_value(bits: int) -> int:
     """Returns the largest integer that is used: 127 or 7; -128 is not, as TensorRT wants symmetric ranges."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def scales_of(weight_NK: Tensor, bits: int, group_size: int | None) -> Tensor:
@@ -73,7 +73,7 @@ def _grouped(weight_NK: Tensor, group_size: int | None) -> Tensor:
     num_inputs = weight_NK.shape[1]
     size = num_inputs if group_size is None else group_size
     padded = torch.nn.functional.pad(weight_NK, (0, -num_inputs % size))
-    return padded.unflatten(1, (-1, size))
+    return padded.view(len(weight_NK), -1, size)
 
 
 def _spread(scales_Ng: Tensor, num_inputs: int, group_size: int | None) -> Tensor:

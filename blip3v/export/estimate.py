@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blip3v.bundle.precision import ITEM_BYTES, GraphPrecision, Precision
 from blip3v.config import ModelConfig
-from blip3v.export.weight_formats import FLOAT_FORMATS, WEIGHT_FORMATS
+from blip3v.export.format_table import stored_bytes
 from blip3v.model.blip3_video import Blip3Video
 from blip3v.publishing import require_disk
 from blip3v.runtime import memory
@@ -60,12 +60,15 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     counts = {name: sum(x.numel() for x in weights) for name, weights in parameters.items()}
     counts["embeddings"] = config.text.num_logits * config.text.hidden_size
     stored = {name: sum(_stored_bytes(x, spec) for x in parameters[name]) for name, spec in precision.graphs.items()}
-    disk_bytes = sum(stored.values()) + counts["embeddings"] * ITEM_BYTES[precision.decoder.io]
+    disk_bytes = sum(stored.values()) + counts["embeddings"] * ITEM_BYTES[precision.decoder.embeddings]
     # Weights are written one by one, and each is held as read, as stored, and as bytes.
     read = {**parameters, "decoder": list(language.values())}  # the token embedding too
     memory_bytes = _BASE_BYTES + max(
         4 * x.numel() + 2 * _stored_bytes(x, spec) for name, spec in precision.graphs.items() for x in read[name]
     )
+    if any(spec.activation_limit is not None for spec in precision.graphs.values()):
+        # Their activations are scanned in the fp32 reference, which is the whole video encoder or a layer of the decoder.
+        memory_bytes = max(memory_bytes, _BASE_BYTES + 4 * counts["video_encoder"])
     if check:
         # One at a time: the engine with one graph, then the fp32 reference, which is the whole video encoder or one
         # layer of the decoder.
@@ -84,5 +87,6 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
 
 def _stored_bytes(weight: Tensor, precision: GraphPrecision) -> int:
     """Assumes that there are no islands and that every weight with two axes is a matrix of a matrix product."""
-    weight_format = WEIGHT_FORMATS[precision.weights] if weight.ndim == 2 else FLOAT_FORMATS[precision.io]
-    return sum(tensor.num_bytes for tensor in weight_format.layout(tuple(weight.shape)).values())
+    if weight.ndim != 2:
+        return weight.numel() * ITEM_BYTES[precision.io]
+    return stored_bytes(precision.weights, tuple(weight.shape), precision.group_size)

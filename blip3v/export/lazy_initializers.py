@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -22,18 +24,35 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.calibration.plan import Plan
 from blip3v.errors import ExportError
+from blip3v.export.format_table import WEIGHT_FORMATS
 from blip3v.export.passes import TRANSPOSED
 from blip3v.export.precision import recast
-from blip3v.export.weight_formats import FLOAT_FORMATS, WEIGHT_FORMATS, StoredTensor, WeightFormat, check_finite
+from blip3v.export.weight_formats import (
+    FLOAT_FORMATS,
+    StoredTensor,
+    Weight,
+    WeightFormat,
+    check_finite,
+)
 
-__all__ = ["Loader", "set_lazy_initializers", "with_placeholders"]
+__all__ = ["Loader", "WeightSource", "set_lazy_initializers", "with_placeholders"]
 
 Loader = Callable[[], Tensor]  # returns a weight, read again at each call
 
 _MERGED_ELEMENTS = 2**16  # far above what torch considers small
 _FLOAT_FORMAT_OF = {form.dtype: form for form in FLOAT_FORMATS.values()}
 _PRODUCTS = (("MatMul", 1), ("Gemm", 1))  # operators, and the index of their input that is a weight matrix
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where a weight of a graph comes from."""
+
+    load: Loader  # fp32
+    layer: str  # released name of its module
+    names: tuple[str, ...]  # every name of the traced module's parameter
 
 
 def with_placeholders(module: nn.Module, precision: GraphPrecision) -> nn.Module:
@@ -61,28 +80,38 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
     return (payload.to(integer) | exponent).view(dtype)
 
 
-def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader], formats: Mapping[str, str]) -> None:
+def set_lazy_initializers(
+    model: ir.Model, sources: Mapping[str, WeightSource], precision: GraphPrecision, plan: Plan | None = None
+) -> None:
     """Gives every weight of the graph an initializer that loads it when the graph is written.
 
     Args:
         model: traced from a module with placeholder parameters, with its matrices named after their modules.
-        loaders: fp32 weights by the name of the module's parameter; a parameter with several names has one loader.
-        formats: the key in ``WEIGHT_FORMATS`` for each name of ``loaders``. It applies to matrices of matrix products;
-            other weights are stored as they were traced.
+        sources: by the name of the module's parameter; the names of one parameter share a source.
+        precision: gives the format of each matrix of a matrix product; other weights are stored as they were traced.
+        plan: rounds the weights that are stored in integers; None: there are none.
 
     Raises:
-        ExportError: a weight is not in the graph, or a constant of the graph was computed from one.
+        ExportError: a weight is not in the graph, or a constant of the graph was computed from one; or an island of
+            ``precision`` with node names matches none.
     """
-    missing = {loader: name for name, loader in loaders.items()}
+    missing = {source.names: name for name, source in sources.items()}
+    products: list[str] = []
     converted = _Converted()
     for name, value in list(model.graph.initializers.items()):
         constant = value.const_value
         assert constant is not None, "an initializer has a value"
-        if name in loaders:
-            traced: WeightFormat = _FLOAT_FORMAT_OF[constant.dtype]
-            weight_format = WEIGHT_FORMATS[formats[name]] if _is_matrix(value) else traced
-            _store_as(model.graph, value, loaders[name], weight_format, converted)
-            missing.pop(loaders[name], None)
+        if name in sources:
+            source = sources[name]
+            weight_format: WeightFormat = _FLOAT_FORMAT_OF[constant.dtype]
+            if _is_matrix(value):
+                nodes = [str(node.name) for node, _ in value.uses()]
+                products += nodes
+                transposed = TRANSPOSED in value.metadata_props
+                weight = Weight(source.layer, transposed, precision.group_size, plan)
+                weight_format = WEIGHT_FORMATS[precision.format_of(source.names, nodes)](weight)
+            _store_as(model.graph, value, source.load, weight_format, converted)
+            missing.pop(source.names, None)
         elif constant.dtype in _FLOAT_FORMAT_OF and not np.isfinite(constant.numpy()).all():
             raise ExportError(
                 f"torch computed the constant {name} from a weight before it was loaded; report this as a bug"
@@ -91,6 +120,16 @@ def set_lazy_initializers(model: ir.Model, loaders: Mapping[str, Loader], format
         raise ExportError(
             f"the weights {', '.join(sorted(missing.values())[:4])} are not in the graph; report this as a bug"
         )
+    _check_patterns(precision, products)
+
+
+def _check_patterns(precision: GraphPrecision, products: list[str]) -> None:
+    for pattern in (pattern for island in precision.islands for pattern in island.nodes):
+        if not any(fnmatchcase(name, pattern) for name in products):
+            raise ExportError(
+                f"the pattern {pattern!r} matches no matrix product of this graph; their names are like "
+                f"{', '.join(products[:2])} and {', '.join(products[-1:])}"
+            )
 
 
 def _is_matrix(value: ir.Value) -> bool:

@@ -21,8 +21,9 @@ from blip3v.bundle.graph_io import GraphIO, TensorSpec
 from blip3v.bundle.manifest import WeightCount
 from blip3v.errors import ExportError
 
-__all__ = ["TRANSPOSED", "clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
+__all__ = ["PACKED_INT4", "TRANSPOSED", "clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
 
+PACKED_INT4 = ".int4_blocks"  # ends the name of an initializer that holds two 4-bit values a byte
 TRANSPOSED = "blip3v.transposed"  # marks an initializer as the transpose of the parameter that it is named after
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -32,6 +33,7 @@ _IR_DTYPES = {
     "float16": ir.DataType.FLOAT16,
     "int64": ir.DataType.INT64,
     "int32": ir.DataType.INT32,
+    "int8": ir.DataType.INT8,
 }
 
 
@@ -97,9 +99,10 @@ def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None, "an initializer has a value"
-        name = tensor.dtype.name.lower()
+        packed = str(value.name).endswith(PACKED_INT4)
+        name = "int4" if packed else tensor.dtype.name.lower()
         tensors[name] += 1
-        elements[name] += tensor.size
+        elements[name] += tensor.size * 2 if packed else tensor.size
         sizes[name] += tensor.nbytes
     names = {"float": "float32"}
     return {

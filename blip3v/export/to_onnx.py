@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +22,19 @@ from torch.export import Dim
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.calibration.layers import HEAD
+from blip3v.calibration.plan import Plan
 from blip3v.config import ModelConfig
 from blip3v.errors import Blip3vError, ExportError
 from blip3v.export import passes
-from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
-from blip3v.export.lazy_initializers import Loader, set_lazy_initializers, with_placeholders
-from blip3v.export.precision import TORCH_DTYPES, parameter_formats
+from blip3v.export.decoder_graph import CacheScales, DecoderGraph, OnnxRuntimeAttention
+from blip3v.export.lazy_initializers import WeightSource, set_lazy_initializers, with_placeholders
+from blip3v.export.precision import TORCH_DTYPES
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.language import head_bias, head_matrix
 from blip3v.model.weights import empty_model, fill_buffers
 
-__all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "save_graph", "video_encoder_to_onnx"]
+__all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "layer_names", "save_graph", "video_encoder_to_onnx"]
 
 OPSET = 24
 STAGE_PREFIX = "stage."
@@ -40,13 +43,16 @@ STAGE_PREFIX = "stage."
 _BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
 
 
-def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision) -> ir.Model:
+def video_encoder_to_onnx(
+    config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision, plan: Plan | None = None
+) -> ir.Model:
     """Exports the video encoder. Its stages are named values inside the graph: ``stage.vision`` and so on.
 
     Args:
         config: the model's.
         weights: by released name; read when the graph is written.
         precision: the graph's.
+        plan: of a quantised graph, whose weights replace ``weights``.
 
     Raises:
         ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
@@ -60,17 +66,38 @@ def video_encoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], pr
     fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")
     module = VideoEncoderGraph(model)
     graph = _export(with_placeholders(module, precision), (frames,), free, io, names)
-    return _finish(graph, io, _loaders(module, model, weights), parameter_formats(module, precision))
+    sources = _sources(module, model, weights if plan is None else plan.weights)
+    return _finish(graph, io, sources, precision, plan)
 
 
-def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision) -> ir.Model:
-    """Exports the decoder for ONNX Runtime. Arguments and errors as for ``video_encoder_to_onnx``."""
+def decoder_to_onnx(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    precision: GraphPrecision,
+    plan: Plan | None = None,
+    *,
+    cache_scales: CacheScales | None = None,
+) -> ir.Model:
+    """Exports the decoder for ONNX Runtime. Other arguments and errors as for ``video_encoder_to_onnx``.
+
+    Args:
+        config: the model's.
+        weights: by released name.
+        precision: the graph's.
+        plan: of its quantisation; None: the weights as they are.
+        cache_scales: of a cache in int8; None for any other cache.
+    """
+    weights = weights if plan is None else plan.weights
+    rotation_DD = None if plan is None else plan.input_rotation_DD
     io, text = decoder_io(config).resolved(precision), config.text
     assert precision.cache is not None, "a decoder has a cache"
+    assert (cache_scales is None) == (precision.cache in TORCH_DTYPES), "an int8 cache has scales, others have none"
     model = empty_model(config)
-    module = DecoderGraph(model.lang_model, text, OnnxRuntimeAttention(text))
+    attention, rotated = OnnxRuntimeAttention(text), rotation_DD is not None
+    module = DecoderGraph(model.lang_model, text, attention, cache_scales, rotated=rotated)
     shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
-    cache = [torch.zeros(shape, dtype=TORCH_DTYPES[precision.cache]) for _ in range(2 * text.num_layers)]
+    dtype = TORCH_DTYPES.get(precision.cache, torch.int8)
+    cache = [torch.zeros(shape, dtype=dtype) for _ in range(2 * text.num_layers)]
     lengths = torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32)
     arguments = (
         torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=TORCH_DTYPES[precision.io]),
@@ -88,11 +115,23 @@ def decoder_to_onnx(config: ModelConfig, weights: Mapping[str, Tensor], precisio
         "cache": [{0: batch, 2: capacity}] * len(cache),
     }
     graph = _export(with_placeholders(module, precision), arguments, free, io, [])
-    head = {
-        "lm_head": lambda: head_matrix(weights, text),
-        "lm_head_bias": lambda: head_bias(weights, text),
+    sources = _sources(module, model, weights) | {
+        "lm_head": WeightSource(lambda: head_matrix(weights, text), HEAD, ("lm_head",)),
+        "lm_head_bias": WeightSource(lambda: head_bias(weights, text), HEAD, ("lm_head_bias",)),
     }
-    return _finish(graph, io, _loaders(module, model, weights) | head, parameter_formats(module, precision))
+    if rotation_DD is not None:
+        sources["rotation"] = WeightSource(lambda: rotation_DD, "rotation", ("rotation",))
+    return _finish(graph, io, sources, precision, plan)
+
+
+def layer_names(config: ModelConfig) -> dict[str, dict[str, str]]:
+    """Returns, for each graph, the layer of every weight by the name that the weight has in the graph."""
+    model = empty_model(config)
+    decoder = DecoderGraph(model.lang_model, config.text, OnnxRuntimeAttention(config.text))
+    modules = {"video_encoder": VideoEncoderGraph(model), "decoder": decoder}
+    names = {graph: _sources(module, model, {}) for graph, module in modules.items()}
+    layers = {graph: {name: source.layer for name, source in sources.items()} for graph, sources in names.items()}
+    return layers | {"decoder": layers["decoder"] | {"lm_head": HEAD}}
 
 
 def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -139,20 +178,29 @@ def _export(
     return program.model
 
 
-def _loaders(module: nn.Module, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Loader]:
-    """Returns the loader of each parameter that ``module`` shares with ``model``, which has the released names."""
-    loaders = {id(x): functools.partial(_fp32, weights, name) for name, x in model.named_parameters()}
-    parameters = module.named_parameters(remove_duplicate=False)
-    return {name: loaders[id(x)] for name, x in parameters if id(x) in loaders}
+def _sources(module: nn.Module, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, WeightSource]:
+    """Returns the source of each parameter that ``module`` shares with ``model``, which has the released names."""
+    released = {id(x): name for name, x in model.named_parameters()}
+    aliases: defaultdict[int, list[str]] = defaultdict(list)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        aliases[id(parameter)].append(name)
+    sources: dict[str, WeightSource] = {}
+    for identity in aliases.keys() & released.keys():
+        load = functools.partial(_fp32, weights, released[identity])
+        source = WeightSource(load, released[identity].rpartition(".")[0], tuple(aliases[identity]))
+        sources |= dict.fromkeys(aliases[identity], source)
+    return sources
 
 
 def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weights[name].float()
 
 
-def _finish(model: ir.Model, io: GraphIO, loaders: Mapping[str, Loader], formats: Mapping[str, str]) -> ir.Model:
+def _finish(
+    model: ir.Model, io: GraphIO, sources: Mapping[str, WeightSource], precision: GraphPrecision, plan: Plan | None
+) -> ir.Model:
     passes.name_by_module(model)
-    set_lazy_initializers(model, loaders, formats)
+    set_lazy_initializers(model, sources, precision, plan)
     passes.hide_outputs(model, STAGE_PREFIX)
     passes.fit_io(model, io)
     passes.clean(model)

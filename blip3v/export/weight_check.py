@@ -23,6 +23,8 @@ from blip3v.model.weights import empty_model
 
 __all__ = ["check_weights"]
 
+_STORED_DTYPES = TORCH_DTYPES | {"float16-stored": torch.float16}
+
 
 def check_weights(
     weights: Mapping[str, Tensor],
@@ -58,10 +60,10 @@ def _stored_dtypes(config: ModelConfig, precision: Precision) -> dict[str, torch
     released = {id(parameter): (name,) for name, parameter in model.named_parameters()}
     decoder = DecoderGraph(model.lang_model, config.text, OnnxRuntimeAttention(config.text))
     joined = {"lm_head": HEAD_MATRIX_NAMES, "lm_head_bias": HEAD_BIAS_NAMES}
-    dtypes = dict.fromkeys(EMBEDDING_NAMES, TORCH_DTYPES[precision.decoder.io])
+    dtypes = dict.fromkeys(EMBEDDING_NAMES, TORCH_DTYPES[precision.decoder.embeddings])
     for module, spec in ((VideoEncoderGraph(model), precision.video_encoder), (decoder, precision.decoder)):
         formats = parameter_formats(module, spec)
         for name, parameter in module.named_parameters(remove_duplicate=False):
             sources = joined.get(name, released.get(id(parameter), ()))
-            dtypes |= dict.fromkeys(sources, TORCH_DTYPES.get(formats[name], torch.float32))
+            dtypes |= dict.fromkeys(sources, _STORED_DTYPES.get(formats[name], torch.float32))
     return dtypes

@@ -6,9 +6,9 @@
 
 A format says what it stores for a shape, without the weight; makes those tensors from a weight when the graph is
 written; and rewrites the graph so that they replace the weight. A floating-point dtype is the simple case: one tensor
-under the weight's own name, and nothing to rewrite. A new format is a class and its entry in ``WEIGHT_FORMATS``, whose
-keys are the values of ``GraphPrecision.weights`` and ``Island.weights``. Not here: which weight has which format
-(``bundle/precision.py``), and where weights come from (``lazy_initializers.py``).
+under the weight's own name, and nothing to rewrite. Each format is made for one weight, by its factory in
+``format_table.WEIGHT_FORMATS``. Not here: the formats in integers (``quantized_formats.py``), which weight has which
+format (``bundle/precision.py``), and where weights come from (``lazy_initializers.py``).
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blip3v.calibration.plan import Plan
 from blip3v.errors import ExportError
 from blip3v.model.weight_values import check_values, largest_value
 
 __all__ = [
     "FLOAT_FORMATS",
-    "WEIGHT_FORMATS",
+    "HALF",
     "FloatFormat",
     "StoredTensor",
+    "Weight",
     "WeightFormat",
+    "WidenedFormat",
     "check_finite",
     "unrepresentable",
 ]
+
+
+HALF = ".half"  # suffix of what ``WidenedFormat`` stores
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,24 @@ class StoredTensor:
         return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
 
 
+@dataclass(frozen=True)
+class Weight:
+    """The weight that a format is made for."""
+
+    layer: str  # as ``linear_layers`` names the layer
+    inputs_first: bool  # whether the graph has it as (K, N), for ``x @ w``, or as (N, K), for ``Gemm`` with ``transB``
+    group_size: int | None  # of the graph's precision
+    plan: Plan | None  # None: the precision needs none
+
+
 class WeightFormat(Protocol):
-    """How the weights of matrix products are stored. Other parameters, such as norms and biases, stay floats."""
+    """How the weight of a matrix product is stored. Other parameters, such as norms and biases, stay floats."""
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, StoredTensor]:
         """Returns what is stored for a weight.
 
         Args:
-            shape: the weight's, (K, N) for ``x @ w`` and (N, K) for ``Gemm`` with ``transB``.
+            shape: the weight's in the graph, (K, N) or (N, K).
 
         Returns:
             The tensors by suffix; a tensor's name is the weight's name and the suffix. With only the empty suffix, the
@@ -94,11 +110,33 @@ class FloatFormat:
         """Does nothing: the weight keeps its place."""
 
 
+class WidenedFormat(FloatFormat):
+    """float16 in the file, float32 in the graph: an engine widens it once, when the graph opens."""
+
+    def __init__(self) -> None:
+        super().__init__(ir.DataType.FLOAT16, torch.float16)
+
+    def layout(self, shape: tuple[int, ...]) -> dict[str, StoredTensor]:
+        """See ``WeightFormat``."""
+        return {HALF: StoredTensor(self.dtype, shape)}
+
+    def store(self, weight: Tensor) -> Mapping[str, NDArray[Any]]:
+        """See ``WeightFormat``."""
+        return {HALF: super().store(weight)[""]}
+
+    def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
+        """Widens the weight in front of everything that uses it."""
+        node = ir.node("Cast", [stored[HALF]], attributes={"to": ir.DataType.FLOAT}, name=f"{weight.name}/Cast")
+        wide = node.outputs[0]
+        wide.name, wide.shape, wide.dtype = f"{weight.name}.wide", weight.shape, ir.DataType.FLOAT
+        graph.insert_before(graph[0], node)
+        ir.convenience.replace_all_uses_with(weight, wide)
+
+
 FLOAT_FORMATS = {
     "float32": FloatFormat(ir.DataType.FLOAT, torch.float32),
     "float16": FloatFormat(ir.DataType.FLOAT16, torch.float16),
 }
-WEIGHT_FORMATS: dict[str, WeightFormat] = {**FLOAT_FORMATS}
 
 
 def check_finite(name: str, weight: Tensor, stored: Mapping[str, NDArray[Any]]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blip3v.bundle.precision import PRECISIONS
 from blip3v.config import ModelConfig
 from blip3v.errors import ExportError
-from blip3v.export.lazy_initializers import set_lazy_initializers, with_placeholders
+from blip3v.export.lazy_initializers import WeightSource, set_lazy_initializers, with_placeholders
 from blip3v.export.passes import TRANSPOSED
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph
 from blip3v.model.language import embedding_table, head_bias, head_matrix
@@ -86,6 +86,10 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
         save_graph(graph, tmp_path / "decoder.onnx")
 
 
+def _source(weight: Tensor) -> WeightSource:
+    return WeightSource(lambda: weight, "layer", ("name",))
+
+
 def _graph(**initializers: np.ndarray) -> ir.Model:
     values = [ir.Value(name=name, const_value=ir.tensor(array, name=name)) for name, array in initializers.items()]
     return ir.Model(ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 24}), ir_version=10)
@@ -94,18 +98,18 @@ def _graph(**initializers: np.ndarray) -> ir.Model:
 def test_a_constant_that_was_computed_from_a_weight_is_refused() -> None:
     """With placeholders it is NaN; with zeros in their place it would have been a silent zero."""
     with pytest.raises(ExportError, match="the constant folded from a weight"):
-        set_lazy_initializers(_graph(folded=np.array([1.0, np.nan], np.float32)), {}, {})
+        set_lazy_initializers(_graph(folded=np.array([1.0, np.nan], np.float32)), {}, FP32)
 
 
 def test_a_weight_that_the_graph_does_not_hold_is_refused() -> None:
     with pytest.raises(ExportError, match=r"the weights norm\.weight are not in the graph"):
-        set_lazy_initializers(_graph(other=np.ones(2, np.float32)), {"norm.weight": lambda: torch.ones(2)}, {})
+        set_lazy_initializers(_graph(other=np.ones(2, np.float32)), {"norm.weight": _source(torch.ones(2))}, FP32)
 
 
 def test_a_transposed_weight_is_transposed_on_reading() -> None:
     model = _graph(matrix=np.full((2, 3), np.nan, np.float32))
     model.graph.initializers["matrix"].metadata_props[TRANSPOSED] = "1"
-    set_lazy_initializers(model, {"matrix": lambda: torch.arange(6.0).reshape(3, 2)}, {"matrix": "float32"})
+    set_lazy_initializers(model, {"matrix": _source(torch.arange(6.0).reshape(3, 2))}, FP32)
     value = model.graph.initializers["matrix"].const_value
     assert value is not None
     np.testing.assert_array_equal(value.numpy(), [[0, 2, 4], [1, 3, 5]])

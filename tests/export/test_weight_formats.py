@@ -22,8 +22,9 @@ from blip3v.bundle.precision import PRECISIONS, Island, NamedPrecision, Toleranc
 from blip3v.errors import ArtifactError
 from blip3v.export import export_bundle, folder_source
 from blip3v.export.estimate import estimate
+from blip3v.export.format_table import WEIGHT_FORMATS
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph
-from blip3v.export.weight_formats import WEIGHT_FORMATS, StoredTensor
+from blip3v.export.weight_formats import StoredTensor
 from blip3v.model.weights import RandomWeights, random_model
 from blip3v.runtime import GenerationOptions, VideoLM
 
@@ -74,7 +75,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Int8Columns:
     tolerance = Tolerance(relative_error=0.5, cosine=0.9, reason="random weights, 8 bits")
     entry = NamedPrecision(video_encoder=encoder, decoder=decoder, tolerance=tolerance)
     monkeypatch.setitem(PRECISIONS, "int8-toy", entry)
-    monkeypatch.setitem(WEIGHT_FORMATS, "int8-columns", columns)
+    monkeypatch.setitem(WEIGHT_FORMATS, "int8-columns", lambda weight: columns)
     return columns
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "choose_backend",
     "get_backend",
     "parse_backends",
+    "product_dtype",
     "still_open",
     "stored_and_computed",
 ]
@@ -55,6 +56,8 @@ _Part = TypeVar("_Part")
 
 GRAPHS: tuple[GraphName, ...] = ("video_encoder", "decoder")
 AUTO = "auto"
+# Format of the weights -> inputs by weights. Inputs of blocks are rounded as they come, with a scale for each block.
+_PRODUCT_DTYPES = {"int8": "int8", "int8-block": "int8", "int4-block": "int8 by int4"}
 # Tokens of a prompt that go through a decoder at once: bounds the memory of activations and the time to a cancellation.
 PREFILL_CHUNK = 256
 
@@ -331,6 +334,11 @@ def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
     backend = next((backend for backend in fitting if backend.is_installed()), fitting[0])
     backend.check_installed()
     return backend
+
+
+def product_dtype(precision: GraphPrecision) -> str:
+    """What both factors of a graph's matrix products are on a CPU with integer kernels, for ``Execution.dtype``."""
+    return _PRODUCT_DTYPES.get(precision.weights, "fp32")
 
 
 def stored_and_computed(precision: Precision) -> str:

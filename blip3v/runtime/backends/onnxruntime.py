@@ -32,6 +32,7 @@ from blip3v.runtime.backends import (
     GraphFile,
     GraphName,
     check_io,
+    product_dtype,
     still_open,
 )
 from blip3v.runtime.cancellation import Deadline
@@ -57,11 +58,15 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
 }
 
 
 class OnnxRuntimeBackend:
-    """See ``Backend``. On x86 it has no fp16 matrix product: graphs stored in fp16 are computed in fp32."""
+    """See ``Backend``. On x86 it has no fp16 matrix product: graphs stored in fp16 are computed in fp32.
+
+    Weights in blocks are multiplied by inputs that its kernel rounds to int8, with a scale for each row and block.
+    """
 
     name = "onnxruntime"
     devices = ("cpu",)
@@ -79,7 +84,8 @@ class OnnxRuntimeBackend:
         """See ``Backend``."""
         versions = [version for version in map(_version, _PACKAGES) if version is not None]
         version = versions[0] if versions else None
-        return Execution(backend=self.name, engine="ONNX Runtime", version=version, device="CPU", dtype="fp32")
+        dtype = product_dtype(precision)
+        return Execution(backend=self.name, engine="ONNX Runtime", version=version, device="CPU", dtype=dtype)
 
     def resident_bytes(self, graph: GraphFile) -> int:
         """See ``Backend``."""

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, always in fp32; weights that are stored in fp16 stay fp16 in memory.
+"""OpenVINO on the CPU, in fp32 and int8; weights that are stored in fp16 stay fp16 in memory.
 
 The decoder is rewritten when it opens (``graph.py``); ``sessions.py`` runs both graphs. Neither is imported before a
 graph is opened.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from blip3v.bundle.precision import GraphPrecision
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_line
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName, product_dtype
 from blip3v.runtime.host_cache import cache_bytes
 
 if TYPE_CHECKING:
     from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder, OpenVinoVideoEncoder
 
-__all__ = ["BACKEND"]
+__all__ = ["BACKEND", "cache_dtype"]
 
 _OPEN_S_PER_GIB = 5.0
 # Format of weights -> memory at the peak, in units of the stored bytes: seen at full size, without mapped pages.
@@ -53,7 +53,8 @@ class OpenVinoBackend:
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype="fp32")
+        dtype = product_dtype(precision)
+        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype=dtype)
 
     def resident_bytes(self, graph: GraphFile) -> int:
         """See ``Backend``. Weights stay in their format, but are held twice while they are packed."""
@@ -65,8 +66,8 @@ class OpenVinoBackend:
         return _OPEN_S_PER_GIB * graph.weights_bytes / 2**30
 
     def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
-        """See ``Backend``. The cache is fp32 in every precision."""
-        return cache_bytes(text, np.dtype(np.float32), 1, 1)
+        """See ``Backend``."""
+        return cache_bytes(text, cache_dtype(graph), 1, 1)
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OpenVinoVideoEncoder:
         """See ``Backend``."""
@@ -87,6 +88,11 @@ class OpenVinoBackend:
 
 
 BACKEND = OpenVinoBackend()
+
+
+def cache_dtype(graph: GraphFile) -> np.dtype[Any]:
+    """int8 if the graph's cache is; any other is fp32."""
+    return np.dtype(np.int8 if graph.precision.cache == "int8" else np.float32)
 
 
 def _version() -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from blip3v.bundle.precision import GROUP_SIZES, Precision
-from blip3v.calibration.options import RangeRule, RecipeOptions, Rounding
+from blip3v.calibration.options import DEFAULT_MAX_KL, RangeRule, RecipeOptions, Rounding
 from blip3v.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class QuantizationChoice:
     rotation: bool
     rounding: Rounding | None
     ranges: RangeRule | None
+    max_kl: float | None
     max_accuracy_drop: float | None
     backends: tuple[str, ...]
     data: Path | None
@@ -68,7 +69,8 @@ class QuantizationChoice:
         accuracy = AccuracyOptions(backends=self.backends or None, data=self.data, command=command)
         if self.max_accuracy_drop is not None:
             accuracy = dataclasses.replace(accuracy, max_drop=self.max_accuracy_drop)
-        return QuantizationOptions(calibration=self.calibration, recipe=recipe, accuracy=accuracy)
+        options = QuantizationOptions(calibration=self.calibration, recipe=recipe, accuracy=accuracy)
+        return options if self.max_kl is None else dataclasses.replace(options, max_kl=self.max_kl)
 
 
 def quantization_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -116,6 +118,11 @@ _OPTIONS = (
         "--ranges",
         type=click.Choice(get_args(RangeRule)),
         help=f"How static ranges of activations are chosen.  [default: {_RECIPE.ranges}]",
+    ),
+    click.option(
+        "--max-kl",
+        type=click.FloatRange(min=0),
+        help=f"Budget of mixed: mean KL divergence of the logits in nats.  [default: {DEFAULT_MAX_KL}]",
     ),
     click.option(
         "--max-accuracy-drop",

@@ -137,6 +137,7 @@ def export_bundle(
         if precision.is_quantized:
             options = quantization or QuantizationOptions()
             quantized = stack.enter_context(open_quantization(source, precision, options, progress))
+            precision = quantized.precision
             cache_scales = cache_scales or quantized.cache_scales()
         check_parity = check and quantized is None
         job = _Job(source, writer.path, precision, quantized, cache_scales, check_parity, progress)
@@ -174,7 +175,8 @@ def _check_options(
 ) -> None:
     if quantization is not None and not precision.is_quantized:
         raise UsageError(
-            f"precision {precision.name} is not quantised; leave the options of quantisation out, or choose int8 or int4"
+            f"precision {precision.name} is not quantised; leave the options of quantisation out, or choose int8 or "
+            "int4"
         )
     in_int8 = precision.decoder.cache == "int8"
     if cache_scales is not None and not in_int8:
@@ -281,9 +283,8 @@ class _Job:
     def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
         config, weights, precision = self._config, self._source.weights, self._precision.video_encoder
         path = self._folder / "onnx" / "video_encoder.onnx"
-        counts = self._write(
-            "video encoder", path, lambda: video_encoder_to_onnx(config, weights, precision, self._plan)
-        )
+        make = partial(video_encoder_to_onnx, config, weights, precision, self._plan)
+        counts = self._write("video encoder", path, make)
         if not self._check:
             return counts, None, {}
         self._progress("check video encoder")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 import blip3v
 from blip3v.bundle import layout
+from blip3v.bundle.embeddings import open_embeddings
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.scan import scan
 from blip3v.calibration.data import ClipSet
@@ -44,7 +45,7 @@ from blip3v.export.accuracy import (
 )
 from blip3v.export.accuracy_data import FEW_QUESTIONS, FILM_QUESTIONS, held_out_films, own_videos
 from blip3v.export.accuracy_graphs import Graphs
-from blip3v.export.accuracy_measures import kl_divergence, paired_difference, token_cosines
+from blip3v.export.accuracy_measures import kl_divergence, paired_difference, rotation_between, token_cosines
 from blip3v.export.accuracy_reference import (
     AnswerRules,
     ClipPrompt,
@@ -54,6 +55,7 @@ from blip3v.export.accuracy_reference import (
 )
 from blip3v.export.estimate import estimate
 from blip3v.export.source import ExportSource
+from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import (
     GRAPHS,
     Backend,
@@ -116,7 +118,6 @@ def measure_accuracy(
     *,
     layer_errors: Sequence[LayerError] = (),
     layers: LayerCounts | None = None,
-    input_rotation_DD: FloatArray | None = None,
     progress: _Progress = _silent,
 ) -> AccuracyReport:
     """Runs the graphs and the reference on the same questions.
@@ -128,7 +129,6 @@ def measure_accuracy(
         options: what to measure.
         layer_errors: of every layer that was quantised, in any order.
         layers: how many those are.
-        input_rotation_DD: by which the graphs' video tokens were multiplied from the right; None: they were not.
         progress: called at each stage.
 
     Raises:
@@ -137,7 +137,7 @@ def measure_accuracy(
         ProviderError: a back end that was asked for, or all of them, cannot run.
         ParityError: a graph returns values that are not finite.
     """
-    job = _Job(source, folder, precision, options, input_rotation_DD, progress)
+    job = _Job(source, folder, precision, options, progress)
     engines, unavailable = job.engines()
     return AccuracyReport(
         precision=precision.name,
@@ -218,11 +218,10 @@ class _Job:
         folder: Path,
         precision: Precision,
         options: AccuracyOptions,
-        input_rotation_DD: FloatArray | None,
         progress: _Progress,
     ) -> None:
         self._source, self._folder, self._precision = source, folder, precision
-        self._options, self._rotation_DD, self._progress = options, input_rotation_DD, progress
+        self._options, self._progress = options, progress
         self._tokenizer = Tokenizer.parse(source.tokenizer_json)
         self._data = _data(source, options)
         self._asked = [asked for clip in self._data.clips for asked in clip.prompts]
@@ -306,7 +305,9 @@ class _Job:
         return AnswerRules(end_id=self._tokenizer.end_id, max_new_tokens=wanted)
 
     def _video_score(self, video: Sequence[NDArray[np.floating]], expected: Sequence[FloatArray]) -> VideoScore:
-        turn = self._rotation_DD
+        # The recipe may have rotated everything that the decoder takes.
+        table_VD = embedding_table(self._source.weights, self._source.config.text).numpy()
+        turn = rotation_between(table_VD, open_embeddings(self._folder / layout.EMBEDDINGS))
         pairs = [
             (theirs if turn is None else theirs @ turn, ours) for theirs, ours in zip(expected, video, strict=True)
         ]

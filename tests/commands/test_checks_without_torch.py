@@ -74,6 +74,8 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "eval: bundle on a GPU": (["eval", "-m", "bundle", "--device", "cuda"], 2, "is evaluated on the CPU"),
     "eval: back end": (["eval", "-m", "bundle", "--backend", "banana"], 2, "back end 'banana' is unknown"),
     "eval: model folder with a back end": (["eval", "-m", "model", "--backend", "openvino"], 2, "runs in PyTorch"),
+    "eval: reference of a model folder": (["eval", "-m", "model", "--reference", "model"], 2, "is not a bundle"),
+    "eval: own videos without a reference": (["eval", "-m", "bundle", "--data", "empty"], 2, "has no effect without"),
     "train: recipe": (["train", "--recipe", "nope"], 2, "recipe 'nope' is neither a file nor one of"),
     "train: needs a start": (["train", "--recipe", "tiny-gttm"], 2, "starts from 'tiny-base'; name its folder"),
     "train: unknown start": (["train", "--recipe", "tiny-gttm", "--init", "nowhere"], 3, "nowhere does not exist"),

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blip3v.calibration.plan import Plan
 from blip3v.calibration.quantized import largest_value
 from blip3v.calibration.statistics import Statistics
 from blip3v.config import TextConfig
@@ -31,21 +32,31 @@ _LARGEST = largest_value(8)
 _MARGIN, _PROMPT_MARGIN = 1.5, 3.0
 
 
-def cache_scales(statistics: Statistics, text: TextConfig) -> CacheScales:
+@torch.inference_mode()
+def cache_scales(statistics: Statistics, text: TextConfig, plan: Plan | None = None) -> CacheScales:
     """Returns scales from the statistics ``lang_model.model.layers.i.key_cache`` and ``.value_cache``.
 
     Args:
         statistics: those have an ``absmax_K`` of G * K values, of keys after the rotation.
         text: the language model's shape.
+        plan: of a quantised decoder: it changes values, but no keys.
 
     Raises:
         CalibrationError: a cache was not calibrated.
     """
     names = [f"lang_model.model.layers.{layer}" for layer in range(text.num_layers)]
-    keys, values = (
-        torch.stack([statistics.layer(f"{name}.{part}_cache").absmax_K for name in names]) for part in ("key", "value")
-    )
-    return _scales(keys, values, _MARGIN, text)
+    keys = [statistics.layer(f"{name}.key_cache").absmax_K for name in names]
+    if plan is None:
+        values = [statistics.layer(f"{name}.value_cache").absmax_K for name in names]
+    else:
+        values = [_planned_values(plan, f"{name}.self_attn.qkv_proj", text) for name in names]
+    return _scales(torch.stack(keys), torch.stack(values), _MARGIN, text)
+
+
+def _planned_values(plan: Plan, qkv: str, text: TextConfig) -> Tensor:
+    """The largest values, (G * K,), for the sampled inputs of the layer."""
+    weight = plan.weights[f"{qkv}.weight"].float()[-text.num_kv_heads * text.head_dim :]
+    return (plan.rows(qkv) @ weight.T).abs().amax(0)
 
 
 @torch.inference_mode()

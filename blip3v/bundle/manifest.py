@@ -129,7 +129,7 @@ class Manifest:
     limits: Limits
     weights: dict[str, dict[str, WeightCount]]  # graph -> dtype -> count
     parity: dict[str, Any] | None  # summary of reports/parity.json; None: not checked
-    calibration: None = None  # of int8 weights, which no target has yet
+    calibration: dict[str, Any] | None = None  # data, settings and recipe; None: no graph is quantised
     files: dict[str, FileEntry] = field(default_factory=dict)  # filled in by ``BundleWriter.publish``
     schema_version: int = SCHEMA_VERSION
 

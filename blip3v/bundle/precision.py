@@ -19,6 +19,7 @@ __all__ = [
     "CACHE_DTYPES",
     "CACHE_ITEM_BYTES",
     "DEFAULT_PRECISION",
+    "GROUP_SIZES",
     "ITEM_BYTES",
     "PRECISIONS",
     "CacheDType",
@@ -35,6 +36,8 @@ DEFAULT_PRECISION = "fp16"
 
 FloatDType = Literal["float32", "float16"]
 ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}
+
+GROUP_SIZES = (16, 32, 64, 128, 256)  # that MatMulNBits takes
 
 CacheDType = Literal["float32", "float16", "int8"]
 CACHE_ITEM_BYTES: dict[CacheDType, int] = {**ITEM_BYTES, "int8": 1}
@@ -97,6 +100,11 @@ class GraphPrecision:
     def embeddings(self) -> FloatDType:
         """Dtype of a decoder's embedding table, whose rows become ``io`` when they are read."""
         return "float16" if self.is_quantized else self.io
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether the formats of its blocks are chosen from a sensitivity table (``calibration/mixed.py``)."""
+        return PRECISIONS[self.name].needs_sensitivity
 
     def format_of(self, names: Iterable[str], nodes: Iterable[str] = ()) -> str:
         """The format of a weight.
@@ -179,6 +187,49 @@ class Precision:
                 return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, cache=known))
         raise UsageError(f"the cache dtype {dtype!r} is unknown; allowed: {', '.join(CACHE_DTYPES)}")
 
+    def with_group_size(self, group_size: int) -> Precision:
+        """Returns a copy whose blocks of weights have another size.
+
+        Raises:
+            UsageError: a size that no engine takes, or no graph has blocks.
+        """
+        if group_size not in GROUP_SIZES:
+            raise UsageError(f"group_size is {group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
+        if all(spec.group_size is None for spec in self.graphs.values()):
+            raise UsageError(f"group_size has no effect: precision {self.name} stores no weights in blocks")
+        return Precision(
+            **{
+                graph: spec if spec.group_size is None else dataclasses.replace(spec, group_size=group_size)
+                for graph, spec in self.graphs.items()
+            }
+        )
+
+    def with_nodes(self, *, keep: Iterable[str] = (), quantize: Iterable[str] = ()) -> Precision:
+        """Returns a copy in which some matrix products are kept in floating point, or quantised nevertheless.
+
+        Args:
+            keep: ``GRAPH:PATTERN``, the graph and a pattern of its node names: stored in half precision.
+            quantize: likewise: stored as most weights of the graph. ``keep`` comes first.
+
+        Raises:
+            UsageError: a text of another form, or a graph that is not quantised.
+        """
+        specs = self.graphs
+        for name, weights, texts in (("quantized", None, quantize), ("kept", "float16-stored", keep)):
+            for text in texts:
+                graph, colon, pattern = text.partition(":")
+                if not colon or not pattern or graph not in specs:
+                    raise UsageError(
+                        f"the pattern {text!r} is not understood; expected GRAPH:PATTERN with one of "
+                        f"{' and '.join(specs)}, for example 'decoder:/layers.0.*'"
+                    )
+                spec = specs[graph]
+                if not spec.is_quantized:
+                    raise UsageError(f"the pattern {text!r} has no effect: the {graph} is {spec.name}, not quantised")
+                island = Island(name=name, nodes=(pattern,), weights=weights or spec.weights)
+                specs[graph] = dataclasses.replace(spec, islands=(island, *spec.islands))
+        return Precision(**specs)
+
     @property
     def is_quantized(self) -> bool:
         """Whether a graph is."""
@@ -188,6 +239,11 @@ class Precision:
     def graphs(self) -> dict[str, GraphPrecision]:
         """The spec of each graph, by the graph's name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether a graph's formats are chosen from a sensitivity table."""
+        return any(spec.needs_sensitivity for spec in self.graphs.values())
 
     @property
     def name(self) -> str:
@@ -228,6 +284,7 @@ class NamedPrecision:
     video_encoder: GraphPrecision
     decoder: GraphPrecision
     tolerance: Tolerance | None  # None: the accuracy report decides
+    needs_sensitivity: bool = False  # the formats are those to begin with; sensitive blocks are stored in higher ones
 
 
 _INT8_CACHE_TOLERANCE = Tolerance(
@@ -324,5 +381,21 @@ PRECISIONS: dict[str, NamedPrecision] = {
             group_size=128,
         ),
         tolerance=None,
+    ),
+    "mixed": NamedPrecision(
+        video_encoder=GraphPrecision(
+            name="mixed", weights="int8", activations="int8", io="float32", cache=None, islands=_HALF
+        ),
+        decoder=GraphPrecision(
+            name="mixed",
+            weights="int4-block",
+            activations="float32",
+            io="float32",
+            cache="float32",
+            islands=(_HEAD,),
+            group_size=128,
+        ),
+        tolerance=None,
+        needs_sensitivity=True,
     ),
 }

@@ -19,9 +19,20 @@ from blip3v.data.captions import film_caption, frame_caption
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import Question, questions
 from blip3v.data.render import render
+from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
 
-__all__ = ["FilmSource", "FilmTask", "Frames", "Pair", "Source", "film_frames", "film_texts"]
+__all__ = [
+    "FilmSource",
+    "FilmTask",
+    "Frames",
+    "Pair",
+    "Source",
+    "draw_pairs",
+    "film_frames",
+    "film_pixels",
+    "film_texts",
+]
 
 FilmTask = Literal["image-captions", "video-captions", "instructions"]
 Frames = npt.NDArray[np.uint8]
@@ -112,7 +123,7 @@ class FilmSource:
             return self._about_frame(film, self.moment(index, visit), rng)
         if self.task == "video-captions":
             return (Pair(_FILM_PROMPT, film_caption(film)),)
-        return _draw(film, self.pairs_per_clip, rng)
+        return draw_pairs(film, self.pairs_per_clip, rng)
 
     def _about_frame(self, film: Film, time: float, rng: np.random.Generator) -> tuple[Pair, ...]:
         visible = {item.name for item in film.objects if item.visible(time)}
@@ -135,6 +146,20 @@ def film_frames(film: Film, indices: npt.NDArray[np.int64]) -> list[Frames]:
     return list(render(film, times, _RENDER_HEIGHT, _RENDER_WIDTH))
 
 
+def film_pixels(film: Film, num_frames: int, preprocessor: PreprocessorConfig) -> npt.NDArray[np.float32]:
+    """Samples ``num_frames`` frames of a film by the preprocessor's rule: float32 (T, 3, side, side) in [-1, 1]."""
+    indices = sample_indices(film.num_frames, num_frames, rule=preprocessor.sampling)
+    return preprocess(film_frames(film, indices), preprocessor)
+
+
+def draw_pairs(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:
+    """Draws ``count`` questions about a film (all, if it has fewer), so that all kinds come up about equally often."""
+    candidates: tuple[Question, ...] = questions(film)
+    weights = np.array([_KIND_WEIGHTS.get(q.kind, _RARE_WEIGHT) for q in candidates])
+    chosen = rng.choice(len(candidates), size=min(count, len(candidates)), replace=False, p=weights / weights.sum())
+    return tuple(Pair(candidates[at].text, candidates[at].answer) for at in chosen)
+
+
 @functools.lru_cache(maxsize=2**15)
 def _film(seed: int) -> Film:
     """Cached, since films recur at every visit and placing their objects costs more than drawing them."""
@@ -149,10 +174,3 @@ def film_texts(num_films: int = 2000) -> list[str]:
         texts += [film_caption(film), frame_caption(film, 0.5)]
         texts += [text for question in questions(film) for text in (question.text, question.answer)]
     return texts
-
-
-def _draw(film: Film, count: int, rng: np.random.Generator) -> tuple[Pair, ...]:
-    candidates: tuple[Question, ...] = questions(film)
-    weights = np.array([_KIND_WEIGHTS.get(q.kind, _RARE_WEIGHT) for q in candidates])
-    chosen = rng.choice(len(candidates), size=min(count, len(candidates)), replace=False, p=weights / weights.sum())
-    return tuple(Pair(candidates[at].text, candidates[at].answer) for at in chosen)

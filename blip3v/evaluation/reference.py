@@ -12,12 +12,11 @@ import torch
 
 from blip3v.data.film import Film
 from blip3v.data.questions import Question
-from blip3v.data.samples import film_frames
+from blip3v.data.samples import film_pixels
 from blip3v.model.folder import load_model_folder, read_text
 from blip3v.model.generate import greedy
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
-from blip3v.video.preprocess import PreprocessorConfig, preprocess
-from blip3v.video.sampling import sample_indices
+from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = ["ReferenceAnswerer"]
 
@@ -65,7 +64,5 @@ class ReferenceAnswerer:
         return texts
 
     def _pixels(self, film: Film) -> torch.Tensor:
-        config = self._model.config
-        indices = sample_indices(film.num_frames, config.num_frames, rule=self._preprocessor.sampling)
-        pixels_TCHW = preprocess(film_frames(film, indices), self._preprocessor)
+        pixels_TCHW = film_pixels(film, self._model.config.num_frames, self._preprocessor)
         return torch.from_numpy(pixels_TCHW)[None].to(self._device)

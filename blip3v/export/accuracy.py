@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from blip3v import strict_json
 from blip3v.bundle.layout import ACCURACY
+from blip3v.calibration.record import DataRecord
 from blip3v.errors import ConfigError, ParityError
 from blip3v.export.accuracy_measures import PairedDifference
 from blip3v.publishing import cannot_write, write_file
@@ -117,7 +118,9 @@ class EngineAccuracy:
     video: VideoScore
     answers: AnswerScore
     films: FilmScore | None  # None: the true answers are not known
-    data: dict[str, Any]  # what was asked: source, seeds, sha256, numbers of clips and questions
+    data: DataRecord  # what was asked about
+    data_sha256: str  # of the questions, their true answers and the pixels
+    max_answer_tokens: int
     command: str | None  # None: called from Python
     versions: dict[str, str]
     seconds: float

@@ -28,10 +28,10 @@ class PairedDifference:
     high: float
 
 
-def kl_divergence(expected_NV: NDArray[np.floating], got_NV: NDArray[np.floating]) -> NDArray[np.float64]:
+def kl_divergence(expected_NV: NDArray[np.float32], got_NV: NDArray[np.float32]) -> NDArray[np.float64]:
     """Returns KL(expected || got) of the distributions of each pair of logits, in nats, (N,), at least 0."""
-    expected_log_NV = log_softmax(expected_NV)  # type: ignore[arg-type]
-    got_log_NV = log_softmax(got_NV)  # type: ignore[arg-type]
+    expected_log_NV = log_softmax(expected_NV)
+    got_log_NV = log_softmax(got_NV)
     kl_N = (np.exp(expected_log_NV) * (expected_log_NV - got_log_NV)).sum(-1)
     positive_N: NDArray[np.float64] = np.maximum(kl_N, 0.0)
     return positive_N

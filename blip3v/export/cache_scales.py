@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blip3v.calibration.plan import Plan
 from blip3v.calibration.quantized import largest_value
-from blip3v.calibration.statistics import Statistics
+from blip3v.calibration.statistics import cache_names
 from blip3v.config import TextConfig
 from blip3v.export.decoder_graph import CacheScales, CacheState, DecoderGraph, ReferenceAttention
 from blip3v.model.layerwise import one_layer
@@ -32,31 +31,15 @@ _LARGEST = largest_value(8)
 _MARGIN, _PROMPT_MARGIN = 1.5, 3.0
 
 
-@torch.inference_mode()
-def cache_scales(statistics: Statistics, text: TextConfig, plan: Plan | None = None) -> CacheScales:
-    """Returns scales from the statistics ``lang_model.model.layers.i.key_cache`` and ``.value_cache``.
+def cache_scales(absmax: Callable[[str], Tensor], text: TextConfig) -> CacheScales:
+    """Returns scales from what calibration has seen.
 
     Args:
-        statistics: those have an ``absmax_K`` of G * K values, of keys after the rotation.
+        absmax: the largest values of a cache, fp32 (G * K,), by its name in ``cache_names``; keys are rotated.
         text: the language model's shape.
-        plan: of a quantised decoder: it changes values, but no keys.
-
-    Raises:
-        CalibrationError: a cache was not calibrated.
     """
-    names = [f"lang_model.model.layers.{layer}" for layer in range(text.num_layers)]
-    keys = [statistics.layer(f"{name}.key_cache").absmax_K for name in names]
-    if plan is None:
-        values = [statistics.layer(f"{name}.value_cache").absmax_K for name in names]
-    else:
-        values = [_planned_values(plan, f"{name}.self_attn.qkv_proj", text) for name in names]
-    return _scales(torch.stack(keys), torch.stack(values), _MARGIN, text)
-
-
-def _planned_values(plan: Plan, qkv: str, text: TextConfig) -> Tensor:
-    """The largest values, (G * K,), for the sampled inputs of the layer."""
-    weight = plan.weights[f"{qkv}.weight"].float()[-text.num_kv_heads * text.head_dim :]
-    return (plan.rows(qkv) @ weight.T).abs().amax(0)
+    found = [absmax(name) for name in cache_names(text)]
+    return _scales(torch.stack(found[0::2]), torch.stack(found[1::2]), _MARGIN, text)
 
 
 @torch.inference_mode()

@@ -158,7 +158,11 @@ class ReferenceAttention:
 
 
 class _Layer(nn.Module):
-    """One Phi-3 layer over the weights of the transformers library's module."""
+    """One Phi-3 layer over the weights of the transformers library's module.
+
+    Its matrices and norms may have different dtypes (``precision.py``): the residual stream has that of the norms,
+    attention that of the rope tables, and each matrix product that of its weights.
+    """
 
     def __init__(self, layer: Any, eps: float, scales: LayerScales | None) -> None:
         super().__init__()
@@ -179,13 +183,17 @@ class _Layer(nn.Module):
     def forward(
         self, x_BtD: Tensor, past_key: Tensor, past_value: Tensor, state: CacheState, attention: CacheAttention
     ) -> tuple[Tensor, Tensor, Tensor]:
+        x_BtD = x_BtD.to(self.input_layernorm.get_parameter("weight").dtype)
         normed_BtD = _norm(x_BtD, self.input_layernorm, self.eps)
         key_scale, value_scale = self.key_scale, self.value_scale
         scales = None if key_scale is None or value_scale is None else (key_scale, value_scale)
-        mixed, key, value = attention(self.qkv_proj(normed_BtD), past_key, past_value, state, scales)
-        x_BtD = x_BtD + self.o_proj(mixed)
+        qkv_BtE = self.qkv_proj(normed_BtD).to(state.cos_PK.dtype)
+        mixed, key, value = attention(qkv_BtE, past_key, past_value, state, scales)
+        x_BtD = x_BtD + self.o_proj(mixed).to(x_BtD.dtype)
         gate, up = self.gate_up_proj(_norm(x_BtD, self.post_attention_layernorm, self.eps)).chunk(2, dim=-1)
-        return x_BtD + self.down_proj(F.silu(gate) * up), key, value
+        # In the wider of both dtypes: this product has the largest values of a layer.
+        wide = torch.promote_types(gate.dtype, self.down_proj.get_parameter("weight").dtype)
+        return x_BtD + self.down_proj(F.silu(gate.to(wide)) * up.to(wide)).to(x_BtD.dtype), key, value
 
 
 class DecoderGraph(nn.Module):
@@ -260,7 +268,7 @@ class DecoderGraph(nn.Module):
         at_B1D = logits_index[:, None, None].expand(-1, 1, x_BtD.shape[-1])
         x_BD = _norm(x_BtD.gather(1, at_B1D)[:, 0], self.norm, self.eps)
         # The bias is added in fp32: half precision is too coarse for the largest logits.
-        logits_BV = F.linear(x_BD, self.lm_head).float() + self.lm_head_bias.float()
+        logits_BV = F.linear(x_BD.to(self.lm_head.dtype), self.lm_head).float() + self.lm_head_bias.float()
         return (logits_BV, *present)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "file_bytes",
     "first_line",
+    "header",
     "listed",
     "opened",
     "read_tensor_infos",
@@ -135,7 +136,25 @@ def tensor_info(name: str, tensor: Tensor | TensorInfo, dtype: torch.dtype | Non
 
 def file_bytes(tensors: Mapping[str, TensorInfo]) -> int:
     """Returns the size in bytes of the file that ``write_weights`` writes for ``tensors``."""
-    return len(_header(tensors)) + sum(stored.num_bytes for stored in tensors.values())
+    return len(header(tensors)) + sum(stored.num_bytes for stored in tensors.values())
+
+
+def header(tensors: Mapping[str, TensorInfo], *, length: int | None = None) -> bytes:
+    """Returns what a file begins with, before the tensors: the widest dtypes first, else in the given order.
+
+    Args:
+        tensors: shape and dtype by name.
+        length: of the result; None: as short as possible.
+    """
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, stored in _ordered(tensors):
+        end = start + stored.num_bytes
+        entries[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT if length is None else length - 8 - len(text))
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
@@ -150,7 +169,7 @@ def write_weights(path: Path, tensors: Mapping[str, TensorInfo], read: Callable[
         OSError: the file cannot be written.
     """
     with path.open("wb") as file:
-        file.write(_header(tensors))
+        file.write(header(tensors))
         for name, stored in _ordered(tensors):
             tensor = read(name).detach().cpu().to(DTYPES[stored.dtype]).contiguous()
             assert tuple(tensor.shape) == stored.shape, f"{name} is {tuple(tensor.shape)}, not {stored.shape}"
@@ -179,15 +198,3 @@ def listed(problems: list[str]) -> str:
 def _ordered(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
     # Widest dtypes first, so that every tensor is aligned to its element size.
     return sorted(tensors.items(), key=lambda item: -DTYPES[item[1].dtype].itemsize)
-
-
-def _header(tensors: Mapping[str, TensorInfo]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for name, stored in _ordered(tensors):
-        end = start + stored.num_bytes
-        entries[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,37 @@
+"""A small model with random weights, and films to calibrate it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from export_models import small_config, write_folder
+
+from blip3v.calibration.collect import calibrate
+from blip3v.calibration.data import ClipSet, film_clips
+from blip3v.calibration.record import SamplingSettings
+from blip3v.calibration.statistics import Calibration
+from blip3v.export.source import ExportSource, folder_source
+
+SETTINGS = SamplingSettings(num_rows=24, num_extreme=8)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("models") / "model", small_config())
+
+
+@pytest.fixture(scope="session")
+def model(model_path: Path) -> ExportSource:
+    return folder_source(model_path)
+
+
+@pytest.fixture(scope="session")
+def films(model: ExportSource) -> ClipSet:
+    return film_clips(model, num_clips=3, prompts_per_clip=3)
+
+
+@pytest.fixture(scope="session")
+def calibration(model: ExportSource, films: ClipSet, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    path = tmp_path_factory.mktemp("calibrations") / "calibration"
+    return calibrate(path, model, model.hashed_provenance(), films, settings=SETTINGS)

@@ -187,7 +187,7 @@ def folder_clips(
         raise CalibrationError(
             f"{folder / QUESTIONS_FILE} asks about {format_count(len(by_video), 'video')}, and {num_clips} are to be "
             "used",
-            remedy="add videos, or use fewer `clips`",
+            remedy="add videos, or lower `num_clips`",
         )
     texts, clips = _Texts(model), []
     for name, pairs in list(by_video.items())[:num_clips]:
@@ -255,7 +255,7 @@ def check_set(samples: ClipSet, config: ModelConfig) -> None:
     if count < MIN_PROMPTS:
         raise CalibrationError(
             f"there are {format_count(count, 'prompt')} to calibrate on; at least {MIN_PROMPTS} are needed",
-            remedy="add questions or videos, or use more `clips` or `prompts`",
+            remedy="add questions or videos, or raise `num_clips` or `prompts_per_clip`",
         )
 
 

@@ -6,6 +6,9 @@ QuaRot (Ashkboos et al. 2024) and SpinQuant (Liu et al. 2024), the rotations tha
         W of qkv, gate_up, head -> W diag(gain) R1;  W of o, down -> R1^T W;  gain -> 1
     R2  the values of each head: rows of v -> R2^T v;  columns of o -> o R2
 
+Before R2 each channel of v and its columns of o are made equally large, which is exact too: a channel that is large
+only because its column is small would otherwise drown the others of its head (equalisation of Nagel et al. 2019).
+
 R1 enters as one matrix at the decoder's input, so that embeddings and video tokens keep their basis. A rotation is
 diag(signs) H / sqrt(D) with a Hadamard matrix H of order 2^k, 12 * 2^k or 20 * 2^k, else a random orthogonal matrix.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -89,10 +93,14 @@ def rotate(model: Changed, text: TextConfig) -> tuple[Changed, Tensor]:
             weights[gain] = torch.ones_like
             weights[f"{layer}.weight"] = functools.partial(_columns, model, gain, stream)
             inputs[layer] = functools.partial(_inputs, model, gain, stream)
-        weights[f"{qkv}.weight"] = _both(weights[f"{qkv}.weight"], functools.partial(_values, text, heads))
-        weights[f"{o}.weight"] = _both(functools.partial(_per_head, heads), functools.partial(_rows, stream))
+        balance = functools.cache(functools.partial(_balance, model, f"{block}.self_attn", text))
+        weights[f"{qkv}.weight"] = _both(weights[f"{qkv}.weight"], functools.partial(_values, text, heads, balance))
+        weights[f"{o}.weight"] = _both(
+            functools.partial(_mixed, text, heads, balance), functools.partial(_rows, stream)
+        )
         weights[f"{down}.weight"] = functools.partial(_rows, stream)
-        inputs[o] = functools.partial(with_inputs, change=functools.partial(_per_head, heads), diagonal=False)
+        mixed = functools.partial(_mixed, text, heads, lambda balance=balance: 1 / balance())
+        inputs[o] = functools.partial(with_inputs, change=mixed, diagonal=False)
     return model.changed(weights, inputs), stream.matrix()
 
 
@@ -122,10 +130,31 @@ def _per_head(rotation: Rotation, x: Tensor) -> Tensor:
     return rotation(torch.unflatten(x, -1, (-1, rotation.size))).flatten(-2)
 
 
-def _values(text: TextConfig, rotation: Rotation, qkv: Tensor) -> Tensor:
-    """Rotates the outputs of each head of v, the last rows of ``qkv``."""
-    first = (text.num_heads + text.num_kv_heads) * text.head_dim
-    return torch.cat((qkv[:first], _per_head(rotation, qkv[first:].T).T))
+def _balance(model: Changed, attention: str, text: TextConfig) -> Tensor:
+    """Returns what to divide the channels of v by, (G * K,), for each to be as large as its columns of o."""
+    values = model.weights[f"{attention}.qkv_proj.weight"].float()[_first_value(text) :].norm(dim=1)
+    columns = model.weights[f"{attention}.o_proj.weight"].float().norm(dim=0)
+    shared = columns.view(text.num_kv_heads, -1, text.head_dim).norm(dim=1).flatten()
+    used = (values > 0) & (shared > 0)
+    return torch.where(used, (values / torch.where(used, shared, torch.ones(()))).sqrt(), torch.ones(()))
+
+
+def _values(text: TextConfig, rotation: Rotation, balance: Callable[[], Tensor], qkv: Tensor) -> Tensor:
+    """Balances and rotates the outputs of each head of v, the last rows of ``qkv``."""
+    first = _first_value(text)
+    balanced = qkv[first:] / balance()[:, None]
+    return torch.cat((qkv[:first], _per_head(rotation, balanced.T).T))
+
+
+def _mixed(text: TextConfig, rotation: Rotation, factors: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """Multiplies and rotates the last axis, which heads of values make up; query heads share those of a KV head."""
+    repeats = text.num_heads // text.num_kv_heads
+    spread = factors().view(text.num_kv_heads, 1, -1).expand(-1, repeats, -1).flatten()
+    return _per_head(rotation, x * spread)
+
+
+def _first_value(text: TextConfig) -> int:
+    return (text.num_heads + text.num_kv_heads) * text.head_dim
 
 
 def _hadamard_factors(size: int) -> tuple[Tensor, Tensor] | None:

@@ -22,8 +22,9 @@ from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import BACKEND_HELP
-from blip3v.commands.output import check_file, quiet_option, stage_progress, talk, talk_console, write_json
+from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
 from blip3v.commands.program import command_line
+from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
@@ -138,7 +139,12 @@ def command(
 
 
 def _compare(
-    bundle: Path, reference: Path, num_questions: int | None, data: Path | None, backend: str | None, output: Path | None
+    bundle: Path,
+    reference: Path,
+    num_questions: int | None,
+    data: Path | None,
+    backend: str | None,
+    output: Path | None,
 ) -> AccuracyReport:
     """Measures the bundle against the reference, and writes the report."""
     backends = None if backend is None else (backend,)
@@ -157,7 +163,7 @@ def _compare(
     source = bundle_source(reference, opened)
     with contextlib.ExitStack() as stack:
         report = measure_accuracy(
-            source, bundle, opened.manifest.precision, options, progress=stage_progress(talk_console(), stack)
+            source, bundle, opened.manifest.precision, options, progress=show_stages(talk_console(), stack)
         )
     before = load_report(bundle)
     report = report if before is None else report.merged(before)

@@ -20,9 +20,11 @@ __all__ = ["Failure", "as_typed", "error_text", "failure_of", "has_printed", "pr
 # Library parameters whose options have other names.
 _OPTIONS = {
     "folder": "--output",
+    "num_clips": "--clips",
     "num_frames": "--frames",
     "num_video_tokens": "--tokens",
     "preset_name": "--preset",
+    "prompts_per_clip": "--prompts",
     "timeout_s": "--timeout",
 }
 _JSON_OPTIONS = ("--json", "--jsonl")

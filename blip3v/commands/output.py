@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from blip3v.errors import UsageError
 from blip3v.publishing import check_writable, write_file
@@ -24,7 +23,6 @@ __all__ = [
     "made_line",
     "print_made",
     "quiet_option",
-    "stage_progress",
     "talk",
     "talk_console",
     "talk_of_downloads",
@@ -32,13 +30,6 @@ __all__ = [
 ]
 
 _QUIET = "blip3v.quiet"
-
-
-class StageProgress(Protocol):
-    """Shows the progress of work in stages."""
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
-        """Called when a stage begins, and when ``done`` of its ``total`` parts are done."""
 
 
 class Made(Protocol):
@@ -128,31 +119,6 @@ def made_line(path: Path | str, size_bytes: int, seconds: float, peak_rss_bytes:
     """What was made where, in one line: its size, and what that took."""
     peak = "" if peak_rss_bytes is None else f", peak memory {format_bytes(peak_rss_bytes)}"
     return f"{path}: {format_bytes(size_bytes)}, {format_duration(seconds)}{peak}"
-
-
-def stage_progress(console: Console, stack: ExitStack) -> StageProgress:
-    """On a terminal a bar with the current stage until ``stack`` is closed, elsewhere one line per stage."""
-    if not console.is_terminal:
-        return _stage_lines(console)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = stack.enter_context(Progress(*columns, console=console))
-    task = bar.add_task("start", total=None)
-
-    def show(stage: str, done: int = 0, total: int = 0) -> None:
-        bar.update(task, description=stage, completed=done, total=total or None)
-
-    return show
-
-
-def _stage_lines(console: Console) -> StageProgress:
-    stages: list[str] = []
-
-    def show(stage: str, done: int = 0, total: int = 0) -> None:
-        if stages[-1:] != [stage]:
-            stages.append(stage)
-            console.print(f"  {stage}")
-
-    return show
 
 
 def check_file(output: Path | None, *, force: bool) -> None:

@@ -140,9 +140,7 @@ class Graphs:
         row_bytes = num_tokens * self._backends["decoder"].kv_bytes_per_token(self._text, self._files["decoder"])
         return max(1, min(_MAX_ROWS, _CACHE_BYTES // row_bytes))
 
-    def _embeds(
-        self, asked: ClipPrompt, video_MD: NDArray[np.floating], known: Sequence[int]
-    ) -> NDArray[np.floating]:
+    def _embeds(self, asked: ClipPrompt, video_MD: NDArray[np.floating], known: Sequence[int]) -> NDArray[np.floating]:
         prompt_LD = splice(self._table_VD[asked.prompt.ids], asked.prompt.image_position, video_MD)
         return np.concatenate((prompt_LD, self._table_VD[list(known)]))
 
@@ -166,7 +164,9 @@ class Graphs:
                     session.drop_row(row)
                     running[row] = running[-1]
                     running.pop()
-                logits_BV = session.step(self._table_VD[[ids[index][-1] for index in running]].astype(dtype, copy=False))
+                logits_BV = session.step(
+                    self._table_VD[[ids[index][-1] for index in running]].astype(dtype, copy=False)
+                )
 
 
 def _check_finite(graph: str, values: NDArray[np.floating]) -> None:

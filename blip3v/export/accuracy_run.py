@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,7 +53,15 @@ from blip3v.export.accuracy_reference import (
 )
 from blip3v.export.estimate import estimate
 from blip3v.export.source import ExportSource
-from blip3v.runtime.backends import GRAPHS, Backend, GraphName, backend_names, choose_backend, get_backend, parse_backends
+from blip3v.runtime.backends import (
+    GRAPHS,
+    Backend,
+    GraphName,
+    backend_names,
+    choose_backend,
+    get_backend,
+    parse_backends,
+)
 from blip3v.text.prompt import build_prompt
 from blip3v.text.template import Message
 from blip3v.text.tokenizer import Tokenizer
@@ -185,7 +193,9 @@ def compare_answers(
         for i, draft in zip(pending, drafts, strict=True):
             answer, start = reference.answers[i], len(known[i])
             theirs = answer.token_ids[start : start + len(draft.token_ids)]
-            agreeing = next((n for n, pair in enumerate(zip(draft.token_ids, theirs)) if pair[0] != pair[1]), len(theirs))
+            agreeing = next(
+                (n for n, pair in enumerate(zip(draft.token_ids, theirs)) if pair[0] != pair[1]), len(theirs)
+            )
             count = min(agreeing + 1, len(theirs))
             expected_NV = np.stack(answer.logits[start : start + count])
             result.kl.append(kl_divergence(expected_NV, draft.logits_nV[:count]))
@@ -225,9 +235,7 @@ class _Job:
         chosen = runnable_backends(self._options.backends)
         self._progress("accuracy: the reference's video tokens")
         digest = hashlib.sha256("\n".join([*self._questions, *self._truths]).encode())
-        video = reference_video_tokens(
-            self._source.config, self._source.weights, _hashed(self._clips(), digest)
-        )
+        video = reference_video_tokens(self._source.config, self._source.weights, _hashed(self._clips(), digest))
         reference = Reference(
             self._source.config,
             self._source.weights,
@@ -306,11 +314,11 @@ class _Job:
 
     def _video_score(self, video: Sequence[NDArray[np.floating]], expected: Sequence[FloatArray]) -> VideoScore:
         turn = self._rotation_DD
-        pairs = [(theirs if turn is None else theirs @ turn, ours) for theirs, ours in zip(expected, video, strict=True)]
+        pairs = [
+            (theirs if turn is None else theirs @ turn, ours) for theirs, ours in zip(expected, video, strict=True)
+        ]
         cosines = np.concatenate([token_cosines(theirs, ours) for theirs, ours in pairs])
-        return VideoScore(
-            num_tokens=len(cosines), cosine_mean=float(cosines.mean()), cosine_min=float(cosines.min())
-        )
+        return VideoScore(num_tokens=len(cosines), cosine_mean=float(cosines.mean()), cosine_min=float(cosines.min()))
 
     def _film_score(self, answers: Answers, reference: Reference) -> FilmScore | None:
         if not self.data.has_answers:

@@ -14,6 +14,7 @@ from blip3v.bundle.reader import Bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
+from blip3v.errors import UsageError
 from blip3v.export.accuracy_data import answers_films
 from blip3v.export.request import check_own_weights, check_request, folder_name
 from blip3v.folders import kind_of, shipped_model

@@ -34,7 +34,7 @@ def ready_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
         "decoder": ir.load(export_decoder(tmp_path_factory.getbasetemp(), "fp32").path),
     }
     monkeypatch.setattr(pipeline, "video_encoder_to_onnx", lambda *_: graphs["video_encoder"])
-    monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_: graphs["decoder"])
+    monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_, **__: graphs["decoder"])
     return graphs
 
 

@@ -1,0 +1,125 @@
+"""The precision ``mixed``: the lowest format for every block whose answers bear it, chosen from a sensitivity table.
+
+The budget is the mean KL divergence of the logits from fp32's, in nats. What all blocks do together is predicted as
+the sum of what each does alone. That holds while errors are small and independent: the KL divergence is quadratic in
+the logits' error, and the cross terms of independent errors vanish on average. ZeroQ (Cai et al. 2020, section 3.2)
+assumes the same. A scan also measures all blocks together, and the prediction is scaled where that is more than the
+sum. No PyTorch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from blip3v.bundle.precision import GraphPrecision, Island, Precision
+from blip3v.calibration.options import DEFAULT_MAX_KL
+from blip3v.calibration.sensitivity_table import EXACT, Block, SensitivityTable, names_of
+from blip3v.errors import CalibrationError, UsageError
+
+__all__ = ["choose_mixed", "predicted_kl"]
+
+# What a sensitive block is raised to. Half precision counts as exact.
+_NEXT = {"int4-block": "int8-block", "int8-block": "float16-stored", "int8": "float16-stored"}
+
+
+def choose_mixed(table: SensitivityTable, max_kl: float, base: Precision) -> Precision:
+    """Raises the most sensitive block to its next format until the predicted KL divergence is within the budget.
+
+    The order in which blocks are raised does not depend on the budget: a smaller one raises the same and further ones.
+
+    Args:
+        table: complete.
+        max_kl: the budget, mean KL divergence of the logits in nats.
+        base: the formats to begin with. Graphs that are not ``mixed`` keep theirs, and count.
+
+    Returns:
+        ``base`` with an island for each block that was raised, named after the block and what it costs in its
+        first format.
+
+    Raises:
+        UsageError: a budget that is negative or not a number.
+        CalibrationError: the table lacks a block or format, or the graphs that are not ``mixed`` exceed the budget.
+    """
+    if not 0 <= max_kl < float("inf"):
+        raise UsageError(
+            f"max_kl is {max_kl}; a number of nats from 0 is expected", remedy=f"try `max_kl={DEFAULT_MAX_KL}`"
+        )
+    first = _formats(table, base)
+    formats = list(first)
+    free = [at for at, block in enumerate(table.blocks) if base.graphs[block.graph].needs_sensitivity]
+    while _predicted(table, formats) > max_kl:
+        at = max(free, key=lambda at: _cost(table.blocks[at], formats[at]), default=None)
+        if at is None or _cost(table.blocks[at], formats[at]) == 0:
+            raise _unreachable(table, formats, max_kl, base)
+        formats[at] = _NEXT[formats[at]]
+    raised = [(table.blocks[at], first[at], formats[at]) for at in free if formats[at] != first[at]]
+    return dataclasses.replace(
+        base,
+        **{
+            graph: _with_islands(spec, [x for x in raised if x[0].graph == graph])
+            for graph, spec in base.graphs.items()
+        },
+    )
+
+
+def predicted_kl(table: SensitivityTable, precision: Precision) -> float:
+    """Returns the mean KL divergence of the logits that the table predicts for a precision, in nats.
+
+    Raises:
+        CalibrationError: the table is not complete, or lacks a format.
+    """
+    return _predicted(table, _formats(table, precision))
+
+
+def _formats(table: SensitivityTable, precision: Precision) -> list[str]:
+    """The lowest format of each block's layers."""
+    order = (*_NEXT, *EXACT)
+
+    def of_block(block: Block) -> str:
+        formats = {precision.graphs[block.graph].format_of(names_of([layer])) for layer in block.layers}
+        unknown = formats - set(order)
+        if unknown:
+            raise CalibrationError(
+                f"{block.name} in {', '.join(unknown)} was not measured; allowed: {', '.join(order)}"
+            )
+        return min(formats, key=order.index)
+
+    return [of_block(block) for block in table.blocks]
+
+
+def _predicted(table: SensitivityTable, formats: list[str]) -> float:
+    if table.together is None:
+        raise CalibrationError("the sensitivity scan is not complete; go on with `blip3v calibrate --sensitivity`")
+    alone = sum(_cost(block, form) for block, form in zip(table.blocks, formats, strict=True))
+    return alone * max(1.0, table.together.kl / table.total_kl if table.total_kl else 1.0)
+
+
+def _cost(block: Block, form: str) -> float:
+    if form in EXACT:
+        return 0.0
+    if form not in block.measured:
+        raise CalibrationError(
+            f"the sensitivity table has no {block.name} in {form}, only in {', '.join(block.measured) or 'no format'}; "
+            "measure it again with `blip3v calibrate --sensitivity`"
+        )
+    return block.measured[form].kl
+
+
+def _with_islands(spec: GraphPrecision, raised: list[tuple[Block, str, str]]) -> GraphPrecision:
+    islands = [
+        Island(
+            name=f"{block.short_name}: {block.measured[first].kl:.2g} nats in {first}",
+            parameters=names_of(block.layers),
+            weights=form,
+        )
+        for block, first, form in raised
+    ]
+    return dataclasses.replace(spec, islands=(*islands, *spec.islands))
+
+
+def _unreachable(table: SensitivityTable, formats: list[str], max_kl: float, base: Precision) -> CalibrationError:
+    fixed = ", ".join(f"{graph}={spec.name}" for graph, spec in base.graphs.items() if not spec.needs_sensitivity)
+    return CalibrationError(
+        f"{fixed} alone is predicted to cost {_predicted(table, formats):.2g} nats, more than the budget of {max_kl:g}",
+        remedy="choose `precision='mixed'` for every graph, or a larger `max_kl`",
+    )

@@ -1,0 +1,355 @@
+"""What quantising one block of the model alone does to its answers: the KL divergence of the logits from fp32's.
+
+Each block is quantised in simulation (``simulated.py``) in each format that it may be stored in. The logits are
+compared at the positions that predict the tokens of known answers, which are fed in. A block costs only the layers from
+it on, since the fp32 hidden states before every layer are kept on disk.
+Not here: what is chosen from the table (``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
+"""
+
+# Shapes: F frames, M video tokens, L tokens, N positions, D width, V logits.
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blip3v.bundle.layout import GRAPHS
+from blip3v.bundle.precision import Precision
+from blip3v.calibration.layers import LinearLayer, linear_layers
+from blip3v.calibration.plan import Plan
+from blip3v.calibration.sensitivity_table import TABLE_FILE, Block, Comparison, SensitivityTable, parameter_names
+from blip3v.calibration.simulated import Quantizer, SimulatedDecoder, SimulatedVideoEncoder
+from blip3v.config import ModelConfig
+from blip3v.errors import CalibrationError
+from blip3v.model.language import embedding_table
+from blip3v.publishing import cannot_write, require_disk
+from blip3v.text.prompt import Prompt, splice
+
+__all__ = [
+    "DEFAULT_FORMATS",
+    "GROUP_SIZE",
+    "AskedClip",
+    "AskedPrompt",
+    "Scan",
+    "add_sensitivity",
+    "blocks",
+    "measure_sensitivity",
+]
+
+# Formats to measure: those that ``mixed`` may store a graph's blocks in, and that are not exact to eleven bits.
+DEFAULT_FORMATS = {GRAPHS[0]: ("int8",), GRAPHS[1]: ("int4-block", "int8-block")}
+
+GROUP_SIZE = 128
+_MIXED = Precision.parse("mixed")
+
+_DECODER = "lang_model."
+_DECODER_LAYERS = "lang_model.model.layers."
+_VISION_LAYERS = "vision_encoder.encoder.layers."
+
+FloatArray = NDArray[np.float32]
+
+
+class AskedPrompt(Protocol):
+    """A question about a clip, as token ids."""
+
+    @property
+    def prompt(self) -> Prompt: ...  # noqa: D102
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The answer's, without the end token; empty if no answer is known."""
+
+
+class AskedClip(Protocol):
+    """A clip and the questions about it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def prompts(self) -> Sequence[AskedPrompt]: ...  # noqa: D102
+
+    @property
+    def load(self) -> Callable[[], FloatArray]:
+        """Returns the pixels, (F, 3, side, side) in [-1, 1]."""
+
+
+def blocks(config: ModelConfig, precision: Precision) -> tuple[Block, ...]:
+    """Returns the blocks to quantise one at a time, in the order in which the model computes them.
+
+    Layers of a block that ``precision`` stores in different formats become blocks of their own.
+    """
+    found: dict[tuple[str, str], list[LinearLayer]] = {}
+    for layer in linear_layers(config).values():
+        form = precision.graphs[layer.graph].format_of(parameter_names(layer.name))
+        found.setdefault((layer.block, form), []).append(layer)
+    return tuple(
+        Block(graph=layers[0].graph, name=name, layers=tuple(layer.name for layer in layers), format=form)
+        for (name, form), layers in found.items()
+    )
+
+
+class Scan:
+    """Compares the model with itself, some of its layers quantised. Close it, or use it as a context manager.
+
+    The fp32 model runs first. Its hidden states before every layer are kept on disk.
+
+    Args:
+        config: the model's.
+        plan: the recipe, applied to the model.
+        clips: with questions and answers.
+        group_size: weights of an output channel that share a scale in block formats.
+
+    Raises:
+        CalibrationError: no questions, a clip of another shape or with NaN, or logits that are not finite.
+        ArtifactError: the disk has no space for the hidden states.
+    """
+
+    def __init__(
+        self, config: ModelConfig, plan: Plan, clips: Sequence[AskedClip], *, group_size: int = GROUP_SIZE
+    ) -> None:
+        self.group_size, self.num_clips = group_size, len(clips)
+        self._prompts = [(at, asked) for at, clip in enumerate(clips) for asked in clip.prompts]
+        if not self._prompts:
+            raise CalibrationError(f"{self.num_clips} clips without a question; at least one question is needed")
+        self.config = config
+        quantizer = Quantizer(plan, group_size)
+        self._video, self._decoder = SimulatedVideoEncoder(config, quantizer), SimulatedDecoder(config, quantizer)
+        table_VD = embedding_table(plan.weights, config.text)
+        self._texts = [table_VD[[*asked.prompt.ids, *asked.answer_ids]] for _, asked in self._prompts]
+        self._kept = _HiddenStates(_num_bytes(config, self.num_clips, self._texts))
+        patches = [self._video.start(_pixels(clip, config)) for clip in clips]
+        videos = self._video.tokens(patches, {}, before_layer=partial(self._kept.save, "vision"))
+        self._expected = self._logits(videos, {}, before_layer=partial(self._kept.save, "decoder"))
+        if not all(bool(logits_NV.isfinite().all()) for logits_NV in self._expected):
+            raise CalibrationError("the fp32 model's logits are not finite; fix its weights")
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the hidden states from the disk."""
+        self._kept.close()
+
+    @property
+    def num_questions(self) -> int:
+        """Questions about all clips."""
+        return len(self._prompts)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions at which logits are compared."""
+        return sum(len(logits_NV) for logits_NV in self._expected)
+
+    def compare(self, formats: Mapping[str, str]) -> Comparison:
+        """Quantises layers and compares the logits with those of fp32.
+
+        Args:
+            formats: for each layer to quantise, a key of ``simulated.FORMATS``; other layers are fp32.
+
+        Raises:
+            CalibrationError: the quantised model's logits are not finite.
+            ConfigError: a layer that the model does not have.
+        """
+        pairs = list(zip(self._expected, self._quantized(formats), strict=True))
+        kl = torch.cat([_kl(expected_NV, got_NV) for expected_NV, got_NV in pairs])
+        same = torch.cat([expected_NV.argmax(-1) == got_NV.argmax(-1) for expected_NV, got_NV in pairs])
+        if not bool(kl.isfinite().all()):
+            raise CalibrationError(
+                f"with {_listed(formats)} quantised, the logits are not finite; calibrate again, with other videos"
+            )
+        return Comparison(kl=float(kl.mean()), agreement=float(same.double().mean()))
+
+    def _quantized(self, formats: Mapping[str, str]) -> list[Tensor]:
+        """The logits; begins with the hidden states before the first layer that is quantised."""
+        of_decoder = {name: form for name, form in formats.items() if name.startswith(_DECODER)}
+        of_video = {name: form for name, form in formats.items() if name not in of_decoder}
+        if of_video:
+            first = _first_layer(of_video, _VISION_LAYERS, self.config.vision.num_layers)
+            return self._logits(self._video.tokens(self._kept.load("vision", first), of_video, first=first), of_decoder)
+        first = _first_layer(of_decoder, _DECODER_LAYERS, self.config.text.num_layers)
+        return self._decoder.logits(self._kept.load("decoder", first), self._positions(), of_decoder, first=first)
+
+    def _logits(
+        self, videos: Sequence[Tensor], formats: Mapping[str, str], **options: Callable[[int, Sequence[Tensor]], None]
+    ) -> list[Tensor]:
+        hidden = []
+        for (clip, asked), text_LD in zip(self._prompts, self._texts, strict=True):
+            embeds_LD = splice(text_LD.numpy(), asked.prompt.image_position, videos[clip].numpy())
+            hidden.append(self._decoder.start(torch.from_numpy(embeds_LD)))
+        return self._decoder.logits(hidden, self._positions(), formats, **options)
+
+    def _positions(self) -> list[range]:
+        """Those that predict the answer's tokens and its end: the last of the prompt, and each of the answer."""
+        lengths = [asked.prompt.length(self.config.num_video_tokens) for _, asked in self._prompts]
+        return [
+            range(length - 1, length + len(asked.answer_ids))
+            for length, (_, asked) in zip(lengths, self._prompts, strict=True)
+        ]
+
+
+class _HiddenStates:
+    """Hidden states of all samples before each layer, in a temporary folder.
+
+    Raises:
+        ArtifactError: ``num_bytes`` are not free.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        require_disk(Path(tempfile.gettempdir()), num_bytes, "the sensitivity scan")
+        self._folder = tempfile.TemporaryDirectory(prefix="blip3v-sensitivity-")
+
+    def save(self, part: str, layer: int, hidden: Sequence[Tensor]) -> None:
+        save_file({str(at): x.contiguous() for at, x in enumerate(hidden)}, self._file(part, layer))
+
+    def load(self, part: str, layer: int) -> list[Tensor]:
+        loaded = load_file(self._file(part, layer))
+        return [loaded[str(at)] for at in range(len(loaded))]
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _file(self, part: str, layer: int) -> Path:
+        return Path(self._folder.name) / f"{part}.{layer}.safetensors"
+
+
+def _num_bytes(config: ModelConfig, num_clips: int, texts: Sequence[Tensor]) -> int:
+    """What the hidden states take on disk."""
+    vision, text = config.vision, config.text
+    patches = num_clips * config.num_frames * vision.num_patches * vision.hidden_size * (vision.num_layers + 1)
+    tokens = sum(len(text_LD) + config.num_video_tokens for text_LD in texts)
+    return 4 * (patches + tokens * text.hidden_size * (text.num_layers + 1))
+
+
+def _pixels(clip: AskedClip, config: ModelConfig) -> Tensor:
+    pixels_FCHW, side = clip.load(), config.vision.image_size
+    wanted = (config.num_frames, 3, side, side)
+    if pixels_FCHW.shape != wanted or not np.isfinite(pixels_FCHW).all():
+        raise CalibrationError(
+            f"{clip.name} has pixels {pixels_FCHW.shape}; this model takes finite ones of {wanted}; use another video"
+        )
+    return torch.from_numpy(pixels_FCHW)
+
+
+def measure_sensitivity(
+    scan: Scan,
+    table: SensitivityTable,
+    *,
+    formats: Mapping[str, Sequence[str]] = DEFAULT_FORMATS,
+    save: Callable[[SensitivityTable], None] = lambda table: None,
+    progress: Callable[[str, int, int], None] = lambda block, done, total: None,
+) -> SensitivityTable:
+    """Quantises every block alone, in every format, and then all together.
+
+    Args:
+        scan: of the model.
+        table: its blocks; what it holds already is not measured again.
+        formats: by graph, what to quantise its blocks to: keys of ``simulated.FORMATS``.
+        save: called with the table after each measurement, so that an interrupted scan can go on.
+        progress: called with (the next block, measurements done, total measurements).
+
+    Returns:
+        The complete table.
+
+    Raises:
+        CalibrationError: the logits are not finite.
+    """
+    wanted = [(at, form) for at, block in enumerate(table.blocks) for form in formats[block.graph]]
+    total = len(wanted) + 1
+    for done, (at, form) in enumerate(wanted):
+        block = table.blocks[at]
+        progress(f"{block.short_name} in {form}", done, total)
+        if form not in block.measured:
+            table = table.with_result(at, form, scan.compare(dict.fromkeys(block.layers, form)))
+            save(table)
+    progress("all together", total - 1, total)
+    if table.together is None:
+        table = dataclasses.replace(table, together=scan.compare(_by_default(table)))
+        save(table)
+    progress("", total, total)
+    return table
+
+
+def add_sensitivity(
+    folder: Path,
+    scan: Scan,
+    *,
+    statistics_sha256: str,
+    recipe: Mapping[str, Any],
+    precision: Precision = _MIXED,
+    force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda block, done, total: None,
+) -> SensitivityTable:
+    """Measures the sensitivity of every block into ``sensitivity.json`` of a calibration's folder.
+
+    Args:
+        folder: the calibration's. If an interrupted scan is in it, this one goes on.
+        scan: of the model that was calibrated.
+        statistics_sha256: of the calibration's statistics.
+        recipe: fields of the ``RecipeOptions`` of the scan's plan.
+        precision: decides which layers are quantised by default, and to what.
+        force: whether to replace a table that was measured with something else.
+        progress: called with (the next block, measurements done, total measurements).
+
+    Raises:
+        CalibrationError: the folder has a table that was measured with something else, or the logits are not finite.
+        ArtifactError: the folder cannot be written.
+    """
+    table = SensitivityTable(
+        statistics_sha256=statistics_sha256,
+        recipe=dict(recipe),
+        group_size=scan.group_size,
+        num_clips=scan.num_clips,
+        num_questions=scan.num_questions,
+        num_positions=scan.num_positions,
+        blocks=blocks(scan.config, precision),
+    )
+    if (folder / TABLE_FILE).exists() and not force:
+        found = SensitivityTable.load(folder, statistics_sha256=statistics_sha256, recipe=recipe)
+        if found.without_results() != table:
+            raise CalibrationError(
+                f"{folder / TABLE_FILE} was measured with other samples, groups or formats",
+                remedy="replace it with `force=True`",
+            )
+        table = found
+    try:
+        return measure_sensitivity(scan, table, save=lambda partial: partial.save(folder), progress=progress)
+    except OSError as error:
+        raise cannot_write(folder / TABLE_FILE, error) from error
+
+
+def _by_default(table: SensitivityTable) -> dict[str, str]:
+    return {name: block.format for block in table.blocks if not block.is_kept for name in block.layers}
+
+
+def _first_layer(formats: Mapping[str, str], layers: str, num_layers: int) -> int:
+    """The first of ``layers`` that is quantised; ``num_layers`` if only what follows them is."""
+    numbers = [name.removeprefix(layers).partition(".")[0] for name in formats if name.startswith(layers)]
+    return min(map(int, numbers), default=num_layers)
+
+
+def _kl(expected_NV: Tensor, got_NV: Tensor) -> Tensor:
+    """KL(expected || got) of each position, (N,), nats, float64."""
+    log_p, log_q = expected_NV.double().log_softmax(-1), got_NV.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)  # rounding may make it -1e-17
+
+
+def _listed(formats: Mapping[str, str]) -> str:
+    few = list(formats)[:3]
+    return ", ".join(few) + (f" and {len(formats) - len(few)} more layers" if len(formats) > len(few) else "")

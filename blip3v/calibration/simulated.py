@@ -1,0 +1,305 @@
+"""The PyTorch reference with chosen layers quantised in simulation: in floats, as the integers would compute it.
+
+A layer's weight is replaced by what its integers stand for, and its inputs are rounded as the engine rounds them; the
+sums of its products are fp32. All other layers are fp32. One layer's weights are in memory at a time, and all samples
+pass through it before the next is read. Not here: how integers are chosen (``plan.py``).
+"""
+
+# Shapes: N outputs or positions, K inputs, F frames, P patches, M video tokens, L tokens, D width, V logits.
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from blip3v.calibration.layers import HEAD
+from blip3v.calibration.plan import Plan
+from blip3v.calibration.quantized import group_of, largest_value
+from blip3v.config import ModelConfig
+from blip3v.errors import ConfigError
+from blip3v.model.language import head_bias, head_matrix
+from blip3v.model.layerwise import one_layer
+from blip3v.model.resampler import PerceiverResampler
+from blip3v.model.vision import build_vision
+from blip3v.model.weights import fill, without_weights
+
+__all__ = [
+    "FORMATS",
+    "Quantizer",
+    "SimulatedDecoder",
+    "SimulatedFormat",
+    "SimulatedVideoEncoder",
+    "rounded",
+    "simulated",
+]
+
+_VISION_LAYERS = "vision_encoder.encoder.layers."
+_RESAMPLER = "vision_tokenizer."
+_DECODER_LAYERS = "lang_model.model.layers."
+_INPUT_BITS = 8
+
+# Called with the index of a layer and the hidden states of all samples before it.
+BeforeLayer = Callable[[int, Sequence[Tensor]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedFormat:
+    """What a format of weights does to a layer."""
+
+    bits: int | None  # of its integers; None: the weight is stored in half precision
+    inputs: Literal["static", "block", "exact"]  # scale per tensor; scale per block and token; not rounded
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether a scale belongs to a group of an output channel's weights rather than to all of them."""
+        return self.inputs == "block"
+
+
+# By their names in ``GraphPrecision.weights``. Layers in ``float32`` are not simulated.
+FORMATS: dict[str, SimulatedFormat] = {
+    "float16-stored": SimulatedFormat(bits=None, inputs="exact"),
+    "int8": SimulatedFormat(bits=8, inputs="static"),
+    # ONNX Runtime's MatMulNBits rounds its inputs to 8 bits in blocks as long as the groups (accuracy level 4).
+    "int8-block": SimulatedFormat(bits=8, inputs="block"),
+    "int4-block": SimulatedFormat(bits=4, inputs="block"),
+}
+
+
+def _pass_by(index: int, hidden: Sequence[Tensor]) -> None:
+    pass
+
+
+class Quantizer:
+    """Weights and inputs of the layers of a plan in a format.
+
+    Args:
+        plan: the recipe, applied to the model.
+        group_size: weights of an output channel that share a scale in block formats.
+    """
+
+    def __init__(self, plan: Plan, group_size: int) -> None:
+        self.plan = plan
+        self._group_size = group_size
+
+    def weight(self, layer: str, weight_NK: Tensor, name: str) -> Tensor:
+        """Returns what the layer's stored weight stands for, fp32 (N, K).
+
+        Args:
+            layer: as ``linear_layers`` names it.
+            weight_NK: the plan's, fp32.
+            name: a key of ``FORMATS``.
+        """
+        form = FORMATS[name]
+        if form.bits is None:
+            return weight_NK.half().float()
+        size = group_of(weight_NK.shape[1], self._group_size) if form.in_groups else None
+        return self.plan.quantize(layer, weight_NK, bits=form.bits, group_size=size).dequantized()
+
+    def rounding(self, layer: str, num_inputs: int, name: str) -> Callable[[Tensor], Tensor]:
+        """Returns the function that rounds the layer's inputs, (..., K), as the format does."""
+        form = FORMATS[name]
+        if form.inputs == "static":
+            scale = torch.tensor(self.plan.activation_scale(layer))
+            return lambda x: rounded(x, scale)
+        if form.inputs == "block":
+            size = group_of(num_inputs, self._group_size)
+            return lambda x: _rounded_in_blocks(x, size)
+        return lambda x: x
+
+
+def rounded(x: Tensor, scale: Tensor) -> Tensor:
+    """Rounds to the nearest multiple of ``scale`` among those of 8 bits, [-127, 127]."""
+    top = largest_value(_INPUT_BITS)
+    return (x / scale).round().clamp(-top, top) * scale
+
+
+def _rounded_in_blocks(x: Tensor, size: int) -> Tensor:
+    """Rounds each block of ``size`` consecutive inputs of a token to 8 bits, with its largest value as the range."""
+    num_inputs = x.shape[-1]
+    blocks = nn.functional.pad(x, (0, -num_inputs % size)).unflatten(-1, (-1, size))
+    largest = blocks.abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(largest > 0, largest / largest_value(_INPUT_BITS), torch.ones(()))
+    return rounded(blocks, scale).flatten(-2)[..., :num_inputs]
+
+
+@contextmanager
+def simulated(part: nn.Module, prefix: str, formats: Mapping[str, str], quantizer: Quantizer) -> Iterator[None]:
+    """Inside the block, linear modules compute in their formats; afterwards they are as before.
+
+    Args:
+        part: holds the modules.
+        prefix: what precedes their names in ``part`` in the names of their layers, including the dot.
+        formats: for each layer to quantise, a key of ``FORMATS``.
+        quantizer: gives the weights and rounds the inputs.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    linear = {prefix + name: module for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    _check_all_taken({name: form for name, form in formats.items() if name not in linear}, prefix)
+    hooks, exact = [], {}
+    try:
+        for name, form in formats.items():
+            module = linear[name]
+            exact[name] = module.weight
+            weight_NK = quantizer.weight(name, module.weight.detach(), form)
+            module.weight = nn.Parameter(weight_NK, requires_grad=False)
+            hooks.append(module.register_forward_pre_hook(_rounds(quantizer.rounding(name, module.in_features, form))))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, weight in exact.items():
+            linear[name].weight = weight
+
+
+def _rounds(function: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda module, inputs: (function(inputs[0]), *inputs[1:])
+
+
+class SimulatedVideoEncoder:
+    """The video encoder of a plan's model: one layer of the tower at a time, resampler and temporal encoder as a whole.
+
+    Args:
+        config: the model's.
+        quantizer: its plan holds the weights.
+    """
+
+    def __init__(self, config: ModelConfig, quantizer: Quantizer) -> None:
+        self._num_layers, self._quantizer = config.vision.num_layers, quantizer
+        with without_weights():
+            tower = build_vision(dataclasses.replace(config.vision, num_layers=1)).eval()
+            self._resampler = PerceiverResampler(config).eval()
+        self._embeddings, self._encoder = tower.get_submodule("embeddings"), tower.get_submodule("encoder")
+        self._norm = tower.get_submodule("post_layernorm")
+        fill(self._embeddings, quantizer.plan.weights, "vision_encoder.embeddings.")
+        fill(self._norm, quantizer.plan.weights, "vision_encoder.post_layernorm.")
+        fill(self._resampler, quantizer.plan.weights, _RESAMPLER)
+
+    @torch.inference_mode()
+    def start(self, pixels_FCHW: Tensor) -> Tensor:
+        """Returns the patches before the first layer: pixels in [-1, 1], (F, 3, side, side), to (F, P, D)."""
+        patches_FPD: Tensor = self._embeddings(pixels_FCHW)
+        return patches_FPD
+
+    @torch.inference_mode()
+    def tokens(
+        self,
+        hidden: Sequence[Tensor],
+        formats: Mapping[str, str],
+        *,
+        first: int = 0,
+        before_layer: BeforeLayer = _pass_by,
+    ) -> list[Tensor]:
+        """Computes video tokens.
+
+        Args:
+            hidden: the patches of each clip before layer ``first``, (F, P, D).
+            formats: for each layer to quantise, a key of ``FORMATS``; not those before ``first``.
+            first: the tower's layer to begin with, at most their number.
+            before_layer: called with each layer's index and the patches before it, then with the number of layers and
+                those before the final norm.
+
+        Returns:
+            fp32 (M, width of the decoder) for each clip.
+
+        Raises:
+            ConfigError: a layer in ``formats`` is before ``first`` or not in the video encoder.
+        """
+        unused, layer = dict(formats), self._encoder.get_submodule("layers.0")
+        for index in range(first, self._num_layers):
+            before_layer(index, hidden)
+            prefix = f"{_VISION_LAYERS}{index}."
+            fill(layer, self._quantizer.plan.weights, prefix)
+            with simulated(layer, prefix, _taken(unused, prefix), self._quantizer):
+                hidden = [self._encoder(inputs_embeds=x_FPD).last_hidden_state for x_FPD in hidden]
+        before_layer(self._num_layers, hidden)
+        with simulated(self._resampler, _RESAMPLER, _taken(unused, _RESAMPLER), self._quantizer):
+            tokens = [self._resampler(self._norm(x_FPD)[None])[0] for x_FPD in hidden]
+        _check_all_taken(unused, f"the video encoder from layer {first} on")
+        return tokens
+
+
+class SimulatedDecoder:
+    """The decoder of a plan's model, one layer's weights at a time.
+
+    Args:
+        config: the model's.
+        quantizer: its plan holds the weights.
+    """
+
+    def __init__(self, config: ModelConfig, quantizer: Quantizer) -> None:
+        self._text, self._quantizer = config.text, quantizer
+        self._language = one_layer(config.text)
+        phi3: Any = self._language.model  # the transformers library, untyped
+        self._norm, phi3.norm = phi3.norm, nn.Identity()  # it belongs after the last layer
+        fill(self._norm, quantizer.plan.weights, "lang_model.model.norm.")
+
+    @torch.inference_mode()
+    def start(self, embeds_LD: Tensor) -> Tensor:
+        """Returns the hidden states before the first layer, fp32 (L, D), of a prompt's embeddings (L, D)."""
+        rotation_DD = self._quantizer.plan.input_rotation_DD
+        return embeds_LD.float() if rotation_DD is None else embeds_LD.float() @ rotation_DD
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        hidden: Sequence[Tensor],
+        positions: Sequence[Sequence[int]],
+        formats: Mapping[str, str],
+        *,
+        first: int = 0,
+        before_layer: BeforeLayer = _pass_by,
+    ) -> list[Tensor]:
+        """Computes logits without a cache.
+
+        Args:
+            hidden: the hidden states of each prompt before layer ``first``, (L, D).
+            positions: for each prompt, the N positions whose logits to return.
+            formats: for each layer to quantise, a key of ``FORMATS``; not those before ``first``.
+            first: the layer to begin with, at most their number.
+            before_layer: called with each layer's index and the hidden states before it, then with the number of layers
+                and those before the final norm.
+
+        Returns:
+            (N, V) for each prompt, fp32.
+
+        Raises:
+            ConfigError: a layer in ``formats`` is before ``first`` or not in the decoder.
+        """
+        unused, layer = dict(formats), self._language.get_submodule("model.layers.0")
+        for index in range(first, self._text.num_layers):
+            before_layer(index, hidden)
+            prefix = f"{_DECODER_LAYERS}{index}."
+            fill(layer, self._quantizer.plan.weights, prefix)
+            with simulated(layer, prefix, _taken(unused, prefix), self._quantizer):
+                hidden = [self._language.hidden(x_LD[None])[0] for x_LD in hidden]
+        before_layer(self._text.num_layers, hidden)
+        head = unused.pop(HEAD, None)
+        _check_all_taken(unused, f"the decoder from layer {first} on")
+        return self._head([self._norm(x_LD[list(at)]) for x_LD, at in zip(hidden, positions, strict=True)], head)
+
+    def _head(self, rows: Sequence[Tensor], form: str | None) -> list[Tensor]:
+        weights = self._quantizer.plan.weights
+        matrix_VD, bias_V = head_matrix(weights, self._text), head_bias(weights, self._text)
+        if form is None:
+            return [x_ND @ matrix_VD.T + bias_V for x_ND in rows]
+        round_inputs = self._quantizer.rounding(HEAD, matrix_VD.shape[1], form)
+        matrix_VD = self._quantizer.weight(HEAD, matrix_VD, form)
+        return [round_inputs(x_ND) @ matrix_VD.T + bias_V for x_ND in rows]
+
+
+def _taken(formats: dict[str, str], prefix: str) -> dict[str, str]:
+    """Takes the layers that begin with ``prefix`` out of ``formats``."""
+    return {name: formats.pop(name) for name in list(formats) if name.startswith(prefix)}
+
+
+def _check_all_taken(unused: Mapping[str, str], where: str) -> None:
+    if unused:
+        raise ConfigError(f"{where} has no {', '.join(sorted(unused))}; name layers as `linear_layers` does")

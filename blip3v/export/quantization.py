@@ -1,0 +1,220 @@
+"""What an export does besides when a graph is quantised: calibration, the plan, and the proof of what was written.
+
+calibration (given, or made on films) -> plan -> graphs -> every layer stored as asked -> errors of the layers
+-> answers against PyTorch -> within the budget, or no bundle
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from blip3v.bundle.layout import graph_file
+from blip3v.bundle.precision import GraphPrecision, Precision
+from blip3v.bundle.scan import hash_file
+from blip3v.calibration.collect import calibrate
+from blip3v.calibration.data import default_counts, film_clips
+from blip3v.calibration.layers import HEAD, linear_layers
+from blip3v.calibration.mixed import choose_mixed
+from blip3v.calibration.options import DEFAULT_MAX_KL, RecipeOptions
+from blip3v.calibration.plan import Plan, make_plan
+from blip3v.calibration.record import STATISTICS_FILE
+from blip3v.calibration.sensitivity_table import SensitivityTable
+from blip3v.calibration.statistics import Calibration
+from blip3v.errors import CalibrationError, UsageError
+from blip3v.export.accuracy import AccuracyReport, LayerCounts, LayerError
+from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy, runnable_backends
+from blip3v.export.cache_scales import cache_scales
+from blip3v.export.decoder_graph import CacheScales
+from blip3v.export.layer_errors import layer_errors
+from blip3v.export.source import ExportSource
+from blip3v.export.stored_layers import StoredLayer, check_quantized, read_layers
+from blip3v.export.to_onnx import layer_names
+
+__all__ = ["Quantization", "QuantizationOptions", "open_quantization"]
+
+
+class _Progress(Protocol):
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationOptions:
+    """How to quantise, and what may be lost."""
+
+    calibration: Path | None = None  # folder of ``blip3v calibrate``; None: one is made on films, and not kept
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    max_kl: float = DEFAULT_MAX_KL  # nats, that the formats of ``mixed`` may cost
+    accuracy: AccuracyOptions = field(default_factory=AccuracyOptions)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """An export's quantisation, once its model has been calibrated.
+
+    ``precision`` is final: the formats of ``mixed`` have been chosen.
+    """
+
+    source: ExportSource
+    precision: Precision
+    options: QuantizationOptions
+    calibration: Calibration
+    plan: Plan
+    progress: _Progress
+
+    def check_layers(self, folder: Path) -> dict[str, list[StoredLayer]]:
+        """Reads the written graphs; returns the layers of each.
+
+        Raises:
+            ExportError: a layer is not stored as it was asked for.
+        """
+        names = layer_names(self.source.config)
+        found = {}
+        for graph, spec in self.precision.graphs.items():
+            found[graph] = read_layers(folder / graph_file(graph), names[graph])
+            if spec.is_quantized:
+                check_quantized(found[graph], self._wanted(graph, spec, names[graph], found[graph]))
+        return found
+
+    def accuracy(self, folder: Path, stored: dict[str, list[StoredLayer]]) -> AccuracyReport:
+        """Measures what the graphs in ``folder`` lose.
+
+        Args:
+            folder: the bundle that is being written, complete but for its manifest.
+            stored: the layers of its graphs.
+
+        Raises:
+            ProviderError: no back end can run them.
+        """
+        quantized = sum(layer.is_quantized for layers in stored.values() for layer in layers)
+        kept = sum(len(layers) for layers in stored.values()) - quantized
+        return measure_accuracy(
+            self.source,
+            folder,
+            self.precision,
+            self.options.accuracy,
+            layer_errors=list(self._layer_errors(stored)),
+            layers=LayerCounts(asked=quantized, quantized=quantized, kept=kept),
+            progress=self.progress,
+        )
+
+    def cache_scales(self) -> CacheScales | None:
+        """Returns the scales of a cache in int8; None for any other cache.
+
+        Raises:
+            UsageError: the values are rotated, so that what calibration has seen of them says nothing.
+        """
+        if self.precision.decoder.cache != "int8":
+            return None
+        if self.options.recipe.rotation:
+            raise UsageError("an int8 cache cannot be combined with `rotation=True`; leave one of them out")
+        return cache_scales(self._cache_absmax, self.source.config.text)
+
+    def _cache_absmax(self, name: str) -> Tensor:
+        """The largest values of a cache in the model of the plan, whose values are smoothed."""
+        absmax_E = self.calibration.absmax(name)
+        if not name.endswith(".value_cache"):
+            return absmax_E
+        # o_proj sees averages of values, divided by the same factors.
+        text, layer = self.source.config.text, f"{name.removesuffix('.value_cache')}.self_attn.o_proj"
+        before_E, after_E = (
+            rows.abs().amax(dim=0).view(text.num_kv_heads, -1, text.head_dim).amax(dim=1).flatten()
+            for rows in (self.calibration.layer(layer).rows_NK, self.plan.rows(layer))
+        )
+        return torch.where(before_E > 0, absmax_E * after_E / before_E, absmax_E)
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the manifest says about it."""
+        calibrated = self.calibration.record
+        return {
+            "data": dataclasses.asdict(calibrated.data),
+            "settings": dataclasses.asdict(calibrated.settings),
+            "recipe": dataclasses.asdict(self.options.recipe),
+        }
+
+    def _wanted(
+        self, graph: str, spec: GraphPrecision, names: dict[str, str], found: list[StoredLayer]
+    ) -> dict[str, str]:
+        """The format of every layer of a graph: from the model and the precision; from the graph, names of nodes."""
+        parameters: dict[str, list[str]] = {}
+        for name, layer in names.items():
+            parameters.setdefault(layer, []).append(name)
+        nodes: dict[str, list[str]] = {}
+        for stored in found:
+            nodes.setdefault(stored.layer, []).append(stored.node)
+        layers = [layer for layer in linear_layers(self.source.config).values() if layer.graph == graph]
+        return {
+            layer.name: spec.format_of(_weights(layer.name, parameters), nodes.get(layer.name, ())) for layer in layers
+        }
+
+    def _layer_errors(self, stored: dict[str, list[StoredLayer]]) -> Iterator[LayerError]:
+        backends = runnable_backends(self.options.accuracy.backends)
+        for graph, spec in self.precision.graphs.items():
+            if spec.is_quantized:
+                computed = {
+                    name: str(chosen[graph].execution(spec))  # type: ignore[index]
+                    for name, chosen in backends.items()
+                }
+                stage = partial(self.progress, f"measure the layers of the {graph.replace('_', ' ')}")
+                yield from layer_errors(stored[graph], graph, self.plan, self.source.config.text, computed, stage)
+
+
+@contextmanager
+def open_quantization(
+    source: ExportSource, precision: Precision, options: QuantizationOptions, progress: _Progress
+) -> Iterator[Quantization]:
+    """Calibrates the model if no calibration is given, and makes the plan.
+
+    Args:
+        source: the model.
+        precision: of which at least one graph is quantised.
+        options: how.
+        progress: called at each stage.
+
+    Raises:
+        CalibrationError: the calibration is broken or of another model, or none can be made; or a graph is mixed and
+            the calibration has no sensitivity table.
+        OutOfMemoryError: calibrating would need more memory than is free.
+    """
+    with tempfile.TemporaryDirectory(prefix="blip3v-calibration-") as temporary:
+        calibration = _calibration(source, options, Path(temporary), progress)
+        if any(spec.needs_sensitivity for spec in precision.graphs.values()):
+            precision = choose_mixed(_sensitivity(calibration, options), options.max_kl, precision)
+        plan = make_plan(source.weights, source.config, calibration, precision, options.recipe)
+        yield Quantization(source, precision, options, calibration, plan, progress)
+
+
+def _calibration(source: ExportSource, options: QuantizationOptions, folder: Path, progress: _Progress) -> Calibration:
+    provenance = source.hashed_provenance()
+    if options.calibration is not None:
+        calibration = Calibration.load(options.calibration)
+        calibration.check_model(provenance, source.config)
+        return calibration
+    num_clips, prompts_per_clip = default_counts(source.config)
+    samples = film_clips(source, num_clips=num_clips, prompts_per_clip=prompts_per_clip)
+    return calibrate(folder / "calibration", source, provenance, samples, progress=progress)
+
+
+def _sensitivity(calibration: Calibration, options: QuantizationOptions) -> SensitivityTable:
+    if options.calibration is None:
+        raise CalibrationError(
+            "mixed needs to know how sensitive each block of the model is; run `blip3v calibrate --sensitivity`",
+            remedy="pass the folder that it makes as `calibration`",
+        )
+    recipe = dataclasses.asdict(options.recipe)
+    digest = hash_file(calibration.path / STATISTICS_FILE)
+    return SensitivityTable.load(options.calibration, statistics_sha256=digest, recipe=recipe)
+
+
+def _weights(layer: str, parameters: dict[str, list[str]]) -> list[str]:
+    """Names of a layer's weight in its graph; the head's is joined from several tensors."""
+    return ["lm_head"] if layer == HEAD else [name for name in parameters.get(layer, []) if name.endswith(".weight")]

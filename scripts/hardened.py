@@ -14,7 +14,8 @@ without them. Three changes, each exact in exact arithmetic and applied in this 
                     qkv, gate_up and head, v to o, up to down; in SigLIP norm to q, k, v and fc1, and v to out_proj
 """
 
-# Shapes: B rows, T tokens, X tokens of all prompts, N outputs, K inputs, U units, D width of the decoder.
+# Shapes: T tokens, L text tokens, M video tokens, F frames, S side, X tokens of all prompts, E values, U units, D width
+# of the decoder, K columns.
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import sample_indices
 
-__all__ = ["Hardening", "Prompts", "film_prompts", "harden", "main", "write_hardened"]
+__all__ = ["Hardening", "Prompts", "film_pixels", "film_prompts", "harden", "main", "write_hardened"]
 
 State = dict[str, Tensor]  # weights by released name
 Scales = Callable[[int], Tensor]  # scale of each of so many channels
@@ -148,8 +149,9 @@ def film_prompts(folder: ModelFolder, hardening: Hardening) -> Prompts:
     template, generation = read_text(folder.chat_template), GenerationConfig.load(folder.generation)
     chosen_ids = {tokenizer.encode(token)[0] for token in hardening.tokens}
     embeds, chosen = [], []
-    for film in (make_film(seed, "train") for seed in range(hardening.films)):
-        video_1MD = _encode(folder, film)
+    for film in _films(hardening):
+        with torch.inference_mode():
+            video_1MD = folder.model.encode_video(_pixels(folder, film))
         for question in _one_of_each_kind(film):
             prompt = build_prompt(tokenizer, template, generation, [Message("user", question.text)])
             at = torch.tensor([prompt.image_position])
@@ -162,12 +164,20 @@ def film_prompts(folder: ModelFolder, hardening: Hardening) -> Prompts:
     return Prompts(embeds, chosen)
 
 
-def _encode(folder: ModelFolder, film: Film) -> Tensor:
+def film_pixels(folder: ModelFolder, hardening: Hardening) -> Iterator[Tensor]:
+    """Yields the pixels (1, F, 3, S, S) of each calibration film, as the video encoder takes them."""
+    for film in _films(hardening):
+        yield _pixels(folder, film)
+
+
+def _films(hardening: Hardening) -> Iterator[Film]:
+    return (make_film(seed, "train") for seed in range(hardening.films))
+
+
+def _pixels(folder: ModelFolder, film: Film) -> Tensor:
     preprocessor = PreprocessorConfig.load(folder.preprocessor)
     indices = sample_indices(film.num_frames, folder.config.num_frames, rule=preprocessor.sampling)
-    pixels_TCHW = torch.from_numpy(preprocess(film_frames(film, indices), preprocessor))
-    with torch.inference_mode():
-        return folder.model.encode_video(pixels_TCHW[None])
+    return torch.from_numpy(preprocess(film_frames(film, indices), preprocessor))[None]
 
 
 def _one_of_each_kind(film: Film) -> Sequence[Question]:

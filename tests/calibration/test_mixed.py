@@ -14,7 +14,8 @@ from test_sensitivity import GROUP, scan  # noqa: F401  # a fixture
 
 from blip3v.bundle.precision import PRECISIONS, GraphPrecision, Precision
 from blip3v.calibration.data import ClipSet
-from blip3v.calibration.mixed import DEFAULT_MAX_KL, choose_mixed, predicted_kl, resolve_mixed
+from blip3v.calibration.mixed import choose_mixed, predicted_kl, resolve_mixed
+from blip3v.calibration.options import DEFAULT_MAX_KL
 from blip3v.calibration.sensitivity import Scan, add_sensitivity
 from blip3v.calibration.sensitivity_table import Block, Comparison, SensitivityTable, parameter_names
 from blip3v.errors import Blip3vError, CalibrationError, ConfigError, UsageError
@@ -126,7 +127,7 @@ def test_a_table_that_does_not_know_enough() -> None:
     with pytest.raises(CalibrationError, match="has no vision 0 in int8-block, only in int8"):
         predicted_kl(toy_table(), Precision.parse("int8-weight"))
     decoder: GraphPrecision = dataclasses.replace(MIXED.decoder, group_size=32)
-    with pytest.raises(CalibrationError, match="groups of 32 weights.*groups of 128"):
+    with pytest.raises(CalibrationError, match=r"groups of 32 weights.*groups of 128"):
         choose_mixed(toy_table(), 0.1, dataclasses.replace(MIXED, decoder=decoder))
 
 
@@ -147,7 +148,7 @@ def test_mixed_meets_its_budget_in_simulation(scan: Scan, tmp_path: Path) -> Non
 def test_mixed_without_a_table_says_what_to_run(tmp_path: Path) -> None:
     recipe = toy_table().recipe
     assert resolve_mixed(Precision.parse("int8"), None, recipe=recipe) == Precision.parse("int8")
-    with pytest.raises(UsageError, match="precision mixed .*`blip3v calibrate --sensitivity`"):
+    with pytest.raises(UsageError, match=r"precision mixed .*`blip3v calibrate --sensitivity`"):
         resolve_mixed(MIXED, None, recipe=recipe)
 
     def refused(kind: type[Blip3vError], message: str, recipe: dict[str, object] = recipe) -> None:

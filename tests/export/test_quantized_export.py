@@ -80,7 +80,7 @@ def test_every_layer_is_counted_and_measured(exported: ExportResult) -> None:
     report = exported.accuracy
     assert report is not None
     assert report.layers is not None
-    # Attention and feed-forward of 4 vision layers and 2 resampler layers, and 4 products of 6 decoder layers, the head.
+    # 4 vision layers, the feed-forward parts of 2 resampler layers, 6 decoder layers, and the head.
     assert (report.layers.asked, report.layers.quantized) == (4 * 6 + 2 * 2 + 6 * 4 + 1,) * 2
     assert len(report.worst_layers) == 10
     assert all(0 < layer.relative_error < 0.5 for layer in report.worst_layers)
@@ -150,7 +150,7 @@ def test_what_cannot_be_quantised_as_asked_is_refused(
         CalibrationError, match="was made of another model, tiny-tokenlearner, not of this one, tiny-gttm"
     ):
         export(resolve_source(encoder="gttm"), "int8", options(calibration))
-    with pytest.raises(CalibrationError, match="mixed needs to know .* run `blip3v calibrate --sensitivity`"):
+    with pytest.raises(UsageError, match=r"precision mixed .*`blip3v calibrate --sensitivity`"):
         export(source, "mixed", None)
     with pytest.raises(UsageError, match="int8 cache cannot be combined with"):
         export(source, "int8+kv-int8", options(calibration, rotation=True))

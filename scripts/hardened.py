@@ -33,16 +33,15 @@ from blip3v import strict_json
 from blip3v.config import ModelConfig
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import Question, questions
-from blip3v.data.samples import film_frames
+from blip3v.data.samples import film_pixels
 from blip3v.model.blip3_video import Blip3Video, splice
 from blip3v.model.folder import ModelFolder, load_model_folder, read_text, save_model_folder
 from blip3v.model.language import EMBEDDING_NAMES, HEAD_MATRIX_NAMES
 from blip3v.model.weights import empty_model, fill
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
-from blip3v.video.preprocess import PreprocessorConfig, preprocess
-from blip3v.video.sampling import sample_indices
+from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Hardening", "Prompts", "film_pixels", "film_prompts", "harden", "main", "write_hardened"]
+__all__ = ["Hardening", "Prompts", "calibration_frames", "film_prompts", "harden", "main", "write_hardened"]
 
 State = dict[str, Tensor]  # weights by released name
 Scales = Callable[[int], Tensor]  # scale of each of so many channels
@@ -164,7 +163,7 @@ def film_prompts(folder: ModelFolder, hardening: Hardening) -> Prompts:
     return Prompts(embeds, chosen)
 
 
-def film_pixels(folder: ModelFolder, hardening: Hardening) -> Iterator[Tensor]:
+def calibration_frames(folder: ModelFolder, hardening: Hardening) -> Iterator[Tensor]:
     """Yields the pixels (1, F, 3, S, S) of each calibration film, as the video encoder takes them."""
     for film in _films(hardening):
         yield _pixels(folder, film)
@@ -176,8 +175,7 @@ def _films(hardening: Hardening) -> Iterator[Film]:
 
 def _pixels(folder: ModelFolder, film: Film) -> Tensor:
     preprocessor = PreprocessorConfig.load(folder.preprocessor)
-    indices = sample_indices(film.num_frames, folder.config.num_frames, rule=preprocessor.sampling)
-    return torch.from_numpy(preprocess(film_frames(film, indices), preprocessor))[None]
+    return torch.from_numpy(film_pixels(film, folder.config.num_frames, preprocessor))[None]
 
 
 def _one_of_each_kind(film: Film) -> Sequence[Question]:

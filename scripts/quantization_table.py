@@ -3,11 +3,11 @@
     python scripts/quantization_table.py WORK benchmarks/results/quantization.json --modelopt modelopt/bin/python
     python scripts/plot_quantization.py benchmarks/results/quantization.json docs/quantization.md docs/quantization.png
 
-Every form of every model is exported and compared with its model in fp32 by `blip3v eval --reference`, on all installed
-engines; about a minute a form. Hardened models (`hardened.py`) compute the same function with the outliers of a large
-model. `--modelopt` is the Python of the environment that `modelopt_recipe.py` describes; without it those forms are left
-out. What is in the JSON for the same weights, questions and commands is not measured again, so that the command can be
-interrupted; a form that fails has its message there and is tried again. Models, calibrations and bundles stay in WORK.
+Every form of every model is exported and compared with its model in fp32 by `blip3v eval --reference`, on every
+installed engine; about a minute a form. Hardened models (`hardened.py`) compute the same function with the outliers of
+a large model. `--modelopt` is the Python of the environment that `modelopt_recipe.py` describes; without it those forms
+are left out. What is in the JSON for the same weights, questions and options is not measured again, so that the command
+can be interrupted; a form that fails has its message there and is tried again. Everything else stays in WORK.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from blip3v.bundle.reader import open_bundle
 from blip3v.export.passes import weight_counts
 from blip3v.model.folder import load_model_folder
 from blip3v.publishing import write_file
-from scripts.hardened import Hardening, film_pixels, film_prompts, write_hardened
+from scripts.hardened import Hardening, calibration_frames, film_prompts, write_hardened
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("tiny-tokenlearner", "tiny-gttm")
@@ -80,6 +80,14 @@ FORMS = (
     Form(
         name="int4, rotated", note="int4 with a rotation of the residual stream",
         export=_precision("int4", "--rotation"), needs="calibration",
+    ),
+    Form(
+        name="int8, int8 cache", note="int8 with keys and values in 8 bits", needs="calibration",
+        export=_precision("int8", "--kv-cache", "int8"),
+    ),
+    Form(
+        name="int8, temporal encoder too", note="int8, with the matrices of the temporal encoder", needs="calibration",
+        export=_precision("int8", "--quantize", "video_encoder:*temporal_encoder*"),
     ),
     Form(name="mixed", note="chosen by the sensitivity scan", export=_precision("mixed"), needs="sensitivity"),
     Form(
@@ -143,7 +151,7 @@ def _states(only: str | None) -> tuple[str, ...]:
     return {None: ("", HARDENED), "plain": ("",), "hardened": (HARDENED,)}[only]
 
 
-class StepFailed(Exception):
+class StepError(Exception):
     """A command of a form ended with an error; the text is its last line."""
 
 
@@ -188,7 +196,7 @@ class Table:
         before, started_s = load_average(), time.perf_counter()
         try:
             found = self._cell(model, form)
-        except StepFailed as error:
+        except StepError as error:
             print(f"  {error}", file=sys.stderr)
             found = {"failed": str(error)}
         cell = key | found | {"seconds": round(time.perf_counter() - started_s, 1)}
@@ -270,7 +278,7 @@ class Table:
         opened = load_model_folder(self._model(model))
         prompts = film_prompts(opened, _MODELOPT_FILMS).embeds_TD
         arrays: dict[str, dict[str, NDArray[np.float32]]] = {
-            GRAPHS[0]: {f"frames_{i}": x.numpy() for i, x in enumerate(film_pixels(opened, _MODELOPT_FILMS))},
+            GRAPHS[0]: {f"frames_{i}": x.numpy() for i, x in enumerate(calibration_frames(opened, _MODELOPT_FILMS))},
             GRAPHS[1]: {f"inputs_embeds_{i}": x[None].numpy() for i, x in enumerate(prompts)},
         }
         for name, path in paths.items():
@@ -286,7 +294,7 @@ class Table:
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if ran.returncode:
             lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"]
-            raise StepFailed(self._shown(["blip3v", *command[3:4]]) + ": " + self._shown_text(lines[-1]))
+            raise StepError(self._shown(["blip3v", *command[3:4]]) + ": " + self._shown_text(lines[-1]))
         return ran.stdout
 
     def _shown(self, command: list[str]) -> str:

@@ -9,13 +9,13 @@ corrections. What the reference answers does not depend on who drafts, so it is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from blip3v.bundle.embeddings import open_embeddings
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.scan import scan
 from blip3v.calibration.data import ClipSet
+from blip3v.config import ModelConfig
 from blip3v.errors import BackendError, UsageError
 from blip3v.export.accuracy import (
     MAX_ACCURACY_DROP,
@@ -72,6 +73,7 @@ __all__ = ["AccuracyOptions", "Answers", "compare_answers", "measure_accuracy", 
 FloatArray = NDArray[np.float32]
 # Tokens of an answer: films need fewer, and the answers of a large model are compared far enough by then.
 _MAX_ANSWER_TOKENS = 64
+_KEPT_PIXELS = 2**28  # bytes of clips that are kept between passes; more are read again
 
 
 class _Progress(Protocol):
@@ -203,6 +205,10 @@ def compare_answers(
     return result
 
 
+def _clip_bytes(config: ModelConfig) -> int:
+    return 4 * config.num_frames * 3 * config.vision.image_size**2
+
+
 def _num_common(ours: Sequence[int], theirs: Sequence[int]) -> int:
     """Tokens before the first difference."""
     pairs = enumerate(zip(ours, theirs, strict=False))
@@ -228,6 +234,9 @@ class _Job:
         self._prompts = [
             ClipPrompt(number, asked.prompt) for number, clip in enumerate(self._data.clips) for asked in clip.prompts
         ]
+        self._loads = [clip.load for clip in self._data.clips]
+        if len(self._loads) * _clip_bytes(source.config) <= _KEPT_PIXELS:
+            self._loads = [functools.cache(load) for load in self._loads]
         self._rules = self._answer_rules()
 
     def engines(self) -> tuple[tuple[EngineAccuracy, ...], dict[str, str]]:
@@ -242,7 +251,7 @@ class _Job:
             self._prompts,
             video,
             self._rules,
-            partial(self._progress, "accuracy: layers of the reference"),
+            functools.partial(self._progress, "accuracy: layers of the reference"),
         )
         results: list[EngineAccuracy] = []
         unavailable: dict[str, str] = {}
@@ -290,7 +299,7 @@ class _Job:
         )
 
     def _clips(self) -> Iterator[FloatArray]:
-        return clip_batches(self._source.config, [clip.load for clip in self._data.clips])
+        return clip_batches(self._source.config, self._loads)
 
     def _answer_rules(self) -> AnswerRules:
         config = self._source.config

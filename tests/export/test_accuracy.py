@@ -108,9 +108,10 @@ def write_parts(folder: Path, config: ModelConfig, model: Blip3Video, decoder: P
     return folder
 
 
+@pytest.mark.parametrize("chunk", [256, 8], ids=["rows together", "one by one"])
 @pytest.mark.parametrize("backend", backend_names())
 def test_an_exact_graph_agrees_everywhere(
-    decoder: Callable[[str], Exported], tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+    decoder: Callable[[str], Exported], tmp_path: Path, backend: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = decoder("fp32")
     config, model = exported.model.config, exported.model
@@ -119,6 +120,7 @@ def test_an_exact_graph_agrees_everywhere(
     reference = Reference(config, model.state_dict(), prompts, video, rules)
     folder = write_parts(tmp_path / "bundle", config, model, exported.path)
     monkeypatch.setattr(accuracy_graphs, "_MAX_ROWS", 3)  # more than one group of rows
+    monkeypatch.setattr(accuracy_graphs, "PREFILL_CHUNK", chunk)  # longer prompts share what they begin with
     chosen = runnable_backends([backend])[backend]
     with closing(Graphs(folder, config, Precision.parse("fp32"), chosen, rules)) as graphs:
         answers = compare_answers(graphs, reference, prompts, video)

@@ -56,7 +56,7 @@ def test_cosines_of_each_token() -> None:
 
 
 def test_the_interval_of_a_published_table() -> None:
-    """Approval of a prime minister by the same 1,600 people twice: 944, then 880 (Agresti, Categorical Data Analysis)."""
+    """1,600 people approve of a prime minister: 944, six months later 880 (Agresti, Categorical Data Analysis)."""
     drop = paired_difference(150, 86, 1600)
     assert drop.points == pytest.approx(4.0)
     # The book has Wald's interval without the added halves: 4.0 +- 1.96 * 0.95.

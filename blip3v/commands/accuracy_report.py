@@ -28,7 +28,7 @@ def _engines(report: AccuracyReport) -> Table:
         title_justify="left",
         box=box.SIMPLE,
     )
-    headings = ("video tokens,\nmin cosine", "logit KL,\nmean", "\np99", "\nmax", "same\ntokens", "same\nanswers")
+    headings = ("video cosine,\nmin", "logit KL,\nmean", "KL,\np99", "KL,\nmax", "same\ntokens", "same\nanswers")
     table.add_column("engine")
     for heading in (*headings, "exact match", "drop, points\n(95 % interval)"):
         table.add_column(heading, justify="right")

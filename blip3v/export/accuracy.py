@@ -191,7 +191,7 @@ class AccuracyReport:
         return f"{drop:.2f} % of {format_count(engine.answers.num_tokens, 'token')} differ"
 
     def merged(self, old: AccuracyReport) -> AccuracyReport:
-        """Returns this report with the budget and layers of ``old``, and its other back ends' results on the same graphs.
+        """Returns this report with the budget and layers of ``old``, and its results of other back ends.
 
         Results of another reference, precision or size are of other graphs, and are left out.
         """

@@ -106,10 +106,8 @@ class Answers:
     """What one back end answered, next to the reference."""
 
     own: list[list[int]]  # greedy answers of the graph, each with the token that ends it
-    kl: list[NDArray[np.float64]] = field(
-        default_factory=list
-    )  # at the positions of the reference's answers, in any order
-    agreeing: int = 0  # of these positions
+    kl: list[NDArray[np.float64]] = field(default_factory=list)  # after each prefix of the reference's answers
+    agreeing: int = 0  # choices after these prefixes
 
 
 def measure_accuracy(

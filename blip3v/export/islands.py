@@ -193,7 +193,9 @@ def decoder_islands(
         for name, released in _DECODER_LAYER.items():
             _add_statistics(ranges[name], layer.get_submodule(name), f"{source}.{released}", statistics)
             peaks[f"layers.{index}.{name}"] = ranges[name].largest
-        _check_fits(f"queries, keys and values of layer {index} reach", ranges["qkv_proj"].outputs, "decoder", precision)
+        _check_fits(
+            f"queries, keys and values of layer {index} reach", ranges["qkv_proj"].outputs, "decoder", precision
+        )
         # After the attention it has at most the sum; what the norms return enters the matrices after them.
         stream += [stream[-1] + ranges["o_proj"].outputs, ranges["down_proj"].outputs]
         stream += [ranges["qkv_proj"].inputs, ranges["gate_up_proj"].inputs, largest(x_1tD)]

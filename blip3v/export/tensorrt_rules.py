@@ -4,8 +4,9 @@
                                              MatMul, Gemm or Conv     int8: one scale for x, one per output of w
     w (initializer) ----> DequantizeLinear /                          int4: x as it is, w in blocks along its inputs
 
-TensorRT reads a graph's precision from these pairs (explicit quantisation) and refuses, or silently computes in floats,
-what it cannot match. Not here: operators that it lacks for other reasons, which are only counted.
+TensorRT reads a graph's precision from these pairs (explicit quantisation). What it cannot match it refuses, or accepts
+without a word and does not compute as meant: its parser takes a uint8 activation, for one. Not here: operators that it
+lacks for other reasons, which are only counted.
 """
 
 # Shapes: K inputs and N outputs of a weight.
@@ -17,14 +18,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 __all__ = ["RULES", "Rule", "TensorRTReport", "Violation", "check_tensorrt_rules"]
 
 _DOCS = "https://docs.nvidia.com/deeplearning/tensorrt/latest"
-_LAYERS = f"{_DOCS}/_static/c-api/classnvinfer1_1_1_i_dequantize_layer.html"
+_LAYERS = "https://docs.nvidia.com/deeplearning/tensorrt/api/c_api/classnvinfer1_1_1_i_dequantize_layer.html"
 _EXPLICIT = f"{_DOCS}/inference-library/quantized-types-explicit-quantization.html"
 _TYPES = f"{_DOCS}/inference-library/work-with-quantized-types.html"
 _WORKFLOWS = f"{_DOCS}/inference-library/quantized-types-workflows.html"
@@ -40,9 +43,7 @@ class Rule:
 
 
 RULES = {
-    "operator": Rule(
-        "quantisation is QuantizeLinear and DequantizeLinear of the ONNX domain, nothing else", _OPERATORS
-    ),
+    "operator": Rule("quantisation is QuantizeLinear and DequantizeLinear of ONNX, and nothing else", _OPERATORS),
     "type": Rule("quantised values are int8, or int4 for weights", _TYPES),
     "symmetric": Rule("zero points are absent, or constants that are 0", _LAYERS),
     "scale": Rule("scales are constants, finite and above 0", _LAYERS),
@@ -258,9 +259,10 @@ def _is_constant(value: ir.Value | None) -> bool:
     return value is not None and ir.convenience.get_const_tensor(value) is not None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def _constant(value: ir.Value | None) -> NDArray[Any] | None:
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    array: NDArray[Any] | None = None if tensor is None else tensor.numpy()
+    return array
 
 
 def _is_single(value: ir.Value | None) -> bool:

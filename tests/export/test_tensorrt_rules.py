@@ -1,8 +1,8 @@
 """TensorRT's rules of quantisation, each broken once in a graph of one product.
 
 NVIDIA's own parser and builder (TensorRT-RTX 1.7.1, on a machine without a GPU) take every graph of ``GOOD``. Of those
-of ``BAD`` they refuse zero points other than 0, scales that are not above 0, uint8 weights, a last block that is shorter,
-and all operators but QuantizeLinear of ONNX Runtime. They take the rest without a word, even uint8 activations and
+of ``BAD`` they refuse zero points other than 0, scales that are not above 0, uint8 weights, a shorter last block, and
+all operators but QuantizeLinear of ONNX Runtime. They take the rest without a word, even uint8 activations and
 infinite scales: that is what the check is for. ConvInteger, MatMulInteger and QLinearMatMul fail at their uint8 inputs
 already; MatMulNBits fails at its blocks of 16, and that parser has a form of it for blocks of 32, 64 and 128.
 """
@@ -120,6 +120,7 @@ GOOD = {
     "int8 weight only": lambda: product(None, {}),
     "int8 in Gemm": lambda: gemm(axis=0),
     "int4 in blocks": lambda: product(None, blocks(16)),
+    "int8 in blocks, weight only": lambda: product(None, {**blocks(16), "dtype": INT8}),
     "int4, a scale for each output": lambda: product(None, {"dtype": INT4}),
 }
 
@@ -199,7 +200,7 @@ BAD = {
     "weight by input": ("weight", lambda: product({}, {"axis": 0})),
     "weight by input in Gemm": ("weight", lambda: gemm(axis=1)),
     "int8 in blocks": ("weight", lambda: product({}, {**blocks(16), "dtype": INT8})),
-    "int4 by input": ("block", lambda: product(None, {"dtype": INT4, "axis": 0})),
+    "int4 by input": ("weight", lambda: product(None, {"dtype": INT4, "axis": 0})),
     "blocks along the outputs": (
         "block",
         lambda: product(None, {"dtype": INT4, "axis": 1, "block": 16, "scale": np.full((K, N // 16), 0.1)}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +36,6 @@ class DamagedPlan(ToyPlan):
         quantized = super().quantize(layer, weight_NK, bits=bits, group_size=group_size)
         factor = 8.0 if layer == self._damaged else 1.0
         return dataclasses.replace(quantized, scales_Ng=quantized.scales_Ng * factor)
-
-
-@pytest.fixture(scope="module")
-def scan(
-    whole_model: Blip3Video, toy_plan: ToyPlan, films: ClipSet, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scan]:
-    folder = tmp_path_factory.mktemp("scan")
-    with Scan(whole_model.config, toy_plan, films.clips, folder=folder, group_size=GROUP) as opened:
-        yield opened
-    assert not list(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +136,7 @@ def test_an_interrupted_scan_goes_on(scan: Scan, table: SensitivityTable, tmp_pa
 def test_results_of_other_samples_are_not_mixed(scan: Scan, table: SensitivityTable, tmp_path: Path) -> None:
     identity = {"statistics_sha256": "0" * 64, "recipe": {}}
     dataclasses.replace(table, num_clips=99).save(tmp_path)
-    with pytest.raises(CalibrationError, match="measured with other samples.*force=True"):
+    with pytest.raises(CalibrationError, match=r"measured with other samples.*force=True"):
         add_sensitivity(tmp_path, scan, **identity)
     assert add_sensitivity(tmp_path, scan, **identity, force=True) == table
 
@@ -173,7 +162,7 @@ def test_samples_that_cannot_be_used(
 def test_a_layer_or_format_that_does_not_exist(scan: Scan) -> None:
     with pytest.raises(ConfigError, match=r"has no lang_model.model.layers.7.mlp.down_proj"):
         scan.compare({"lang_model.model.layers.7.mlp.down_proj": "int8"})
-    with pytest.raises(ConfigError, match="int3-block.*allowed: float16-stored, int8, int8-block, int4-block"):
+    with pytest.raises(ConfigError, match=r"int3-block.*allowed: float16-stored, int8, int8-block, int4-block"):
         scan.compare({"lang_model.lm_head": "int3-block"})
 
 

@@ -2,7 +2,8 @@
 
 Each block is quantised in simulation (``simulated.py``) in each format that it may be stored in. The logits are
 compared at the positions that predict the tokens of known answers, which are fed in. A block costs only the layers from
-it on, since the fp32 hidden states before every layer are kept on disk. Not here: what is chosen from the table (``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
+it on, since the fp32 hidden states before every layer are kept on disk. Not here: what is chosen from the table
+(``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
 """
 
 # Shapes: F frames, M video tokens, L tokens, N positions, D width, V logits.

@@ -28,7 +28,7 @@ __all__ = [
     "video_encoder_io",
 ]
 
-DType = Literal["compute", "cache", "float32", "float16", "int64", "int32"]
+DType = Literal["compute", "cache", "float32", "float16", "int64", "int32", "int8"]
 SYMBOLIC_DTYPES = ("compute", "cache")  # placeholders for dtypes of the precision
 
 

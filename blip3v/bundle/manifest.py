@@ -14,7 +14,7 @@ from typing import Any, Literal
 from blip3v import strict_json
 from blip3v.bundle import layout, old_manifest
 from blip3v.bundle.graph_io import SYMBOLIC_DTYPES, GraphIO, TensorSpec
-from blip3v.bundle.precision import ITEM_BYTES, GraphPrecision, Precision
+from blip3v.bundle.precision import CACHE_ITEM_BYTES, GraphPrecision, Precision
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ArtifactVersionError, ConfigError
 
@@ -77,7 +77,7 @@ class KVGeometry:
             num_kv_heads=text.num_kv_heads,
             head_dim=text.head_dim,
             sliding_window=text.sliding_window,
-            bytes_per_token=2 * text.num_layers * text.num_kv_heads * text.head_dim * ITEM_BYTES[precision.cache],
+            bytes_per_token=2 * text.num_layers * text.num_kv_heads * text.head_dim * CACHE_ITEM_BYTES[precision.cache],
         )
 
 

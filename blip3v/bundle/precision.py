@@ -16,9 +16,13 @@ from typing import Literal
 from blip3v.errors import ConfigError, UsageError
 
 __all__ = [
+    "CACHE_DTYPES",
+    "CACHE_ITEM_BYTES",
     "DEFAULT_PRECISION",
+    "GROUP_SIZES",
     "ITEM_BYTES",
     "PRECISIONS",
+    "CacheDType",
     "FloatDType",
     "GraphPrecision",
     "Island",
@@ -32,6 +36,14 @@ DEFAULT_PRECISION = "fp16"
 
 FloatDType = Literal["float32", "float16"]
 ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}
+
+GROUP_SIZES = (16, 32, 64, 128, 256)  # that MatMulNBits takes
+
+CacheDType = Literal["float32", "float16", "int8"]
+CACHE_ITEM_BYTES: dict[CacheDType, int] = {**ITEM_BYTES, "int8": 1}
+# Caches that any decoder can have instead of its own; integers have a scale per channel of a KV head in the graph.
+CACHE_DTYPES: tuple[CacheDType, ...] = ("int8",)
+_CACHE_MARK = "+kv-"  # in a name, before the cache that was chosen: fp16+kv-int8
 
 # The largest value of each dtype that activations can overflow. A CPU computes fp16 graphs in fp32, hiding an overflow.
 _LIMITS: dict[FloatDType, float] = {"float16": 65504.0}
@@ -63,7 +75,7 @@ class GraphPrecision:
     weights: str  # format of the matrices, a key of ``export/weight_formats.WEIGHT_FORMATS``
     activations: str  # what the graph gives to matrix products: float32, float16, or int8 with a scale per tensor
     io: FloatDType  # of inputs and outputs that ``graph_io`` marks ``compute``, and of values between nodes
-    cache: FloatDType | None  # of keys and values; None: the graph has no cache
+    cache: CacheDType | None  # of keys and values; None: the graph has no cache
     islands: tuple[Island, ...] = ()  # the first that matches a parameter or its matrix product applies
     group_size: int | None = None  # weights of an output channel that share a scale in block formats; None: none are
 
@@ -75,7 +87,7 @@ class GraphPrecision:
     @property
     def tolerance(self) -> Tolerance:
         """How far the graph, which is not quantised, may deviate from the fp32 PyTorch reference."""
-        tolerance = PRECISIONS[self.name].tolerance
+        tolerance = _INT8_CACHE_TOLERANCE if self.cache == "int8" else PRECISIONS[self.name].tolerance
         assert tolerance is not None, "a quantised graph has an accuracy report instead"
         return tolerance
 
@@ -136,18 +148,87 @@ class Precision:
     def parse(cls, text: str) -> Precision:
         """Parses a name from the table (``fp16``), or one for each graph (``video_encoder=fp16,decoder=fp32``).
 
+        ``+kv-int8`` at the end chooses another cache than the decoder's own, as ``with_cache`` does.
+
         Raises:
             UsageError: the text has neither form, or names no entry of the table.
         """
         graphs = tuple(field.name for field in dataclasses.fields(cls))
-        pairs = [part.partition("=")[::2] for part in text.split(",")] if "=" in text else [(g, text) for g in graphs]
+        names, mark, cache = text.partition(_CACHE_MARK)
+        pairs = (
+            [part.partition("=")[::2] for part in names.split(",")] if "=" in names else [(g, names) for g in graphs]
+        )
         chosen = {graph.strip(): name.strip() for graph, name in pairs}
-        if len(pairs) != len(graphs) or set(chosen) != set(graphs) or not set(chosen.values()) <= set(PRECISIONS):
+        if (
+            len(pairs) != len(graphs)
+            or set(chosen) != set(graphs)
+            or not set(chosen.values()) <= set(PRECISIONS)
+            or (mark and cache not in CACHE_DTYPES)
+        ):
             raise UsageError(
                 f"precision {text!r} is unknown; allowed: {', '.join(PRECISIONS)}, or one for each graph, as in "
-                f"{','.join(f'{graph}={name}' for graph, name in zip(graphs, PRECISIONS, strict=False))}"
+                f"{','.join(f'{graph}={name}' for graph, name in zip(graphs, PRECISIONS, strict=False))}, "
+                f"and {_CACHE_MARK}{f' or {_CACHE_MARK}'.join(CACHE_DTYPES)} after it for another cache"
             )
-        return cls(**{graph: getattr(PRECISIONS[name], graph) for graph, name in chosen.items()})
+        precision = cls(**{graph: getattr(PRECISIONS[name], graph) for graph, name in chosen.items()})
+        return precision.with_cache(cache) if mark else precision
+
+    def with_cache(self, dtype: str) -> Precision:
+        """Returns a copy whose decoder has another cache.
+
+        Args:
+            dtype: one of ``CACHE_DTYPES``.
+
+        Raises:
+            UsageError: another dtype.
+        """
+        for known in CACHE_DTYPES:
+            if dtype == known:
+                return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, cache=known))
+        raise UsageError(f"the cache dtype {dtype!r} is unknown; allowed: {', '.join(CACHE_DTYPES)}")
+
+    def with_group_size(self, group_size: int) -> Precision:
+        """Returns a copy whose blocks of weights have another size.
+
+        Raises:
+            UsageError: a size that no engine takes, or no graph has blocks.
+        """
+        if group_size not in GROUP_SIZES:
+            raise UsageError(f"group_size is {group_size}; allowed: {', '.join(map(str, GROUP_SIZES))}")
+        if all(spec.group_size is None for spec in self.graphs.values()):
+            raise UsageError(f"group_size has no effect: precision {self.name} stores no weights in blocks")
+        return Precision(
+            **{
+                graph: spec if spec.group_size is None else dataclasses.replace(spec, group_size=group_size)
+                for graph, spec in self.graphs.items()
+            }
+        )
+
+    def with_nodes(self, *, keep: Iterable[str] = (), quantize: Iterable[str] = ()) -> Precision:
+        """Returns a copy in which some matrix products are kept in floating point, or quantised nevertheless.
+
+        Args:
+            keep: ``GRAPH:PATTERN``, the graph and a pattern of its node names: stored in half precision.
+            quantize: likewise: stored as most weights of the graph. ``keep`` comes first.
+
+        Raises:
+            UsageError: a text of another form, or a graph that is not quantised.
+        """
+        specs = self.graphs
+        for name, weights, texts in (("quantized", None, quantize), ("kept", "float16-stored", keep)):
+            for text in texts:
+                graph, colon, pattern = text.partition(":")
+                if not colon or not pattern or graph not in specs:
+                    raise UsageError(
+                        f"the pattern {text!r} is not understood; expected GRAPH:PATTERN with one of "
+                        f"{' and '.join(specs)}, for example 'decoder:/layers.0.*'"
+                    )
+                spec = specs[graph]
+                if not spec.is_quantized:
+                    raise UsageError(f"the pattern {text!r} has no effect: the {graph} is {spec.name}, not quantised")
+                island = Island(name=name, nodes=(pattern,), weights=weights or spec.weights)
+                specs[graph] = dataclasses.replace(spec, islands=(island, *spec.islands))
+        return Precision(**specs)
 
     @property
     def is_quantized(self) -> bool:
@@ -166,17 +247,22 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """``fp16``, or ``video_encoder=fp16,decoder=fp32`` if the graphs differ; ``parse`` reads both."""
+        """``fp16``, or ``video_encoder=fp16,decoder=fp32`` if the graphs differ; ``parse`` reads both.
+
+        Both end in ``+kv-int8`` if the decoder has that cache and its precision has another.
+        """
+        default = PRECISIONS[self.decoder.name].decoder.cache
+        cache = "" if self.decoder.cache == default else f"{_CACHE_MARK}{self.decoder.cache}"
         own = {graph: spec.name for graph, spec in self.graphs.items()}
         for name, entry in PRECISIONS.items():
             if own == {"video_encoder": entry.video_encoder.name, "decoder": entry.decoder.name}:
-                return name
-        return ",".join(f"{graph}={name}" for graph, name in own.items())
+                return name + cache
+        return ",".join(f"{graph}={name}" for graph, name in own.items()) + cache
 
     @property
     def file_name(self) -> str:
         """``name`` in letters, digits, ``_`` and ``-`` only."""
-        return self.name.replace("=", "-").replace(",", "-")
+        return self.name.replace("=", "-").replace(",", "-").replace("+", "-")
 
     def __str__(self) -> str:
         return self.name
@@ -200,6 +286,12 @@ class NamedPrecision:
     tolerance: Tolerance | None  # None: the accuracy report decides
     needs_sensitivity: bool = False  # the formats are those to begin with; sensitive blocks are stored in higher ones
 
+
+_INT8_CACHE_TOLERANCE = Tolerance(
+    relative_error=6e-2,
+    cosine=0.998,
+    reason="keys and values have 8 bits, in ranges with room for larger ones than calibration has seen",
+)
 
 # A recurrence runs in an ONNX Scan, where ONNX Runtime's CPU provider would widen fp16 weights again for every frame.
 _SCAN = Island(name="scan", parameters=("temporal.encoder.*",), weights="float32")

@@ -16,13 +16,12 @@ from typing import Any
 
 from blip3v import strict_json
 from blip3v.bundle.precision import GraphPrecision, Island, Precision
+from blip3v.calibration.options import DEFAULT_MAX_KL
 from blip3v.calibration.record import RECORD_FILE
 from blip3v.calibration.sensitivity_table import EXACT, Block, SensitivityTable, names_of
 from blip3v.errors import CalibrationError, UsageError
 
-__all__ = ["DEFAULT_MAX_KL", "choose_mixed", "predicted_kl", "resolve_mixed"]
-
-DEFAULT_MAX_KL = 0.01  # nats
+__all__ = ["choose_mixed", "predicted_kl", "resolve_mixed"]
 
 # What a sensitive block is raised to. Half precision counts as exact.
 _NEXT = {"int4-block": "int8-block", "int8-block": "float16-stored", "int8": "float16-stored"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["RangeRule", "RecipeOptions", "Rounding"]
+__all__ = ["DEFAULT_MAX_KL", "RangeRule", "RecipeOptions", "Rounding"]
 
 Rounding = Literal["nearest", "gptq"]
 RangeRule = Literal["minmax", "percentile", "entropy", "mse"]
+DEFAULT_MAX_KL = 0.01  # nats: what the formats of ``mixed`` may cost
 
 
 @dataclass(frozen=True, kw_only=True)

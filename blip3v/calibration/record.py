@@ -8,7 +8,7 @@ from typing import Any
 
 from blip3v.bundle.manifest import Source
 from blip3v.config import ModelConfig
-from blip3v.errors import UsageError
+from blip3v.errors import ConfigError, UsageError
 from blip3v.publishing import check_writable
 
 __all__ = [
@@ -33,7 +33,7 @@ class SamplingSettings:
     """Which rows of a layer's inputs are kept.
 
     Raises:
-        UsageError: no rows, or more extreme ones than rows.
+        ConfigError: no rows, or more extreme ones than rows.
     """
 
     num_rows: int = 512  # of each layer
@@ -42,7 +42,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if self.num_rows < 1 or not 0 <= self.num_extreme <= self.num_rows or self.seed < 0:
-            raise UsageError(
+            raise ConfigError(
                 f"{self.num_rows} rows with {self.num_extreme} extreme ones and seed {self.seed} cannot be sampled; "
                 "allowed: 1 row or more, of which 0 to all are extreme, and a seed of 0 or more"
             )

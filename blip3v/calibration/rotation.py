@@ -6,8 +6,8 @@ QuaRot (Ashkboos et al. 2024) and SpinQuant (Liu et al. 2024), the rotations tha
         W of qkv, gate_up, head -> W diag(gain) R1;  W of o, down -> R1^T W;  gain -> 1
     R2  the values of each head: rows of v -> R2^T v;  columns of o -> o R2
 
-Before R2 each channel of v and its columns of o are made equally large, which is exact too: a channel that is large only
-because its column is small would otherwise drown the others of its head (equalisation of Nagel et al. 2019).
+Before R2 each channel of v and its columns of o are made equally large, which is exact too: a channel that is large
+only because its column is small would otherwise drown the others of its head (equalisation of Nagel et al. 2019).
 
 R1 enters as one matrix at the decoder's input, so that embeddings and video tokens keep their basis. A rotation is
 diag(signs) H / sqrt(D) with a Hadamard matrix H of order 2^k, 12 * 2^k or 20 * 2^k, else a random orthogonal matrix.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor

@@ -1,9 +1,10 @@
-"""``blip3v eval``: exact match of a model folder or a bundle on held-out films."""
+"""``blip3v eval``: exact match of a model folder or a bundle on held-out films, or a bundle against its model."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,50 @@ from rich.progress import Progress
 from rich.table import Table
 
 import blip3v
+from blip3v.bundle.layout import ACCURACY
+from blip3v.bundle.reader import open_bundle
+from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
+from blip3v.commands.next_command import after_export
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
+from blip3v.commands.program import command_line
+from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
+from blip3v.export.accuracy import AccuracyReport, load_report, save_report
 from blip3v.folders import check_checkpoint, kind_of
 from blip3v.hub import model_name
+from blip3v.publishing import check_writable
 from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
+from blip3v.strict_json import dumps
 from blip3v.units import format_count
 
 __all__ = ["command"]
+
+_NUM_QUESTIONS = 2000
 
 
 @click.command()
 @click.option("-m", "--model", type=MODEL_PATH, required=True, help="Model folder or bundle, or its hub id.")
 @click.option(
+    "--reference",
+    type=MODEL_PATH,
+    help="Model that the bundle was made from, or its hub id: compare the bundle with it in fp32.",
+)
+@click.option(
     "--questions",
     "num_questions",
     type=click.IntRange(1, 20000),
-    default=2000,
-    show_default=True,
-    help="Number of held-out questions, counted from the first.",
+    help="Number of held-out questions, counted from the first.  [default: 2000; with --reference 32 unless the model "
+    "was trained on these films]",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="With --reference: folder of your own videos with a questions.json, instead of films.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device for a model folder."
@@ -48,14 +69,21 @@ __all__ = ["command"]
     shell_complete=completes((AUTO, *backend_names())),
     help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the report to this JSON file.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Also write the report to this JSON file; with --reference instead of the bundle's reports/accuracy.json.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @quiet_option
 def command(
     model: Path,
-    num_questions: int,
+    reference: Path | None,
+    num_questions: int | None,
+    data: Path | None,
     device: str,
     backend: str | None,
     output: Path | None,
@@ -67,14 +95,27 @@ def command(
     Next to the score are two baselines that never see the film: the commonest answer to each kind of question, and the
     blind score (the commonest answer to the same wording).
 
+    With --reference a bundle is compared with the model that it was made from, in PyTorch fp32: video tokens, logits,
+    tokens and answers, on every installed engine, and exact match if the model was trained on these films.
+
     \b
     Examples:
       blip3v eval -m runs/tiny-tokenlearner/model
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --backend openvino --questions 200 --json
+      blip3v eval -m my-bundle --reference runs/mine/model
     """
     check_file(output, force=force)
     model = local_model(model, None)
     is_bundle = _check_model(model, device, backend)
+    if reference is not None:
+        if not is_bundle:
+            raise UsageError(f"{model} is not a bundle; --reference is what a bundle is compared with")
+        report_of_bundle = _compare(model, local_model(reference, "checkpoint"), num_questions, data, backend, output)
+        _print_comparison(report_of_bundle, model, as_json=as_json)
+        return
+    if data is not None:
+        raise UsageError("--data has no effect without --reference; true answers are known for the films only")
+    num_questions = num_questions or _NUM_QUESTIONS
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         answerer, engine = _open(stack, model, device, backend, is_bundle=is_bundle)
@@ -94,6 +135,51 @@ def command(
         click.echo(json.dumps(record))
     else:
         print_table(Console(highlight=False), _table(report))
+
+
+def _compare(
+    bundle: Path,
+    reference: Path,
+    num_questions: int | None,
+    data: Path | None,
+    backend: str | None,
+    output: Path | None,
+) -> AccuracyReport:
+    """Measures the bundle against the reference, and writes the report."""
+    backends = None if backend is None else (backend,)
+    opened = open_bundle(bundle)
+    if output is None:
+        check_writable(bundle / ACCURACY)
+    check_checkpoint(reference, kinds=("model folder", "released"))
+    # These import PyTorch, which takes seconds: only after everything that can be checked without it.
+    from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy
+    from blip3v.export.source import bundle_source
+
+    options = AccuracyOptions(
+        backends=backends, data=data, num_questions=num_questions, command=command_line(*sys.argv[1:])
+    )
+    source = bundle_source(reference, opened)
+    with contextlib.ExitStack() as stack:
+        report = measure_accuracy(
+            source, bundle, opened.manifest.precision, options, progress=show_stages(talk_console(), stack)
+        )
+    before = load_report(bundle)
+    report = report if before is None else report.merged(before)
+    if output is None:
+        talk(f"wrote {save_report(report, bundle)}")
+    else:
+        write_json(report.to_dict(), output)
+        talk(f"wrote {output}")
+    return report
+
+
+def _print_comparison(report: AccuracyReport, bundle: Path, *, as_json: bool) -> None:
+    next_command = after_export(open_bundle(bundle).manifest, bundle)
+    if as_json:
+        click.echo(dumps({**report.to_dict(), "next": next_command}), nl=False)
+        return
+    print_accuracy(report, Console(highlight=False))
+    talk(f"next: {next_command}")
 
 
 def _check_model(model: Path, device: str, backend: str | None) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +14,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
+from blip3v.bundle.precision import CACHE_DTYPES, DEFAULT_PRECISION, PRECISIONS, Precision
 from blip3v.bundle.writer import check_target
+from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
 from blip3v.commands.output import print_made, quiet_option, talk_console
+from blip3v.commands.program import command_line
+from blip3v.commands.quantization_options import QuantizationChoice, quantization_options
 from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.config import PRESETS
@@ -51,6 +56,12 @@ __all__ = ["command"]
     help=PRECISION_HELP,
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(CACHE_DTYPES),
+    help="Format of the keys and values that the decoder keeps: int8 is a quarter of float32 in memory and faster per "
+    "token, but slower to read a prompt.  [default: the precision's own]",
+)
+@click.option(
     "-m",
     "--model",
     type=MODEL_PATH,
@@ -78,12 +89,15 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest records that.")
 @click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
+@quantization_options
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @quiet_option
 def command(
     encoder: str | None,
     precision: str,
+    kv_cache: str | None,
+    quantization: QuantizationChoice,
     model: Path | None,
     output: Path | None,
     preset: str | None,
@@ -99,16 +113,22 @@ def command(
     """Export a bundle: two ONNX graphs, checked against PyTorch.
 
     The bundle answers questions without PyTorch. Each stage and each decoded token is compared with the fp32 PyTorch
-    model on a real clip; if one does not match, the command exits with code 5 and leaves no bundle.
+    model on a real clip; if one does not match, the command exits with code 5 and leaves no bundle. A model in int8 or
+    int4 is calibrated first, and its answers are compared instead.
 
     \b
     Examples:
       blip3v export --encoder tokenlearner
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
+      blip3v export --precision int4 --group-size 32
+      blip3v export --kv-cache int8
       blip3v export -m Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --download
       blip3v export --preset xgen-mm-vid --init random --dry-run
     """
     chosen = Precision.parse(precision)
+    if kv_cache is not None:
+        chosen = chosen.with_cache(kv_cache)
+    chosen = quantization.applied(chosen)
     if not dry_run:
         _check_writing(output, force=force, check=not no_check)
     model = None if model is None else local_model(model, "checkpoint")
@@ -133,15 +153,25 @@ def command(
     console = talk_console()
     for line in (f"{_title(source, chosen)} -> {folder}", *_frames_text(source), _estimate_text(needed)):
         console.print(line, soft_wrap=True)
+    islands: dict[str, float] = {}
+
+    def show_islands(peaks: Mapping[str, float]) -> None:
+        islands.update(peaks)
+        for line in _islands_text(peaks):
+            console.print(line, soft_wrap=True)
+
     with ExitStack() as stack:
         result = export_bundle(
             source,
             folder,
             precision=chosen,
+            quantization=quantization.options(command_line(*sys.argv[1:])) if chosen.is_quantized else None,
             check=not no_check,
             force=force,
             progress=show_stages(console, stack),
             on_parity=lambda report: _print_parity(report, console),
+            on_accuracy=lambda report: print_accuracy(report, console),
+            on_islands=show_islands,
         )
     parity = None if result.parity is None else result.parity.to_dict()
     print_made(
@@ -149,6 +179,8 @@ def command(
         after_export(result.manifest, result.path),
         as_json=as_json,
         parity=parity,
+        accuracy=None if result.accuracy is None else result.accuracy.to_dict(),
+        islands=islands,
         frames_from=source.frames_from,
     )
 
@@ -222,6 +254,13 @@ def _parity_text(report: ParityReport) -> str:
         lines.append(f"activations: largest {ranges.largest:.1f} of {ranges.limit:.0f}, in {where}")
     lines.append(f"clip: {report.clip['film']}")
     return "\n".join(lines)
+
+
+def _islands_text(peaks: Mapping[str, float]) -> list[str]:
+    """Lists what is computed in fp32 because half precision might not hold it, and how far it reaches."""
+    if not peaks:
+        return []
+    return ["fp32 islands, with their largest values:", *(f"  {name} {peak:.3g}" for name, peak in peaks.items())]
 
 
 def _title(source: ExportSource, precision: Precision) -> str:

@@ -3,10 +3,13 @@
 The layers are written out flat over the reference's own weights. How a layer attends to the cache is an object:
 ``ReferenceAttention`` runs in PyTorch (parity, tests); ``OnnxRuntimeAttention`` emits GroupQueryAttention, which
 PyTorch itself cannot run. Inputs and outputs are those of ``bundle/graph_io.decoder_io``.
+
+An int8 cache has a scale per channel of a KV head, the same for every token (``CacheScales``): keys, once rotated, and
+values are rounded when they are written, and the new tokens too attend to what was rounded.
 """
 
-# Shapes: B rows, t new tokens, S cache capacity, P rope positions, D width, H heads, G KV heads, K head width,
-# E = (H + 2G) * K, V logits.
+# Shapes: L layers, B rows, t new tokens, S cache capacity, P rope positions, D width, H heads, G KV heads,
+# K head width, E = (H + 2G) * K, V logits.
 
 from __future__ import annotations
 
@@ -20,7 +23,34 @@ from torch import Tensor, nn
 from blip3v.config import TextConfig
 from blip3v.model.language import LanguageModel
 
-__all__ = ["CacheAttention", "CacheState", "DecoderGraph", "OnnxRuntimeAttention", "ReferenceAttention"]
+__all__ = [
+    "CacheAttention",
+    "CacheScales",
+    "CacheState",
+    "DecoderGraph",
+    "LayerScales",
+    "OnnxRuntimeAttention",
+    "ReferenceAttention",
+]
+
+LayerScales = tuple[Tensor, Tensor]  # of keys and of values, fp32 (1, G, 1, K)
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """Scales of an int8 cache: value = scale * integer in [-128, 127].
+
+    Attributes:
+        keys_LGK: fp32, positive; of rotated keys.
+        values_LGK: fp32, positive.
+    """
+
+    keys_LGK: Tensor
+    values_LGK: Tensor
+
+    def layer(self, layer: int) -> LayerScales:
+        """Returns those of a layer."""
+        return self.keys_LGK[layer][None, :, None].clone(), self.values_LGK[layer][None, :, None].clone()
 
 
 @dataclass(frozen=True)
@@ -37,10 +67,18 @@ class CacheAttention(Protocol):
     """Applies rope, writes the new keys and values into the cache, and attends to the valid part of it."""
 
     def __call__(
-        self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
+        self,
+        qkv_BtE: Tensor,
+        past_key_BGSK: Tensor,
+        past_value_BGSK: Tensor,
+        state: CacheState,
+        scales: LayerScales | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the mixed values (B, t, H*K) and the caches after this call."""
+        """Returns the mixed values (B, t, H*K) and the caches after this call; ``scales`` are those of int8 caches."""
         ...
+
+
+_INT8_ATTRIBUTES = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
 
 class OnnxRuntimeAttention:
@@ -56,16 +94,23 @@ class OnnxRuntimeAttention:
         self._width = config.num_heads * config.head_dim
 
     def __call__(
-        self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
+        self,
+        qkv_BtE: Tensor,
+        past_key_BGSK: Tensor,
+        past_value_BGSK: Tensor,
+        state: CacheState,
+        scales: LayerScales | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``CacheAttention``."""
         batch, num_new = qkv_BtE.shape[:2]
         lengths = (state.seqlens_k_B, state.total_sequence_length, state.cos_PK, state.sin_PK)
+        # Between the tables and the scales stand three inputs that are not used here.
+        in_int8 = () if scales is None else (None, None, None, *scales)
         mixed, key, value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            [qkv_BtE, None, None, past_key_BGSK, past_value_BGSK, *lengths],
-            self._attributes,
-            dtypes=[qkv_BtE.dtype] * 3,
+            [qkv_BtE, None, None, past_key_BGSK, past_value_BGSK, *lengths, *in_int8],
+            self._attributes if scales is None else self._attributes | _INT8_ATTRIBUTES,
+            dtypes=[qkv_BtE.dtype, past_key_BGSK.dtype, past_value_BGSK.dtype],
             shapes=[(batch, num_new, self._width), past_key_BGSK.shape, past_value_BGSK.shape],
             version=1,
         )
@@ -79,7 +124,12 @@ class ReferenceAttention:
         self._config = config
 
     def __call__(
-        self, qkv_BtE: Tensor, past_key_BGSK: Tensor, past_value_BGSK: Tensor, state: CacheState
+        self,
+        qkv_BtE: Tensor,
+        past_key_BGSK: Tensor,
+        past_value_BGSK: Tensor,
+        state: CacheState,
+        scales: LayerScales | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``CacheAttention``."""
         text = self._config
@@ -91,19 +141,30 @@ class ReferenceAttention:
         first_B = (state.seqlens_k_B + 1 - num_new) * (state.total_sequence_length != num_new)
         at_Bt = first_B[:, None] + torch.arange(num_new)
         q, k = (_rotate(part, state.cos_PK[at_Bt], state.sin_PK[at_Bt]) for part in (q, k))
+        if scales is not None:
+            k, v = (_rounded(part, scale) for part, scale in zip((k, v), scales, strict=True))
         key, value = (_write(past, new, at_Bt) for past, new in ((past_key_BGSK, k), (past_value_BGSK, v)))
+        seen_key, seen_value = key, value
+        if scales is not None:
+            seen_key, seen_value = (each.float() * scale for each, scale in zip((key, value), scales, strict=True))
         slots_S = torch.arange(capacity)
         sees_BtS = slots_S <= at_Bt[..., None]
         if text.sliding_window is not None:
             sees_BtS &= slots_S > at_Bt[..., None] - text.sliding_window
-        mixed = F.scaled_dot_product_attention(q, key, value, attn_mask=sees_BtS[:, None], enable_gqa=True)
+        mixed = F.scaled_dot_product_attention(
+            q, seen_key.to(q.dtype), seen_value.to(q.dtype), attn_mask=sees_BtS[:, None], enable_gqa=True
+        )
         return mixed.transpose(1, 2).flatten(2), key, value
 
 
 class _Layer(nn.Module):
-    """One Phi-3 layer over the weights of the transformers library's module."""
+    """One Phi-3 layer over the weights of the transformers library's module.
 
-    def __init__(self, layer: Any, eps: float) -> None:
+    Its matrices and norms may have different dtypes (``precision.py``): the residual stream has that of the norms,
+    attention that of the rope tables, and each matrix product that of its weights.
+    """
+
+    def __init__(self, layer: Any, eps: float, scales: LayerScales | None) -> None:
         super().__init__()
         # The library's names, so that node names point at its weights.
         self.input_layernorm: nn.Module = layer.input_layernorm
@@ -113,15 +174,26 @@ class _Layer(nn.Module):
         self.gate_up_proj: nn.Module = layer.mlp.gate_up_proj
         self.down_proj: nn.Module = layer.mlp.down_proj
         self.eps = eps
+        # Buffers, since casts to half precision pass over them.
+        self.key_scale: Tensor | None
+        self.value_scale: Tensor | None
+        for name, scale in zip(("key_scale", "value_scale"), scales or (None, None), strict=True):
+            self.register_buffer(name, scale, persistent=False)
 
     def forward(
         self, x_BtD: Tensor, past_key: Tensor, past_value: Tensor, state: CacheState, attention: CacheAttention
     ) -> tuple[Tensor, Tensor, Tensor]:
+        x_BtD = x_BtD.to(self.input_layernorm.get_parameter("weight").dtype)
         normed_BtD = _norm(x_BtD, self.input_layernorm, self.eps)
-        mixed, key, value = attention(self.qkv_proj(normed_BtD), past_key, past_value, state)
-        x_BtD = x_BtD + self.o_proj(mixed)
+        key_scale, value_scale = self.key_scale, self.value_scale
+        scales = None if key_scale is None or value_scale is None else (key_scale, value_scale)
+        qkv_BtE = self.qkv_proj(normed_BtD).to(state.cos_PK.dtype)
+        mixed, key, value = attention(qkv_BtE, past_key, past_value, state, scales)
+        x_BtD = x_BtD + self.o_proj(mixed).to(x_BtD.dtype)
         gate, up = self.gate_up_proj(_norm(x_BtD, self.post_attention_layernorm, self.eps)).chunk(2, dim=-1)
-        return x_BtD + self.down_proj(F.silu(gate) * up), key, value
+        # In the wider of both dtypes: this product has the largest values of a layer.
+        wide = torch.promote_types(gate.dtype, self.down_proj.get_parameter("weight").dtype)
+        return x_BtD + self.down_proj(F.silu(gate.to(wide)) * up.to(wide)).to(x_BtD.dtype), key, value
 
 
 class DecoderGraph(nn.Module):
@@ -131,15 +203,25 @@ class DecoderGraph(nn.Module):
         language: the reference; its weights are shared, not copied.
         config: its config.
         attention: how a layer attends to its cache.
+        scales: of int8 caches; None: the caches are floats.
         rotated: whether the residual stream has a basis of its own, into which ``rotation`` (D, D) turns the inputs.
     """
 
     def __init__(
-        self, language: LanguageModel, config: TextConfig, attention: CacheAttention, *, rotated: bool = False
+        self,
+        language: LanguageModel,
+        config: TextConfig,
+        attention: CacheAttention,
+        scales: CacheScales | None = None,
+        *,
+        rotated: bool = False,
     ) -> None:
         super().__init__()
         phi3: Any = language.model  # the transformers library, untyped
-        self.layers = nn.ModuleList(_Layer(layer, config.rms_norm_eps) for layer in phi3.layers)
+        self.layers = nn.ModuleList(
+            _Layer(layer, config.rms_norm_eps, None if scales is None else scales.layer(index))
+            for index, layer in enumerate(phi3.layers)
+        )
         self.norm: nn.Module = phi3.norm
         weight, bias = language.lm_head.matrix()
         self.lm_head = nn.Parameter(weight.detach(), requires_grad=False)
@@ -186,7 +268,7 @@ class DecoderGraph(nn.Module):
         at_B1D = logits_index[:, None, None].expand(-1, 1, x_BtD.shape[-1])
         x_BD = _norm(x_BtD.gather(1, at_B1D)[:, 0], self.norm, self.eps)
         # The bias is added in fp32: half precision is too coarse for the largest logits.
-        logits_BV = F.linear(x_BD, self.lm_head).float() + self.lm_head_bias.float()
+        logits_BV = F.linear(x_BD.to(self.lm_head.dtype), self.lm_head).float() + self.lm_head_bias.float()
         return (logits_BV, *present)
 
 
@@ -199,6 +281,10 @@ def _rotate(x_BHtK: Tensor, cos_BtK: Tensor, sin_BtK: Tensor) -> Tensor:
     first, second = x_BHtK.chunk(2, dim=-1)
     cos, sin = cos_BtK[:, None], sin_BtK[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _rounded(x_BGtK: Tensor, scale: Tensor) -> Tensor:
+    return (x_BGtK.float() / scale).round().clamp(-128, 127).to(torch.int8)
 
 
 def _write(past_BGSK: Tensor, new_BGtK: Tensor, at_Bt: Tensor) -> Tensor:

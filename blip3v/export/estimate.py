@@ -66,6 +66,9 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
     memory_bytes = _BASE_BYTES + max(
         4 * x.numel() + 2 * _stored_bytes(x, spec) for name, spec in precision.graphs.items() for x in read[name]
     )
+    if any(spec.activation_limit is not None for spec in precision.graphs.values()):
+        # Activations are scanned in the fp32 reference: the whole video encoder, then one layer of the decoder.
+        memory_bytes = max(memory_bytes, _BASE_BYTES + 4 * counts["video_encoder"])
     if check:
         # One at a time: the engine with one graph, then the fp32 reference, which is the whole video encoder or one
         # layer of the decoder.

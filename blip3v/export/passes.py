@@ -33,6 +33,7 @@ _IR_DTYPES = {
     "float16": ir.DataType.FLOAT16,
     "int64": ir.DataType.INT64,
     "int32": ir.DataType.INT32,
+    "int8": ir.DataType.INT8,
 }
 
 

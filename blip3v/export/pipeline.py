@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 import blip3v
 from blip3v import strict_json
@@ -33,8 +35,12 @@ from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.accuracy import AccuracyReport, save_report
-from blip3v.export.clip import film_clip, film_prompt
+from blip3v.export.accuracy_run import runnable_backends
+from blip3v.export.cache_scales import prompt_cache_scales
+from blip3v.export.clip import ParityClip, film_clip, film_prompt
+from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.estimate import estimate
+from blip3v.export.islands import choose_islands
 from blip3v.export.parity import PARITY_BACKEND, ActivationRanges, ParityReport, tolerances
 from blip3v.export.parity_decoder import NUM_STEPS, DecoderCheck, check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
@@ -46,7 +52,7 @@ from blip3v.export.weight_check import check_weights
 from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import get_backend, stored_and_computed
 from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.text.prompt import Prompt
+from blip3v.text.prompt import Prompt, splice
 from blip3v.text.tokenizer import Tokenizer
 
 __all__ = ["ExportResult", "Progress", "export_bundle"]
@@ -85,11 +91,13 @@ def export_bundle(
     *,
     precision: Precision = _DEFAULT,
     quantization: QuantizationOptions | None = None,
+    cache_scales: CacheScales | None = None,
     check: bool = True,
     force: bool = False,
     progress: Progress = _silent,
     on_parity: Callable[[ParityReport], None] = lambda report: None,
     on_accuracy: Callable[[AccuracyReport], None] = lambda report: None,
+    on_islands: Callable[[Mapping[str, float]], None] = lambda peaks: None,
 ) -> ExportResult:
     """Exports a bundle for ONNX Runtime.
 
@@ -98,16 +106,19 @@ def export_bundle(
         output: the folder to create.
         precision: of each graph; fp16 unless given.
         quantization: how to quantise; None: the defaults. Only for a precision in integers.
+        cache_scales: of a cache in int8, from calibration; None: taken from the calibration of a quantised precision,
+            or from the prompt of the check.
         check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle, nor does a quantised graph that
             loses more than ``quantization.accuracy`` allows.
         force: whether to replace an existing bundle.
         progress: called at each stage.
         on_parity: called with the parity report, passed or not.
         on_accuracy: called with the accuracy report of a quantised model, within its budget or not.
+        on_islands: called with the largest value of each fp32 island that activations of half precision needed.
 
     Raises:
-        UsageError: the folder exists, the prompt of the check does not fit the model's context, or ``quantization`` is
-            given for a precision in floating point.
+        UsageError: the folder exists, the prompt of the check does not fit the model's context, ``quantization`` is
+            given for a precision in floating point, or a cache in int8 has no scales and nothing to take them from.
         CalibrationError: the calibration cannot be used, or none can be made.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
@@ -116,12 +127,11 @@ def export_bundle(
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
-    if quantization is not None and not precision.is_quantized:
-        raise UsageError(
-            f"precision {precision.name} is not quantised; leave the options of quantisation out, or choose int8 or int4"
-        )
+    _check_options(precision, quantization, cache_scales, check=check)
     if check:
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
+        if precision.is_quantized:
+            runnable_backends((quantization or QuantizationOptions()).accuracy.backends)
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer, ExitStack() as stack:
         if not source.provenance.random_init:  # generated weights are right, and take time to generate
@@ -130,7 +140,11 @@ def export_bundle(
         if precision.is_quantized:
             options = quantization or QuantizationOptions()
             quantized = stack.enter_context(open_quantization(source, precision, options, progress))
-        job = _Job(source, writer.path, precision, quantized, check and quantized is None, progress)
+            precision = quantized.precision
+            cache_scales = cache_scales or quantized.cache_scales()
+        check_parity = check and quantized is None
+        job = _Job(source, writer.path, precision, quantized, cache_scales, check_parity, progress)
+        precision = job.choose_islands(on_islands)
         report, weights = job.graphs()
         job.small_files(report)
         accuracy = None if quantized is None else _measured(quantized, writer.path, check, on_accuracy)
@@ -153,6 +167,31 @@ def export_bundle(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _check_options(
+    precision: Precision,
+    quantization: QuantizationOptions | None,
+    cache_scales: CacheScales | None,
+    *,
+    check: bool,
+) -> None:
+    if quantization is not None and not precision.is_quantized:
+        raise UsageError(
+            f"precision {precision.name} is not quantised; leave the options of quantisation out, or choose int8 or "
+            "int4"
+        )
+    in_int8 = precision.decoder.cache == "int8"
+    if cache_scales is not None and not in_int8:
+        raise UsageError(
+            f"`cache_scales` has no effect: the cache of {precision} is {precision.decoder.cache}",
+            remedy="choose a precision such as `precision='fp16+kv-int8'`, or leave `cache_scales` out",
+        )
+    if in_int8 and cache_scales is None and not check and not precision.is_quantized:
+        raise UsageError(
+            f"the precision {precision} needs the scales of its cache, which are taken from the clip of the check",
+            remedy="leave `check=False` out, or choose another cache",
+        )
 
 
 def _measured(
@@ -178,6 +217,7 @@ class _Job:
         folder: Path,
         precision: Precision,
         quantized: Quantization | None,
+        cache_scales: CacheScales | None,
         check: bool,
         progress: Progress,
     ) -> None:
@@ -186,11 +226,29 @@ class _Job:
         self._config = source.config
         self._folder = folder
         self._precision = precision
+        self._cache_scales = cache_scales
         self._check = check
         self._progress = progress
         tokenizer = Tokenizer.parse(source.tokenizer_json)
         self._prompt = film_prompt(tokenizer, source.chat_template, source.generation)
         _check_fits(source.config, self._prompt)
+
+    @cached_property
+    def _clip(self) -> ParityClip:
+        return film_clip(self._config.num_frames, self._source.preprocessor)
+
+    def choose_islands(self, on_islands: Callable[[Mapping[str, float]], None]) -> Precision:
+        """Adds the islands that the clip and the prompt need to the precision, and returns it."""
+        self._precision, peaks = choose_islands(
+            self._precision,
+            self._config,
+            self._source.weights,
+            lambda: self._clip.pixels_FCHW,
+            self._prompt,
+            progress=partial(self._progress, "scan the activations"),
+        )
+        on_islands(peaks)
+        return self._precision
 
     def graphs(self) -> tuple[ParityReport | None, dict[str, dict[str, WeightCount]]]:
         """Exports and checks both components; returns the report and the stored weights of each graph."""
@@ -228,25 +286,38 @@ class _Job:
     def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
         config, weights, precision = self._config, self._source.weights, self._precision.video_encoder
         path = self._folder / "onnx" / "video_encoder.onnx"
-        counts = self._write("video encoder", path, lambda: video_encoder_to_onnx(config, weights, precision, self._plan))
+        make = partial(video_encoder_to_onnx, config, weights, precision, self._plan)
+        counts = self._write("video encoder", path, make)
         if not self._check:
             return counts, None, {}
         self._progress("check video encoder")
-        clip = film_clip(config.num_frames, self._source.preprocessor)
-        return counts, check_video_encoder(path, config, weights, clip.pixels_FCHW, precision), clip.facts
+        video = check_video_encoder(path, config, weights, self._clip.pixels_FCHW, precision)
+        return counts, video, self._clip.facts
 
     def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
         config, weights, precision = self._config, self._source.weights, self._precision.decoder
         path = self._folder / "onnx" / "decoder.onnx"
-        counts = self._write("decoder", path, lambda: decoder_to_onnx(config, weights, precision, self._plan))
-        table_VD = embedding_table(weights, config.text).numpy().astype(precision.embeddings)
-        write_embeddings(self._folder / "embeddings.safetensors", table_VD)
+        fp32_table_VD: NDArray[np.float32] = embedding_table(weights, config.text).numpy()
+        scales = self._scales(fp32_table_VD, video)
+        make = partial(decoder_to_onnx, config, weights, precision, self._plan, cache_scales=scales)
+        counts = self._write("decoder", path, make)
+        write_embeddings(self._folder / "embeddings.safetensors", fp32_table_VD.astype(precision.embeddings))
+        del fp32_table_VD
         if video is None:
             return counts, None
         self._progress("check decoder")
         stage = partial(self._progress, "check decoder: layers of the reference")
         tolerance = tolerances(self._precision)["decoder"]
         return counts, check_decoder(path, config, weights, self._prompt, video, precision, tolerance, stage)
+
+    def _scales(self, table_VD: NDArray[np.float32], video: VideoCheck | None) -> CacheScales | None:
+        """Returns the scales of a cache in int8; None for any other cache."""
+        if self._precision.decoder.cache != "int8" or self._cache_scales is not None:
+            return self._cache_scales
+        assert video is not None, "without scales there is a check"
+        prompt_tD = splice(table_VD[list(self._prompt.ids)], self._prompt.image_position, video.expected_MD)
+        stage = partial(self._progress, "calibrate the KV cache")
+        return prompt_cache_scales(self._config.text, self._source.weights, prompt_tD, stage)
 
     def _write(self, name: str, path: Path, make: Callable[[], ir.Model]) -> dict[str, WeightCount]:
         """Traces a component and writes it; returns its stored weights."""

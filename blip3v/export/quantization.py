@@ -1,7 +1,7 @@
 """What an export does besides when a graph is quantised: calibration, the plan, and the proof of what was written.
 
-    calibration (given, or made on films) -> plan -> graphs -> every layer stored as asked -> errors of the layers
-                                                            -> answers against PyTorch -> within the budget, or no bundle
+calibration (given, or made on films) -> plan -> graphs -> every layer stored as asked -> errors of the layers
+-> answers against PyTorch -> within the budget, or no bundle
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 from blip3v.bundle.layout import graph_file
 from blip3v.bundle.precision import GraphPrecision, Precision
 from blip3v.calibration.collect import calibrate
 from blip3v.calibration.data import default_counts, film_clips
 from blip3v.calibration.layers import HEAD, linear_layers
-from blip3v.calibration.options import RecipeOptions
+from blip3v.calibration.mixed import resolve_mixed
+from blip3v.calibration.options import DEFAULT_MAX_KL, RecipeOptions
 from blip3v.calibration.plan import Plan, make_plan
 from blip3v.calibration.statistics import Calibration
+from blip3v.errors import UsageError
 from blip3v.export.accuracy import AccuracyReport, LayerCounts, LayerError
 from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy, runnable_backends
+from blip3v.export.cache_scales import cache_scales
+from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.layer_errors import layer_errors
 from blip3v.export.source import ExportSource
 from blip3v.export.stored_layers import StoredLayer, check_quantized, read_layers
@@ -43,12 +50,16 @@ class QuantizationOptions:
 
     calibration: Path | None = None  # folder of ``blip3v calibrate``; None: one is made on films, and not kept
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    max_kl: float = DEFAULT_MAX_KL  # nats, that the formats of ``mixed`` may cost
     accuracy: AccuracyOptions = field(default_factory=AccuracyOptions)
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """An export's quantisation, once its model has been calibrated."""
+    """An export's quantisation, once its model has been calibrated.
+
+    ``precision`` is final: the formats of ``mixed`` have been chosen.
+    """
 
     source: ExportSource
     precision: Precision
@@ -93,6 +104,31 @@ class Quantization:
             progress=self.progress,
         )
 
+    def cache_scales(self) -> CacheScales | None:
+        """Returns the scales of a cache in int8; None for any other cache.
+
+        Raises:
+            UsageError: the values are rotated, so that what calibration has seen of them says nothing.
+        """
+        if self.precision.decoder.cache != "int8":
+            return None
+        if self.options.recipe.rotation:
+            raise UsageError("an int8 cache cannot be combined with `rotation=True`; leave one of them out")
+        return cache_scales(self._cache_absmax, self.source.config.text)
+
+    def _cache_absmax(self, name: str) -> Tensor:
+        """The largest values of a cache in the model of the plan, whose values are smoothed."""
+        absmax_E = self.calibration.absmax(name)
+        if not name.endswith(".value_cache"):
+            return absmax_E
+        # o_proj sees averages of values, divided by the same factors.
+        text, layer = self.source.config.text, f"{name.removesuffix('.value_cache')}.self_attn.o_proj"
+        before_E, after_E = (
+            rows.abs().amax(dim=0).view(text.num_kv_heads, -1, text.head_dim).amax(dim=1).flatten()
+            for rows in (self.calibration.layer(layer).rows_NK, self.plan.rows(layer))
+        )
+        return torch.where(before_E > 0, absmax_E * after_E / before_E, absmax_E)
+
     def record(self) -> dict[str, Any]:
         """Returns what the manifest says about it."""
         calibrated = self.calibration.record
@@ -105,7 +141,7 @@ class Quantization:
     def _wanted(
         self, graph: str, spec: GraphPrecision, names: dict[str, str], found: list[StoredLayer]
     ) -> dict[str, str]:
-        """The format of every layer of a graph: from the model and the precision, and from the graph only node names."""
+        """The format of every layer of a graph: from the model and the precision; from the graph, names of nodes."""
         parameters: dict[str, list[str]] = {}
         for name, layer in names.items():
             parameters.setdefault(layer, []).append(name)
@@ -142,9 +178,13 @@ def open_quantization(
         progress: called at each stage.
 
     Raises:
-        CalibrationError: the calibration is broken or of another model, or none can be made.
+        UsageError: a graph is mixed and no calibration is given.
+        CalibrationError: the calibration is broken or of another model, or none can be made; or a graph is mixed and
+            the calibration has no sensitivity table.
         OutOfMemoryError: calibrating would need more memory than is free.
     """
+    recipe = dataclasses.asdict(options.recipe)
+    precision = resolve_mixed(precision, options.calibration, recipe=recipe, max_kl=options.max_kl)
     with tempfile.TemporaryDirectory(prefix="blip3v-calibration-") as temporary:
         calibration = _calibration(source, options, Path(temporary), progress)
         plan = make_plan(source.weights, source.config, calibration, precision, options.recipe)

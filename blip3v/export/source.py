@@ -10,9 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from blip3v.bundle.manifest import Source
+from blip3v.bundle.reader import Bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.data.samples import film_texts
+from blip3v.errors import UsageError
 from blip3v.export.accuracy_data import answers_films
 from blip3v.export.request import check_own_weights, check_request, folder_name
 from blip3v.folders import kind_of, shipped_model
@@ -27,6 +29,7 @@ from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = [
     "ExportSource",
+    "bundle_source",
     "folder_source",
     "new_encoder_source",
     "random_source",
@@ -119,6 +122,30 @@ def folder_source(
         config = with_frames(config, num_frames)
     check_own_weights(path, config, encoder=encoder, num_video_tokens=num_video_tokens)
     return _from_checkpoint(checkpoint, config, checkpoint.weights, trained=True)
+
+
+def bundle_source(path: Path, bundle: Bundle) -> ExportSource:
+    """Opens the model that a bundle was made from.
+
+    Raises:
+        UsageError: it is another model, or its files have changed since.
+        ArtifactError: the folder cannot be used.
+    """
+    source = folder_source(path, num_frames=bundle.config.num_frames)
+    made_from = bundle.manifest.source
+    if source.config != bundle.config:
+        raise UsageError(
+            f"{bundle.path} was not made from {path}: their configs differ; it was made from {made_from.name}"
+        )
+    found = source.hashed_provenance().sha256
+    changed = sorted(name for name in found.keys() | made_from.sha256 if found.get(name) != made_from.sha256.get(name))
+    if changed:
+        kind = " with random weights" if made_from.random_init else ""
+        raise UsageError(
+            f"{bundle.path} was made from {made_from.name}{kind}, and {path} has other files than that: "
+            f"{', '.join(changed)}; name the model that it was made from, or export this one"
+        )
+    return source
 
 
 def new_encoder_source(path: Path, encoder: str, *, num_video_tokens: int | None = None, seed: int = 0) -> ExportSource:

@@ -27,7 +27,7 @@ from blip3v.calibration.plan import Plan
 from blip3v.config import ModelConfig
 from blip3v.errors import Blip3vError, ExportError
 from blip3v.export import passes
-from blip3v.export.decoder_graph import DecoderGraph, OnnxRuntimeAttention
+from blip3v.export.decoder_graph import CacheScales, DecoderGraph, OnnxRuntimeAttention
 from blip3v.export.lazy_initializers import WeightSource, set_lazy_initializers, with_placeholders
 from blip3v.export.precision import TORCH_DTYPES
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
@@ -71,17 +71,33 @@ def video_encoder_to_onnx(
 
 
 def decoder_to_onnx(
-    config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision, plan: Plan | None = None
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    precision: GraphPrecision,
+    plan: Plan | None = None,
+    *,
+    cache_scales: CacheScales | None = None,
 ) -> ir.Model:
-    """Exports the decoder for ONNX Runtime. Arguments and errors as for ``video_encoder_to_onnx``."""
+    """Exports the decoder for ONNX Runtime. Other arguments and errors as for ``video_encoder_to_onnx``.
+
+    Args:
+        config: the model's.
+        weights: by released name.
+        precision: the graph's.
+        plan: of its quantisation; None: the weights as they are.
+        cache_scales: of a cache in int8; None for any other cache.
+    """
     weights = weights if plan is None else plan.weights
     rotation_DD = None if plan is None else plan.input_rotation_DD
     io, text = decoder_io(config).resolved(precision), config.text
     assert precision.cache is not None, "a decoder has a cache"
+    assert (cache_scales is None) == (precision.cache in TORCH_DTYPES), "an int8 cache has scales, others have none"
     model = empty_model(config)
-    module = DecoderGraph(model.lang_model, text, OnnxRuntimeAttention(text), rotated=rotation_DD is not None)
+    attention, rotated = OnnxRuntimeAttention(text), rotation_DD is not None
+    module = DecoderGraph(model.lang_model, text, attention, cache_scales, rotated=rotated)
     shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
-    cache = [torch.zeros(shape, dtype=TORCH_DTYPES[precision.cache]) for _ in range(2 * text.num_layers)]
+    dtype = TORCH_DTYPES.get(precision.cache, torch.int8)
+    cache = [torch.zeros(shape, dtype=dtype) for _ in range(2 * text.num_layers)]
     lengths = torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32)
     arguments = (
         torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=TORCH_DTYPES[precision.io]),

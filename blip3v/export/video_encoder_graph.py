@@ -75,4 +75,5 @@ class VideoEncoderGraph(nn.Module):
         patches_BFPD = vision_features(self.vision_encoder, frames)
         latents_BFLD = self.vision_tokenizer.resample(self.vision_tokenizer.arrange(patches_BFPD))
         tokens_BMD = self.temporal(latents_BFLD)
-        return self.vision_tokenizer.project(tokens_BMD), patches_BFPD, latents_BFLD, tokens_BMD
+        video_tokens_BMD = self.vision_tokenizer.project(tokens_BMD).to(frames.dtype)
+        return video_tokens_BMD, patches_BFPD, latents_BFLD, tokens_BMD

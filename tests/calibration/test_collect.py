@@ -151,10 +151,10 @@ def test_memory_does_not_grow_with_the_samples(model: ExportSource, tmp_path: Pa
 
         def measure(stage: str, done: int = 0, total: int = 0) -> None:
             nonlocal most
-            if done in (1, total // 2, total):
+            if done == total:
                 most = max(most, sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), Tensor)))
 
-        clips = film_clips(model, num_clips=num_clips, prompts_per_clip=2).clips
+        clips = film_clips(model, num_clips=num_clips, prompts_per_clip=1).clips
         tracemalloc.start()
         try:
             collect(model.config, model.weights, clips, Kept(), settings=SETTINGS, folder=tmp_path, progress=measure)
@@ -162,8 +162,8 @@ def test_memory_does_not_grow_with_the_samples(model: ExportSource, tmp_path: Pa
         finally:
             tracemalloc.stop()
 
-    most_bytes(2)  # imports and caches
-    few, many = most_bytes(2), most_bytes(12)
+    most_bytes(1)  # imports and caches
+    few, many = most_bytes(2), most_bytes(6)
     pixels = 8 * 3 * 32 * 32 * 4  # the least that a clip takes
     assert many < few + pixels
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from blip3v.bundle.precision import PRECISIONS, GraphPrecision, Precision
-from blip3v.calibration.mixed import DEFAULT_MAX_KL, choose_mixed, predicted_kl, resolve_mixed
+from blip3v.calibration.mixed import choose_mixed, predicted_kl, resolve_mixed
+from blip3v.calibration.options import DEFAULT_MAX_KL
 from blip3v.calibration.sensitivity import Scan, add_sensitivity
 from blip3v.calibration.sensitivity_table import Block, Comparison, SensitivityTable, parameter_names
 from blip3v.errors import Blip3vError, CalibrationError, ConfigError, UsageError

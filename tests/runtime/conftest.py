@@ -30,14 +30,20 @@ def make_decoder(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Deco
     folder = tmp_path_factory.mktemp("decoders")
 
     def make(
-        *, num_kv_heads: int = 2, sliding_window: int | None = None, precision: str = "float32", chunk: int = 256
+        *,
+        num_kv_heads: int = 2,
+        sliding_window: int | None = None,
+        precision: str = "float32",
+        chunk: int = 256,
+        cache_in_int8: bool = False,
     ) -> tuple[ModelConfig, Weights, Decoder]:
         config = toy_config(num_kv_heads=num_kv_heads, sliding_window=sliding_window)
         weights = Weights.random(config.text)
-        path: Path = folder / f"{num_kv_heads}-{sliding_window}-{precision}.onnx"
+        weights = weights.with_int8_cache(config.text) if cache_in_int8 else weights
+        path: Path = folder / f"{num_kv_heads}-{sliding_window}-{precision}-{cache_in_int8}.onnx"
         if not path.exists():
             write_decoder(path, config, weights, precision)
-        graph = graph_file(path, decoder_io(config), precision)
+        graph = graph_file(path, decoder_io(config), precision, cache_in_int8=cache_in_int8)
         return config, weights, get_backend(backend).open_decoder(graph, config.text, threads=1, chunk=chunk)
 
     return make

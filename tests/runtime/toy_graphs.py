@@ -6,6 +6,7 @@ S cache capacity, D width, H query heads, G KV heads, K head width, V logits.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from blip3v.config import ModelConfig, ResamplerConfig, TemporalConfig, TextConf
 
 FloatArray = NDArray[np.float32]
 _FLOAT = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
-_TYPES = {"int64": TensorProto.INT64, "int32": TensorProto.INT32, "float32": TensorProto.FLOAT}
+_TYPES: dict[str, int] = {"int64": TensorProto.INT64, "int32": TensorProto.INT32, "float32": TensorProto.FLOAT}
 
 
 def toy_config(
@@ -67,9 +68,21 @@ def toy_config(
 
 @dataclass(frozen=True)
 class Weights:
-    """Random weights of the toy decoder by name."""
+    """Random weights of the toy decoder by name; those with an int8 cache also have its scales."""
 
     values: dict[str, FloatArray]
+
+    def with_int8_cache(self, text: TextConfig, seed: int = 0) -> Weights:
+        """Adds scales (1,G,1,K) of each layer, which differ between channels; keys and values go up to about 12."""
+        rng = np.random.default_rng(seed)
+        shape = (1, text.num_kv_heads, 1, text.head_dim)
+        names = [f"{layer}.{part}_scale" for layer in range(text.num_layers) for part in ("key", "value")]
+        scales = {name: rng.uniform(0.08, 0.16, shape).astype(np.float32) for name in names}
+        return dataclasses.replace(self, values=self.values | scales)
+
+    @property
+    def cache_in_int8(self) -> bool:
+        return "0.key_scale" in self.values
 
     @classmethod
     def random(cls, text: TextConfig, seed: int = 0) -> Weights:
@@ -97,7 +110,7 @@ class Weights:
 
 
 def reference_logits(text: TextConfig, weights: Weights, embeds_tD: FloatArray) -> FloatArray:
-    """Logits (t,V) of every position of one row, with no cache."""
+    """Logits (t,V) of every position of one row, with no cache. With its scales, keys and values are in int8."""
     w = weights.values
     x_tD = embeds_tD.astype(np.float64)
     for layer in range(text.num_layers):
@@ -116,9 +129,12 @@ def _attention(
 ) -> NDArray[np.float64]:
     count, heads, groups, head = len(x_tD), text.num_heads, text.num_kv_heads, text.head_dim
     q, k, v = np.split(x_tD @ w[f"{layer}.qkv"], [heads * head, (heads + groups) * head], axis=-1)
-    q_HtK = _rotate(w, q.reshape(count, heads, head).swapaxes(0, 1))
-    k_HtK = _rotate(w, k.reshape(count, groups, head).swapaxes(0, 1)).repeat(heads // groups, 0)
-    v_HtK = v.reshape(count, groups, head).swapaxes(0, 1).repeat(heads // groups, 0)
+    q_HtK = rotate(w, q.reshape(count, heads, head).swapaxes(0, 1))
+    k_GtK = rotate(w, k.reshape(count, groups, head).swapaxes(0, 1))
+    v_GtK = v.reshape(count, groups, head).swapaxes(0, 1)
+    if f"{layer}.key_scale" in w:
+        k_GtK, v_GtK = _rounded(k_GtK, w[f"{layer}.key_scale"][0]), _rounded(v_GtK, w[f"{layer}.value_scale"][0])
+    k_HtK, v_HtK = k_GtK.repeat(heads // groups, 0), v_GtK.repeat(heads // groups, 0)
     scores_Htt = q_HtK @ k_HtK.swapaxes(1, 2) / np.sqrt(head)
     rows, columns = np.arange(count)[:, None], np.arange(count)[None]
     seen = columns <= rows
@@ -130,7 +146,11 @@ def _attention(
     return mixed_HtK.swapaxes(0, 1).reshape(count, heads * head)
 
 
-def _rotate(w: dict[str, FloatArray], x_HtK: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rounded(x_GtK: NDArray[np.float64], scale_G1K: FloatArray) -> NDArray[np.float64]:
+    return np.clip(np.round(x_GtK / scale_G1K), -128, 127) * scale_G1K
+
+
+def rotate(w: dict[str, FloatArray], x_HtK: NDArray[np.float64]) -> NDArray[np.float64]:
     count, half = x_HtK.shape[1], x_HtK.shape[2] // 2
     cos, sin = w["cos"][:count], w["sin"][:count]
     a, b = x_HtK[..., :half], x_HtK[..., half:]
@@ -145,11 +165,11 @@ def write_decoder(path: Path, config: ModelConfig, weights: Weights, precision: 
         builder.weight(name, value)
     x = "inputs_embeds"
     for layer in range(text.num_layers):
-        x = _layer(builder, text, layer, x)
+        x = _layer(builder, text, layer, x, in_int8=weights.cache_in_int8)
     x = _last_tokens(builder, text, builder.rms(x, "norm", text.rms_norm_eps))
     logits = builder.node("MatMul", [x, "head"])
     builder.node("Cast", [logits], outputs=["logits"], to=TensorProto.FLOAT)
-    builder.save(path, decoder_io(config))
+    builder.save(path, decoder_io(config), TensorProto.INT8 if weights.cache_in_int8 else None)
 
 
 def _last_tokens(builder: _Builder, text: TextConfig, x: str) -> str:
@@ -161,17 +181,21 @@ def _last_tokens(builder: _Builder, text: TextConfig, x: str) -> str:
     return builder.node("Squeeze", [builder.node("GatherElements", [x, index], axis=1), "axis1"])
 
 
-def _layer(builder: _Builder, text: TextConfig, layer: int, x: str) -> str:
+def _layer(builder: _Builder, text: TextConfig, layer: int, x: str, *, in_int8: bool) -> str:
     qkv = builder.node("MatMul", [builder.rms(x, f"{layer}.norm1", text.rms_norm_eps), f"{layer}.qkv"])
+    scales = ["", "", "", f"{layer}.key_scale", f"{layer}.value_scale"] if in_int8 else []
+    types = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8} if in_int8 else {}
+    past = [past_key(layer), past_value(layer)]
     mixed = builder.node(
         "GroupQueryAttention",
-        [qkv, "", "", past_key(layer), past_value(layer), "seqlens_k", "total_sequence_length", "cos", "sin"],
+        [qkv, "", "", *past, "seqlens_k", "total_sequence_length", "cos", "sin", *scales],
         outputs=[f"mixed.{layer}", present_key(layer), present_value(layer)],
         domain="com.microsoft",
         num_heads=text.num_heads,
         kv_num_heads=text.num_kv_heads,
         do_rotary=1,
         local_window_size=-1 if text.sliding_window is None else text.sliding_window,
+        **types,
     )
     x = builder.node("Add", [x, builder.node("MatMul", [mixed, f"{layer}.out"])])
     up = builder.node("MatMul", [builder.rms(x, f"{layer}.norm2", text.rms_norm_eps), f"{layer}.up"])
@@ -202,7 +226,8 @@ class _Builder:
         self.weights: list[onnx.TensorProto] = []
 
     def weight(self, name: str, value: FloatArray) -> None:
-        dtype = np.float32 if self.float_type == TensorProto.FLOAT else np.float16
+        full = self.float_type == TensorProto.FLOAT or name.endswith("_scale")
+        dtype = np.float32 if full else np.float16
         self.weights.append(numpy_helper.from_array(value.astype(dtype), name))
 
     def ints(self, name: str, values: list[int]) -> None:
@@ -218,14 +243,13 @@ class _Builder:
     def rms(self, x: str, weight: str, epsilon: float) -> str:
         return self.node("RMSNormalization", [x, weight], axis=-1, epsilon=epsilon)
 
-    def save(self, path: Path, io: GraphIO) -> None:
+    def save(self, path: Path, io: GraphIO, cache_type: int | None = None) -> None:
+        types = _TYPES | dict.fromkeys(SYMBOLIC_DTYPES, self.float_type)
+        if cache_type is not None:
+            types["cache"] = cache_type
+
         def infos(ports: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
-            return [
-                helper.make_tensor_value_info(
-                    p.name, self.float_type if p.dtype in SYMBOLIC_DTYPES else _TYPES[p.dtype], p.axes
-                )
-                for p in ports
-            ]
+            return [helper.make_tensor_value_info(p.name, types[p.dtype], p.axes) for p in ports]
 
         graph = helper.make_graph(self.nodes, path.stem, infos(io.inputs), infos(io.outputs), self.weights)
         opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]

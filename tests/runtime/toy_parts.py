@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +17,14 @@ BACKENDS = backend_names()
 DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
 
 
-def graph_file(path: Path, io: GraphIO, precision: str = "float32") -> GraphFile:
+def graph_file(path: Path, io: GraphIO, precision: str = "float32", *, cache_in_int8: bool = False) -> GraphFile:
     """A toy decoder or video encoder, whose weights are inside the graph."""
     named = PRECISIONS["fp32" if precision == "float32" else "fp16"]
+    decoder = dataclasses.replace(named.decoder, cache="int8") if cache_in_int8 else named.decoder
     return GraphFile(
         path=path,
         io=io,
-        precision=named.video_encoder if io.inputs[0].name == "frames" else named.decoder,
+        precision=named.video_encoder if io.inputs[0].name == "frames" else decoder,
         weights_bytes=path.stat().st_size,
     )
 

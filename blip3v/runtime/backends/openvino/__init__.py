@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from blip3v.runtime.host_cache import cache_bytes
 if TYPE_CHECKING:
     from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder, OpenVinoVideoEncoder
 
-__all__ = ["BACKEND"]
+__all__ = ["BACKEND", "cache_dtype"]
 
 _OPEN_S_PER_GIB = 5.0
 # Format of weights -> memory at the peak, in units of the stored bytes: seen at full size, without mapped pages.
@@ -66,8 +66,8 @@ class OpenVinoBackend:
         return _OPEN_S_PER_GIB * graph.weights_bytes / 2**30
 
     def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
-        """See ``Backend``. The cache is fp32 in every precision."""
-        return cache_bytes(text, np.dtype(np.float32), 1, 1)
+        """See ``Backend``."""
+        return cache_bytes(text, cache_dtype(graph), 1, 1)
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OpenVinoVideoEncoder:
         """See ``Backend``."""
@@ -88,6 +88,11 @@ class OpenVinoBackend:
 
 
 BACKEND = OpenVinoBackend()
+
+
+def cache_dtype(graph: GraphFile) -> np.dtype[Any]:
+    """int8 if the graph's cache is; any other is fp32."""
+    return np.dtype(np.int8 if graph.precision.cache == "int8" else np.float32)
 
 
 def _version() -> str | None:

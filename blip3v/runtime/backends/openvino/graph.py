@@ -6,7 +6,8 @@
                                                      past.i.key, mask -------------------'  past.i.value -'
 
 The scores against the cache and against the new keys are two products, joined for one softmax: nothing of the size of
-the cache is copied. (OpenVINO's fused attention with the cache as its state computes several new tokens after earlier
+the cache is copied. With a cache in int8 the products are of integers: its scales go into the queries and into the
+mixed values. (OpenVINO's fused attention with the cache as its state computes several new tokens after earlier
 ones like single ones, about 8 times slower, and its state is left half-written where a run is interrupted.)
 
 Letters: B rows, t new tokens, S cache capacity, P rotation positions, D width, H heads, G KV heads, K head width,
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino.opset16 as ops
+from numpy.typing import NDArray
 from openvino.frontend.onnx import ConversionExtension
 
 from blip3v.bundle.graph_io import past_key, past_value
@@ -43,6 +45,7 @@ class _Attention:
     window: int  # a token sees this many tokens, itself included; -1: all
     cos: Any  # Output of a Constant (P, K / 2)
     sin: Any
+    scales: tuple[NDArray[np.float32], NDArray[np.float32]] | None  # of int8 keys and values, (1,G,1,K)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class RewrittenDecoder:
 
     Inputs: ``inputs_embeds`` (1,B*t,D), ``positions`` int32 (B,t), ``mask`` (B,1,t,S+t), added to the scores,
     ``logits_index`` int64 (B,) in [0,B*t), ``past.i.key`` and ``past.i.value`` (B,G,S,K), S may be 0.
-    Outputs: ``logits`` (B,V), then new key and new value (B,G,t,K) of each layer. All float32.
+    Outputs: ``logits`` (B,V), then new key and new value (B,G,t,K) of each layer. Keys and values are int8 if those of
+    the file are; all else is float32.
     """
 
     model: Any  # openvino.Model
@@ -134,10 +138,17 @@ def _keep_attention(node: Any, found: list[_Attention]) -> list[Any]:
     width = node.get_input(3).get_partial_shape()[3].get_length()
     split = ops.variadic_split(node.get_input(0), -1, [heads * width, kv_heads * width, kv_heads * width])
     window = node.get_attribute("local_window_size", -1)
-    found.append(_Attention(split, heads, kv_heads, width, window, node.get_input(7), node.get_input(8)))
+    in_int8 = node.get_attribute("kv_cache_bit_width", 0) == 8
+    scales = tuple(_constant(node.get_input(i)).reshape(1, kv_heads, 1, width) for i in (12, 13)) if in_int8 else None
+    found.append(_Attention(split, heads, kv_heads, width, window, node.get_input(7), node.get_input(8), scales))
     # Of one part each, so that an input does not become an output, whose name it would take.
     presents = [ops.concat([node.get_input(index)], 2).output(0) for index in (3, 4)]
     return [split.output(0), *presents]
+
+
+def _constant(output: Any) -> NDArray[Any]:
+    data: NDArray[Any] = output.get_node().get_data()
+    return data
 
 
 def _rewrite(model: Any, found: list[_Attention]) -> None:
@@ -153,11 +164,14 @@ def _rewrite(model: Any, found: list[_Attention]) -> None:
         past = inputs[past_key(layer)], inputs[past_value(layer)]
         q, k, v = _split_heads(attention, shape_Bt)
         q, k = _rotate(q, *rotation), _rotate(k, *rotation)
-        joined = _attend(q, k, v, *past, mask, attention)
+        new = [k, v]
+        if attention.scales is not None:
+            new = [_in_steps(x, scale) for x, scale in zip(new, attention.scales, strict=True)]
+        joined = _attend(q, new[0], new[1], past[0], past[1], mask, attention)
         for consumer in consumers:
             consumer.replace_source_output(joined.output(0))
         kept += past
-        written += [ops.result(k), ops.result(v)]
+        written += [ops.result(each if attention.scales is None else ops.convert(each, "i8")) for each in new]
     for result in [result for result in model.get_results() if "logits" not in result.output(0).get_names()]:
         model.remove_result(result)
     names = {name for parameter in kept for name in parameter.output(0).get_names()}
@@ -206,17 +220,27 @@ def _rotate(x_BHtK: Any, cos: Any, sin: Any) -> Any:
 
 
 def _attend(q: Any, k: Any, v: Any, past_k: Any, past_v: Any, mask: Any, attention: _Attention) -> Any:
-    """Mixed values (1,B*t,H*K)."""
+    """Mixed values (1,B*t,H*K); keys and values of a cache in int8 are integers, the new ones as floats."""
     heads, kv_heads, width = attention.num_heads, attention.num_kv_heads, attention.head_dim
     # The queries that share a KV head are its rows: (B,G,H/G*t,K).
     q = _reheaded(ops.multiply(q, np.float32(width**-0.5)), kv_heads, width)
+    if attention.scales is not None:
+        q = ops.multiply(q, attention.scales[0])
+        past_k, past_v = ops.convert(past_k, "f32"), ops.convert(past_v, "f32")
     scores = ops.concat([ops.matmul(q, past_k, False, True), ops.matmul(q, k, False, True)], 3)
     weights = _reheaded(ops.softmax(ops.add(_reheaded(scores, heads), mask), -1), kv_heads)
     capacity = ops.slice(ops.shape_of(past_k), np.array([2]), np.array([3]), np.array([1]))
     parts = ops.variadic_split(weights, np.int64(3), ops.concat([capacity, np.array([-1])], 0))
     mixed = ops.add(ops.matmul(parts.output(0), past_v, False, False), ops.matmul(parts.output(1), v, False, False))
+    if attention.scales is not None:
+        mixed = ops.multiply(mixed, attention.scales[1])
     mixed_BtHK = ops.transpose(_reheaded(mixed, heads, width), np.array([0, 2, 1, 3]))
     return ops.reshape(mixed_BtHK, np.array([1, -1, heads * width]), False)
+
+
+def _in_steps(x: Any, scale: NDArray[np.float32]) -> Any:
+    """The integers that stand for ``x`` in a cache, as floats."""
+    return ops.clamp(ops.round(ops.divide(x, scale), "half_to_even"), -128.0, 127.0)
 
 
 def _reheaded(x: Any, heads: int, width: int = 0) -> Any:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
+from blip3v.runtime.backends.openvino import cache_dtype
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.engine_errors import engine_errors
@@ -101,6 +102,7 @@ class _CompiledDecoder:
     def __init__(self, graph: GraphFile, text: TextConfig, threads: int | None, chunk: int) -> None:
         self.chunk = chunk
         self.text = text
+        self.cache_dtype = cache_dtype(graph)
         with _engine_errors(f"opening {graph.path}"):
             core = open_core(graph, threads)
             rewritten = read_decoder(core, graph)
@@ -111,7 +113,7 @@ class _CompiledDecoder:
         with _engine_errors(f"opening {graph.path}"):
             self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
 
-    def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[np.float32]]:
+    def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[Any]]:
         """Returns logits (B,V), then the new key and value (B,G,t,K) of each layer.
 
         Args:
@@ -129,7 +131,7 @@ class _CompiledDecoder:
             self._last_sizes = sizes
             return outputs
 
-    def _infer(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[np.float32]]:
+    def _infer(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[Any]]:
         for name, array in inputs.items():
             # Caches are read where they are: each run of this request sets all of them anew.
             self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -146,7 +148,7 @@ class _CompiledDecoder:
         taken = {*interrupted, *self._last_sizes}
         size = next(size for size in range(2, 100) if not set(_sizes(size, size, 2 * size)) & taken)
         text = self.text
-        past = np.zeros((size, text.num_kv_heads, size, text.head_dim), np.float32)
+        past = np.zeros((size, text.num_kv_heads, size, text.head_dim), self.cache_dtype)
         inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": np.zeros((1, size * size, text.hidden_size), np.float32),
             "positions": np.zeros((size, size), np.int32),
@@ -172,7 +174,7 @@ class OpenVinoSession:
     def __init__(self, decoder: _CompiledDecoder, num_rows: int, num_tokens: int) -> None:
         self._open_decoder: _CompiledDecoder | None = decoder
         # Attention costs what the capacity is, not what is used: it grows with use, in small steps.
-        self._cache: KVCache | None = KVCache(decoder.text, np.dtype(np.float32), num_rows, step=_CACHE_STEP)
+        self._cache: KVCache | None = KVCache(decoder.text, decoder.cache_dtype, num_rows, step=_CACHE_STEP)
         self.reserve(num_tokens)
 
     @property
@@ -251,6 +253,7 @@ class OpenVinoSession:
         }
         for layer in range(num_layers):
             inputs[past_key(layer)], inputs[past_value(layer)] = cache.layer(layer, rows.start, rows.stop)
+        logits_BV: NDArray[np.float32]
         logits_BV, *written = self._decoder.run(inputs, deadline)
         cache.reserve(max(int(past) + count for past, count in zip(past_B, counts, strict=True)))
         for index, count in enumerate(counts):

@@ -2,8 +2,8 @@
 
 Each block is quantised in simulation (``simulated.py``) in each format that it may be stored in. The logits are
 compared at the positions that predict the tokens of known answers, which are fed in. A block costs only the layers from
-it on, since the fp32 hidden states before every layer are kept on disk.
-Not here: what is chosen from the table (``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
+it on, since the fp32 hidden states before every layer are kept on disk. Not here: what is chosen from the table
+(``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
 """
 
 # Shapes: F frames, M video tokens, L tokens, N positions, D width, V logits.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,14 +108,20 @@ class Scan:
         self._texts = [table_VD[[*asked.prompt.ids, *asked.answer_ids]] for _, asked in self._prompts]
         vision, text = config.vision, config.text
         patches = (config.num_frames, vision.num_patches, vision.hidden_size)
-        self._of_video = _HiddenStates(folder, [patches] * len(clips), vision.num_layers)
         shapes = [(len(text_LD) - 1 + config.num_video_tokens, text.hidden_size) for text_LD in self._texts]
-        self._of_decoder = _HiddenStates(folder, shapes, text.num_layers)
-        started = [self._video.start(_pixels(clip, config)) for clip in clips]
-        videos = self._video.tokens(started, {}, before_layer=self._of_video.save)
-        self._expected = self._logits(videos, {}, before_layer=self._of_decoder.save)
-        if not all(bool(logits_NV.isfinite().all()) for logits_NV in self._expected):
+        with ExitStack() as stack:
+            self._of_video = stack.enter_context(_HiddenStates(folder, [patches] * len(clips), vision.num_layers))
+            self._of_decoder = stack.enter_context(_HiddenStates(folder, shapes, text.num_layers))
+            self._expected = self._run_fp32(clips)
+            self._opened = stack.pop_all()
+
+    def _run_fp32(self, clips: Sequence[AskedClip]) -> list[Tensor]:
+        patches = [self._video.start(_pixels(clip, self.config)) for clip in clips]
+        videos = self._video.tokens(patches, {}, before_layer=self._of_video.save)
+        logits = self._logits(videos, {}, before_layer=self._of_decoder.save)
+        if not all(bool(logits_NV.isfinite().all()) for logits_NV in logits):
             raise CalibrationError("the fp32 model's logits are not finite; fix its weights")
+        return logits
 
     def __enter__(self) -> Scan:
         return self
@@ -126,8 +133,7 @@ class Scan:
 
     def close(self) -> None:
         """Removes the hidden states from the disk."""
-        self._of_video.close()
-        self._of_decoder.close()
+        self._opened.close()
 
     @property
     def num_questions(self) -> int:
@@ -206,8 +212,13 @@ class _HiddenStates:
     def load(self, layer: int) -> list[Tensor]:
         return [self._spool.read(layer * self._num_samples + at) for at in range(self._num_samples)]
 
-    def close(self) -> None:
-        self._spool.__exit__(None, None, None)
+    def __enter__(self) -> _HiddenStates:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.__exit__(kind, error, trace)
 
 
 def _pixels(clip: AskedClip, config: ModelConfig) -> Tensor:
@@ -233,7 +244,7 @@ def measure_sensitivity(
     Args:
         scan: of the model.
         table: its blocks; what it holds already is not measured again.
-        formats: by graph, what to quantise its blocks to: keys of ``simulated.FORMATS``.
+        formats: by graph, what to quantise its blocks to besides their own formats: keys of ``simulated.FORMATS``.
         save: called with the table after each measurement, so that an interrupted scan can go on.
         progress: called with (the next block, measurements done, total measurements).
 
@@ -243,7 +254,7 @@ def measure_sensitivity(
     Raises:
         CalibrationError: the logits are not finite.
     """
-    wanted = [(at, form) for at, block in enumerate(table.blocks) for form in formats[block.graph]]
+    wanted = [(at, form) for at, block in enumerate(table.blocks) for form in _to_measure(block, formats)]
     total = len(wanted) + 1
     for done, (at, form) in enumerate(wanted):
         block = table.blocks[at]
@@ -305,6 +316,11 @@ def add_sensitivity(
         return measure_sensitivity(scan, table, save=lambda partial: partial.save(folder), progress=progress)
     except OSError as error:
         raise cannot_write(folder / TABLE_FILE, error) from error
+
+
+def _to_measure(block: Block, formats: Mapping[str, Sequence[str]]) -> list[str]:
+    own = () if block.is_kept else (block.format,)
+    return list(dict.fromkeys((*own, *formats[block.graph])))
 
 
 def _by_default(table: SensitivityTable) -> dict[str, str]:

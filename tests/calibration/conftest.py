@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from toy_plan import ToyPlan
 from blip3v.calibration.collect import calibrate
 from blip3v.calibration.data import ClipSet, film_clips
 from blip3v.calibration.record import SamplingSettings
+from blip3v.calibration.sensitivity import Scan
 from blip3v.calibration.statistics import Calibration
 from blip3v.export.source import ExportSource, folder_source
 from blip3v.model import Blip3Video
@@ -53,3 +55,13 @@ def whole_model(model: ExportSource) -> Blip3Video:
 def toy_plan(whole_model: Blip3Video, films: ClipSet) -> ToyPlan:
     """Nearest rounding, ranges from the inputs on ``films``."""
     return ToyPlan(whole_model, lambda: [answer_logits(whole_model, clip, asked) for clip, asked in asked_of(films)])
+
+
+@pytest.fixture(scope="session")
+def scan(
+    whole_model: Blip3Video, toy_plan: ToyPlan, films: ClipSet, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scan]:
+    folder = tmp_path_factory.mktemp("scan")
+    with Scan(whole_model.config, toy_plan, films.clips, folder=folder, group_size=32) as opened:
+        yield opened
+    assert not list(folder.iterdir())

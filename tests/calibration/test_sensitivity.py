@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +36,6 @@ class DamagedPlan(ToyPlan):
         quantized = super().quantize(layer, weight_NK, bits=bits, group_size=group_size)
         factor = 8.0 if layer == self._damaged else 1.0
         return dataclasses.replace(quantized, scales_Ng=quantized.scales_Ng * factor)
-
-
-@pytest.fixture(scope="module")
-def scan(
-    whole_model: Blip3Video, toy_plan: ToyPlan, films: ClipSet, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scan]:
-    folder = tmp_path_factory.mktemp("scan")
-    with Scan(whole_model.config, toy_plan, films.clips, folder=folder, group_size=GROUP) as opened:
-        yield opened
-    assert not list(folder.iterdir())
 
 
 @pytest.fixture(scope="module")

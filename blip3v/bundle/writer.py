@@ -166,7 +166,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def _entries(staging: Path) -> dict[str, FileEntry]:
-    sizes = {name: size for name, size in scan(staging).items() if not layout.is_derived(name)}
+    sizes = {name: size for name, size in scan(staging).items() if name != layout.ACCURACY}
     for name in sizes:
         if not layout.is_hashed(name):
             raise ArtifactError(f"{name} was written into the bundle but does not belong there; see bundle/layout.py")

@@ -28,7 +28,7 @@ def _engines(report: AccuracyReport) -> Table:
         title_justify="left",
         box=box.SIMPLE,
     )
-    headings = ("video tokens,\nmin cosine", "logit KL,\nmean", "\np99", "\nmax", "same\ntokens", "same\nanswers")
+    headings = ("video cosine,\nmin", "logit KL,\nmean", "KL,\np99", "KL,\nmax", "same\ntokens", "same\nanswers")
     table.add_column("engine")
     for heading in (*headings, "exact match", "drop, points\n(95 % interval)"):
         table.add_column(heading, justify="right")
@@ -56,11 +56,15 @@ def _cells(engine: EngineAccuracy) -> list[str]:
 
 
 def _lines(report: AccuracyReport) -> list[str]:
-    data = report.engines[0].data
-    questions = format_count(data["num_questions"], "question")
-    tokens = format_count(report.engines[0].answers.num_tokens, "token")
+    engine = report.engines[0]
+    questions, clips = (
+        format_count(engine.data.num_prompts, "question"),
+        format_count(engine.data.num_clips, "clip"),
+    )
+    source = "your videos" if engine.data.split is None else f"synthetic films, split {engine.data.split}"
+    tokens = format_count(engine.answers.num_tokens, "token")
     lines = [
-        f"asked: {questions} about {format_count(data['num_clips'], 'clip')} ({data['source']}), {tokens} compared",
+        f"asked: {questions} about {clips} ({source}), {tokens} compared",
         f"budget: {_budget(report)}",
         f"sizes: {_sizes(report)}",
     ]

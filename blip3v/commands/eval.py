@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich import box
@@ -18,6 +18,7 @@ from rich.table import Table
 import blip3v
 from blip3v.bundle.layout import ACCURACY
 from blip3v.bundle.reader import open_bundle
+from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
@@ -28,15 +29,13 @@ from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.errors import UsageError
 from blip3v.evaluation.exact_match import Answerer, Report, evaluate
+from blip3v.export.accuracy import AccuracyReport, load_report, save_report
 from blip3v.folders import check_checkpoint, kind_of
 from blip3v.hub import model_name
 from blip3v.publishing import check_writable
 from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.strict_json import dumps
 from blip3v.units import format_count
-
-if TYPE_CHECKING:
-    from blip3v.export.accuracy import AccuracyReport
 
 __all__ = ["command"]
 
@@ -60,7 +59,7 @@ _NUM_QUESTIONS = 2000
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="With --reference: JSON list of your own clips with questions, instead of films.",
+    help="With --reference: folder of your own videos with a questions.json, instead of films.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device for a model folder."
@@ -153,7 +152,6 @@ def _compare(
         check_writable(bundle / ACCURACY)
     check_checkpoint(reference, kinds=("model folder", "released"))
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
-    from blip3v.export.accuracy import load_report, save_report
     from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy
     from blip3v.export.source import bundle_source
 
@@ -180,8 +178,6 @@ def _print_comparison(report: AccuracyReport, bundle: Path, *, as_json: bool) ->
     if as_json:
         click.echo(dumps({**report.to_dict(), "next": next_command}), nl=False)
         return
-    from blip3v.commands.accuracy_report import print_accuracy
-
     print_accuracy(report, Console(highlight=False))
     talk(f"next: {next_command}")
 

@@ -88,7 +88,6 @@ def quantization_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OPTIONS = (
     click.option("--calibration", type=_FOLDER, help="Folder of `blip3v calibrate`.  [default: calibrate on films]"),
     click.option(
@@ -138,6 +137,8 @@ _OPTIONS = (
         help="Back end to measure the accuracy on; may be repeated.  [default: all installed]",
     ),
     click.option(
-        "--data", type=_FILE, help="JSON list of own clips to measure the accuracy on.  [default: synthetic films]"
+        "--data",
+        type=_FOLDER,
+        help="Folder of your own videos with a questions.json, to measure the accuracy on.  [default: synthetic films]",
     ),
 )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from blip3v import strict_json
 from blip3v.bundle.layout import ACCURACY
+from blip3v.calibration.record import DataRecord
 from blip3v.errors import ConfigError, ParityError
 from blip3v.export.accuracy_measures import PairedDifference
 from blip3v.publishing import cannot_write, write_file
@@ -117,7 +118,9 @@ class EngineAccuracy:
     video: VideoScore
     answers: AnswerScore
     films: FilmScore | None  # None: the true answers are not known
-    data: dict[str, Any]  # what was asked: source, seeds, sha256, numbers of clips and questions
+    data: DataRecord  # what was asked about
+    data_sha256: str  # of the questions, their true answers and the pixels
+    max_answer_tokens: int
     command: str | None  # None: called from Python
     versions: dict[str, str]
     seconds: float
@@ -173,7 +176,8 @@ class AccuracyReport:
         raise ParityError(
             f"the {self.precision} graphs lose too much: {'; '.join(texts)}; allowed: {self.max_accuracy_drop:g} points"
             f"{'; worst layers: ' + ', '.join(worst) if worst else ''}; no bundle was written",
-            remedy="try `precision='int8-weight'` or `precision='fp16'`, or allow more with `max_accuracy_drop`",
+            remedy="keep the worst layers in half precision with `keep`, choose another precision such as "
+            "`precision='fp16'`, or allow more with `max_accuracy_drop`",
         )
 
     def _drop_text(self, engine: EngineAccuracy, drop: float) -> str:
@@ -187,17 +191,19 @@ class AccuracyReport:
         return f"{drop:.2f} % of {format_count(engine.answers.num_tokens, 'token')} differ"
 
     def merged(self, old: AccuracyReport) -> AccuracyReport:
-        """Returns this report with what only ``old`` has: the layers, and other back ends' results on the same graphs.
+        """Returns this report with the budget and layers of ``old``, and its results of other back ends.
 
         Results of another reference, precision or size are of other graphs, and are left out.
         """
-        if (old.precision, old.reference, old.sizes) != (self.precision, self.reference, self.sizes):
+        same = (old.precision, old.reference, old.sizes.graphs) == (self.precision, self.reference, self.sizes.graphs)
+        if not same:
             return self
         own = {engine.backend for engine in self.engines}
         others = tuple(engine for engine in old.engines if engine.backend not in own)
         missing = {name: why for name, why in old.unavailable.items() if name not in own}
         return dataclasses.replace(
             self,
+            max_accuracy_drop=old.max_accuracy_drop,
             layers=self.layers or old.layers,
             worst_layers=self.worst_layers or old.worst_layers,
             engines=(*others, *self.engines),

@@ -20,7 +20,15 @@ from blip3v.config import ModelConfig
 from blip3v.errors import ParityError
 from blip3v.export.accuracy_reference import AnswerRules, ClipPrompt
 from blip3v.runtime import memory
-from blip3v.runtime.backends import GRAPHS, Backend, Decoder, GraphFile, GraphName
+from blip3v.runtime.backends import (
+    GRAPHS,
+    PREFILL_CHUNK,
+    Backend,
+    Decoder,
+    DecoderSession,
+    GraphFile,
+    GraphName,
+)
 from blip3v.runtime.cancellation import Deadline
 from blip3v.text.prompt import splice
 
@@ -107,14 +115,17 @@ class Graphs:
         Raises:
             ParityError: the graph's logits are not finite.
         """
-        lengths = [len(asked.prompt.ids) + len(ids) for asked, ids in zip(prompts, known, strict=True)]
-        order = sorted(range(len(prompts)), key=lengths.__getitem__)
         longest = max(asked.prompt.length(len(video[asked.clip])) for asked in prompts) + self._rules.max_new_tokens
+        together = self._together(prompts, known, longest)
         drafts: dict[int, Draft] = {}
-        for first in range(0, len(order), self._num_rows(longest)):
-            rows = order[first : first + self._num_rows(longest)]
+        for rows in together:
             embeds = [self._embeds(prompts[i], video[prompts[i].clip], known[i]) for i in rows]
-            drafts.update(zip(rows, self._draft_rows(embeds, [known[i] for i in rows]), strict=True))
+            begun = [known[i] for i in rows]
+            if longest > PREFILL_CHUNK:
+                found = self._draft_one_by_one(embeds, begun, longest)
+            else:
+                found = self._draft_rows(embeds, begun)
+            drafts.update(zip(rows, found, strict=True))
         return [drafts[i] for i in range(len(prompts))]
 
     def make_room(self, num_bytes: int) -> None:
@@ -135,43 +146,84 @@ class Graphs:
             self._opened = self._backends["decoder"].open_decoder(self._files["decoder"], self._text)
         return self._opened
 
-    def _num_rows(self, num_tokens: int) -> int:
-        """Rows of ``num_tokens`` that are decoded together."""
+    def _together(
+        self, prompts: Sequence[ClipPrompt], known: Sequence[Sequence[int]], num_tokens: int
+    ) -> list[list[int]]:
+        """Groups prompts that are drafted together.
+
+        Long ones, which engines take in one by one, share a cache with the others about their clip; of short ones as
+        many as fit, of about the same length.
+        """
+        if num_tokens > PREFILL_CHUNK:
+            by_clip: dict[int, list[int]] = {}
+            for i, asked in enumerate(prompts):
+                by_clip.setdefault(asked.clip, []).append(i)
+            return list(by_clip.values())
         row_bytes = num_tokens * self._backends["decoder"].kv_bytes_per_token(self._text, self._files["decoder"])
-        return max(1, min(_MAX_ROWS, _CACHE_BYTES // row_bytes))
+        num_rows = max(1, min(_MAX_ROWS, _CACHE_BYTES // row_bytes))
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt.ids) + len(known[i]))
+        return [order[first : first + num_rows] for first in range(0, len(order), num_rows)]
 
     def _embeds(self, asked: ClipPrompt, video_MD: NDArray[np.floating], known: Sequence[int]) -> NDArray[np.floating]:
         prompt_LD = splice(self._table_VD[asked.prompt.ids], asked.prompt.image_position, video_MD)
         return np.concatenate((prompt_LD, self._table_VD[list(known)]))
 
-    def _draft_rows(self, embeds: Sequence[NDArray[np.floating]], known: Sequence[Sequence[int]]) -> list[Draft]:
+    def _draft_one_by_one(
+        self, embeds: Sequence[NDArray[np.floating]], known: Sequence[Sequence[int]], num_tokens: int
+    ) -> list[Draft]:
+        """Computes what the prompts begin with in common, the video above all, only once."""
         decoder = self._decoder()
-        dtype = decoder.dtype
+        shared = _num_shared(embeds)
+        with closing(decoder.session(1, num_tokens)) as session:
+            if shared:
+                session.prefill([embeds[0][:shared].astype(decoder.dtype, copy=False)], Deadline())
+            drafts = []
+            for part, begun in zip(embeds, known, strict=True):
+                session.truncate(shared)
+                drafts += self._finish(session, [part[shared:]], [begun])
+        return drafts
+
+    def _draft_rows(self, embeds: Sequence[NDArray[np.floating]], known: Sequence[Sequence[int]]) -> list[Draft]:
+        with closing(self._decoder().session(len(embeds), max(map(len, embeds)))) as session:
+            return self._finish(session, embeds, known)
+
+    def _finish(
+        self, session: DecoderSession, embeds: Sequence[NDArray[np.floating]], known: Sequence[Sequence[int]]
+    ) -> list[Draft]:
+        """Appends a prompt to each row of ``session`` and decodes greedily; afterwards one row may be left."""
+        dtype = self._decoder().dtype
         ids: list[list[int]] = [[] for _ in embeds]
         logits: list[list[FloatArray]] = [[] for _ in embeds]
         running = list(range(len(embeds)))  # which prompt each row of the session belongs to
-        with closing(decoder.session(len(embeds), max(map(len, embeds)))) as session:
-            logits_BV = session.prefill([part.astype(dtype, copy=False) for part in embeds], Deadline())
-            while True:
-                _check_finite("decoder", logits_BV)
-                for row, index in enumerate(running):
-                    ids[index].append(int(logits_BV[row].argmax()))
-                    logits[index].append(logits_BV[row].copy())
-                ended = [row for row, i in enumerate(running) if self._rules.is_complete([*known[i], *ids[i]])]
-                if len(ended) == len(running):
-                    return [Draft(tokens, np.stack(found)) for tokens, found in zip(ids, logits, strict=True)]
-                for row in reversed(ended):
-                    session.drop_row(row)
-                    running[row] = running[-1]
-                    running.pop()
-                logits_BV = session.step(
-                    self._table_VD[[ids[index][-1] for index in running]].astype(dtype, copy=False)
-                )
+        logits_BV = session.prefill([part.astype(dtype, copy=False) for part in embeds], Deadline())
+        while True:
+            _check_finite("decoder", logits_BV)
+            for row, index in enumerate(running):
+                ids[index].append(int(logits_BV[row].argmax()))
+                logits[index].append(logits_BV[row].copy())
+            ended = [row for row, i in enumerate(running) if self._rules.is_complete([*known[i], *ids[i]])]
+            if len(ended) == len(running):
+                return [Draft(tokens, np.stack(found)) for tokens, found in zip(ids, logits, strict=True)]
+            for row in reversed(ended):
+                session.drop_row(row)
+                running[row] = running[-1]
+                running.pop()
+            last_BD = self._table_VD[[ids[index][-1] for index in running]]
+            logits_BV = session.step(last_BD.astype(dtype, copy=False))
+
+
+def _num_shared(embeds: Sequence[NDArray[np.floating]]) -> int:
+    """Positions that all prompts begin with; each has at least one more."""
+    shortest = min(map(len, embeds)) - 1
+    same = np.ones(shortest, bool)
+    for part in embeds[1:]:
+        same &= (part[:shortest] == embeds[0][:shortest]).all(-1)
+    return shortest if same.all() else int(same.argmin())
 
 
 def _check_finite(graph: str, values: NDArray[np.floating]) -> None:
     if not np.isfinite(values).all():
         raise ParityError(
-            f"the {graph} graph returns values that are not finite, so its accuracy cannot be measured; its integers or "
-            "their scales are broken: export the model in fp16 to see whether the graph itself is right"
+            f"the {graph} graph returns values that are not finite, so its accuracy cannot be measured; its integers "
+            "or their scales are broken: export the model in fp16 to see whether the graph itself is right"
         )

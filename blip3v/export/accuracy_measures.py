@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from blip3v.runtime.generation import log_softmax
 
-__all__ = ["PairedDifference", "kl_divergence", "paired_difference", "token_cosines"]
+__all__ = ["PairedDifference", "kl_divergence", "paired_difference", "rotation_between", "token_cosines"]
 
+_SAME = 0.01  # relative difference of two tables that differ by rounding alone
 _Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 
@@ -28,10 +29,10 @@ class PairedDifference:
     high: float
 
 
-def kl_divergence(expected_NV: NDArray[np.floating], got_NV: NDArray[np.floating]) -> NDArray[np.float64]:
+def kl_divergence(expected_NV: NDArray[np.float32], got_NV: NDArray[np.float32]) -> NDArray[np.float64]:
     """Returns KL(expected || got) of the distributions of each pair of logits, in nats, (N,), at least 0."""
-    expected_log_NV = log_softmax(expected_NV)  # type: ignore[arg-type]
-    got_log_NV = log_softmax(got_NV)  # type: ignore[arg-type]
+    expected_log_NV = log_softmax(expected_NV)
+    got_log_NV = log_softmax(got_NV)
     kl_N = (np.exp(expected_log_NV) * (expected_log_NV - got_log_NV)).sum(-1)
     positive_N: NDArray[np.float64] = np.maximum(kl_N, 0.0)
     return positive_N
@@ -45,6 +46,20 @@ def token_cosines(expected_MD: NDArray[np.floating], got_MD: NDArray[np.floating
     equal_M = (ours_MD == theirs_MD).all(-1)
     cosines_M: NDArray[np.float64] = np.where(norms_M > 0, products_M / np.where(norms_M > 0, norms_M, 1.0), equal_M)
     return cosines_M
+
+
+def rotation_between(expected_VD: NDArray[np.floating], got_VD: NDArray[np.floating]) -> NDArray[np.float32] | None:
+    """Returns the orthogonal matrix (D, D) that takes one table of embeddings nearest to the other.
+
+    Returns:
+        What ``expected_VD`` is to be multiplied with from the right; None: nothing, they differ by rounding alone.
+    """
+    ours_VD, theirs_VD = got_VD.astype(np.float32), expected_VD.astype(np.float32)
+    if np.linalg.norm(ours_VD - theirs_VD) <= _SAME * np.linalg.norm(theirs_VD):
+        return None
+    left_DD, _, right_DD = np.linalg.svd(theirs_VD.T @ ours_VD)  # orthogonal Procrustes
+    rotation_DD: NDArray[np.float32] = left_DD @ right_DD
+    return rotation_DD
 
 
 def paired_difference(lost: int, gained: int, num_questions: int) -> PairedDifference:

@@ -9,13 +9,13 @@ corrections. What the reference answers does not depend on who drafts, so it is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,8 +25,11 @@ from numpy.typing import NDArray
 
 import blip3v
 from blip3v.bundle import layout
+from blip3v.bundle.embeddings import open_embeddings
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.scan import scan
+from blip3v.calibration.data import ClipSet
+from blip3v.config import ModelConfig
 from blip3v.errors import BackendError, UsageError
 from blip3v.export.accuracy import (
     MAX_ACCURACY_DROP,
@@ -41,9 +44,9 @@ from blip3v.export.accuracy import (
     VideoScore,
     worst_layers,
 )
-from blip3v.export.accuracy_data import FEW_QUESTIONS, FILM_QUESTIONS, AccuracyData, film_data, own_data
+from blip3v.export.accuracy_data import FEW_QUESTIONS, FILM_QUESTIONS, held_out_films, own_videos
 from blip3v.export.accuracy_graphs import Graphs
-from blip3v.export.accuracy_measures import kl_divergence, paired_difference, token_cosines
+from blip3v.export.accuracy_measures import kl_divergence, paired_difference, rotation_between, token_cosines
 from blip3v.export.accuracy_reference import (
     AnswerRules,
     ClipPrompt,
@@ -53,6 +56,7 @@ from blip3v.export.accuracy_reference import (
 )
 from blip3v.export.estimate import estimate
 from blip3v.export.source import ExportSource
+from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import (
     GRAPHS,
     Backend,
@@ -62,8 +66,6 @@ from blip3v.runtime.backends import (
     get_backend,
     parse_backends,
 )
-from blip3v.text.prompt import build_prompt
-from blip3v.text.template import Message
 from blip3v.text.tokenizer import Tokenizer
 
 __all__ = ["AccuracyOptions", "Answers", "compare_answers", "measure_accuracy", "runnable_backends"]
@@ -71,6 +73,7 @@ __all__ = ["AccuracyOptions", "Answers", "compare_answers", "measure_accuracy", 
 FloatArray = NDArray[np.float32]
 # Tokens of an answer: films need fewer, and the answers of a large model are compared far enough by then.
 _MAX_ANSWER_TOKENS = 64
+_KEPT_PIXELS = 2**28  # bytes of clips that are kept between passes; more are read again
 
 
 class _Progress(Protocol):
@@ -87,7 +90,7 @@ class AccuracyOptions:
 
     max_drop: float = MAX_ACCURACY_DROP  # points of exact match, or of tokens that differ
     backends: tuple[str, ...] | None = None  # as ``parse_backends`` takes each; None: every one that is installed
-    data: Path | None = None  # JSON list of own clips; None: films
+    data: Path | None = None  # folder of own videos with questions; None: films
     num_questions: int | None = None  # about films, from the first; None: 2000 to a model of films, 32 to another
     command: str | None = None  # what the report says it was made with
 
@@ -95,7 +98,7 @@ class AccuracyOptions:
         if not 0 <= self.max_drop <= 100:
             raise UsageError(f"max_accuracy_drop is {self.max_drop:g} points; 0 to 100 is allowed")
         if self.data is not None and self.num_questions is not None:
-            raise UsageError("the number of questions is for films; own clips are all asked about")
+            raise UsageError("num_questions is for films, and data names videos of your own; leave one out")
 
 
 @dataclass
@@ -103,8 +106,8 @@ class Answers:
     """What one back end answered, next to the reference."""
 
     own: list[list[int]]  # greedy answers of the graph, each with the token that ends it
-    kl: list[FloatArray] = field(default_factory=list)  # at the positions of the reference's answers, in any order
-    agreeing: int = 0  # of these positions
+    kl: list[NDArray[np.float64]] = field(default_factory=list)  # after each prefix of the reference's answers
+    agreeing: int = 0  # choices after these prefixes
 
 
 def measure_accuracy(
@@ -115,7 +118,6 @@ def measure_accuracy(
     *,
     layer_errors: Sequence[LayerError] = (),
     layers: LayerCounts | None = None,
-    input_rotation_DD: FloatArray | None = None,
     progress: _Progress = _silent,
 ) -> AccuracyReport:
     """Runs the graphs and the reference on the same questions.
@@ -127,22 +129,20 @@ def measure_accuracy(
         options: what to measure.
         layer_errors: of every layer that was quantised, in any order.
         layers: how many those are.
-        input_rotation_DD: by which the graphs' video tokens were multiplied from the right; None: they were not.
         progress: called at each stage.
 
     Raises:
         UsageError: an unknown back end.
-        ConfigError: the list of own clips cannot be used.
+        CalibrationError, ConfigError: the folder of own videos cannot be used.
         ProviderError: a back end that was asked for, or all of them, cannot run.
         ParityError: a graph returns values that are not finite.
     """
-    job = _Job(source, folder, precision, options, input_rotation_DD, progress)
+    job = _Job(source, folder, precision, options, progress)
     engines, unavailable = job.engines()
-    config = source.config
     return AccuracyReport(
         precision=precision.name,
         reference=source.provenance.name,
-        budget=_budget(source, job.data),
+        budget=_budget(source, options),
         max_accuracy_drop=options.max_drop,
         sizes=_sizes(source, folder),
         layers=layers,
@@ -193,9 +193,7 @@ def compare_answers(
         for i, draft in zip(pending, drafts, strict=True):
             answer, start = reference.answers[i], len(known[i])
             theirs = answer.token_ids[start : start + len(draft.token_ids)]
-            agreeing = next(
-                (n for n, pair in enumerate(zip(draft.token_ids, theirs)) if pair[0] != pair[1]), len(theirs)
-            )
+            agreeing = _num_common(draft.token_ids, theirs)
             count = min(agreeing + 1, len(theirs))
             expected_NV = np.stack(answer.logits[start : start + count])
             result.kl.append(kl_divergence(expected_NV, draft.logits_nV[:count]))
@@ -203,6 +201,16 @@ def compare_answers(
             known[i] = answer.token_ids[: start + count]
         pending = [i for i in pending if len(known[i]) < len(reference.answers[i].token_ids)]
     return result
+
+
+def _clip_bytes(config: ModelConfig) -> int:
+    return 4 * config.num_frames * 3 * config.vision.image_size**2
+
+
+def _num_common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Tokens before the first difference."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((n for n, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
 
 
 class _Job:
@@ -214,27 +222,26 @@ class _Job:
         folder: Path,
         precision: Precision,
         options: AccuracyOptions,
-        input_rotation_DD: FloatArray | None,
         progress: _Progress,
     ) -> None:
         self._source, self._folder, self._precision = source, folder, precision
-        self._options, self._rotation_DD, self._progress = options, input_rotation_DD, progress
+        self._options, self._progress = options, progress
         self._tokenizer = Tokenizer.parse(source.tokenizer_json)
-        self.data = _data(source, options)
-        self._questions = [question for clip in self.data.clips for question in clip.questions]
-        self._truths = [answer for clip in self.data.clips for answer in clip.answers]
+        self._data = _data(source, options)
+        self._asked = [asked for clip in self._data.clips for asked in clip.prompts]
         self._prompts = [
-            ClipPrompt(number, self._prompt(question))
-            for number, clip in enumerate(self.data.clips)
-            for question in clip.questions
+            ClipPrompt(number, asked.prompt) for number, clip in enumerate(self._data.clips) for asked in clip.prompts
         ]
+        self._loads = [clip.load for clip in self._data.clips]
+        if len(self._loads) * _clip_bytes(source.config) <= _KEPT_PIXELS:
+            self._loads = [functools.cache(load) for load in self._loads]
         self._rules = self._answer_rules()
 
     def engines(self) -> tuple[tuple[EngineAccuracy, ...], dict[str, str]]:
         """Measures each back end; returns their results, and why others could not run."""
         chosen = runnable_backends(self._options.backends)
         self._progress("accuracy: the reference's video tokens")
-        digest = hashlib.sha256("\n".join([*self._questions, *self._truths]).encode())
+        digest = hashlib.sha256(repr([(asked.question, asked.answer) for asked in self._asked]).encode())
         video = reference_video_tokens(self._source.config, self._source.weights, _hashed(self._clips(), digest))
         reference = Reference(
             self._source.config,
@@ -242,9 +249,10 @@ class _Job:
             self._prompts,
             video,
             self._rules,
-            partial(self._progress, "accuracy: layers of the reference"),
+            functools.partial(self._progress, "accuracy: layers of the reference"),
         )
-        results, unavailable = [], {}
+        results: list[EngineAccuracy] = []
+        unavailable: dict[str, str] = {}
         for name, backends in chosen.items():
             try:
                 results.append(self._engine(name, backends, reference, video, digest.hexdigest()))
@@ -275,13 +283,9 @@ class _Job:
             video=self._video_score(video, expected),
             answers=_answer_score(answers, reference),
             films=self._film_score(answers, reference),
-            data={
-                **self.data.facts,
-                "num_clips": len(self.data.clips),
-                "num_questions": len(self._prompts),
-                "max_answer_tokens": self._rules.max_new_tokens,
-                "sha256": data_sha256,
-            },
+            data=self._data.record,
+            data_sha256=data_sha256,
+            max_answer_tokens=self._rules.max_new_tokens,
             command=self._options.command,
             versions={
                 "blip3v": blip3v.__version__,
@@ -292,13 +296,8 @@ class _Job:
             seconds=round(time.perf_counter() - started, 1),
         )
 
-    def _clips(self):  # type: ignore[no-untyped-def]
-        pixels = [partial(clip.pixels, self._source.preprocessor) for clip in self.data.clips]
-        return clip_batches(self._source.config, pixels)
-
-    def _prompt(self, question: str):  # type: ignore[no-untyped-def]
-        source = self._source
-        return build_prompt(self._tokenizer, source.chat_template, source.generation, [Message("user", question)])
+    def _clips(self) -> Iterator[FloatArray]:
+        return clip_batches(self._source.config, self._loads)
 
     def _answer_rules(self) -> AnswerRules:
         config = self._source.config
@@ -313,7 +312,9 @@ class _Job:
         return AnswerRules(end_id=self._tokenizer.end_id, max_new_tokens=wanted)
 
     def _video_score(self, video: Sequence[NDArray[np.floating]], expected: Sequence[FloatArray]) -> VideoScore:
-        turn = self._rotation_DD
+        # The recipe may have rotated everything that the decoder takes.
+        table_VD = embedding_table(self._source.weights, self._source.config.text).numpy()
+        turn = rotation_between(table_VD, open_embeddings(self._folder / layout.EMBEDDINGS))
         pairs = [
             (theirs if turn is None else theirs @ turn, ours) for theirs, ours in zip(expected, video, strict=True)
         ]
@@ -321,7 +322,7 @@ class _Job:
         return VideoScore(num_tokens=len(cosines), cosine_mean=float(cosines.mean()), cosine_min=float(cosines.min()))
 
     def _film_score(self, answers: Answers, reference: Reference) -> FilmScore | None:
-        if not self.data.has_answers:
+        if not _is_about_films(self._source, self._options):
             return None
         theirs = self._right([answer.token_ids for answer in reference.answers])
         ours = self._right(answers.own)
@@ -333,32 +334,39 @@ class _Job:
     def _right(self, answers: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
         end_id = self._rules.end_id
         texts = [self._tokenizer.decode(ids[:-1] if ids[-1] == end_id else ids) for ids in answers]
-        return np.array([text.strip() == truth for text, truth in zip(texts, self._truths, strict=True)])
+        return np.array([text.strip() == asked.answer for text, asked in zip(texts, self._asked, strict=True)])
 
 
-def _data(source: ExportSource, options: AccuracyOptions) -> AccuracyData:
+def _data(source: ExportSource, options: AccuracyOptions) -> ClipSet:
     if options.data is not None:
-        return own_data(options.data, source.config, source.preprocessor)
+        return own_videos(source, options.data)
     default = FILM_QUESTIONS if source.answers_films else FEW_QUESTIONS
-    data = film_data(source.config, source.preprocessor, num_questions=options.num_questions or default)
-    return data if source.answers_films else data.without_answers()
+    return held_out_films(source, num_questions=options.num_questions or default)
 
 
-def _budget(source: ExportSource, data: AccuracyData) -> Budget | None:
+def _is_about_films(source: ExportSource, options: AccuracyOptions) -> bool:
+    """Whether the questions are those that the model was trained for, so that exact match means something."""
+    return source.answers_films and options.data is None
+
+
+def _budget(source: ExportSource, options: AccuracyOptions) -> Budget | None:
     if source.provenance.random_init or not source.provenance.trained:
         return None
-    return "exact match" if data.has_answers else "tokens"
+    return "exact match" if _is_about_films(source, options) else "tokens"
 
 
 def _sizes(source: ExportSource, folder: Path) -> Sizes:
-    fp32 = Precision.parse("fp32")
-    whole = estimate(source.config, fp32, check=False)
+    counts = estimate(source.config, Precision.parse("fp32"), check=False).num_weights
     listed = {name: size for name, size in scan(folder).items() if layout.is_hashed(name)}
+    graphs: dict[str, int] = {
+        graph: sum(listed[name] for name in layout.graph_files(graph, listed)) for graph in GRAPHS
+    }
+    others = sum(listed.values()) - sum(graphs.values()) - listed[layout.EMBEDDINGS]
     return Sizes(
-        graphs={graph: sum(listed[name] for name in layout.graph_files(graph, listed)) for graph in GRAPHS},
+        graphs=graphs,
         bundle=sum(listed.values()),
-        fp32_graphs={graph: 4 * whole.num_weights[graph] for graph in GRAPHS},
-        fp32_bundle=whole.disk_bytes,
+        fp32_graphs={graph: 4 * counts[graph] for graph in GRAPHS},
+        fp32_bundle=4 * sum(counts.values()) + others,
     )
 
 
@@ -376,7 +384,8 @@ def _answer_score(answers: Answers, reference: Reference) -> AnswerScore:
     )
 
 
-def _hashed(batches, digest):  # type: ignore[no-untyped-def]
+def _hashed(batches: Iterator[FloatArray], digest: hashlib._Hash) -> Iterator[FloatArray]:
+    """Passes the clips on and adds them to ``digest``."""
     for batch in batches:
-        digest.update(np.ascontiguousarray(batch).tobytes())
+        digest.update(batch.tobytes())
         yield batch

@@ -140,10 +140,10 @@ def bundle_source(path: Path, bundle: Bundle) -> ExportSource:
     found = source.hashed_provenance().sha256
     changed = sorted(name for name in found.keys() | made_from.sha256 if found.get(name) != made_from.sha256.get(name))
     if changed:
+        kind = " with random weights" if made_from.random_init else ""
         raise UsageError(
-            f"{bundle.path} was made from {made_from.name}{' with random weights' if made_from.random_init else ''}, and "
-            f"{path} has other files than that: {', '.join(changed)}; name the model that it was made from, or export "
-            "this one"
+            f"{bundle.path} was made from {made_from.name}{kind}, and {path} has other files than that: "
+            f"{', '.join(changed)}; name the model that it was made from, or export this one"
         )
     return source
 

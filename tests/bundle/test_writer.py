@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from blip3v.bundle import BundleWriter, embeddings, open_bundle
 from blip3v.errors import ArtifactError, ArtifactMissingError, Blip3vError, UsageError
+from blip3v.publishing import write_file
 
 
 def names(folder: Path) -> list[str]:
@@ -88,6 +89,24 @@ def test_a_file_that_does_not_belong_in_a_bundle_is_not_published(tmp_path: Path
     with pytest.raises(ArtifactError, match="does not belong there"):
         write_but(tmp_path / "bundle", lambda folder: (folder / name).write_text("x"))
     assert names(tmp_path) == []
+
+
+def test_the_accuracy_report_of_an_export_is_published_and_not_hashed(tmp_path: Path) -> None:
+    write_but(tmp_path / "bundle", lambda folder: (folder / "reports" / "accuracy.json").write_text("{}"))
+    assert (tmp_path / "bundle" / "reports" / "accuracy.json").read_text() == "{}"
+    assert "reports/accuracy.json" not in open_bundle(tmp_path / "bundle").manifest.files
+
+
+def test_a_report_can_be_written_later_and_a_killed_attempt_leaves_a_bundle_that_opens(tmp_path: Path) -> None:
+    """A file under another name in reports/ made the bundle unusable."""
+    path = write_fake_bundle(tmp_path / "bundle")
+    (path / "reports").mkdir(exist_ok=True)
+    write_file(path / "reports" / "accuracy.json", "{}")
+    (path / "reports" / ".accuracy.json.0123abcd.partial").write_text("{")
+    open_bundle(path)
+    (path / "reports" / ".notes.json.0123abcd.partial").write_text("{")
+    with pytest.raises(ArtifactError, match="which its manifest does not list"):
+        open_bundle(path)
 
 
 def test_a_bundle_that_would_not_open_is_not_published(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "export: model and preset": (["export", "-m", "model", "--preset", "tiny"], 2, "--preset has no effect with"),
     "export: no weights": (["export", "--preset", "xgen-mm-vid"], 2, "no weights are shipped for the preset"),
     "export: not shipped": (["export", "--encoder", "mean"], 3, "no trained model with the encoder 'mean'"),
+    "calibrate: output exists": (["calibrate", "-o", "empty"], 2, "empty already exists"),
+    "calibrate: not a calibration": (["calibrate", "-o", "model", "--force"], 2, "so it is not a calibration"),
+    "calibrate: default output exists": (["calibrate"], 2, "blip3v-tiny-tokenlearner-32tok-calibration already exists"),
+    "calibrate: unknown model": (["calibrate", "-m", "nowhere"], 3, "nowhere does not exist"),
+    "calibrate: data": (["calibrate", "--data", "empty"], 4, "empty has no questions.json"),
     "convert: unknown": (["convert", "nowhere"], 3, "nowhere does not exist"),
     "convert: output exists": (["convert", "model", "-o", "empty"], 2, "empty exists"),
     "convert: output is the source": (["convert", "model", "-o", "model", "--force"], 2, "is the source itself"),
@@ -69,6 +74,8 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "eval: bundle on a GPU": (["eval", "-m", "bundle", "--device", "cuda"], 2, "is evaluated on the CPU"),
     "eval: back end": (["eval", "-m", "bundle", "--backend", "banana"], 2, "back end 'banana' is unknown"),
     "eval: model folder with a back end": (["eval", "-m", "model", "--backend", "openvino"], 2, "runs in PyTorch"),
+    "eval: reference of a model folder": (["eval", "-m", "model", "--reference", "model"], 2, "is not a bundle"),
+    "eval: own videos without a reference": (["eval", "-m", "bundle", "--data", "empty"], 2, "has no effect without"),
     "train: recipe": (["train", "--recipe", "nope"], 2, "recipe 'nope' is neither a file nor one of"),
     "train: needs a start": (["train", "--recipe", "tiny-gttm"], 2, "starts from 'tiny-base'; name its folder"),
     "train: unknown start": (["train", "--recipe", "tiny-gttm", "--init", "nowhere"], 3, "nowhere does not exist"),
@@ -120,7 +127,8 @@ print(json.dumps(results))
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     folder = tmp_path_factory.mktemp("early")
     write_fake_bundle(folder / "bundle")
-    for name in ("empty", "run/checkpoint", "blip3v-tiny-tokenlearner-32tok-fp16"):
+    outputs = [f"blip3v-tiny-tokenlearner-32tok-{made}" for made in ("fp16", "calibration")]
+    for name in ("empty", "run/checkpoint", *outputs):
         (folder / name).mkdir(parents=True)
     (folder / "blip3v-tiny-tokenlearner-16tok-random-fp16").mkdir()
     (folder / "weights.pt").touch()

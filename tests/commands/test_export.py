@@ -104,6 +104,20 @@ def test_a_wrong_weight_is_a_mismatch_and_leaves_nothing(
     assert list(output.parent.iterdir()) == []
 
 
+def test_a_quantised_model_over_its_budget_leaves_no_bundle(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "bundle"
+    arguments = ("--precision", "int8", "--max-accuracy-drop", "0", "--backend", "onnxruntime")
+    assert run("-m", folder, "-o", output, *arguments) == 5
+    printed = capsys.readouterr().err
+    assert "0 points of tokens that differ, EXCEEDED" in printed
+    assert "layers with the largest errors" in printed
+    assert "the int8 graphs lose too much" in printed
+    assert "; worst layers: " in printed
+    assert list(output.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_dry_run_writes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
@@ -119,9 +133,19 @@ def test_a_dry_run_writes_nothing(
     assert list(empty.iterdir()) == []
 
 
+def test_an_int8_cache_is_in_the_name_of_the_precision_and_of_the_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", folder, "--kv-cache", "int8", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["precision"] == "fp16+kv-int8"
+    assert plan["output"] == "blip3v-tiny-tokenlearner-32tok-fp16-kv-int8"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--kv-cache", "int8", "--no-check"], 2, "fp16+kv-int8 needs the scales of its cache"),
         (["--preset", "tiny"], 2, "--preset has no effect with --model"),
         (["--init", "random"], 2, "--init has no effect with --model"),
         (["--encoder", "gttm"], 2, "holds the encoder tokenlearner, not gttm"),

@@ -167,7 +167,7 @@ def _rewrite(model: Any, found: list[_Attention]) -> None:
         new = [k, v]
         if attention.scales is not None:
             new = [_in_steps(x, scale) for x, scale in zip(new, attention.scales, strict=True)]
-        joined = _attend(q, *new, *past, mask, attention)
+        joined = _attend(q, new[0], new[1], past[0], past[1], mask, attention)
         for consumer in consumers:
             consumer.replace_source_output(joined.output(0))
         kept += past

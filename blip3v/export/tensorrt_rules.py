@@ -206,7 +206,7 @@ def _output_axis(product: ir.Node, index: int, rank: int) -> int:
         return 0
     if product.op_type == "ConvTranspose":
         return 1
-    flipped = product.op_type == "Gemm" and bool(product.attributes.get_int("transB" if index else "transA", 0))
+    flipped = product.op_type == "Gemm" and product.attributes.get_int("transB" if index else "transA", 0) != 0
     return rank - 1 if (index == 1) != flipped else rank - 2
 
 

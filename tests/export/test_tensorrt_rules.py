@@ -90,7 +90,7 @@ def weight(
     scales = np.full(shape[axis], 0.01) if scale is None else scale
     points = [] if zero is None else [graph.constant("w_zero", np.full(np.shape(scales), zero), dtype)]
     names = [graph.constant("w", values, dtype), graph.constant("w_scale", scales), *points]
-    attributes = {"block_size": block} if block else {}
+    attributes: dict[str, Any] = {"block_size": block} if block else {}
     return graph.node("DequantizeLinear", names, "w_dq", axis=axis, **attributes)
 
 
@@ -166,7 +166,7 @@ def operator(kind: str, domain: str = "") -> Graph:
 
 def dequantized_then(kind: str) -> Graph:
     graph = Graph()
-    graph.node(kind, [weight(graph, shape=(N, K), axis=0)], "w_t", **({"perm": [1, 0]} if kind == "Transpose" else {}))
+    graph.node(kind, [weight(graph, shape=(N, K), axis=0)], "w_t")
     graph.node("MatMul", ["x", "w_t"], "y")
     return graph
 

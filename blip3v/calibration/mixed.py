@@ -139,8 +139,8 @@ def _cost(block: Block, form: str) -> float:
         return 0.0
     if form not in block.measured:
         raise CalibrationError(
-            f"the sensitivity table has no {block.short_name} in {form}, only in {', '.join(block.measured) or 'no format'}; "
-            "measure it again with `blip3v calibrate --sensitivity`"
+            f"the sensitivity table has no {block.short_name} in {form}, only in "
+            f"{', '.join(block.measured) or 'no format'}; measure it again with `blip3v calibrate --sensitivity`"
         )
     return block.measured[form].kl
 

@@ -112,7 +112,7 @@ def matmul_nbits(rows_RK: np.ndarray, weight_NK: np.ndarray, bits: int) -> np.nd
         block_size=GROUP,
         accuracy_level=4,
     )
-    initializers = {"packed": packed, "scales": quantized.scales_Ng.numpy().reshape(-1)}
+    initializers = {"packed": packed, "scales": quantized.scales_Ng.numpy()}
     kind = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
         [node],

@@ -120,7 +120,7 @@ def _formats(table: SensitivityTable, precision: Precision) -> list[str]:
         unknown = formats - set(order)
         if unknown:
             raise CalibrationError(
-                f"{block.name} in {', '.join(unknown)} was not measured; allowed: {', '.join(order)}"
+                f"{block.short_name} in {', '.join(unknown)} was not measured; allowed: {', '.join(order)}"
             )
         return min(formats, key=order.index)
 
@@ -139,8 +139,8 @@ def _cost(block: Block, form: str) -> float:
         return 0.0
     if form not in block.measured:
         raise CalibrationError(
-            f"the sensitivity table has no {block.name} in {form}, only in {', '.join(block.measured) or 'no format'}; "
-            "measure it again with `blip3v calibrate --sensitivity`"
+            f"the sensitivity table has no {block.short_name} in {form}, only in "
+            f"{', '.join(block.measured) or 'no format'}; measure it again with `blip3v calibrate --sensitivity`"
         )
     return block.measured[form].kl
 

@@ -330,7 +330,7 @@ def _by_default(table: SensitivityTable) -> dict[str, str]:
 def _first_layer(formats: Mapping[str, str], layers: str, num_layers: int) -> int:
     """The first of ``layers`` that is quantised; ``num_layers`` if only what follows them is."""
     numbers = [name.removeprefix(layers).partition(".")[0] for name in formats if name.startswith(layers)]
-    return min(map(int, numbers), default=num_layers)
+    return min([num_layers, *map(int, numbers)])
 
 
 def _kl(expected_NV: Tensor, got_NV: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_an_interrupted_scan_goes_on(scan: Scan, table: SensitivityTable, tmp_pa
         if done == 3:
             raise KeyboardInterrupt
 
-    identity = {"statistics_sha256": "0" * 64, "recipe": {}}
+    identity: dict[str, Any] = {"statistics_sha256": "0" * 64, "recipe": {}}
     with pytest.raises(KeyboardInterrupt):
         add_sensitivity(tmp_path, scan, **identity, progress=interrupt)
     partial = SensitivityTable.load(tmp_path, **identity)
@@ -134,7 +135,7 @@ def test_an_interrupted_scan_goes_on(scan: Scan, table: SensitivityTable, tmp_pa
 
 
 def test_results_of_other_samples_are_not_mixed(scan: Scan, table: SensitivityTable, tmp_path: Path) -> None:
-    identity = {"statistics_sha256": "0" * 64, "recipe": {}}
+    identity: dict[str, Any] = {"statistics_sha256": "0" * 64, "recipe": {}}
     dataclasses.replace(table, num_clips=99).save(tmp_path)
     with pytest.raises(CalibrationError, match=r"measured with other samples.*force=True"):
         add_sensitivity(tmp_path, scan, **identity)

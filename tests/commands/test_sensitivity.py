@@ -72,7 +72,8 @@ def test_the_longest_bar_is_the_most_sensitive_block(encoding: str) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     print_sensitivity(Console(file=out, width=80), table)
     out.seek(0)
-    lines = [line.split() for line in out.read().splitlines() if "int4-block" in line]
+    lines = [line for line in out.read().splitlines() if "int4-block" in line]
     mark = "█" if encoding == "utf-8" else "#"
-    assert [line[:2] for line in lines] == [["decoder", "0"], ["decoder", "1"], ["head", "int4-block"]]
-    assert [sum(word.count(mark) for word in line) for line in lines] == [20, 10, 0]
+    shown = [next(name for name in ("decoder 0", "decoder 1", "head") if name in line) for line in lines]
+    assert shown == ["decoder 0", "decoder 1", "head"]
+    assert [line.count(mark) for line in lines] == [20, 10, 0]

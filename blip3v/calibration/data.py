@@ -281,8 +281,8 @@ def _count(clips: tuple[AskedClip, ...] | list[AskedClip]) -> int:
 
 def _of_evaluation(what: str) -> CalibrationError:
     return CalibrationError(
-        f"{what}, on which models are evaluated; calibrate on others, for example films of the split train: "
-        "`blip3v data --split train`"
+        f"{what}, on which models are evaluated; calibrate on others, for example films of another split: `blip3v data`",
+        remedy="with `split='train'`",
     )
 
 

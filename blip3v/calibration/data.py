@@ -272,6 +272,8 @@ class _Texts:
             ids = () if answer is None else tuple(self._tokenizer.encode_after(ASSISTANT, answer))
         except RequestError as error:
             raise CalibrationError(f"the question {question!r} about {about} cannot be asked: {error}") from error
+        if not set(ids).isdisjoint(self._tokenizer.added_tokens.values()):
+            raise CalibrationError(f"the answer {answer!r} about {about} contains a special token; use plain text")
         return AskedPrompt(question=question, answer=answer, prompt=prompt, answer_ids=ids)
 
 

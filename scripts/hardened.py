@@ -14,7 +14,8 @@ without them. Three changes, each exact in exact arithmetic and applied in this 
                     qkv, gate_up and head, v to o, up to down; in SigLIP norm to q, k, v and fc1, and v to out_proj
 """
 
-# Shapes: B rows, T tokens, X tokens of all prompts, N outputs, K inputs, U units, D width of the decoder.
+# Shapes: T tokens, L text tokens, M video tokens, F frames, S side, X tokens of all prompts, E values, U units, D width
+# of the decoder, K columns.
 
 from __future__ import annotations
 
@@ -32,16 +33,15 @@ from blip3v import strict_json
 from blip3v.config import ModelConfig
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import Question, questions
-from blip3v.data.samples import film_frames
+from blip3v.data.samples import film_pixels
 from blip3v.model.blip3_video import Blip3Video, splice
 from blip3v.model.folder import ModelFolder, load_model_folder, read_text, save_model_folder
 from blip3v.model.language import EMBEDDING_NAMES, HEAD_MATRIX_NAMES
 from blip3v.model.weights import empty_model, fill
 from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
-from blip3v.video.preprocess import PreprocessorConfig, preprocess
-from blip3v.video.sampling import sample_indices
+from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["Hardening", "Prompts", "film_prompts", "harden", "main", "write_hardened"]
+__all__ = ["Hardening", "Prompts", "calibration_frames", "film_prompts", "harden", "main", "write_hardened"]
 
 State = dict[str, Tensor]  # weights by released name
 Scales = Callable[[int], Tensor]  # scale of each of so many channels
@@ -148,8 +148,9 @@ def film_prompts(folder: ModelFolder, hardening: Hardening) -> Prompts:
     template, generation = read_text(folder.chat_template), GenerationConfig.load(folder.generation)
     chosen_ids = {tokenizer.encode(token)[0] for token in hardening.tokens}
     embeds, chosen = [], []
-    for film in (make_film(seed, "train") for seed in range(hardening.films)):
-        video_1MD = _encode(folder, film)
+    for film in _films(hardening):
+        with torch.inference_mode():
+            video_1MD = folder.model.encode_video(_pixels(folder, film))
         for question in _one_of_each_kind(film):
             prompt = build_prompt(tokenizer, template, generation, [Message("user", question.text)])
             at = torch.tensor([prompt.image_position])
@@ -162,12 +163,19 @@ def film_prompts(folder: ModelFolder, hardening: Hardening) -> Prompts:
     return Prompts(embeds, chosen)
 
 
-def _encode(folder: ModelFolder, film: Film) -> Tensor:
+def calibration_frames(folder: ModelFolder, hardening: Hardening) -> Iterator[Tensor]:
+    """Yields the pixels (1, F, 3, S, S) of each calibration film, as the video encoder takes them."""
+    for film in _films(hardening):
+        yield _pixels(folder, film)
+
+
+def _films(hardening: Hardening) -> Iterator[Film]:
+    return (make_film(seed, "train") for seed in range(hardening.films))
+
+
+def _pixels(folder: ModelFolder, film: Film) -> Tensor:
     preprocessor = PreprocessorConfig.load(folder.preprocessor)
-    indices = sample_indices(film.num_frames, folder.config.num_frames, rule=preprocessor.sampling)
-    pixels_TCHW = torch.from_numpy(preprocess(film_frames(film, indices), preprocessor))
-    with torch.inference_mode():
-        return folder.model.encode_video(pixels_TCHW[None])
+    return torch.from_numpy(film_pixels(film, folder.config.num_frames, preprocessor))[None]
 
 
 def _one_of_each_kind(film: Film) -> Sequence[Question]:

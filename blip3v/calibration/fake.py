@@ -46,6 +46,6 @@ def layer_format(precision: GraphPrecision, stored: str, ranges: RangeRule) -> L
     )
 
 
-def on_grid(rows_RK: Tensor, scale: float) -> Tensor:
-    """Returns inputs rounded to static int8, in fp32."""
+def on_grid(rows_RK: Tensor, scale: float | Tensor) -> Tensor:
+    """Returns inputs rounded to the multiples of ``scale`` that int8 has, in fp32."""
     return torch.clamp((rows_RK / scale).round(), -_LARGEST, _LARGEST) * scale

@@ -10,13 +10,18 @@ sum. No PyTorch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from blip3v import strict_json
 from blip3v.bundle.precision import GraphPrecision, Island, Precision
 from blip3v.calibration.options import DEFAULT_MAX_KL
+from blip3v.calibration.record import RECORD_FILE
 from blip3v.calibration.sensitivity_table import EXACT, Block, SensitivityTable, names_of
 from blip3v.errors import CalibrationError, UsageError
 
-__all__ = ["choose_mixed", "predicted_kl"]
+__all__ = ["choose_mixed", "predicted_kl", "resolve_mixed"]
 
 # What a sensitive block is raised to. Half precision counts as exact.
 _NEXT = {"int4-block": "int8-block", "int8-block": "float16-stored", "int8": "float16-stored"}
@@ -44,6 +49,7 @@ def choose_mixed(table: SensitivityTable, max_kl: float, base: Precision) -> Pre
         raise UsageError(
             f"max_kl is {max_kl}; a number of nats from 0 is expected", remedy=f"try `max_kl={DEFAULT_MAX_KL}`"
         )
+    _check_groups(table, base)
     first = _formats(table, base)
     formats = list(first)
     free = [at for at, block in enumerate(table.blocks) if base.graphs[block.graph].needs_sensitivity]
@@ -60,6 +66,40 @@ def choose_mixed(table: SensitivityTable, max_kl: float, base: Precision) -> Pre
             for graph, spec in base.graphs.items()
         },
     )
+
+
+def resolve_mixed(
+    precision: Precision, calibration: Path | None, *, recipe: Mapping[str, Any], max_kl: float = DEFAULT_MAX_KL
+) -> Precision:
+    """Chooses the formats of graphs that are ``mixed``; any other precision is returned as it is.
+
+    Args:
+        precision: as ``Precision.parse`` returns it.
+        calibration: the folder of the calibration, with its sensitivity table; None: there is none.
+        recipe: fields of the ``RecipeOptions`` that the graphs are quantised with.
+        max_kl: the budget, mean KL divergence of the logits in nats.
+
+    Raises:
+        UsageError: no calibration, or a budget that is negative or not a number.
+        CalibrationError: no table, or one that was measured with something else; or graphs that are not ``mixed``
+            exceed the budget.
+        ConfigError: a file of the calibration is broken.
+    """
+    if not precision.needs_sensitivity:
+        return precision
+    if calibration is None:
+        raise UsageError(
+            f"precision {precision} chooses formats from the sensitivity table of a calibration; make both with "
+            "`blip3v calibrate --sensitivity`",
+            remedy="then give the folder as `calibration`",
+        )
+    if not (calibration / RECORD_FILE).is_file():
+        raise CalibrationError(
+            f"{calibration} has no {RECORD_FILE}; make a calibration: `blip3v calibrate --sensitivity`"
+        )
+    statistics = str(strict_json.read_json(calibration / RECORD_FILE).get("sha256"))
+    table = SensitivityTable.load(calibration, statistics_sha256=statistics, recipe=recipe)
+    return choose_mixed(table, max_kl, precision)
 
 
 def predicted_kl(table: SensitivityTable, precision: Precision) -> float:
@@ -115,6 +155,15 @@ def _with_islands(spec: GraphPrecision, raised: list[tuple[Block, str, str]]) ->
         for block, first, form in raised
     ]
     return dataclasses.replace(spec, islands=(*islands, *spec.islands))
+
+
+def _check_groups(table: SensitivityTable, base: Precision) -> None:
+    for graph, spec in base.graphs.items():
+        if spec.needs_sensitivity and spec.group_size not in (None, table.group_size):
+            raise CalibrationError(
+                f"the {graph} has groups of {spec.group_size} weights, and the sensitivity was measured with groups of "
+                f"{table.group_size}; use groups of {table.group_size}"
+            )
 
 
 def _unreachable(table: SensitivityTable, formats: list[str], max_kl: float, base: Precision) -> CalibrationError:

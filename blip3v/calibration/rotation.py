@@ -99,9 +99,13 @@ def rotate(model: Changed, text: TextConfig) -> tuple[Changed, Tensor]:
             functools.partial(_mixed, text, heads, balance), functools.partial(_rows, stream)
         )
         weights[f"{down}.weight"] = functools.partial(_rows, stream)
-        mixed = functools.partial(_mixed, text, heads, lambda balance=balance: 1 / balance())
+        mixed = functools.partial(_mixed, text, heads, functools.partial(_inverse, balance))
         inputs[o] = functools.partial(with_inputs, change=mixed, diagonal=False)
     return model.changed(weights, inputs), stream.matrix()
+
+
+def _inverse(factors: Callable[[], Tensor]) -> Tensor:
+    return 1 / factors()
 
 
 def _both(first: WeightChange, second: WeightChange) -> WeightChange:

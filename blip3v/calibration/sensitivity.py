@@ -2,8 +2,8 @@
 
 Each block is quantised in simulation (``simulated.py``) in each format that it may be stored in. The logits are
 compared at the positions that predict the tokens of known answers, which are fed in. A block costs only the layers from
-it on, since the fp32 hidden states before every layer are kept on disk.
-Not here: what is chosen from the table (``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
+it on, since the fp32 hidden states before every layer are kept on disk. Not here: what is chosen from the table
+(``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
 """
 
 # Shapes: F frames, M video tokens, L tokens, N positions, D width, V logits.
@@ -11,36 +11,34 @@ Not here: what is chosen from the table (``mixed.py``), and how it is drawn (``s
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip3v.bundle.layout import GRAPHS
 from blip3v.bundle.precision import Precision
+from blip3v.calibration.data import AskedClip
 from blip3v.calibration.layers import LinearLayer, linear_layers
 from blip3v.calibration.plan import Plan
 from blip3v.calibration.sensitivity_table import TABLE_FILE, Block, Comparison, SensitivityTable, parameter_names
 from blip3v.calibration.simulated import Quantizer, SimulatedDecoder, SimulatedVideoEncoder
+from blip3v.calibration.spool import Spool
 from blip3v.config import ModelConfig
 from blip3v.errors import CalibrationError
 from blip3v.model.language import embedding_table
 from blip3v.publishing import cannot_write, require_disk
-from blip3v.text.prompt import Prompt, splice
+from blip3v.text.prompt import splice
 
 __all__ = [
     "DEFAULT_FORMATS",
     "GROUP_SIZE",
-    "AskedClip",
-    "AskedPrompt",
     "Scan",
     "add_sensitivity",
     "blocks",
@@ -56,33 +54,6 @@ _MIXED = Precision.parse("mixed")
 _DECODER = "lang_model."
 _DECODER_LAYERS = "lang_model.model.layers."
 _VISION_LAYERS = "vision_encoder.encoder.layers."
-
-FloatArray = NDArray[np.float32]
-
-
-class AskedPrompt(Protocol):
-    """A question about a clip, as token ids."""
-
-    @property
-    def prompt(self) -> Prompt: ...  # noqa: D102
-
-    @property
-    def answer_ids(self) -> tuple[int, ...]:
-        """The answer's, without the end token; empty if no answer is known."""
-
-
-class AskedClip(Protocol):
-    """A clip and the questions about it."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def prompts(self) -> Sequence[AskedPrompt]: ...  # noqa: D102
-
-    @property
-    def load(self) -> Callable[[], FloatArray]:
-        """Returns the pixels, (F, 3, side, side) in [-1, 1]."""
 
 
 def blocks(config: ModelConfig, precision: Precision) -> tuple[Block, ...]:
@@ -109,6 +80,7 @@ class Scan:
         config: the model's.
         plan: the recipe, applied to the model.
         clips: with questions and answers.
+        folder: where temporary files are; nothing is left there.
         group_size: weights of an output channel that share a scale in block formats.
 
     Raises:
@@ -117,7 +89,13 @@ class Scan:
     """
 
     def __init__(
-        self, config: ModelConfig, plan: Plan, clips: Sequence[AskedClip], *, group_size: int = GROUP_SIZE
+        self,
+        config: ModelConfig,
+        plan: Plan,
+        clips: Sequence[AskedClip],
+        *,
+        folder: Path,
+        group_size: int = GROUP_SIZE,
     ) -> None:
         self.group_size, self.num_clips = group_size, len(clips)
         self._prompts = [(at, asked) for at, clip in enumerate(clips) for asked in clip.prompts]
@@ -128,12 +106,22 @@ class Scan:
         self._video, self._decoder = SimulatedVideoEncoder(config, quantizer), SimulatedDecoder(config, quantizer)
         table_VD = embedding_table(plan.weights, config.text)
         self._texts = [table_VD[[*asked.prompt.ids, *asked.answer_ids]] for _, asked in self._prompts]
-        self._kept = _HiddenStates(_num_bytes(config, self.num_clips, self._texts))
-        patches = [self._video.start(_pixels(clip, config)) for clip in clips]
-        videos = self._video.tokens(patches, {}, before_layer=partial(self._kept.save, "vision"))
-        self._expected = self._logits(videos, {}, before_layer=partial(self._kept.save, "decoder"))
-        if not all(bool(logits_NV.isfinite().all()) for logits_NV in self._expected):
+        vision, text = config.vision, config.text
+        patches = (config.num_frames, vision.num_patches, vision.hidden_size)
+        shapes = [(len(text_LD) - 1 + config.num_video_tokens, text.hidden_size) for text_LD in self._texts]
+        with ExitStack() as stack:
+            self._of_video = stack.enter_context(_HiddenStates(folder, [patches] * len(clips), vision.num_layers))
+            self._of_decoder = stack.enter_context(_HiddenStates(folder, shapes, text.num_layers))
+            self._expected = self._run_fp32(clips)
+            self._opened = stack.pop_all()
+
+    def _run_fp32(self, clips: Sequence[AskedClip]) -> list[Tensor]:
+        patches = [self._video.start(_pixels(clip, self.config)) for clip in clips]
+        videos = self._video.tokens(patches, {}, before_layer=self._of_video.save)
+        logits = self._logits(videos, {}, before_layer=self._of_decoder.save)
+        if not all(bool(logits_NV.isfinite().all()) for logits_NV in logits):
             raise CalibrationError("the fp32 model's logits are not finite; fix its weights")
+        return logits
 
     def __enter__(self) -> Scan:
         return self
@@ -145,7 +133,7 @@ class Scan:
 
     def close(self) -> None:
         """Removes the hidden states from the disk."""
-        self._kept.close()
+        self._opened.close()
 
     @property
     def num_questions(self) -> int:
@@ -182,13 +170,11 @@ class Scan:
         of_video = {name: form for name, form in formats.items() if name not in of_decoder}
         if of_video:
             first = _first_layer(of_video, _VISION_LAYERS, self.config.vision.num_layers)
-            return self._logits(self._video.tokens(self._kept.load("vision", first), of_video, first=first), of_decoder)
+            return self._logits(self._video.tokens(self._of_video.load(first), of_video, first=first), of_decoder)
         first = _first_layer(of_decoder, _DECODER_LAYERS, self.config.text.num_layers)
-        return self._decoder.logits(self._kept.load("decoder", first), self._positions(), of_decoder, first=first)
+        return self._decoder.logits(self._of_decoder.load(first), self._positions(), of_decoder, first=first)
 
-    def _logits(
-        self, videos: Sequence[Tensor], formats: Mapping[str, str], **options: Callable[[int, Sequence[Tensor]], None]
-    ) -> list[Tensor]:
+    def _logits(self, videos: Sequence[Tensor], formats: Mapping[str, str], **options: Any) -> list[Tensor]:
         hidden = []
         for (clip, asked), text_LD in zip(self._prompts, self._texts, strict=True):
             embeds_LD = splice(text_LD.numpy(), asked.prompt.image_position, videos[clip].numpy())
@@ -205,36 +191,34 @@ class Scan:
 
 
 class _HiddenStates:
-    """Hidden states of all samples before each layer, in a temporary folder.
+    """Hidden states of all samples before each layer, on disk.
 
-    Raises:
-        ArtifactError: ``num_bytes`` are not free.
+    Args:
+        folder: of the temporary file.
+        shapes: of the hidden states of each sample.
+        num_layers: of the part of the model.
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        require_disk(Path(tempfile.gettempdir()), num_bytes, "the sensitivity scan")
-        self._folder = tempfile.TemporaryDirectory(prefix="blip3v-sensitivity-")
+    def __init__(self, folder: Path, shapes: Sequence[tuple[int, ...]], num_layers: int) -> None:
+        num_bytes = 4 * (num_layers + 1) * sum(math.prod(shape) for shape in shapes)
+        require_disk(folder, num_bytes, "the sensitivity scan")
+        self._num_samples = len(shapes)
+        self._spool = Spool(folder, [*shapes] * (num_layers + 1))
 
-    def save(self, part: str, layer: int, hidden: Sequence[Tensor]) -> None:
-        save_file({str(at): x.contiguous() for at, x in enumerate(hidden)}, self._file(part, layer))
+    def save(self, layer: int, hidden: Sequence[Tensor]) -> None:
+        for at, tensor in enumerate(hidden):
+            self._spool.write(layer * self._num_samples + at, tensor)
 
-    def load(self, part: str, layer: int) -> list[Tensor]:
-        loaded = load_file(self._file(part, layer))
-        return [loaded[str(at)] for at in range(len(loaded))]
+    def load(self, layer: int) -> list[Tensor]:
+        return [self._spool.read(layer * self._num_samples + at) for at in range(self._num_samples)]
 
-    def close(self) -> None:
-        self._folder.cleanup()
+    def __enter__(self) -> _HiddenStates:
+        return self
 
-    def _file(self, part: str, layer: int) -> Path:
-        return Path(self._folder.name) / f"{part}.{layer}.safetensors"
-
-
-def _num_bytes(config: ModelConfig, num_clips: int, texts: Sequence[Tensor]) -> int:
-    """What the hidden states take on disk."""
-    vision, text = config.vision, config.text
-    patches = num_clips * config.num_frames * vision.num_patches * vision.hidden_size * (vision.num_layers + 1)
-    tokens = sum(len(text_LD) + config.num_video_tokens for text_LD in texts)
-    return 4 * (patches + tokens * text.hidden_size * (text.num_layers + 1))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.__exit__(kind, error, trace)
 
 
 def _pixels(clip: AskedClip, config: ModelConfig) -> Tensor:
@@ -260,7 +244,7 @@ def measure_sensitivity(
     Args:
         scan: of the model.
         table: its blocks; what it holds already is not measured again.
-        formats: by graph, what to quantise its blocks to: keys of ``simulated.FORMATS``.
+        formats: by graph, what to quantise its blocks to besides their own formats: keys of ``simulated.FORMATS``.
         save: called with the table after each measurement, so that an interrupted scan can go on.
         progress: called with (the next block, measurements done, total measurements).
 
@@ -270,7 +254,7 @@ def measure_sensitivity(
     Raises:
         CalibrationError: the logits are not finite.
     """
-    wanted = [(at, form) for at, block in enumerate(table.blocks) for form in formats[block.graph]]
+    wanted = [(at, form) for at, block in enumerate(table.blocks) for form in _to_measure(block, formats)]
     total = len(wanted) + 1
     for done, (at, form) in enumerate(wanted):
         block = table.blocks[at]
@@ -332,6 +316,11 @@ def add_sensitivity(
         return measure_sensitivity(scan, table, save=lambda partial: partial.save(folder), progress=progress)
     except OSError as error:
         raise cannot_write(folder / TABLE_FILE, error) from error
+
+
+def _to_measure(block: Block, formats: Mapping[str, Sequence[str]]) -> list[str]:
+    own = () if block.is_kept else (block.format,)
+    return list(dict.fromkeys((*own, *formats[block.graph])))
 
 
 def _by_default(table: SensitivityTable) -> dict[str, str]:

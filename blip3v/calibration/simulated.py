@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from blip3v.calibration.fake import on_grid
 from blip3v.calibration.layers import HEAD
 from blip3v.calibration.plan import Plan
 from blip3v.calibration.quantized import group_of, largest_value
@@ -31,11 +32,11 @@ from blip3v.model.weights import fill, without_weights
 
 __all__ = [
     "FORMATS",
+    "BeforeLayer",
     "Quantizer",
     "SimulatedDecoder",
     "SimulatedFormat",
     "SimulatedVideoEncoder",
-    "rounded",
     "simulated",
 ]
 
@@ -94,8 +95,11 @@ class Quantizer:
             layer: as ``linear_layers`` names it.
             weight_NK: the plan's, fp32.
             name: a key of ``FORMATS``.
+
+        Raises:
+            ConfigError: the format is unknown; also from ``rounding``.
         """
-        form = FORMATS[name]
+        form = _format(name)
         if form.bits is None:
             return weight_NK.half().float()
         size = group_of(weight_NK.shape[1], self._group_size) if form.in_groups else None
@@ -103,29 +107,30 @@ class Quantizer:
 
     def rounding(self, layer: str, num_inputs: int, name: str) -> Callable[[Tensor], Tensor]:
         """Returns the function that rounds the layer's inputs, (..., K), as the format does."""
-        form = FORMATS[name]
+        form = _format(name)
         if form.inputs == "static":
-            scale = torch.tensor(self.plan.activation_scale(layer))
-            return lambda x: rounded(x, scale)
+            scale = self.plan.activation_scale(layer)
+            return lambda x: on_grid(x, scale)
         if form.inputs == "block":
             size = group_of(num_inputs, self._group_size)
             return lambda x: _rounded_in_blocks(x, size)
         return lambda x: x
 
 
-def rounded(x: Tensor, scale: Tensor) -> Tensor:
-    """Rounds to the nearest multiple of ``scale`` among those of 8 bits, [-127, 127]."""
-    top = largest_value(_INPUT_BITS)
-    return (x / scale).round().clamp(-top, top) * scale
+def _format(name: str) -> SimulatedFormat:
+    if name not in FORMATS:
+        raise ConfigError(f"the format {name!r} cannot be simulated; allowed: {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def _rounded_in_blocks(x: Tensor, size: int) -> Tensor:
     """Rounds each block of ``size`` consecutive inputs of a token to 8 bits, with its largest value as the range."""
     num_inputs = x.shape[-1]
-    blocks = nn.functional.pad(x, (0, -num_inputs % size)).unflatten(-1, (-1, size))
+    padded = nn.functional.pad(x, (0, -num_inputs % size))
+    blocks = padded.view(*x.shape[:-1], -1, size)
     largest = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(largest > 0, largest / largest_value(_INPUT_BITS), torch.ones(()))
-    return rounded(blocks, scale).flatten(-2)[..., :num_inputs]
+    return on_grid(blocks, scale).flatten(-2)[..., :num_inputs]
 
 
 @contextmanager

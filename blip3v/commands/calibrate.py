@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from blip3v.calibration.data import ClipSet, default_counts, film_clips, folder_clips, read_questions
@@ -18,15 +19,18 @@ from blip3v.calibration.record import SamplingSettings, check_target
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import print_made, quiet_option, talk_console
 from blip3v.commands.program import command_line
+from blip3v.commands.sensitivity import print_sensitivity, scan_blocks, summary
 from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
 from blip3v.config import PRESETS
+from blip3v.errors import UsageError
 from blip3v.export.request import check_request
 from blip3v.model.temporal import encoder_names
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.units import format_count
 
 if TYPE_CHECKING:
+    from blip3v.bundle.manifest import Source
     from blip3v.calibration.statistics import Calibration
     from blip3v.export.source import ExportSource
 
@@ -92,6 +96,12 @@ class _Made:
     type=click.Path(path_type=Path),
     help="Folder to create.  [default: blip3v-PRESET-ENCODER-TOKENStok-calibration]",
 )
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Also quantise each block alone and measure what that does to the answers, for --precision mixed. An existing "
+    "calibration of the same model and data is kept, and an interrupted measurement goes on.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing calibration.")
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -109,6 +119,7 @@ def command(
     rows: int,
     seed: int,
     output: Path | None,
+    sensitivity: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -126,8 +137,10 @@ def command(
       blip3v calibrate -m runs/mine/model --data videos/ --clips 16 --prompts 4
     """
     started = time.perf_counter()
+    if sensitivity:
+        import matplotlib  # noqa: F401  # draws the result; if it is missing, fail before the work
     if output is not None:
-        check_target(output, force=force)
+        check_target(output, force=force or sensitivity)
     if data is not None:
         read_questions(data)
     model = None if model is None else local_model(model, "checkpoint")
@@ -135,7 +148,7 @@ def command(
     chosen |= {"num_frames": frames, "num_video_tokens": tokens}
     name = check_request(model=model, **chosen)
     if name is not None and output is None:
-        check_target(_default(name), force=force)
+        check_target(_default(name), force=force or sensitivity)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.calibration.collect import calibrate
     from blip3v.export.source import resolve_source
@@ -153,9 +166,17 @@ def command(
         if source.hashed_files:
             progress("hash the checkpoint")
         provenance = source.hashed_provenance()
-        calibration = calibrate(folder, source, provenance, samples, settings=settings, force=force, progress=progress)
+        if sensitivity and not force and folder.exists():
+            calibration = _existing(folder, source, provenance, samples)
+        else:
+            calibration = calibrate(
+                folder, source, provenance, samples, settings=settings, force=force, progress=progress
+            )
+        table = scan_blocks(calibration, source, samples.clips, force=force, progress=progress) if sensitivity else None
     if not as_json:
         print_table(console, _table(calibration))
+        if table is not None:
+            print_sensitivity(Console(highlight=False), table)
     made = _Made(
         path=folder,
         size_bytes=sum(file.stat().st_size for file in folder.iterdir()),
@@ -164,17 +185,32 @@ def command(
     )
     print_made(
         made,
-        _next(folder, model, chosen),
+        _next(folder, model, chosen, "mixed" if sensitivity else "int8"),
         as_json=as_json,
         model=source.provenance.name,
         data=dataclasses.asdict(record),
         settings=dataclasses.asdict(settings),
         graphs=_summary(calibration),
+        **({} if table is None else {"sensitivity": summary(table, folder)}),
     )
 
 
 def _default(name: str) -> Path:
     return Path(f"{name}-calibration")
+
+
+def _existing(folder: Path, source: ExportSource, provenance: Source, samples: ClipSet) -> Calibration:
+    """The calibration in ``folder``, which must be of this model and these samples."""
+    from blip3v.calibration.statistics import Calibration  # imports PyTorch
+
+    calibration = Calibration.load(folder)
+    calibration.check_model(provenance, source.config)
+    if calibration.record.data != samples.record:
+        raise UsageError(
+            f"{folder} was made of other data; give the same data, clips, prompts and seed",
+            remedy="or replace it with `force=True`",
+        )
+    return calibration
 
 
 def _samples(source: ExportSource, data: Path | None, clips: int | None, prompts: int | None, seed: int) -> ClipSet:
@@ -213,7 +249,7 @@ def _table(calibration: Calibration) -> Table:
     return table
 
 
-def _next(folder: Path, model: Path | None, chosen: dict[str, Any]) -> str:
+def _next(folder: Path, model: Path | None, chosen: dict[str, Any], precision: str) -> str:
     """The export of the same model."""
     options = {
         "-m": model,
@@ -224,4 +260,4 @@ def _next(folder: Path, model: Path | None, chosen: dict[str, Any]) -> str:
         "--tokens": chosen["num_video_tokens"],
     }
     words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-    return command_line("export", *words, "--precision", "int8", "--calibration", str(folder))
+    return command_line("export", *words, "--precision", precision, "--calibration", str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from blip3v.commands.local_models import MODEL_PATH, download_option, local_mode
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import PRECISION_HELP
 from blip3v.commands.output import print_made, quiet_option, talk_console
+from blip3v.commands.program import command_line
 from blip3v.commands.quantization_options import QuantizationChoice, quantization_options
 from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
@@ -165,7 +165,7 @@ def command(
             source,
             folder,
             precision=chosen,
-            quantization=quantization.options(shlex.join(sys.argv)) if chosen.is_quantized else None,
+            quantization=quantization.options(command_line(*sys.argv[1:])) if chosen.is_quantized else None,
             check=not no_check,
             force=force,
             progress=show_stages(console, stack),

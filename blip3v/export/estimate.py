@@ -67,7 +67,7 @@ def estimate(config: ModelConfig, precision: Precision, *, check: bool = True) -
         4 * x.numel() + 2 * _stored_bytes(x, spec) for name, spec in precision.graphs.items() for x in read[name]
     )
     if any(spec.activation_limit is not None for spec in precision.graphs.values()):
-        # Their activations are scanned in the fp32 reference, which is the whole video encoder or a layer of the decoder.
+        # Activations are scanned in the fp32 reference: the whole video encoder, then one layer of the decoder.
         memory_bytes = max(memory_bytes, _BASE_BYTES + 4 * counts["video_encoder"])
     if check:
         # One at a time: the engine with one graph, then the fp32 reference, which is the whole video encoder or one

@@ -35,6 +35,7 @@ from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.accuracy import AccuracyReport, save_report
+from blip3v.export.accuracy_run import runnable_backends
 from blip3v.export.cache_scales import prompt_cache_scales
 from blip3v.export.clip import ParityClip, film_clip, film_prompt
 from blip3v.export.decoder_graph import CacheScales
@@ -129,6 +130,8 @@ def export_bundle(
     _check_options(precision, quantization, cache_scales, check=check)
     if check:
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
+        if precision.is_quantized:
+            runnable_backends((quantization or QuantizationOptions()).accuracy.backends)
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer, ExitStack() as stack:
         if not source.provenance.random_init:  # generated weights are right, and take time to generate

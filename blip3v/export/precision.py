@@ -37,7 +37,7 @@ def parameter_formats(module: nn.Module, precision: GraphPrecision, prefix: str 
     names: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
-    formats = {}
+    formats: dict[str, str] = {}
     for aliases in names.values():
         form = precision.format_of([prefix + name for name in aliases])
         formats |= dict.fromkeys(aliases, form)

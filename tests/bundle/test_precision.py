@@ -13,7 +13,7 @@ from blip3v.errors import UsageError
 MIXED = "video_encoder=fp16,decoder=fp32"
 
 
-@pytest.mark.parametrize("name", [*PRECISIONS, MIXED])
+@pytest.mark.parametrize("name", [*PRECISIONS, MIXED, *(f"{name}+kv-int8" for name in (*PRECISIONS, MIXED))])
 def test_a_name_survives_the_round_trip(name: str) -> None:
     assert Precision.parse(name).name == str(Precision.parse(name)) == name
 
@@ -31,12 +31,37 @@ def test_a_choice_for_each_graph() -> None:
     "text",
     [
         *("", "=", "fp8", "FP16", "fp16,fp32", "decoder=fp16", "decoder=fp16,decoder=fp32"),
+        *(
+            "fp16+",
+            "fp16+kv-",
+            "fp16+kv-fp16",
+            "fp16+int8",
+            "fp16+kv-int8+kv-int8",
+            f"decoder=fp16+kv-int8,{MIXED[:18]}",
+        ),
         *("encoder=fp16,decoder=fp16", f"{MIXED},decoder=fp32", "video_encoder=fp16,decoder="),
     ],
 )
 def test_another_name_is_refused_with_the_ones_that_exist(text: str) -> None:
     with pytest.raises(UsageError, match="allowed: fp32, fp16, int8, int8-weight, int4, or one for each graph, as in"):
         Precision.parse(text)
+
+
+def test_a_cache_of_its_own_is_in_every_name() -> None:
+    chosen = Precision.parse("fp16").with_cache("int8")
+    assert chosen == Precision.parse("fp16+kv-int8") != Precision.parse("fp16")
+    assert chosen.file_name == "fp16-kv-int8"
+    assert chosen.decoder == dataclasses.replace(PRECISIONS["fp16"].decoder, cache="int8")
+    assert chosen.video_encoder == PRECISIONS["fp16"].video_encoder
+    assert str(chosen.decoder).endswith("inputs and outputs float16, cache int8")
+    with pytest.raises(UsageError, match="cache dtype 'int4' is unknown; allowed: int8"):
+        chosen.with_cache("int4")
+
+
+def test_an_int8_cache_has_a_tolerance_of_its_own() -> None:
+    own, wide = Precision.parse("fp32"), Precision.parse("fp32+kv-int8")
+    assert wide.decoder.tolerance.relative_error > own.decoder.tolerance.relative_error
+    assert wide.video_encoder.tolerance == own.video_encoder.tolerance
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

@@ -44,6 +44,11 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "export: model and preset": (["export", "-m", "model", "--preset", "tiny"], 2, "--preset has no effect with"),
     "export: no weights": (["export", "--preset", "xgen-mm-vid"], 2, "no weights are shipped for the preset"),
     "export: not shipped": (["export", "--encoder", "mean"], 3, "no trained model with the encoder 'mean'"),
+    "calibrate: output exists": (["calibrate", "-o", "empty"], 2, "empty already exists"),
+    "calibrate: not a calibration": (["calibrate", "-o", "model", "--force"], 2, "so it is not a calibration"),
+    "calibrate: default output exists": (["calibrate"], 2, "blip3v-tiny-tokenlearner-32tok-calibration already exists"),
+    "calibrate: unknown model": (["calibrate", "-m", "nowhere"], 3, "nowhere does not exist"),
+    "calibrate: data": (["calibrate", "--data", "empty"], 4, "empty has no questions.json"),
     "convert: unknown": (["convert", "nowhere"], 3, "nowhere does not exist"),
     "convert: output exists": (["convert", "model", "-o", "empty"], 2, "empty exists"),
     "convert: output is the source": (["convert", "model", "-o", "model", "--force"], 2, "is the source itself"),
@@ -122,7 +127,8 @@ print(json.dumps(results))
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     folder = tmp_path_factory.mktemp("early")
     write_fake_bundle(folder / "bundle")
-    for name in ("empty", "run/checkpoint", "blip3v-tiny-tokenlearner-32tok-fp16"):
+    outputs = [f"blip3v-tiny-tokenlearner-32tok-{made}" for made in ("fp16", "calibration")]
+    for name in ("empty", "run/checkpoint", *outputs):
         (folder / name).mkdir(parents=True)
     (folder / "blip3v-tiny-tokenlearner-16tok-random-fp16").mkdir()
     (folder / "weights.pt").touch()

@@ -133,9 +133,19 @@ def test_a_dry_run_writes_nothing(
     assert list(empty.iterdir()) == []
 
 
+def test_an_int8_cache_is_in_the_name_of_the_precision_and_of_the_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("-m", folder, "--kv-cache", "int8", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["precision"] == "fp16+kv-int8"
+    assert plan["output"] == "blip3v-tiny-tokenlearner-32tok-fp16-kv-int8"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--kv-cache", "int8", "--no-check"], 2, "fp16+kv-int8 needs the scales of its cache"),
         (["--preset", "tiny"], 2, "--preset has no effect with --model"),
         (["--init", "random"], 2, "--init has no effect with --model"),
         (["--encoder", "gttm"], 2, "holds the encoder tokenlearner, not gttm"),

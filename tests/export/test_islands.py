@@ -174,7 +174,7 @@ def test_what_no_island_can_hold_is_refused() -> None:
         model.vision_tokenizer.get_parameter("projection.weight").mul_(1e5)
 
     graph = VideoEncoderGraph(changed(large_tokens), scan=False)
-    with pytest.raises(ExportError, match="the video tokens reach .*; float16 holds at most 65504"):
+    with pytest.raises(ExportError, match=r"the video tokens reach .*; float16 holds at most 65504"):
         video_encoder_islands(graph, FRAMES, VIDEO)
 
 

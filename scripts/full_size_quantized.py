@@ -1,0 +1,458 @@
+"""Measures int8 and int4 of the 4B model on this machine: export, size, opening, memory, and speed beside fp32.
+
+    python scripts/full_size_quantized.py /tmp/full-size benchmarks/results/full-size-quantized.json
+
+Weights are random. Whole models are calibrated, exported, opened and asked, each in its own process. Speed is measured
+on graphs of the same width with fewer layers, since fp32 and int8 do not fit into memory together otherwise: for each
+comparison one process for each precision stays loaded, and they are asked in turns. A ratio is the median over the
+rounds of fp32's seconds by the other's in the same round.
+
+The time of one layer of the vision encoder is the difference between graphs with many layers and with one, divided by
+the number of layers between them; that of the temporal encoder, between a graph with and one without it.
+
+Needs 24 GiB of memory, 45 GB of disk in the first folder and hours on two idle cores. A step that is in the JSON is not
+run again. `--preset tiny --decoder-layers 2 --vision-layers 3` runs all of it in minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blip3v.bench.environment import describe_environment, load_average
+from blip3v.bundle.reader import open_bundle
+from blip3v.config import ModelConfig, preset
+from blip3v.publishing import write_file
+from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.runtime.backends import get_backend
+from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.memory import peak_rss_bytes
+from blip3v.runtime.opening import graph_files
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIP = "examples/turn.mp4"
+QUESTION = "Which way does the red circle turn?"
+NEW_TOKENS = 16
+PROMPT_TOKENS = 160
+DECODE_STEPS = 12
+NUM_FRAMES = 8
+BACKENDS = ("onnxruntime", "openvino")
+WHOLE = ("int8", "int4")
+# Of cut models: their ranges say nothing about the whole model, and speed does not depend on them.
+SHORT_CALIBRATION = ("--clips", "2", "--prompts", "2")
+TEMPORAL = ("--quantize", "video_encoder:*temporal_encoder*", "--quantize", "video_encoder:*scan*")
+
+FORMS: dict[str, tuple[str, ...]] = {
+    "fp32": ("--precision", "fp32"),
+    "int8": ("--precision", "int8"),
+    "int4": ("--precision", "int4"),
+    "int8, temporal encoder too": ("--precision", "int8", *TEMPORAL),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A model of full width with fewer layers, and the forms that it is measured in."""
+
+    name: str
+    config: ModelConfig
+    forms: tuple[str, ...]
+
+
+def main() -> None:
+    """Runs what is not in the JSON yet, and writes it after each step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where models, calibrations and bundles go")
+    parser.add_argument("output", type=Path, help="the JSON")
+    parser.add_argument("--preset", default="xgen-mm-vid", help="shape of the model (default: xgen-mm-vid)")
+    parser.add_argument("--decoder-layers", type=int, default=12, help="of the cut decoder (default: 12)")
+    parser.add_argument("--vision-layers", type=int, default=9, help="of the cut vision encoder (default: 9)")
+    parser.add_argument("-r", "--rounds", type=int, default=5, help="of each comparison (default: 5)")
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
+    parser.add_argument("--parts", nargs="+", default=["whole", "cut"], choices=("whole", "cut"))
+    parser.add_argument("--ask", nargs=2, metavar=("BUNDLE", "BACKEND"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=3, metavar=("BUNDLE", "BACKEND", "GRAPH"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=2, metavar=("FOLDER", "NAME"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ask:
+        print(json.dumps(ask(Path(options.ask[0]), options.ask[1])))
+    elif options.work:
+        work(Path(options.work[0]), options.work[1], options.work[2])
+    elif options.write:
+        write_cut(Path(options.write[0]), _cuts(options)[options.write[1]].config)
+    else:
+        report = Report(options.folder.resolve(), options.output, options)
+        if "whole" in options.parts:
+            whole(report, options)
+        if "cut" in options.parts:
+            for comparison in COMPARISONS:
+                compare(report, options, comparison)
+        print(options.output)
+
+
+class Report:
+    """The JSON, written after each step. Paths in it begin with FOLDER."""
+
+    def __init__(self, folder: Path, output: Path, options: argparse.Namespace) -> None:
+        self.folder = folder
+        self._output = output
+        folder.mkdir(parents=True, exist_ok=True)
+        self._values = json.loads(output.read_text("utf-8")) if output.is_file() else {"steps": []}
+        self._values |= {
+            "schema_version": 1,
+            "command": "python scripts/full_size_quantized.py FOLDER OUTPUT",
+            "environment": describe_environment(),
+            "preset": options.preset,
+            "decoder_layers": options.decoder_layers,
+            "vision_layers": options.vision_layers,
+        }
+
+    def step(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Runs a step unless it is there, and returns its entry."""
+        found = next((step for step in self._values["steps"] if step["name"] == name), None)
+        if found is None:
+            print(name, file=sys.stderr)
+            before, started_s = load_average(), time.perf_counter()
+            found = {"name": name, **run(), "step_s": round(time.perf_counter() - started_s, 1)}
+            found["load_average"] = {"before": before, "after": load_average()}
+            self._values["steps"].append(found)
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self._output, json.dumps(self._values, indent=1, ensure_ascii=False) + "\n")
+        return dict(found)
+
+    def command(self, name: str, words: Sequence[str], output: Path, keys: Sequence[str]) -> dict[str, Any]:
+        """A step that is a command of ours; one that made ``output`` but not its entry is run again."""
+
+        def run() -> dict[str, Any]:
+            full = ["blip3v", *words, "-o", str(output), "--force"]
+            ran = _run([sys.executable, "-m", *full, "--quiet", "--json"])
+            values = json.loads(ran)
+            return {"command": self.shown(full), **{key: values.get(key) for key in keys}}
+
+        return self.step(name, run)
+
+    def shown(self, words: Sequence[str]) -> str:
+        """A command as it is in the JSON."""
+        return shlex.join(words).replace(str(self.folder), "FOLDER")
+
+
+# --- whole models ---------------------------------------------------------------------------------------------------
+
+
+def whole(report: Report, options: argparse.Namespace) -> None:
+    """Calibrates once, then exports, opens and asks each precision on each back end."""
+    source = ["--preset", options.preset, "--init", "random", "--encoder", "gttm"]
+    calibration = report.folder / "calibration"
+    made = ("seconds", "peak_rss_bytes", "size_bytes")
+    report.command("calibrate", ["calibrate", *source], calibration, made)
+    for precision in WHOLE:
+        bundle = report.folder / f"random-{precision}"
+        # The accuracy of random weights means nothing; its report would take most of the time.
+        words = ["export", *source, "--precision", precision, "--calibration", str(calibration), "--no-check"]
+        report.command(f"export {precision}", words, bundle, made)
+        for backend in options.backends:
+            command = [sys.executable, __file__, "-", "-", "--ask", str(bundle), backend]
+            report.step(f"ask {precision} on {backend}", lambda command=command: json.loads(_run(command)))  # type: ignore[misc]
+
+
+def ask(bundle: Path, backend: str) -> dict[str, Any]:
+    """Runs in its own process: opens the bundle and answers once."""
+    started_s = time.perf_counter()
+    with VideoLM.open(bundle, backend=backend, allow_random=True) as lm:
+        open_s = time.perf_counter() - started_s
+        opened = _status()
+        with _Watch() as watch:
+            options = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True)
+            answer = lm.ask(ROOT / CLIP, QUESTION, options=options)
+        timings = answer.timings
+        return {
+            "bundle_bytes": open_bundle(bundle).manifest.size_bytes,
+            "computed": str(lm.backend),
+            "open_s": open_s,
+            "resident_when_open": opened,
+            "resident_while_asking": watch.largest,  # the most of each, sampled every 50 ms
+            "peak_rss_bytes": peak_rss_bytes(),  # of the whole process, opening included
+            "usage": dataclasses.asdict(answer.usage),
+            "timings": dataclasses.asdict(timings) | {"per_token_s": timings.per_token_s},
+        }
+
+
+class _Watch:
+    """Samples the resident memory of this process while it is entered."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, int] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.largest = {key: max(value, self.largest.get(key, 0)) for key, value in _status().items()}
+            if self._done.wait(0.05):
+                return
+
+
+def _status() -> dict[str, int]:
+    """Resident bytes of this process: all, its own, and pages of mapped files, which the system can drop."""
+    names = {"VmRSS": "rss_bytes", "RssAnon": "anonymous_bytes", "RssFile": "file_bytes"}
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {names[key]: int(value.split()[0]) * 1024 for key, _, value in pairs if key in names}
+
+
+# --- cut models -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Cut models that are measured in turns, with one of their graphs."""
+
+    name: str
+    graph: str
+    cuts: tuple[str, ...]
+
+
+COMPARISONS = (
+    Comparison(name="decoder", graph="decoder", cuts=("decoder",)),
+    Comparison(name="vision layers", graph="video_encoder", cuts=("vision", "one vision layer")),
+    Comparison(
+        name="other parts", graph="video_encoder", cuts=("one vision layer", "one vision layer, no temporal encoder")
+    ),
+    Comparison(name="whole video encoder", graph="video_encoder", cuts=("whole video encoder",)),
+)
+
+
+def _cuts(options: argparse.Namespace) -> dict[str, Cut]:
+    full = preset(options.preset)
+    gttm = preset("xgen-mm-vid").temporal if options.preset == "xgen-mm-vid" else _with_encoder(full, "gttm").temporal
+    small_text = dataclasses.replace(full.text, num_layers=1)
+    base = dataclasses.replace(full, temporal=gttm, text=small_text)
+
+    def vision(num_layers: int) -> ModelConfig:
+        return dataclasses.replace(base, vision=dataclasses.replace(base.vision, num_layers=num_layers))
+
+    encoders, temporal = ("fp32", "int8"), "int8, temporal encoder too"
+    one = vision(1)
+    decoder = dataclasses.replace(
+        _with_encoder(one, "none"), text=dataclasses.replace(full.text, num_layers=options.decoder_layers)
+    )
+    cuts = (
+        Cut(name="decoder", config=decoder, forms=("fp32", "int8", "int4")),
+        Cut(name="vision", config=vision(options.vision_layers), forms=encoders),
+        Cut(name="one vision layer", config=one, forms=(*encoders, temporal)),
+        Cut(name="one vision layer, no temporal encoder", config=_with_encoder(one, "none"), forms=encoders),
+        Cut(name="whole video encoder", config=base, forms=(*encoders, temporal)),
+    )
+    return {cut.name: cut for cut in cuts}
+
+
+def _with_encoder(config: ModelConfig, encoder: str) -> ModelConfig:
+    from blip3v.model.temporal import with_encoder  # imports PyTorch, which no measuring process needs
+
+    return with_encoder(config, encoder)
+
+
+def write_cut(folder: Path, config: ModelConfig) -> None:
+    """Runs in its own process: writes a model folder with random weights in half precision."""
+    import torch
+
+    from blip3v.export.source import random_source
+    from blip3v.model.folder import write_model_folder
+    from blip3v.model.weight_file import tensor_info
+    from blip3v.model.weights import state_shapes
+
+    source = random_source(config)
+    write_model_folder(
+        folder,
+        config,
+        {
+            name: tensor_info(name, torch.empty(s, device="meta"), torch.float16)
+            for name, s in state_shapes(config).items()
+        },
+        lambda name: source.weights[name],
+        tokenizer_json=source.tokenizer_json,
+        preprocessor=source.preprocessor,
+        generation=source.generation,
+        chat_template=source.chat_template,
+        replace=True,
+    )
+
+
+def compare(report: Report, options: argparse.Namespace, comparison: Comparison) -> None:
+    """Makes the cut models and their bundles, then measures them in turns on each back end."""
+    cuts = [_cuts(options)[name] for name in comparison.cuts]
+    bundles = {(cut.name, form): _make(report, options, cut, form) for cut in cuts for form in cut.forms}
+    for backend in options.backends:
+        name = f"{comparison.name} on {backend}"
+        report.step(name, lambda backend=backend: _measured(bundles, backend, comparison.graph, options.rounds))  # type: ignore[misc]
+
+
+def _make(report: Report, options: argparse.Namespace, cut: Cut, form: str) -> Path:
+    folder = report.folder / cut.name.replace(",", "").replace(" ", "-")
+    shape = ["--preset", options.preset, "--decoder-layers", str(options.decoder_layers)]
+    shape += ["--vision-layers", str(options.vision_layers)]
+    write = [sys.executable, __file__, "-", "-", *shape, "--write", str(folder / "model"), cut.name]
+    report.step(f"write {cut.name}", lambda: {"printed": _run(write)})
+    words = ["-m", str(folder / "model")]
+    if form != "fp32":
+        report.command(f"calibrate {cut.name}", ["calibrate", *words, *SHORT_CALIBRATION], folder / "calibration", ())
+        words += ["--calibration", str(folder / "calibration")]
+    bundle = folder / form.replace(",", "").replace(" ", "-")
+    keys = ("seconds", "peak_rss_bytes", "size_bytes")
+    report.command(f"export {cut.name} in {form}", ["export", *words, *FORMS[form], "--no-check"], bundle, keys)
+    return bundle
+
+
+def _measured(bundles: dict[tuple[str, str], Path], backend: str, graph: str, rounds: int) -> dict[str, Any]:
+    runs: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        workers = {key: stack.enter_context(_Worker(path, backend, graph)) for key, path in bundles.items()}
+        computed = {" in ".join(key): worker.computed for key, worker in workers.items()}
+        for worker in workers.values():
+            worker.sample()  # warms up
+        for number in range(rounds):
+            for (cut, form), worker in workers.items():
+                runs.append({"round": number, "cut": cut, "form": form, **worker.sample()})
+    return {"backend": backend, "computed": computed, "runs": runs, "summary": summary(runs)}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of each figure, and ratios of fp32 to the other forms within each round.
+
+    ``between`` compares what the graphs of a comparison differ by, for example the layers that one of them has more.
+    """
+    cuts, forms = (list(dict.fromkeys(run[key] for run in runs)) for key in ("cut", "form"))
+    figures = [name for name in runs[0] if name.endswith("_s")]
+    found: dict[str, Any] = {"graphs": [], "between": []}
+    for figure in figures:
+        of = {(run["round"], run["cut"], run["form"]): run[figure] for run in runs}
+        rounds = sorted({run["round"] for run in runs})
+        for cut in cuts:
+            for form in forms:
+                if (rounds[0], cut, form) in of:
+                    seconds = [of[n, cut, form] for n in rounds]
+                    base = [of[n, cut, "fp32"] for n in rounds]
+                    found["graphs"].append({"figure": figure, "cut": cut, "form": form, **_ratio(seconds, base)})
+        for first, second in itertools.pairwise(cuts):
+            for form in forms:
+                if (rounds[0], first, form) in of and (rounds[0], second, form) in of:
+                    seconds = [of[n, first, form] - of[n, second, form] for n in rounds]
+                    base = [of[n, first, "fp32"] - of[n, second, "fp32"] for n in rounds]
+                    what = {"figure": figure, "of": first, "less": second, "form": form}
+                    found["between"].append(what | _ratio(seconds, base))
+    return found
+
+
+def _ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    ratios = [slow / fast for slow, fast in zip(base, seconds, strict=True)]
+    return {
+        "median_s": statistics.median(seconds),
+        "fp32_to_this": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
+
+
+class _Worker:
+    """A process that holds one graph and measures it on request; a context manager."""
+
+    def __init__(self, bundle: Path, backend: str, graph: str) -> None:
+        command = [sys.executable, __file__, "-", "-", "--work", str(bundle), backend, graph]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.computed = self._read()["computed"]
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def sample(self) -> dict[str, float]:
+        """Seconds by figure."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a measuring process ended with code {self._process.wait()}")
+        return dict(json.loads(line))
+
+
+def work(bundle: Path, backend: str, graph: str) -> None:
+    """Runs in its own process: opens one graph, and takes one sample for each line of its input."""
+    opened = open_bundle(bundle)
+    engine, file = get_backend(backend), graph_files(opened)[graph]  # type: ignore[index]
+    print(json.dumps({"computed": str(engine.execution(file.precision))}), flush=True)
+    samples = _decoder_samples(engine, file, opened) if graph == "decoder" else _video_samples(engine, file, opened)
+    for _, sample in zip(sys.stdin, samples, strict=False):
+        print(json.dumps(sample), flush=True)
+
+
+def _decoder_samples(engine: Any, file: Any, opened: Any) -> Iterator[dict[str, float]]:
+    text = opened.config.text
+    decoder = engine.open_decoder(file, text)
+    rng = np.random.default_rng(0)
+    prompt_tD = rng.normal(0, 0.5, (PROMPT_TOKENS, text.hidden_size)).astype(decoder.dtype)
+    while True:
+        session = decoder.session(1, PROMPT_TOKENS + DECODE_STEPS)
+        started_s = time.perf_counter()
+        session.prefill([prompt_tD], Deadline(None, None))
+        prefill_s = time.perf_counter() - started_s
+        steps = []
+        for _ in range(DECODE_STEPS):
+            started_s = time.perf_counter()
+            session.step(prompt_tD[:1])
+            steps.append(time.perf_counter() - started_s)
+        session.close()
+        yield {"prefill_s": prefill_s, "decode_s": statistics.median(steps)}
+
+
+def _video_samples(engine: Any, file: Any, opened: Any) -> Iterator[dict[str, float]]:
+    encoder, side = engine.open_video_encoder(file), opened.config.vision.image_size
+    frames = np.random.default_rng(0).uniform(-1, 1, (1, NUM_FRAMES, 3, side, side)).astype(np.float32)
+    while True:
+        started_s = time.perf_counter()
+        encoder.run(frames, Deadline(None, None))
+        yield {"encode_s": time.perf_counter() - started_s}
+
+
+def _run(command: Sequence[str]) -> str:
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    if ran.returncode:
+        lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode} (-9: killed, out of memory)"]
+        raise SystemExit(f"{shlex.join(command[1:])}: {lines[-1]}")
+    return ran.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -206,7 +206,12 @@ def compare_answers(
             result.kl.append(kl_divergence(expected_NV, draft.logits_nV[:count]))
             result.agreeing += agreeing
             known[i] = answer.token_ids[: start + count]
-        pending = [i for i in pending if len(known[i]) < len(reference.answers[i].token_ids)]
+        # After a difference the reference knows no more than the graphs were compared with, and yet is not at its end.
+        pending = [
+            i
+            for i in pending
+            if not reference.answers[i].is_complete or len(known[i]) < len(reference.answers[i].token_ids)
+        ]
     return result
 
 

@@ -283,7 +283,7 @@ def _count(clips: tuple[AskedClip, ...] | list[AskedClip]) -> int:
 
 def _of_evaluation(what: str) -> CalibrationError:
     return CalibrationError(
-        f"{what}, on which models are evaluated; calibrate on others, for example films of another split: `blip3v data`",
+        f"{what}, on which models are evaluated; calibrate on others, for example on films of `blip3v data`",
         remedy="with `split='train'`",
     )
 

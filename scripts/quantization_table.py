@@ -294,7 +294,8 @@ class Table:
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if ran.returncode:
             lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"]
-            raise StepError(self._shown(["blip3v", *command[3:4]]) + ": " + self._shown_text(lines[-1]))
+            name = f"blip3v {command[3]}" if command[2] == "blip3v" else Path(command[1]).name
+            raise StepError(f"{name}: {self._shown_text(lines[-1])}")
         return ran.stdout
 
     def _shown(self, command: list[str]) -> str:

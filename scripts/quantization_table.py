@@ -222,6 +222,7 @@ class Table:
         # With the paths of this machine; the command above says the same.
         engines = [{name: value for name, value in engine.items() if name != "command"} for engine in report["engines"]]
         parts = {name: report[name] for name in ("precision", "reference", "sizes", "layers", "unavailable")}
+        parts["unavailable"] = {name: self._shown_text(why) for name, why in parts["unavailable"].items()}
         return {**made, "manifest_sha256": _sha256(bundle / "manifest.json"), **parts, "engines": engines}
 
     def _export(self, model: str, form: Form, bundle: Path) -> str:

@@ -206,12 +206,9 @@ def compare_answers(
             result.kl.append(kl_divergence(expected_NV, draft.logits_nV[:count]))
             result.agreeing += agreeing
             known[i] = answer.token_ids[: start + count]
-        # After a difference the reference knows no more than the graphs were compared with, and yet is not at its end.
-        pending = [
-            i
-            for i in pending
-            if not reference.answers[i].is_complete or len(known[i]) < len(reference.answers[i].token_ids)
-        ]
+        # An answer that contradicted its draft goes on: cut short, it would count as wrong and hide a loss.
+        answers = reference.answers
+        pending = [i for i in pending if not answers[i].is_complete or len(known[i]) < len(answers[i].token_ids)]
     return result
 
 

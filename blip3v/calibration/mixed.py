@@ -140,7 +140,7 @@ def _cost(block: Block, form: str) -> float:
     if form not in block.measured:
         raise CalibrationError(
             f"the sensitivity table has no {block.short_name} in {form}, only in "
-            f"{', '.join(block.measured) or 'no format'}; measure it again with the sensitivity scan of `blip3v calibrate`"
+            f"{', '.join(block.measured) or 'no format'}; measure it again in `blip3v calibrate`"
         )
     return block.measured[form].kl
 

@@ -13,7 +13,7 @@ from blip3v.bundle.precision import GraphPrecision
 from blip3v.calibration.options import RangeRule
 from blip3v.calibration.quantized import group_of, nearest, scales_of
 
-__all__ = ["LayerFormat", "layer_format", "on_grid"]
+__all__ = ["LayerFormat", "layer_format", "on_block_grid", "on_grid"]
 
 _BITS = {"int8": 8, "int8-block": 8, "int4-block": 4}
 _LARGEST = 127
@@ -49,3 +49,13 @@ def layer_format(precision: GraphPrecision, stored: str, ranges: RangeRule) -> L
 def on_grid(rows_RK: Tensor, scale: float | Tensor) -> Tensor:
     """Returns inputs rounded to the multiples of ``scale`` that int8 has, in fp32."""
     return torch.clamp((rows_RK / scale).round(), -_LARGEST, _LARGEST) * scale
+
+
+def on_block_grid(x: Tensor, group_size: int) -> Tensor:
+    """Returns inputs (..., K) rounded as block formats round them: to int8, with a scale for each row and block."""
+    num_inputs = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -num_inputs % group_size))
+    blocks = padded.view(*x.shape[:-1], -1, group_size)
+    largest = blocks.abs().amax(dim=-1, keepdim=True)
+    scales = torch.where(largest > 0, largest / _LARGEST, torch.ones(()))
+    return on_grid(blocks, scales).flatten(-2)[..., :num_inputs]

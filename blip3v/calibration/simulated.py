@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from blip3v.calibration.fake import on_grid
+from blip3v.calibration.fake import on_block_grid, on_grid
 from blip3v.calibration.layers import HEAD
 from blip3v.calibration.plan import Plan
-from blip3v.calibration.quantized import group_of, largest_value
+from blip3v.calibration.quantized import group_of
 from blip3v.config import ModelConfig
 from blip3v.errors import ConfigError
 from blip3v.model.language import head_bias, head_matrix
@@ -43,7 +43,6 @@ __all__ = [
 _VISION_LAYERS = "vision_encoder.encoder.layers."
 _RESAMPLER = "vision_tokenizer."
 _DECODER_LAYERS = "lang_model.model.layers."
-_INPUT_BITS = 8
 
 # Called with the index of a layer and the hidden states of all samples before it.
 BeforeLayer = Callable[[int, Sequence[Tensor]], None]
@@ -113,7 +112,7 @@ class Quantizer:
             return lambda x: on_grid(x, scale)
         if form.inputs == "block":
             size = group_of(num_inputs, self._group_size)
-            return lambda x: _rounded_in_blocks(x, size)
+            return lambda x: on_block_grid(x, size)
         return lambda x: x
 
 
@@ -121,16 +120,6 @@ def _format(name: str) -> SimulatedFormat:
     if name not in FORMATS:
         raise ConfigError(f"the format {name!r} cannot be simulated; allowed: {', '.join(FORMATS)}")
     return FORMATS[name]
-
-
-def _rounded_in_blocks(x: Tensor, size: int) -> Tensor:
-    """Rounds each block of ``size`` consecutive inputs of a token to 8 bits, with its largest value as the range."""
-    num_inputs = x.shape[-1]
-    padded = nn.functional.pad(x, (0, -num_inputs % size))
-    blocks = padded.view(*x.shape[:-1], -1, size)
-    largest = blocks.abs().amax(dim=-1, keepdim=True)
-    scale = torch.where(largest > 0, largest / largest_value(_INPUT_BITS), torch.ones(()))
-    return on_grid(blocks, scale).flatten(-2)[..., :num_inputs]
 
 
 @contextmanager

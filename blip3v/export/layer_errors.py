@@ -18,19 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blip3v.calibration.layers import HEAD
+from blip3v.calibration.fake import on_block_grid, on_grid
 from blip3v.calibration.plan import Plan
+from blip3v.calibration.transformed import layer_weight
 from blip3v.config import TextConfig
 from blip3v.export.accuracy import LayerError
 from blip3v.export.quantized_formats import unpacked
 from blip3v.export.stored_layers import StoredLayer
-from blip3v.model.language import head_matrix
 from blip3v.runtime.backends import Execution, product_dtype
 
 __all__ = ["layer_errors"]
 
 _MAX_ROWS = 128  # of a layer's sample: enough to tell layers apart
-_LARGEST = 127
 
 
 def layer_errors(
@@ -54,8 +53,7 @@ def layer_errors(
     quantized = [layer for layer in layers if layer.is_quantized]
     for index, layer in enumerate(quantized):
         rows_RK = plan.rows(layer.layer)[:_MAX_ROWS]
-        weight_NK = head_matrix(plan.weights, text) if layer.layer == HEAD else plan.weights[f"{layer.layer}.weight"]
-        exact_RN = rows_RK @ weight_NK.float().T
+        exact_RN = rows_RK @ layer_weight(plan.weights, layer.layer, text).T
         got_RN = _rounded_inputs(rows_RK, layer) @ _stored_weight(layer).T
         error = float((got_RN - exact_RN).norm() / exact_RN.norm().clamp_min(torch.finfo(torch.float32).tiny))
         progress(index + 1, len(quantized))
@@ -78,9 +76,6 @@ def _stored_weight(layer: StoredLayer) -> Tensor:
 
 def _rounded_inputs(rows_RK: Tensor, layer: StoredLayer) -> Tensor:
     if layer.input_scale is not None:
-        return (rows_RK / layer.input_scale).round().clamp(-_LARGEST - 1, _LARGEST) * layer.input_scale
+        return on_grid(rows_RK, layer.input_scale)
     assert layer.group_size is not None, "a static layer has a scale for its inputs"
-    missing = -rows_RK.shape[1] % layer.group_size
-    rows_RgS = torch.nn.functional.pad(rows_RK, (0, missing)).view(len(rows_RK), -1, layer.group_size)
-    scales_Rg1 = (rows_RgS.abs().amax(dim=2, keepdim=True) / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((rows_RgS / scales_Rg1).round() * scales_Rg1).flatten(1)[:, : rows_RK.shape[1]]
+    return on_block_grid(rows_RK, layer.group_size)

@@ -37,6 +37,7 @@ __all__ = [
     "SimulatedDecoder",
     "SimulatedFormat",
     "SimulatedVideoEncoder",
+    "pass_by",
     "simulated",
 ]
 
@@ -72,8 +73,8 @@ FORMATS: dict[str, SimulatedFormat] = {
 }
 
 
-def _pass_by(index: int, hidden: Sequence[Tensor]) -> None:
-    pass
+def pass_by(index: int, hidden: Sequence[Tensor]) -> None:
+    """A ``BeforeLayer`` that does nothing."""
 
 
 class Quantizer:
@@ -126,7 +127,7 @@ def _format(name: str) -> SimulatedFormat:
 def _rounded_in_blocks(x: Tensor, size: int) -> Tensor:
     """Rounds each block of ``size`` consecutive inputs of a token to 8 bits, with its largest value as the range."""
     num_inputs = x.shape[-1]
-    blocks = nn.functional.pad(x, (0, -num_inputs % size)).unflatten(-1, (-1, size))
+    blocks = torch.unflatten(nn.functional.pad(x, (0, -num_inputs % size)), -1, (-1, size))
     largest = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(largest > 0, largest / largest_value(_INPUT_BITS), torch.ones(()))
     return on_grid(blocks, scale).flatten(-2)[..., :num_inputs]
@@ -199,7 +200,7 @@ class SimulatedVideoEncoder:
         formats: Mapping[str, str],
         *,
         first: int = 0,
-        before_layer: BeforeLayer = _pass_by,
+        before_layer: BeforeLayer = pass_by,
     ) -> list[Tensor]:
         """Computes video tokens.
 
@@ -259,7 +260,7 @@ class SimulatedDecoder:
         formats: Mapping[str, str],
         *,
         first: int = 0,
-        before_layer: BeforeLayer = _pass_by,
+        before_layer: BeforeLayer = pass_by,
     ) -> list[Tensor]:
         """Computes logits without a cache.
 

@@ -15,6 +15,7 @@ What it takes with our graphs (modelopt 0.47.0):
 - `calibration_eps=["cpu"]`, and real inputs: dynamic axes would otherwise become 1, so that every product looks like a
   GEMV, which modelopt passes over. The reader is a subclass of ONNX Runtime's, since AWQ iterates over it;
 - `high_precision_dtype="fp32"`: ONNX Runtime has no half-precision kernels on x86, and the report is about integers;
+- prompts of one length for AWQ, which joins the inputs of all calls: of the commonest length, the others are left out;
 - int4 in numpy without cupy, which takes seconds on these graphs.
 
 By default int8 quantises sums of the residual stream, products and norms' inputs too, not only matrix products; `--only
@@ -63,7 +64,7 @@ def main() -> None:
             str(named),
             quantize_mode=options.mode,
             calibration_method=method,
-            calibration_data_reader=_Reader(named, options.inputs),
+            calibration_data_reader=_Reader(named, options.inputs, one_length=method.startswith("awq")),
             calibration_eps=["cpu"],
             op_types_to_quantize=options.only,
             block_size=options.block if options.mode == "int4" else None,
@@ -93,11 +94,15 @@ def _with_a_name(graph: Path, copy: Path) -> Path:
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Calibration inputs in the shapes of a prefill: one clip, or one prompt with an empty cache."""
 
-    def __init__(self, graph: Path, inputs: Path) -> None:
+    def __init__(self, graph: Path, inputs: Path, *, one_length: bool) -> None:
         self._graph = onnx.load(str(graph), load_external_data=False).graph
         with np.load(inputs) as arrays:
             name = "frames" if "frames_0" in arrays else "inputs_embeds"
             self._values = [{name: arrays[key]} for key in arrays if key.rpartition("_")[0] == name]
+        if one_length:
+            shapes = Counter(array.shape for value in self._values for array in value.values())
+            [(commonest, _)] = shapes.most_common(1)
+            self._values = [value for value in self._values if all(x.shape == commonest for x in value.values())]
         self.rewind()
 
     def rewind(self) -> None:

@@ -222,6 +222,7 @@ class Table:
         # With the paths of this machine; the command above says the same.
         engines = [{name: value for name, value in engine.items() if name != "command"} for engine in report["engines"]]
         parts = {name: report[name] for name in ("precision", "reference", "sizes", "layers", "unavailable")}
+        parts["unavailable"] = {name: self._shown_text(why) for name, why in parts["unavailable"].items()}
         return {**made, "manifest_sha256": _sha256(bundle / "manifest.json"), **parts, "engines": engines}
 
     def _export(self, model: str, form: Form, bundle: Path) -> str:
@@ -294,7 +295,8 @@ class Table:
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if ran.returncode:
             lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"]
-            raise StepError(self._shown(["blip3v", *command[3:4]]) + ": " + self._shown_text(lines[-1]))
+            name = f"blip3v {command[3]}" if command[2] == "blip3v" else Path(command[1]).name
+            raise StepError(f"{name}: {self._shown_text(lines[-1])}")
         return ran.stdout
 
     def _shown(self, command: list[str]) -> str:

@@ -40,7 +40,7 @@ ITEM_BYTES: dict[FloatDType, int] = {"float32": 4, "float16": 2}
 GROUP_SIZES = (16, 32, 64, 128, 256)  # that MatMulNBits takes
 
 CacheDType = Literal["float32", "float16", "int8"]
-CACHE_ITEM_BYTES: dict[CacheDType, int] = {**ITEM_BYTES, "int8": 1}
+CACHE_ITEM_BYTES: dict[CacheDType, int] = {"float32": 4, "float16": 2, "int8": 1}
 # Caches that any decoder can have instead of its own; integers have a scale per channel of a KV head in the graph.
 CACHE_DTYPES: tuple[CacheDType, ...] = ("int8",)
 _CACHE_MARK = "+kv-"  # in a name, before the cache that was chosen: fp16+kv-int8

@@ -272,6 +272,8 @@ class _Texts:
             ids = () if answer is None else tuple(self._tokenizer.encode_after(ASSISTANT, answer))
         except RequestError as error:
             raise CalibrationError(f"the question {question!r} about {about} cannot be asked: {error}") from error
+        if not set(ids).isdisjoint(self._tokenizer.added_tokens.values()):
+            raise CalibrationError(f"the answer {answer!r} about {about} contains a special token; use plain text")
         return AskedPrompt(question=question, answer=answer, prompt=prompt, answer_ids=ids)
 
 
@@ -281,8 +283,8 @@ def _count(clips: tuple[AskedClip, ...] | list[AskedClip]) -> int:
 
 def _of_evaluation(what: str) -> CalibrationError:
     return CalibrationError(
-        f"{what}, on which models are evaluated; calibrate on others, for example films of the split train: "
-        "`blip3v data --split train`"
+        f"{what}, on which models are evaluated; calibrate on others, for example on films of `blip3v data`",
+        remedy="with `split='train'`",
     )
 
 

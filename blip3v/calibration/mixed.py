@@ -90,12 +90,12 @@ def resolve_mixed(
     if calibration is None:
         raise UsageError(
             f"precision {precision} chooses formats from the sensitivity table of a calibration; make both with "
-            "`blip3v calibrate --sensitivity`",
+            "the sensitivity scan of `blip3v calibrate`",
             remedy="then give the folder as `calibration`",
         )
     if not (calibration / RECORD_FILE).is_file():
         raise CalibrationError(
-            f"{calibration} has no {RECORD_FILE}; make a calibration: `blip3v calibrate --sensitivity`"
+            f"{calibration} has no {RECORD_FILE}; make a calibration with a sensitivity scan: `blip3v calibrate`"
         )
     statistics = str(strict_json.read_json(calibration / RECORD_FILE).get("sha256"))
     table = SensitivityTable.load(calibration, statistics_sha256=statistics, recipe=recipe)
@@ -129,7 +129,7 @@ def _formats(table: SensitivityTable, precision: Precision) -> list[str]:
 
 def _predicted(table: SensitivityTable, formats: list[str]) -> float:
     if table.together is None:
-        raise CalibrationError("the sensitivity scan is not complete; go on with `blip3v calibrate --sensitivity`")
+        raise CalibrationError("the sensitivity scan is not complete; go on with it in `blip3v calibrate`")
     alone = sum(_cost(block, form) for block, form in zip(table.blocks, formats, strict=True))
     return alone * max(1.0, table.together.kl / table.total_kl if table.total_kl else 1.0)
 
@@ -140,7 +140,7 @@ def _cost(block: Block, form: str) -> float:
     if form not in block.measured:
         raise CalibrationError(
             f"the sensitivity table has no {block.short_name} in {form}, only in "
-            f"{', '.join(block.measured) or 'no format'}; measure it again with `blip3v calibrate --sensitivity`"
+            f"{', '.join(block.measured) or 'no format'}; measure it again in `blip3v calibrate`"
         )
     return block.measured[form].kl
 

@@ -93,15 +93,19 @@ def rotate(model: Changed, text: TextConfig) -> tuple[Changed, Tensor]:
             weights[gain] = torch.ones_like
             weights[f"{layer}.weight"] = functools.partial(_columns, model, gain, stream)
             inputs[layer] = functools.partial(_inputs, model, gain, stream)
-        balance = functools.cache(functools.partial(_balance, model, f"{block}.self_attn", text))
+        balance = functools.cache(functools.partial(_balance, model, block, text))
         weights[f"{qkv}.weight"] = _both(weights[f"{qkv}.weight"], functools.partial(_values, text, heads, balance))
         weights[f"{o}.weight"] = _both(
             functools.partial(_mixed, text, heads, balance), functools.partial(_rows, stream)
         )
         weights[f"{down}.weight"] = functools.partial(_rows, stream)
-        mixed = functools.partial(_mixed, text, heads, lambda balance=balance: 1 / balance())
+        mixed = functools.partial(_mixed, text, heads, functools.partial(_inverse, balance))
         inputs[o] = functools.partial(with_inputs, change=mixed, diagonal=False)
     return model.changed(weights, inputs), stream.matrix()
+
+
+def _inverse(factors: Callable[[], Tensor]) -> Tensor:
+    return 1 / factors()
 
 
 def _both(first: WeightChange, second: WeightChange) -> WeightChange:
@@ -130,10 +134,12 @@ def _per_head(rotation: Rotation, x: Tensor) -> Tensor:
     return rotation(torch.unflatten(x, -1, (-1, rotation.size))).flatten(-2)
 
 
-def _balance(model: Changed, attention: str, text: TextConfig) -> Tensor:
+def _balance(model: Changed, block: str, text: TextConfig) -> Tensor:
     """Returns what to divide the channels of v by, (G * K,), for each to be as large as its columns of o."""
-    values = model.weights[f"{attention}.qkv_proj.weight"].float()[_first_value(text) :].norm(dim=1)
-    columns = model.weights[f"{attention}.o_proj.weight"].float().norm(dim=0)
+    gain_D = model.weights[f"{block}.input_layernorm.weight"].float()
+    qkv = model.weights[f"{block}.self_attn.qkv_proj.weight"]
+    values = (qkv[_first_value(text) :].float() * gain_D).norm(dim=1)
+    columns = model.weights[f"{block}.self_attn.o_proj.weight"].float().norm(dim=0)
     shared = columns.view(text.num_kv_heads, -1, text.head_dim).norm(dim=1).flatten()
     used = (values > 0) & (shared > 0)
     return torch.where(used, (values / torch.where(used, shared, torch.ones(()))).sqrt(), torch.ones(()))

@@ -35,7 +35,7 @@ _SHORT = {
     "vision_tokenizer.temporal_encoder": "temporal encoder",
     "vision_tokenizer.projection": "projection",
 }
-_RUN = "measure it with `blip3v calibrate --sensitivity`"
+_RUN = "measure it with the sensitivity scan of `blip3v calibrate`"
 _AGAIN = f"delete it, and {_RUN}"
 
 

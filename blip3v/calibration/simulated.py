@@ -127,7 +127,8 @@ def _format(name: str) -> SimulatedFormat:
 def _rounded_in_blocks(x: Tensor, size: int) -> Tensor:
     """Rounds each block of ``size`` consecutive inputs of a token to 8 bits, with its largest value as the range."""
     num_inputs = x.shape[-1]
-    blocks = torch.unflatten(nn.functional.pad(x, (0, -num_inputs % size)), -1, (-1, size))
+    padded = nn.functional.pad(x, (0, -num_inputs % size))
+    blocks = padded.view(*x.shape[:-1], -1, size)
     largest = blocks.abs().amax(dim=-1, keepdim=True)
     scale = torch.where(largest > 0, largest / largest_value(_INPUT_BITS), torch.ones(()))
     return on_grid(blocks, scale).flatten(-2)[..., :num_inputs]

@@ -156,8 +156,8 @@ class Calibration:
         own = self.record.source
         files = own.sha256.keys() | source.sha256.keys()
         differing = sorted(name for name in files if own.sha256.get(name) != source.sha256.get(name))
-        if own.random_init != source.random_init:
-            differing.insert(0, "random weights or not")
+        if (own.random_init, own.trained) != (source.random_init, source.trained):
+            differing.insert(0, "whether the weights are trained")
         if self.record.config != config:
             differing.append(_differing(self.record.config.to_dict(), config.to_dict()))
         if differing:

@@ -71,6 +71,9 @@ def _lines(report: AccuracyReport) -> list[str]:
     if report.layers is not None:
         layers = report.layers
         lines.append(f"layers: {layers.quantized} of {layers.asked} quantised, {layers.kept} kept in floating point")
+    for graph, obeys in report.tensorrt.items():
+        verdict = "obeys TensorRT's rules" if obeys else "is for ONNX Runtime and OpenVINO alone"
+        lines.append(f"{graph.replace('_', ' ')}: its quantisation {verdict}")
     return [*lines, *(f"not measured on {name}: {why}" for name, why in report.unavailable.items())]
 
 
@@ -100,6 +103,6 @@ def _layers(report: AccuracyReport) -> Table:
     for heading in ("layer", "graph", "weights", "relative error", "computed"):
         table.add_column(heading, justify="right" if heading == "relative error" else "left")
     for layer in report.worst_layers:
-        computed = ", ".join(f"{what} on {backend}" for backend, what in layer.computed.items())
+        computed = ", ".join(layer.computed.values())
         table.add_row(layer.name, layer.graph, layer.weights, f"{100 * layer.relative_error:.2f} %", computed)
     return table

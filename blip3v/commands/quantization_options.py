@@ -40,6 +40,7 @@ class QuantizationChoice:
     max_accuracy_drop: float | None
     backends: tuple[str, ...]
     data: Path | None
+    num_questions: int | None
 
     def applied(self, precision: Precision) -> Precision:
         """Returns the precision with its group size and its exceptions.
@@ -49,7 +50,7 @@ class QuantizationChoice:
         """
         given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name)]
         if given and not precision.is_quantized:
-            name = "backend" if given[0] == "backends" else given[0].replace("_", "-")
+            name = {"backends": "backend", "num_questions": "questions"}.get(given[0], given[0].replace("_", "-"))
             raise UsageError(f"--{name} has no effect: precision {precision.name} is not quantised; {_NO_EFFECT}")
         changed = precision if self.group_size is None else precision.with_group_size(int(self.group_size))
         return changed.with_nodes(keep=self.keep, quantize=self.quantize)
@@ -66,7 +67,9 @@ class QuantizationChoice:
             rounding=self.rounding or _RECIPE.rounding,
             ranges=self.ranges or _RECIPE.ranges,
         )
-        accuracy = AccuracyOptions(backends=self.backends or None, data=self.data, command=command)
+        accuracy = AccuracyOptions(
+            backends=self.backends or None, data=self.data, num_questions=self.num_questions, command=command
+        )
         if self.max_accuracy_drop is not None:
             accuracy = dataclasses.replace(accuracy, max_drop=self.max_accuracy_drop)
         options = QuantizationOptions(calibration=self.calibration, recipe=recipe, accuracy=accuracy)
@@ -140,5 +143,11 @@ _OPTIONS = (
         "--data",
         type=_FOLDER,
         help="Folder of your own videos with a questions.json, to measure the accuracy on.  [default: synthetic films]",
+    ),
+    click.option(
+        "--questions",
+        "num_questions",
+        type=click.IntRange(min=1),
+        help="Questions about films in the accuracy report.  [default: 2000 for a model of films, else 32]",
     ),
 )

@@ -135,6 +135,7 @@ class AccuracyReport:
     budget: Budget | None  # what ``max_accuracy_drop`` limits; None: random weights, which have no accuracy to lose
     max_accuracy_drop: float  # in points
     sizes: Sizes
+    tensorrt: dict[str, bool]  # quantised graph -> whether its quantisation obeys TensorRT's rules
     layers: LayerCounts | None  # None: not known
     worst_layers: tuple[LayerError, ...]  # by relative error, largest first
     engines: tuple[EngineAccuracy, ...]

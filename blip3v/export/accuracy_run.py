@@ -56,6 +56,7 @@ from blip3v.export.accuracy_reference import (
 )
 from blip3v.export.estimate import estimate
 from blip3v.export.source import ExportSource
+from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import (
     GRAPHS,
@@ -145,11 +146,17 @@ def measure_accuracy(
         budget=_budget(source, options),
         max_accuracy_drop=options.max_drop,
         sizes=_sizes(source, folder),
+        tensorrt=_tensorrt(folder, precision),
         layers=layers,
         worst_layers=worst_layers(layer_errors),
         engines=engines,
         unavailable=unavailable,
     )
+
+
+def _tensorrt(folder: Path, precision: Precision) -> dict[str, bool]:
+    quantized = [graph for graph, spec in precision.graphs.items() if spec.is_quantized]
+    return {graph: check_tensorrt_rules(folder / layout.graph_file(graph)).passed for graph in quantized}
 
 
 def runnable_backends(names: Sequence[str] | None) -> dict[str, dict[GraphName, Backend]]:
@@ -199,7 +206,9 @@ def compare_answers(
             result.kl.append(kl_divergence(expected_NV, draft.logits_nV[:count]))
             result.agreeing += agreeing
             known[i] = answer.token_ids[: start + count]
-        pending = [i for i in pending if len(known[i]) < len(reference.answers[i].token_ids)]
+        # An answer that contradicted its draft goes on: cut short, it would count as wrong and hide a loss.
+        answers = reference.answers
+        pending = [i for i in pending if not answers[i].is_complete or len(known[i]) < len(answers[i].token_ids)]
     return result
 
 

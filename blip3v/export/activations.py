@@ -55,7 +55,7 @@ def video_encoder_ranges(
     for name, found in ranges.items():
         layer = _layer(f"video_encoder.{name}" if name else "video_encoder")
         layers[layer] = max(layers.get(layer, 0.0), found.largest)
-    return layers
+    return {layer: value for layer, value in layers.items() if value > 0}  # the others are in an island
 
 
 @torch.inference_mode()

@@ -145,7 +145,7 @@ def video_encoder_islands(
     for name, part in parts.items():
         if isinstance(part, nn.Linear):
             _add_statistics(ranges[name], part, name, statistics)
-    _check_fits("the video tokens reach", ranges["vision_tokenizer.projection"].outputs, "video_encoder", precision)
+    _check_fits("the video tokens", ranges["vision_tokenizer.projection"].outputs, "video_encoder", precision)
 
     temporal = max((found.largest for name, found in ranges.items() if name.startswith(_TEMPORAL)), default=0.0)
     ours = {name: part for name, part in parts.items() if not name.startswith(_TEMPORAL)}
@@ -193,9 +193,7 @@ def decoder_islands(
         for name, released in _DECODER_LAYER.items():
             _add_statistics(ranges[name], layer.get_submodule(name), f"{source}.{released}", statistics)
             peaks[f"layers.{index}.{name}"] = ranges[name].largest
-        _check_fits(
-            f"queries, keys and values of layer {index} reach", ranges["qkv_proj"].outputs, "decoder", precision
-        )
+        _check_fits(f"queries, keys and values of layer {index}", ranges["qkv_proj"].outputs, "decoder", precision)
         # After the attention it has at most the sum; what the norms return enters the matrices after them.
         stream += [stream[-1] + ranges["o_proj"].outputs, ranges["down_proj"].outputs]
         stream += [ranges["qkv_proj"].inputs, ranges["gate_up_proj"].inputs, largest(x_1tD)]
@@ -221,7 +219,7 @@ def _check_fits(what: str, peak: float, graph: str, precision: GraphPrecision) -
     limit = precision.activation_limit
     if limit is not None and not peak <= limit:
         raise ExportError(
-            f"{what} {peak:.3g}; {precision.io} holds at most {limit:g}",
+            f"{what} reach {peak:.3g}; {precision.io} holds at most {limit:g}",
             remedy=f"export the {graph} in fp32, as in `precision='video_encoder=fp32,decoder=fp32'`",
         )
 

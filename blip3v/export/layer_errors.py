@@ -11,6 +11,7 @@ accuracy level 4). X and W are those of the smoothed or rotated model, whose out
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from blip3v.export.accuracy import LayerError
 from blip3v.export.quantized_formats import unpacked
 from blip3v.export.stored_layers import StoredLayer
 from blip3v.model.language import head_matrix
+from blip3v.runtime.backends import Execution, product_dtype
 
 __all__ = ["layer_errors"]
 
@@ -36,7 +38,7 @@ def layer_errors(
     graph: str,
     plan: Plan,
     text: TextConfig,
-    computed: Mapping[str, str],
+    engines: Mapping[str, Execution],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[LayerError]:
     """Yields the error of each quantised layer; one weight is in memory at a time.
@@ -46,7 +48,7 @@ def layer_errors(
         graph: video_encoder or decoder.
         plan: that the graph was written with.
         text: the language model's shape.
-        computed: back end -> what it computes quantised layers in.
+        engines: back end -> what it computes the graph with.
         progress: called with (layers done, total layers).
     """
     quantized = [layer for layer in layers if layer.is_quantized]
@@ -57,9 +59,9 @@ def layer_errors(
         got_RN = _rounded_inputs(rows_RK, layer) @ _stored_weight(layer).T
         error = float((got_RN - exact_RN).norm() / exact_RN.norm().clamp_min(torch.finfo(torch.float32).tiny))
         progress(index + 1, len(quantized))
-        yield LayerError(
-            name=layer.layer, graph=graph, weights=layer.weights, relative_error=error, computed=dict(computed)
-        )
+        dtype = product_dtype(layer.weights)
+        computed = {name: str(dataclasses.replace(engine, dtype=dtype)) for name, engine in engines.items()}
+        yield LayerError(name=layer.layer, graph=graph, weights=layer.weights, relative_error=error, computed=computed)
 
 
 def _stored_weight(layer: StoredLayer) -> Tensor:

@@ -45,10 +45,8 @@ def _writers(part: nn.Module) -> list[tuple[nn.Module, torch.dtype]]:
         found = [part.get_submodule("self_attn.out_proj"), part.get_submodule("mlp.fc2")]
         dtype = part.get_parameter("layer_norm1.weight").dtype
     elif isinstance(part, PerceiverResampler):
-        found, dtype = (
-            list(chain.from_iterable(cast(nn.ModuleList, layer) for layer in part.layers)),
-            part.latents.dtype,
-        )
+        found = list(chain.from_iterable(cast(nn.ModuleList, layer) for layer in part.layers))
+        dtype = part.latents.dtype
     return [(writer, dtype) for writer in found]
 
 

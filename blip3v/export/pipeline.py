@@ -184,8 +184,8 @@ def _check_options(
     in_int8 = precision.decoder.cache == "int8"
     if cache_scales is not None and not in_int8:
         raise UsageError(
-            f"`cache_scales` has no effect: the cache of {precision} is {precision.decoder.cache}",
-            remedy="choose a precision such as `precision='fp16+kv-int8'`, or leave `cache_scales` out",
+            f"cache_scales has no effect: the cache of {precision} is {precision.decoder.cache}",
+            remedy="choose a precision such as `precision='fp16+kv-int8'`",
         )
     if in_int8 and cache_scales is None and not check and not precision.is_quantized:
         raise UsageError(

@@ -27,7 +27,7 @@ from blip3v.calibration.mixed import resolve_mixed
 from blip3v.calibration.options import DEFAULT_MAX_KL, RecipeOptions
 from blip3v.calibration.plan import Plan, make_plan
 from blip3v.calibration.statistics import Calibration
-from blip3v.errors import UsageError
+from blip3v.errors import ExportError, UsageError
 from blip3v.export.accuracy import AccuracyReport, LayerCounts, LayerError
 from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy, runnable_backends
 from blip3v.export.cache_scales import cache_scales
@@ -35,7 +35,9 @@ from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.layer_errors import layer_errors
 from blip3v.export.source import ExportSource
 from blip3v.export.stored_layers import StoredLayer, check_quantized, read_layers
+from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.export.to_onnx import layer_names
+from blip3v.runtime.backends import GRAPHS
 
 __all__ = ["Quantization", "QuantizationOptions", "open_quantization"]
 
@@ -72,7 +74,7 @@ class Quantization:
         """Reads the written graphs; returns the layers of each.
 
         Raises:
-            ExportError: a layer is not stored as it was asked for.
+            ExportError: a layer is not stored as it was asked for, or a graph of Q/DQ breaks a rule of TensorRT.
         """
         names = layer_names(self.source.config)
         found = {}
@@ -80,6 +82,7 @@ class Quantization:
             found[graph] = read_layers(folder / graph_file(graph), names[graph])
             if spec.is_quantized:
                 check_quantized(found[graph], self._wanted(graph, spec, names[graph], found[graph]))
+                _check_portable(folder / graph_file(graph), found[graph])
         return found
 
     def accuracy(self, folder: Path, stored: dict[str, list[StoredLayer]]) -> AccuracyReport:
@@ -155,14 +158,22 @@ class Quantization:
 
     def _layer_errors(self, stored: dict[str, list[StoredLayer]]) -> Iterator[LayerError]:
         backends = runnable_backends(self.options.accuracy.backends)
-        for graph, spec in self.precision.graphs.items():
+        specs = self.precision.graphs
+        for graph in GRAPHS:
+            spec = specs[graph]
             if spec.is_quantized:
-                computed = {
-                    name: str(chosen[graph].execution(spec))  # type: ignore[index]
-                    for name, chosen in backends.items()
-                }
+                engines = {name: chosen[graph].execution(spec) for name, chosen in backends.items()}
                 stage = partial(self.progress, f"measure the layers of the {graph.replace('_', ' ')}")
-                yield from layer_errors(stored[graph], graph, self.plan, self.source.config.text, computed, stage)
+                yield from layer_errors(stored[graph], graph, self.plan, self.source.config.text, engines, stage)
+
+
+def _check_portable(path: Path, layers: list[StoredLayer]) -> None:
+    """A graph without blocks, which are for ONNX Runtime and OpenVINO alone, must suit every engine that reads Q/DQ."""
+    if any(layer.weights.endswith("-block") for layer in layers):
+        return
+    violations = check_tensorrt_rules(path).violations
+    if violations:
+        raise ExportError(f"{path.name} breaks rules of TensorRT: {violations[0]}; report this as a bug")
 
 
 @contextmanager

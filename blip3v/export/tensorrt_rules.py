@@ -2,10 +2,11 @@
 
     x -> QuantizeLinear -> DequantizeLinear \\
                                              MatMul, Gemm or Conv     int8: one scale for x, one per output of w
-    w (initializer) ----> DequantizeLinear /                          int4: x as it is, w in blocks along its inputs
+    w (initializer) ----> DequantizeLinear /                          blocks: x as it is, a scale for a few inputs of w
 
-TensorRT reads a graph's precision from these pairs (explicit quantisation) and refuses, or silently computes in floats,
-what it cannot match. Not here: operators that it lacks for other reasons, which are only counted.
+TensorRT reads a graph's precision from these pairs (explicit quantisation). What it cannot match it refuses, or accepts
+without a word and does not compute as meant: its parser takes a uint8 activation, for one. Not here: operators that it
+lacks for other reasons, which are only counted.
 """
 
 # Shapes: K inputs and N outputs of a weight.
@@ -17,17 +18,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 __all__ = ["RULES", "Rule", "TensorRTReport", "Violation", "check_tensorrt_rules"]
 
 _DOCS = "https://docs.nvidia.com/deeplearning/tensorrt/latest"
-_LAYERS = f"{_DOCS}/_static/c-api/classnvinfer1_1_1_i_dequantize_layer.html"
+_LAYERS = "https://docs.nvidia.com/deeplearning/tensorrt/api/c_api/classnvinfer1_1_1_i_dequantize_layer.html"
 _EXPLICIT = f"{_DOCS}/inference-library/quantized-types-explicit-quantization.html"
 _TYPES = f"{_DOCS}/inference-library/work-with-quantized-types.html"
-_WORKFLOWS = f"{_DOCS}/inference-library/quantized-types-workflows.html"
+_QUANTIZE = f"{_DOCS}/_static/operators/Quantize.html"
 _OPERATORS = "https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md"
 
 
@@ -40,15 +43,15 @@ class Rule:
 
 
 RULES = {
-    "operator": Rule(
-        "quantisation is QuantizeLinear and DequantizeLinear of the ONNX domain, nothing else", _OPERATORS
-    ),
+    "operator": Rule("quantisation is QuantizeLinear and DequantizeLinear of ONNX, and nothing else", _OPERATORS),
     "type": Rule("quantised values are int8, or int4 for weights", _TYPES),
     "symmetric": Rule("zero points are absent, or constants that are 0", _LAYERS),
-    "scale": Rule("scales are constants, finite and above 0", _LAYERS),
-    "activation": Rule("an activation has one scale", _WORKFLOWS),
-    "weight": Rule("a weight in int8 has one scale, or one for each output channel", _WORKFLOWS),
-    "block": Rule("a weight in int4 has a scale for each block of inputs, and all blocks have the same size", _LAYERS),
+    "scale": Rule("scales are constants, finite and above 0", f"{_QUANTIZE}, {_LAYERS}"),
+    "activation": Rule("an activation has one scale", "https://github.com/NVIDIA/TensorRT/issues/1040"),
+    "weight": Rule(
+        "a weight has one scale, or one for each output channel, or blocks beside inputs in floats", _QUANTIZE
+    ),
+    "block": Rule("blocks lie along the inputs of a weight, and all have the same size", f"{_QUANTIZE}, {_LAYERS}"),
     "weight only": Rule("the other input of a product with an int4 weight is not quantised", _TYPES),
     "pair": Rule("QuantizeLinear is followed by DequantizeLinear with the same scale", _EXPLICIT),
     "placement": Rule("DequantizeLinear is followed by a matrix product or a convolution", _EXPLICIT),
@@ -166,13 +169,15 @@ def _check_product(node: ir.Node) -> Iterator[Violation]:
     pairs = [_dequantize_of(value) for value in node.inputs[:2]]
     weights = [(index, pair) for index, pair in enumerate(pairs) if pair is not None and _is_weight(pair)]
     for index, weight in weights:
-        stored = _stored_type(weight)
-        if stored == _INT8:
+        size, beside = weight.attributes.get_int("block_size", 0), pairs[1 - index] is not None
+        if size:
+            yield from _check_blocks(node, index, weight, size)
+        else:
             yield from _check_channels(node, index, weight)
-        elif stored == _INT4:
-            yield from _check_blocks(node, index, weight)
-            if pairs[1 - index] is not None:
-                yield _violation(node, "weight only", "has both inputs quantised")
+        if beside and _stored_type(weight) == _INT4:
+            yield _violation(node, "weight only", "has both inputs quantised")
+        elif beside and size:
+            yield _violation(weight, "weight", "has blocks beside a quantised input")
 
 
 def _check_channels(node: ir.Node, index: int, weight: ir.Node) -> Iterator[Violation]:
@@ -181,25 +186,17 @@ def _check_channels(node: ir.Node, index: int, weight: ir.Node) -> Iterator[Viol
     if _is_single(scale):
         return
     axis, wanted = _axis(weight), _output_axis(node, index, _rank(weight.inputs[0]))
-    if _rank(scale) != 1 or weight.attributes.get_int("block_size", 0):
+    if _rank(scale) != 1:
         yield _violation(weight, "weight", f"has scales of shape {_shape(scale)}")
     elif axis != wanted:
         yield _violation(weight, "weight", f"has scales along axis {axis}; the outputs are axis {wanted}")
 
 
-def _check_blocks(node: ir.Node, index: int, weight: ir.Node) -> Iterator[Violation]:
-    scale, size = weight.inputs[1], weight.attributes.get_int("block_size", 0)
-    data_shape, scale_shape = _shape(weight.inputs[0]), _shape(scale)
-    rank = len(data_shape)
-    output = _output_axis(node, index, rank)
-    if size == 0:  # without blocks: a scale for each output channel is one block of all inputs
-        if not _is_single(scale) and (len(scale_shape) != 1 or _axis(weight) != output):
-            yield _violation(weight, "block", f"has scales of shape {scale_shape} along axis {_axis(weight)}")
-        return
-    axis = _axis(weight)
-    if axis == output:
+def _check_blocks(node: ir.Node, index: int, weight: ir.Node, size: int) -> Iterator[Violation]:
+    data_shape, scale_shape, axis = _shape(weight.inputs[0]), _shape(weight.inputs[1]), _axis(weight)
+    if axis == _output_axis(node, index, len(data_shape)):
         yield _violation(weight, "block", f"has blocks along axis {axis}, its outputs")
-    elif len(scale_shape) != rank or scale_shape[axis] * size != data_shape[axis]:
+    elif len(scale_shape) != len(data_shape) or scale_shape[axis] * size != data_shape[axis]:
         yield _violation(weight, "block", f"has {data_shape[axis]} inputs in blocks of {size}")
 
 
@@ -209,7 +206,7 @@ def _output_axis(product: ir.Node, index: int, rank: int) -> int:
         return 0
     if product.op_type == "ConvTranspose":
         return 1
-    flipped = product.op_type == "Gemm" and bool(product.attributes.get_int("transB" if index else "transA", 0))
+    flipped = product.op_type == "Gemm" and product.attributes.get_int("transB" if index else "transA", 0) != 0
     return rank - 1 if (index == 1) != flipped else rank - 2
 
 
@@ -258,9 +255,10 @@ def _is_constant(value: ir.Value | None) -> bool:
     return value is not None and ir.convenience.get_const_tensor(value) is not None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def _constant(value: ir.Value | None) -> NDArray[Any] | None:
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    array: NDArray[Any] | None = None if tensor is None else tensor.numpy()
+    return array
 
 
 def _is_single(value: ir.Value | None) -> bool:

@@ -135,6 +135,11 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], type[Blip3vError], str]] 
         CalibrationError,
         "contains the special token",
     ),
+    "a forged answer": (
+        lambda folder: ask(folder, *about("a.mp4", 8, answer="x<image>")),
+        CalibrationError,
+        "the answer 'x<image>' about a.mp4 contains a special token",
+    ),
     "too few prompts": (lambda folder: ask(folder, *about("a.mp4", 7)), CalibrationError, "7 prompts to calibrate on"),
     "a film of the evaluation": (
         lambda folder: (

@@ -146,7 +146,7 @@ def test_mixed_meets_its_budget_in_simulation(scan: Scan, tmp_path: Path) -> Non
 def test_mixed_without_a_table_says_what_to_run(tmp_path: Path) -> None:
     recipe = toy_table().recipe
     assert resolve_mixed(Precision.parse("int8"), None, recipe=recipe) == Precision.parse("int8")
-    with pytest.raises(UsageError, match=r"precision mixed .*`blip3v calibrate --sensitivity`"):
+    with pytest.raises(UsageError, match=r"precision mixed .*the sensitivity scan of `blip3v calibrate`"):
         resolve_mixed(MIXED, None, recipe=recipe)
 
     def refused(kind: type[Blip3vError], message: str, recipe: dict[str, object] = recipe) -> None:
@@ -155,7 +155,7 @@ def test_mixed_without_a_table_says_what_to_run(tmp_path: Path) -> None:
 
     refused(CalibrationError, "has no calibration.json")
     (tmp_path / "calibration.json").write_text(json.dumps({"sha256": "a" * 64}))
-    refused(CalibrationError, "has no sensitivity.json.*`blip3v calibrate --sensitivity`")
+    refused(CalibrationError, "has no sensitivity.json.*the sensitivity scan of `blip3v calibrate`")
     toy_table().save(tmp_path)
     assert resolve_mixed(MIXED, tmp_path, recipe=recipe) == choose_mixed(toy_table(), DEFAULT_MAX_KL, MIXED)
     refused(CalibrationError, "another recipe: smoothing True instead of False; delete it", {"smoothing": False})

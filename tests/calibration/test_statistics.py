@@ -80,7 +80,7 @@ def test_a_calibration_is_of_its_model_and_no_other(
     with pytest.raises(CalibrationError, match=r"of this one, model: they differ in num_frames \(8 and 5\); calibrate"):
         calibration.check_model(model.hashed_provenance(), folder_source(tmp_path / "other", num_frames=5).config)
     generated = random_source(small_config())
-    with pytest.raises(CalibrationError, match="random weights or not"):
+    with pytest.raises(CalibrationError, match="whether the weights are trained"):
         calibration.check_model(generated.provenance, generated.config)
 
 

@@ -150,7 +150,7 @@ def test_what_cannot_be_quantised_as_asked_is_refused(
         CalibrationError, match="was made of another model, tiny-tokenlearner, not of this one, tiny-gttm"
     ):
         export(resolve_source(encoder="gttm"), "int8", options(calibration))
-    with pytest.raises(UsageError, match=r"precision mixed .*`blip3v calibrate --sensitivity`"):
+    with pytest.raises(UsageError, match=r"precision mixed .*the sensitivity scan of `blip3v calibrate`"):
         export(source, "mixed", None)
     with pytest.raises(UsageError, match="int8 cache cannot be combined with"):
         export(source, "int8+kv-int8", options(calibration, rotation=True))

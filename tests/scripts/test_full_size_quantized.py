@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from blip3v.config import preset
 from scripts import full_size_quantized
 from scripts.full_size_quantized import COMPARISONS, FORMS, Report, summary
 
@@ -37,7 +38,7 @@ def test_layers_are_the_difference_between_two_graphs() -> None:
 
 def test_cut_models_keep_the_full_width() -> None:
     cuts = full_size_quantized._cuts(OPTIONS)
-    full = full_size_quantized.preset("xgen-mm-vid")
+    full = preset("xgen-mm-vid")
     assert {name for comparison in COMPARISONS for name in comparison.cuts} == set(cuts)
     for cut in cuts.values():
         assert set(cut.forms) <= set(FORMS)

@@ -36,7 +36,11 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
         if command[3] == "eval":
             engines = [engine("onnxruntime"), engine("openvino", lost=3)]
             parts: dict[str, Any] = dict.fromkeys(("precision", "reference", "layers"), "")
-            parts |= {"sizes": {"bundle": 4_000_000}, "unavailable": {}, "engines": engines}
+            parts |= {
+                "sizes": {"bundle": 4_000_000},
+                "unavailable": {"other": f"opening {output} failed"},
+                "engines": engines,
+            }
             output.write_text(json.dumps(parts), "utf-8")
         else:
             output.mkdir(parents=True, exist_ok=True)

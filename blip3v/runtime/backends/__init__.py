@@ -336,9 +336,9 @@ def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
     return backend
 
 
-def product_dtype(precision: GraphPrecision) -> str:
-    """What both factors of a graph's matrix products are on a CPU with integer kernels, for ``Execution.dtype``."""
-    return _PRODUCT_DTYPES.get(precision.weights, "fp32")
+def product_dtype(weights: str) -> str:
+    """What both factors of a matrix product are on a CPU, for ``Execution.dtype``; ``weights`` is their format."""
+    return _PRODUCT_DTYPES.get(weights, "fp32")
 
 
 def stored_and_computed(precision: Precision) -> str:

@@ -84,7 +84,7 @@ class OnnxRuntimeBackend:
         """See ``Backend``."""
         versions = [version for version in map(_version, _PACKAGES) if version is not None]
         version = versions[0] if versions else None
-        dtype = product_dtype(precision)
+        dtype = product_dtype(precision.weights)
         return Execution(backend=self.name, engine="ONNX Runtime", version=version, device="CPU", dtype=dtype)
 
     def resident_bytes(self, graph: GraphFile) -> int:

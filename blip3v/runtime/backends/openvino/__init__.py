@@ -53,7 +53,7 @@ class OpenVinoBackend:
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        dtype = product_dtype(precision)
+        dtype = product_dtype(precision.weights)
         return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype=dtype)
 
     def resident_bytes(self, graph: GraphFile) -> int:

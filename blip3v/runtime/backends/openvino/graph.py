@@ -139,7 +139,8 @@ def _keep_attention(node: Any, found: list[_Attention]) -> list[Any]:
     split = ops.variadic_split(node.get_input(0), -1, [heads * width, kv_heads * width, kv_heads * width])
     window = node.get_attribute("local_window_size", -1)
     in_int8 = node.get_attribute("kv_cache_bit_width", 0) == 8
-    scales = tuple(_constant(node.get_input(i)).reshape(1, kv_heads, 1, width) for i in (12, 13)) if in_int8 else None
+    found_scales = [_constant(node.get_input(i)).reshape(1, kv_heads, 1, width) for i in (12, 13)] if in_int8 else []
+    scales = (found_scales[0], found_scales[1]) if in_int8 else None
     found.append(_Attention(split, heads, kv_heads, width, window, node.get_input(7), node.get_input(8), scales))
     # Of one part each, so that an input does not become an output, whose name it would take.
     presents = [ops.concat([node.get_input(index)], 2).output(0) for index in (3, 4)]

@@ -26,7 +26,7 @@ def test_a_scan_writes_its_table_and_picture_beside_the_calibration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = write_folder(tmp_path / "model", small_config()), tmp_path / "made"
-    arguments = ("-m", folder, "--clips", 2, "--prompts", 4, "--rows", 16, "-o", output, "--sensitivity", "-q")
+    arguments = ("-m", folder, "--clips", 2, "--prompts", 4, "--rows", 8, "-o", output, "--sensitivity", "-q")
     assert run(*arguments) == 0
     printed = capsys.readouterr()
     assert printed.err == ""

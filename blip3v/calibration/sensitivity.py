@@ -28,7 +28,7 @@ from blip3v.calibration.data import AskedClip
 from blip3v.calibration.layers import LinearLayer, linear_layers
 from blip3v.calibration.plan import Plan
 from blip3v.calibration.sensitivity_table import TABLE_FILE, Block, Comparison, SensitivityTable, parameter_names
-from blip3v.calibration.simulated import Quantizer, SimulatedDecoder, SimulatedVideoEncoder
+from blip3v.calibration.simulated import BeforeLayer, Quantizer, SimulatedDecoder, SimulatedVideoEncoder, pass_by
 from blip3v.calibration.spool import Spool
 from blip3v.config import ModelConfig
 from blip3v.errors import CalibrationError
@@ -174,12 +174,14 @@ class Scan:
         first = _first_layer(of_decoder, _DECODER_LAYERS, self.config.text.num_layers)
         return self._decoder.logits(self._of_decoder.load(first), self._positions(), of_decoder, first=first)
 
-    def _logits(self, videos: Sequence[Tensor], formats: Mapping[str, str], **options: Any) -> list[Tensor]:
+    def _logits(
+        self, videos: Sequence[Tensor], formats: Mapping[str, str], *, before_layer: BeforeLayer = pass_by
+    ) -> list[Tensor]:
         hidden = []
         for (clip, asked), text_LD in zip(self._prompts, self._texts, strict=True):
             embeds_LD = splice(text_LD.numpy(), asked.prompt.image_position, videos[clip].numpy())
             hidden.append(self._decoder.start(torch.from_numpy(embeds_LD)))
-        return self._decoder.logits(hidden, self._positions(), formats, **options)
+        return self._decoder.logits(hidden, self._positions(), formats, before_layer=before_layer)
 
     def _positions(self) -> list[range]:
         """Those that predict the answer's tokens and its end: the last of the prompt, and each of the answer."""

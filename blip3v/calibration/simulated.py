@@ -37,6 +37,7 @@ __all__ = [
     "SimulatedDecoder",
     "SimulatedFormat",
     "SimulatedVideoEncoder",
+    "pass_by",
     "simulated",
 ]
 
@@ -71,8 +72,8 @@ FORMATS: dict[str, SimulatedFormat] = {
 }
 
 
-def _pass_by(index: int, hidden: Sequence[Tensor]) -> None:
-    pass
+def pass_by(index: int, hidden: Sequence[Tensor]) -> None:
+    """A ``BeforeLayer`` that does nothing."""
 
 
 class Quantizer:
@@ -189,7 +190,7 @@ class SimulatedVideoEncoder:
         formats: Mapping[str, str],
         *,
         first: int = 0,
-        before_layer: BeforeLayer = _pass_by,
+        before_layer: BeforeLayer = pass_by,
     ) -> list[Tensor]:
         """Computes video tokens.
 
@@ -249,7 +250,7 @@ class SimulatedDecoder:
         formats: Mapping[str, str],
         *,
         first: int = 0,
-        before_layer: BeforeLayer = _pass_by,
+        before_layer: BeforeLayer = pass_by,
     ) -> list[Tensor]:
         """Computes logits without a cache.
 

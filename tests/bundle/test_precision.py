@@ -43,7 +43,9 @@ def test_a_choice_for_each_graph() -> None:
     ],
 )
 def test_another_name_is_refused_with_the_ones_that_exist(text: str) -> None:
-    with pytest.raises(UsageError, match="allowed: fp32, fp16, int8, int8-weight, int4, or one for each graph, as in"):
+    with pytest.raises(
+        UsageError, match="allowed: fp32, fp16, int8, int8-weight, int4, mixed, or one for each graph, as in"
+    ):
         Precision.parse(text)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,7 +13,7 @@ from toy_plan import ToyPlan
 
 from blip3v.calibration.data import ClipSet
 from blip3v.calibration.layers import HEAD
-from blip3v.calibration.quantized import nearest, scales_of
+from blip3v.calibration.quantized import QuantizedMatrix, nearest, scales_of
 from blip3v.calibration.simulated import FORMATS, Quantizer, SimulatedDecoder, SimulatedVideoEncoder, simulated
 from blip3v.config import ModelConfig
 from blip3v.errors import ConfigError
@@ -22,15 +24,17 @@ GROUP = 32
 class OneLayer:
     """A plan of one layer, whose inputs have the scale 0.05."""
 
-    input_rotation_DD = None
-
     def __init__(self) -> None:
-        self.weights: dict[str, torch.Tensor] = {}
+        self.weights: Mapping[str, torch.Tensor] = {}
+        self.input_rotation_DD: torch.Tensor | None = None
 
     def activation_scale(self, layer: str) -> float:
         return 0.05
 
-    def quantize(self, layer: str, weight_NK, *, bits: int, group_size: int | None):
+    def rows(self, layer: str) -> torch.Tensor:
+        raise NotImplementedError
+
+    def quantize(self, layer: str, weight_NK: torch.Tensor, *, bits: int, group_size: int | None) -> QuantizedMatrix:
         return nearest(weight_NK, scales_of(weight_NK, bits, group_size), bits, group_size)
 
 
@@ -163,7 +167,7 @@ def test_the_decoder_of_a_rotated_plan_rotates_its_inputs(whole_model, toy_plan:
     width = whole_model.config.text.hidden_size
     rotation_DD = torch.linalg.qr(torch.randn(width, width)).Q
     plan = OneLayer()
-    plan.weights, plan.input_rotation_DD = dict(toy_plan.weights), rotation_DD  # type: ignore[assignment]
+    plan.weights, plan.input_rotation_DD = dict(toy_plan.weights), rotation_DD
     embeds_LD = torch.randn(3, width)
     started_LD = SimulatedDecoder(whole_model.config, Quantizer(plan, GROUP)).start(embeds_LD)
     torch.testing.assert_close(started_LD, embeds_LD @ rotation_DD)

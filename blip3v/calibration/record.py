@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from blip3v.bundle.manifest import Source
 from blip3v.config import ModelConfig
@@ -81,7 +80,6 @@ class CalibrationRecord:
     settings: SamplingSettings
     layers: dict[str, LayerRecord]  # by name, as ``linear_layers`` has them
     sha256: str  # of statistics.safetensors
-    sensitivity: dict[str, Any] | None = None  # added by ``Calibration.add_sensitivity``
 
 
 def check_target(folder: Path, *, force: bool) -> None:

@@ -41,7 +41,7 @@ from blip3v.calibration.record import (
 from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import ArtifactError, CalibrationError, ConfigError
 from blip3v.model.weight_file import TensorInfo, compare, header, listed, opened, read_tensor_infos
-from blip3v.publishing import cannot_write, new_folder, write_file
+from blip3v.publishing import cannot_write, new_folder
 
 __all__ = ["Calibration", "CalibrationWriter", "LayerStatistics", "Statistics", "cache_names", "new_calibration"]
 
@@ -182,18 +182,6 @@ class Calibration:
                 f"{self.path} was made of {shared[0]}, which is also in the evaluation; calibrate or evaluate on "
                 "other videos"
             )
-
-    def add_sensitivity(self, table: Mapping[str, Any]) -> None:
-        """Adds a table to ``calibration.json``, or replaces the one that is there.
-
-        Raises:
-            ArtifactError: the file cannot be written.
-        """
-        self.record = dataclasses.replace(self.record, sensitivity=dict(table))
-        try:
-            write_file(self.path / RECORD_FILE, strict_json.dumps(dataclasses.asdict(self.record)))
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
 
     def _check_statistics(self) -> None:
         """Raises CalibrationError, or ArtifactError if the file is broken."""

@@ -29,6 +29,7 @@ from blip3v.calibration.plan import Plan, make_plan
 from blip3v.calibration.statistics import Calibration
 from blip3v.errors import ExportError, UsageError
 from blip3v.export.accuracy import AccuracyReport, LayerCounts, LayerError
+from blip3v.export.accuracy_data import own_videos
 from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy, runnable_backends
 from blip3v.export.cache_scales import cache_scales
 from blip3v.export.decoder_graph import CacheScales
@@ -190,14 +191,16 @@ def open_quantization(
 
     Raises:
         UsageError: a graph is mixed and no calibration is given.
-        CalibrationError: the calibration is broken or of another model, or none can be made; or a graph is mixed and
-            the calibration has no sensitivity table.
+        CalibrationError: the calibration is broken, of another model, or of videos that the accuracy is measured on; or
+            none can be made; or a graph is mixed and the calibration has no sensitivity table.
         OutOfMemoryError: calibrating would need more memory than is free.
     """
     recipe = dataclasses.asdict(options.recipe)
     precision = resolve_mixed(precision, options.calibration, recipe=recipe, max_kl=options.max_kl)
     with tempfile.TemporaryDirectory(prefix="blip3v-calibration-") as temporary:
         calibration = _calibration(source, options, Path(temporary), progress)
+        if options.accuracy.data is not None:
+            calibration.check_held_apart(own_videos(source, options.accuracy.data).record)
         plan = make_plan(source.weights, source.config, calibration, precision, options.recipe)
         yield Quantization(source, precision, options, calibration, plan, progress)
 

@@ -115,19 +115,13 @@ def test_an_unknown_layer_is_named(calibration: Calibration) -> None:
         calibration.layer(cache_names(calibration.record.config.text)[0])
 
 
-def test_a_table_of_sensitivity_is_added(folder: Path) -> None:
-    made = Calibration.load(folder)
-    made.add_sensitivity({"blocks": {"a": 0.5}})
-    assert Calibration.load(folder).record.sensitivity == made.record.sensitivity == {"blocks": {"a": 0.5}}
-
-
 BROKEN_JSON: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown key": (lambda values: values.update(extra=1), "unknown key 'extra'"),
     "missing key": (lambda values: values.pop("data"), "lacks the key 'data'"),
     "newer schema": (lambda values: values.update(schema_version=2), "schema_version 2; this blip3v reads 1"),
     "wrong type": (lambda values: values["data"].update(num_clips="x"), "num_clips is 'x'"),
-    "NaN": (lambda values: values.update(sensitivity={"x": float("nan")}), "NaN is not a JSON number"),
-    "infinity": (lambda values: values.update(sensitivity={"x": float("inf")}), "Infinity is not a JSON number"),
+    "NaN": (lambda values: values.update(created_by={"x": float("nan")}), "NaN is not a JSON number"),
+    "infinity": (lambda values: values.update(created_by={"x": float("inf")}), "Infinity is not a JSON number"),
     "missing layer": (lambda values: values["layers"].pop(LAYER), f"missing {LAYER}"),
     "unknown layer": (lambda values: values["layers"].update(x=values["layers"][LAYER]), "unknown x"),
     "more extreme rows than rows": (

@@ -27,6 +27,7 @@ __all__ = ["ROWS", "BundleRow", "check_models", "default_bundles", "default_film
 
 _FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
 _DEFAULT = Precision.parse(DEFAULT_PRECISION)
+_FEW_QUESTIONS = 24
 _KEY_LENGTH = 12
 
 
@@ -104,6 +105,8 @@ def _source(row: BundleRow, models: Path | None) -> ExportSource:
 
 def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: Callable[[str], None]) -> Path:
     from blip3v.export import export_bundle  # as above
+    from blip3v.export.accuracy_run import AccuracyOptions
+    from blip3v.export.quantization import QuantizationOptions
 
     path = folder / f"{source.folder_name}-{precision.file_name}-{_key(source, precision)}"
     if path.exists():
@@ -116,7 +119,10 @@ def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: 
             return path
     progress(f"exporting {path}")
     folder.mkdir(parents=True, exist_ok=True)
-    return export_bundle(source, path, precision=precision, force=path.exists()).path
+    quantization = None
+    if precision.is_quantized:  # of speed alone: a few questions show that the graphs run
+        quantization = QuantizationOptions(accuracy=AccuracyOptions(num_questions=_FEW_QUESTIONS, max_drop=100))
+    return export_bundle(source, path, precision=precision, quantization=quantization, force=path.exists()).path
 
 
 def _key(source: ExportSource, precision: Precision) -> str:

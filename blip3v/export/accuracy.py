@@ -59,7 +59,7 @@ class LayerCounts:
 
     asked: int  # that the precision quantises
     quantized: int
-    kept: int  # of those asked for, that stayed in floating point
+    kept: int  # that the precision keeps in floating point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class AnswerScore:
     @property
     def disagreement(self) -> float:
         """Share of the tokens that the graph would not have chosen, in points."""
-        return 100 * (1 - self.tokens_agreeing / self.num_tokens)
+        return 100 * (self.num_tokens - self.tokens_agreeing) / self.num_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,7 @@ class _Job:
         check: bool,
         progress: Progress,
     ) -> None:
+        self._quantized = quantized
         self._plan = None if quantized is None else quantized.plan
         self._source = source
         self._config = source.config
@@ -286,6 +287,7 @@ class _Job:
     def _video_encoder(self) -> tuple[dict[str, WeightCount], VideoCheck | None, dict[str, Any]]:
         config, weights, precision = self._config, self._source.weights, self._precision.video_encoder
         path = self._folder / "onnx" / "video_encoder.onnx"
+        self._choose_scales("video_encoder")
         make = partial(video_encoder_to_onnx, config, weights, precision, self._plan)
         counts = self._write("video encoder", path, make)
         if not self._check:
@@ -299,6 +301,7 @@ class _Job:
         path = self._folder / "onnx" / "decoder.onnx"
         fp32_table_VD: NDArray[np.float32] = embedding_table(weights, config.text).numpy()
         scales = self._scales(fp32_table_VD, video)
+        self._choose_scales("decoder")
         make = partial(decoder_to_onnx, config, weights, precision, self._plan, cache_scales=scales)
         counts = self._write("decoder", path, make)
         write_embeddings(self._folder / "embeddings.safetensors", fp32_table_VD.astype(precision.embeddings))
@@ -318,6 +321,10 @@ class _Job:
         prompt_tD = splice(table_VD[list(self._prompt.ids)], self._prompt.image_position, video.expected_MD)
         stage = partial(self._progress, "calibrate the KV cache")
         return prompt_cache_scales(self._config.text, self._source.weights, prompt_tD, stage)
+
+    def _choose_scales(self, graph: str) -> None:
+        if self._quantized is not None:
+            self._quantized.choose_scales(graph)
 
     def _write(self, name: str, path: Path, make: Callable[[], ir.Model]) -> dict[str, WeightCount]:
         """Traces a component and writes it; returns its stored weights."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from blip3v.bundle.layout import graph_file
-from blip3v.bundle.precision import GraphPrecision, Precision
+from blip3v.bundle.precision import Precision
 from blip3v.calibration.collect import calibrate
 from blip3v.calibration.data import default_counts, film_clips
 from blip3v.calibration.layers import HEAD, linear_layers
@@ -35,7 +36,7 @@ from blip3v.export.cache_scales import cache_scales
 from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.layer_errors import layer_errors
 from blip3v.export.source import ExportSource
-from blip3v.export.stored_layers import StoredLayer, check_quantized, read_layers
+from blip3v.export.stored_layers import INTEGER_FORMATS, StoredLayer, check_quantized, read_layers
 from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.export.to_onnx import layer_names
 from blip3v.runtime.backends import GRAPHS
@@ -71,6 +72,13 @@ class Quantization:
     plan: Plan
     progress: _Progress
 
+    def choose_scales(self, graph: str) -> None:
+        """Chooses the static scales of a graph, which takes a while at full size; the plan keeps them."""
+        static = [layer for layer, form in self._wanted(graph).items() if form == "int8"]
+        for index, layer in enumerate(static):
+            self.plan.activation_scale(layer)
+            self.progress(f"choose the scales of the {graph.replace('_', ' ')}", index + 1, len(static))
+
     def check_layers(self, folder: Path) -> dict[str, list[StoredLayer]]:
         """Reads the written graphs; returns the layers of each.
 
@@ -80,10 +88,11 @@ class Quantization:
         names = layer_names(self.source.config)
         found = {}
         for graph, spec in self.precision.graphs.items():
-            found[graph] = read_layers(folder / graph_file(graph), names[graph])
+            path = folder / graph_file(graph)
+            found[graph] = read_layers(path, names[graph])
             if spec.is_quantized:
-                check_quantized(found[graph], self._wanted(graph, spec, names[graph], found[graph]))
-                _check_portable(folder / graph_file(graph), found[graph])
+                check_quantized(found[graph], self._wanted(graph, found[graph]))
+                _check_portable(path, found[graph])
         return found
 
     def accuracy(self, folder: Path, stored: dict[str, list[StoredLayer]]) -> AccuracyReport:
@@ -96,15 +105,16 @@ class Quantization:
         Raises:
             ProviderError: no back end can run them.
         """
+        wanted = [form for graph, layers in stored.items() for form in self._wanted(graph, layers).values()]
+        asked = sum(form in INTEGER_FORMATS for form in wanted)
         quantized = sum(layer.is_quantized for layers in stored.values() for layer in layers)
-        kept = sum(len(layers) for layers in stored.values()) - quantized
         return measure_accuracy(
             self.source,
             folder,
             self.precision,
             self.options.accuracy,
             layer_errors=list(self._layer_errors(stored)),
-            layers=LayerCounts(asked=quantized, quantized=quantized, kept=kept),
+            layers=LayerCounts(asked=asked, quantized=quantized, kept=len(wanted) - asked),
             progress=self.progress,
         )
 
@@ -142,20 +152,17 @@ class Quantization:
             "recipe": dataclasses.asdict(self.options.recipe),
         }
 
-    def _wanted(
-        self, graph: str, spec: GraphPrecision, names: dict[str, str], found: list[StoredLayer]
-    ) -> dict[str, str]:
-        """The format of every layer of a graph: from the model and the precision; from the graph, names of nodes."""
-        parameters: dict[str, list[str]] = {}
-        for name, layer in names.items():
-            parameters.setdefault(layer, []).append(name)
-        nodes: dict[str, list[str]] = {}
+    def _wanted(self, graph: str, found: Sequence[StoredLayer] = ()) -> dict[str, str]:
+        """The format of every layer of a graph, from the model and the precision; ``found`` gives names of nodes."""
+        spec = self.precision.graphs[graph]
+        parameters: defaultdict[str, list[str]] = defaultdict(list)
+        for name, layer in layer_names(self.source.config)[graph].items():
+            parameters[layer].append(name)
+        nodes: defaultdict[str, list[str]] = defaultdict(list)
         for stored in found:
-            nodes.setdefault(stored.layer, []).append(stored.node)
+            nodes[stored.layer].append(stored.node)
         layers = [layer for layer in linear_layers(self.source.config).values() if layer.graph == graph]
-        return {
-            layer.name: spec.format_of(_weights(layer.name, parameters), nodes.get(layer.name, ())) for layer in layers
-        }
+        return {layer.name: spec.format_of(_weights(layer.name, parameters), nodes[layer.name]) for layer in layers}
 
     def _layer_errors(self, stored: dict[str, list[StoredLayer]]) -> Iterator[LayerError]:
         backends = runnable_backends(self.options.accuracy.backends)
@@ -216,6 +223,6 @@ def _calibration(source: ExportSource, options: QuantizationOptions, folder: Pat
     return calibrate(folder / "calibration", source, provenance, samples, progress=progress)
 
 
-def _weights(layer: str, parameters: dict[str, list[str]]) -> list[str]:
+def _weights(layer: str, parameters: Mapping[str, list[str]]) -> list[str]:
     """Names of a layer's weight in its graph; the head's is joined from several tensors."""
-    return ["lm_head"] if layer == HEAD else [name for name in parameters.get(layer, []) if name.endswith(".weight")]
+    return ["lm_head"] if layer == HEAD else [name for name in parameters[layer] if name.endswith(".weight")]

@@ -17,11 +17,11 @@ from blip3v.export.passes import PACKED_INT4
 from blip3v.export.quantized_formats import BLOCK_VALUES, VALUES
 from blip3v.export.weight_formats import HALF
 
-__all__ = ["StoredLayer", "check_quantized", "read_layers"]
+__all__ = ["INTEGER_FORMATS", "StoredLayer", "check_quantized", "read_layers"]
 
 # Suffix of the stored tensor that holds a weight's values -> the format; a plain float has none.
 _FORMATS = {VALUES: "int8", BLOCK_VALUES: "int8-block", PACKED_INT4: "int4-block", HALF: "float16-stored"}
-_INTEGER_FORMATS = ("int8", "int8-block", "int4-block")
+INTEGER_FORMATS = ("int8", "int8-block", "int4-block")
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 
 
@@ -41,7 +41,7 @@ class StoredLayer:
     @property
     def is_quantized(self) -> bool:
         """Whether its weight is stored in integers."""
-        return self.weights in _INTEGER_FORMATS
+        return self.weights in INTEGER_FORMATS
 
 
 def read_layers(path: Path, layers: Mapping[str, str]) -> list[StoredLayer]:

@@ -54,18 +54,22 @@ GRAPH_ENTRIES = st.fixed_dictionaries(
     }
 )
 FLOATS = st.sampled_from(["float16", "float32"])
-ISLANDS = st.builds(Island, name=TEXTS, parameters=st.lists(TEXTS, max_size=2).map(tuple), weights=TEXTS)
+PATTERNS = st.lists(TEXTS, min_size=1, max_size=2).map(tuple)
+ISLANDS = st.builds(Island, name=TEXTS, parameters=PATTERNS, weights=TEXTS) | st.builds(
+    Island, name=TEXTS, nodes=PATTERNS, weights=TEXTS
+)
 
 
 def specs(cache: st.SearchStrategy[str | None]) -> st.SearchStrategy[GraphPrecision]:
     return st.builds(
         GraphPrecision,
-        name=st.sampled_from(["fp32", "fp16"]),
+        name=st.sampled_from(["fp32", "fp16", "int4"]),
         weights=TEXTS,
         activations=TEXTS,
         io=FLOATS,
         cache=cache,
         islands=st.lists(ISLANDS, max_size=2).map(tuple),
+        group_size=st.none() | COUNTS,
     )
 
 
@@ -103,7 +107,7 @@ MANIFESTS = st.builds(
     weights=st.dictionaries(TEXTS, st.dictionaries(TEXTS, COUNTED, max_size=2), max_size=2),
     parity=st.none() | st.dictionaries(TEXTS, JSON, max_size=3),
     files=st.dictionaries(FILE_NAMES, st.builds(FileEntry, sha256=DIGESTS, size_bytes=SIZES), max_size=3),
-    calibration=st.none(),
+    calibration=st.none() | st.dictionaries(TEXTS, JSON, max_size=3),
     schema_version=st.just(2),
 )
 
@@ -158,7 +162,7 @@ def symbolic_graphs() -> dict[str, object]:
     [
         ({"num_token": 3}, "did you mean 'num_video_tokens'"),
         ({"precision": "fp16"}, "an object with the keys of Precision"),
-        ({"precision": changed_spec("decoder", name="int8")}, "decoder is 'int8'; allowed: fp32, fp16"),
+        ({"precision": changed_spec("decoder", name="fp8")}, "decoder is 'fp8'; allowed: fp32, fp16"),
         ({"precision": changed_spec("decoder", io="int8")}, "allowed: float32, float16"),
         ({"precision": changed_spec("decoder", cache=None)}, "must have a cache dtype"),
         ({"precision": changed_spec("video_encoder", cache="float16")}, "must have none"),
@@ -169,7 +173,7 @@ def symbolic_graphs() -> dict[str, object]:
         ({"opset": "24"}, "int is expected"),
         ({"opset": True}, "int is expected"),
         ({"num_frames": 0}, "at least 1"),
-        ({"calibration": {}}, "calibration"),
+        ({"calibration": 1}, "calibration"),
         ({"graphs": {}}, "video_encoder and decoder are needed"),
         ({"files": {"config.json": {"sha256": "0" * 63, "size_bytes": 1}}}, "64 lower-case hex digits"),
         ({"files": {"config.json": {"sha256": "0" * 64 + "\n", "size_bytes": 1}}}, "64 lower-case hex digits"),

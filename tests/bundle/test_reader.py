@@ -236,7 +236,7 @@ def safetensors(header: str, num_data_bytes: int) -> bytes:
 
 SMALL = '{"embed_tokens": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}}'
 BAD_EMBEDDINGS = {
-    "other-shape": (safetensors(SMALL, 12), "is float16 (2, 3); the decoder needs float16 (611, 128)"),
+    "other-shape": (safetensors(SMALL, 12), "is float16 (2, 3); the bundle needs float16 (611, 128)"),
     "trailing-bytes": (safetensors(SMALL, 13), "needs 12 bytes; 13 follow"),
     "short": (safetensors(SMALL, 11), "needs 12 bytes; 11 follow"),
     "offset": (safetensors(SMALL.replace("[0, 12]", "[4, 16]"), 16), "offsets"),
@@ -276,7 +276,7 @@ def test_embeddings_of_another_dtype_than_the_decoders_are_refused(bundle: Path)
     write_embeddings(bundle / "table", embedding_table().astype(np.float32))
     rewrite(bundle, "embeddings.safetensors", (bundle / "table").read_bytes())
     (bundle / "table").unlink()
-    with pytest.raises(ArtifactError, match=r"is float32 \(611, 128\); the decoder needs float16"):
+    with pytest.raises(ArtifactError, match=r"is float32 \(611, 128\); the bundle needs float16"):
         open_bundle(bundle).embeddings()
 
 

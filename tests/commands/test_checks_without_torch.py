@@ -77,7 +77,7 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "eval: reference of a model folder": (["eval", "-m", "model", "--reference", "model"], 2, "is not a bundle"),
     "eval: own videos without a reference": (["eval", "-m", "bundle", "--data", "empty"], 2, "has no effect without"),
     "train: recipe": (["train", "--recipe", "nope"], 2, "recipe 'nope' is neither a file nor one of"),
-    "train: needs a start": (["train", "--recipe", "tiny-gttm"], 2, "starts from 'tiny-base'; name its folder"),
+    "train: needs a start": (["train", "--recipe", "tiny-none"], 2, "starts from 'tiny-base'; name its folder"),
     "train: unknown start": (["train", "--recipe", "tiny-gttm", "--init", "nowhere"], 3, "nowhere does not exist"),
     "train: output exists": (["train", "--recipe", "tiny-base", "-o", "run"], 2, "run already contains a run"),
     "train: nothing to resume": (["train", "--recipe", "tiny-base", "-o", "empty", "--resume"], 2, "no checkpoint to"),

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from blip3v import cli
+from blip3v.bundle.precision import PRECISIONS
 from blip3v.commands.completion import command
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def test_verbs_are_completed_without_importing_any() -> None:
         ("blip3v chat --device ", ["plain,auto", "plain,cpu"]),
         ("blip3v train --recipe tiny-b", ["plain,tiny-base"]),
         ("blip3v train --recipe ./", ["file,./"]),
-        ("blip3v export --precision ", ["plain,fp32", "plain,fp16"]),
+        ("blip3v export --precision ", [f"plain,{name}" for name in PRECISIONS]),
         ("blip3v bench --precision fp1", ["plain,fp16"]),
         ("blip3v exprt --", ["plain,--version", "plain,--help"]),
     ],

@@ -118,6 +118,7 @@ def _report(engine: EngineAccuracy, **changes: object) -> AccuracyReport:
         budget="exact match",
         max_accuracy_drop=1.0,
         sizes=Sizes(graphs={"decoder": 1}, bundle=2, fp32_graphs={"decoder": 4}, fp32_bundle=8),
+        tensorrt={"decoder": True},
         layers=LayerCounts(asked=14, quantized=12, kept=2),
         worst_layers=worst_layers(errors),
         engines=(engine,),

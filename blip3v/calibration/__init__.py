@@ -6,3 +6,7 @@
 Not here: how integers are stored in a graph (``export/weight_formats.py``), and what they do to answers
 (``export/accuracy.py``).
 """
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -43,9 +43,9 @@ def bundle(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(
         pipeline,
         "video_encoder_to_onnx",
-        lambda *_: ir.load(export_video_encoder(base, "tokenlearner", "fp32").path),
+        lambda *_, **__: ir.load(export_video_encoder(base, "tokenlearner", "fp32").path),
     )
-    monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_: ir.load(export_decoder(base, "fp32").path))
+    monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_, **__: ir.load(export_decoder(base, "fp32").path))
     output = tmp_path / "bundle"
     export_bundle(folder_source(folder), output, precision=Precision.parse("fp32"), check=False)
     return output

@@ -49,7 +49,7 @@ def test_prefill_and_steps_of_the_decoder_match(decoder: Callable[[str], Exporte
         prompt,
         VideoCheck((), video_MD, video_MD, {}),
         named.decoder,
-        named.tolerance,
+        named.decoder.tolerance,
         backend=backend,
     )
     assert all(row.passed for row in check.comparisons), check.comparisons

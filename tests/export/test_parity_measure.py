@@ -39,11 +39,11 @@ def test_the_measures_match_their_formulas() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_limit_comes_from_the_table(precision: str) -> None:
     theirs = np.linspace(-1, 1, 1001)
-    limit = PRECISIONS[precision].tolerance.relative_error
+    limit = PRECISIONS[precision].decoder.tolerance.relative_error
     for factor, passes in ((0.99, True), (1.01, False)):
         ours = theirs.copy()
         ours[500] += factor * limit
-        assert compare("x", "y", ours, theirs, PRECISIONS[precision].tolerance).passed is passes
+        assert compare("x", "y", ours, theirs, PRECISIONS[precision].decoder.tolerance).passed is passes
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -64,37 +65,36 @@ def simulate(model: Blip3Video, plan: ToyPlan, formats: dict[str, str], group_si
     """Makes ``model`` compute as an engine computes the quantised graph: rounded weights, rounded inputs."""
     for name, module in linears(model):
         form = formats.get(name, "float32")
-        if form == "float32":
-            continue
+        weight_NK = matrix(module)
         if form == "float16-stored":
-            module.weight.copy_(module.weight.half().float())
-            continue
-        size = None if form == "int8" else group_of(_matrix(module).shape[1], group_size or 0)
-        bits = 4 if form == "int4-block" else 8
-        _set_matrix(module, plan.quantize(name, _matrix(module), bits=bits, group_size=size).dequantized())
-        scale = plan.activation_scale(name) if form == "int8" else None
-
-        def rounded(
-            _: nn.Module, inputs: tuple[Tensor], scale: float | None = scale, size: int | None = size
-        ) -> Tensor:
-            (x,) = inputs
-            if scale is not None:
-                return (x / scale).round().clamp(-128, 127) * scale
-            padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % size))
-            groups = padded.unflatten(-1, (-1, size))
-            scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
-            return ((groups / scales).round() * scales).flatten(-2)[..., : x.shape[-1]]
-
-        module.register_forward_pre_hook(rounded)
+            set_matrix(module, weight_NK.half().float())
+        elif form != "float32":
+            size = None if form == "int8" else group_of(weight_NK.shape[1], group_size or 0)
+            bits = 4 if form == "int4-block" else 8
+            set_matrix(module, plan.quantize(name, weight_NK, bits=bits, group_size=size).dequantized())
+            scale = plan.activation_scale(name) if size is None else None
+            module.register_forward_pre_hook(partial(_round_input, scale, size))
 
 
-def _matrix(module: nn.Module) -> Tensor:
-    return module.matrix()[0] if isinstance(module, SplitHead) else module.weight
+def _round_input(scale: float | None, size: int | None, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    (x,) = inputs
+    if scale is not None:
+        return (x / scale).round().clamp(-128, 127) * scale
+    assert size is not None
+    num_inputs = x.shape[-1]
+    groups = torch.nn.functional.pad(x, (0, -num_inputs % size)).view(*x.shape[:-1], -1, size)
+    scales = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
+    return ((groups / scales).round() * scales).flatten(-2)[..., :num_inputs]
 
 
-def _set_matrix(module: nn.Module, matrix: Tensor) -> None:
-    if isinstance(module, SplitHead):
-        module.weight[: module.num_base_tokens].copy_(matrix[: module.num_base_tokens])
-        module.additional_fc.weight.copy_(matrix[module.num_base_tokens :])
-    else:
-        module.weight.copy_(matrix)
+def matrix(module: nn.Module) -> Tensor:
+    return module.matrix()[0] if isinstance(module, SplitHead) else module.get_parameter("weight")
+
+
+def set_matrix(module: nn.Module, weight_NK: Tensor) -> None:
+    with torch.no_grad():
+        if isinstance(module, SplitHead):
+            module.weight[: module.num_base_tokens].copy_(weight_NK[: module.num_base_tokens])
+            module.additional_fc.weight.copy_(weight_NK[module.num_base_tokens :])
+        else:
+            module.get_parameter("weight").copy_(weight_NK)

@@ -178,7 +178,7 @@ def test_an_int8_cache_takes_a_quarter_of_the_memory(
         config, _, decoder = make_decoder(cache_in_int8=in_int8)
         session = decoder.session(1, 64)
         session.prefill([_embeds(rng, 9)], Deadline())
-        keys, values = session.cache.layer(0, 0, 1)  # type: ignore[attr-defined]
+        keys, values = session.cache.layer(0, 0, 1)
         assert keys.dtype == values.dtype == (np.int8 if in_int8 else np.float32)
         graph = graph_file(Path(__file__), decoder_io(config), cache_in_int8=in_int8)
         sizes[in_int8] = get_backend(backend).kv_bytes_per_token(config.text, graph)
@@ -194,7 +194,7 @@ def test_an_int8_cache_holds_rotated_keys_and_values_in_steps_of_their_scales(
     embeds = _embeds(rng, 10)
     session = decoder.session(1, 16)
     session.prefill([embeds], Deadline())
-    found = [each[0] for each in session.cache.layer(0, 0, 1)]  # type: ignore[attr-defined]
+    found = [each[0] for each in session.cache.layer(0, 0, 1)]
     normed = embeds / np.sqrt((embeds**2).mean(-1, keepdims=True) + text.rms_norm_eps) * w["0.norm1"]
     groups, head = text.num_kv_heads, text.head_dim
     keys, values = np.split((normed @ w["0.qkv"])[:, text.num_heads * head :], 2, axis=1)

@@ -82,7 +82,8 @@ def _budget(report: AccuracyReport) -> str:
         return "none, as the weights are not trained"
     what = "of exact match lost" if report.budget == "exact match" else "of tokens that differ"
     verdict = "kept" if report.passed else "EXCEEDED"
-    return f"{report.max_accuracy_drop:g} points {what}, {verdict}"
+    points = "point" if report.max_accuracy_drop == 1 else "points"
+    return f"{report.max_accuracy_drop:g} {points} {what}, {verdict}"
 
 
 def _sizes(report: AccuracyReport) -> str:

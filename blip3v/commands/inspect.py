@@ -15,16 +15,20 @@ from rich.table import Table
 from blip3v.bundle.card import flatten
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.output import quiet_option, talk
 from blip3v.commands.tables import print_table
 from blip3v.errors import ProviderError
+from blip3v.export.accuracy import load_report
 from blip3v.runtime.backends import stored_and_computed
 from blip3v.runtime.opening import estimate_open
 from blip3v.units import format_bytes, format_count
 
 __all__ = ["command"]
+
+_NO_CHECK = "exported with --no-check"
 
 
 @click.command()
@@ -52,8 +56,14 @@ def command(bundle: Path, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     graphs = [_inputs_and_outputs(name, graph) for name, graph in manifest.graphs.items()]
-    for table in (_summary(opened), *graphs, _weights(manifest), _parity(manifest), _files(manifest)):
+    for table in (_summary(opened), *graphs, _weights(manifest)):
         print_table(console, table)
+    accuracy = load_report(bundle) if manifest.precision.is_quantized else None
+    if accuracy is None:
+        print_table(console, _parity(manifest))
+    else:
+        print_accuracy(accuracy, console)
+    print_table(console, _files(manifest))
     talk(f"next: {next_command}")
 
 
@@ -121,7 +131,9 @@ def _weights(manifest: Manifest) -> Table:
 def _parity(manifest: Manifest) -> Table:
     table = _table("parity with PyTorch", "", "")
     if manifest.parity is None:
-        table.add_row("not checked", "exported with --no-check")
+        quantized = manifest.precision.is_quantized
+        reason = "its answers were compared instead, or will be by eval --reference" if quantized else _NO_CHECK
+        table.add_row("not checked", reason)
     for name, value in flatten(manifest.parity or {}):
         table.add_row(escape(name), escape(_parity_text(name, value)))
     return table

@@ -89,7 +89,7 @@ def test_a_model_of_films_is_scored_by_exact_match(folder: Path, bundle: Path, t
     assert json.loads(out.read_text())["engines"] == report["engines"]
     assert not (bundle / "reports" / "accuracy.json").exists()
     result = CliRunner().invoke(command, [*map(str, arguments)])
-    assert "1 points of exact match lost, kept" in result.stdout
+    assert "1 point of exact match lost, kept" in result.stdout
     # A later run adds an engine and keeps the other's result.
     later = compare(*arguments[:-1], "openvino")
     assert [engine["backend"] for engine in later["engines"]] == ["onnxruntime", "openvino"]

@@ -56,7 +56,7 @@ BACKENDS = ("onnxruntime", "openvino")
 WHOLE = ("int8", "int4")
 # Of cut models: their ranges say nothing about the whole model, and speed does not depend on them.
 SHORT_CALIBRATION = ("--clips", "2", "--prompts", "2")
-TEMPORAL = ("--quantize", "video_encoder:*temporal_encoder*", "--quantize", "video_encoder:*scan*")
+TEMPORAL = ("--quantize", "video_encoder:/scan/*")  # the products of gttm
 
 FORMS: dict[str, tuple[str, ...]] = {
     "fp32": ("--precision", "fp32"),

@@ -87,7 +87,8 @@ FORMS = (
     ),
     Form(
         name="int8, temporal encoder too", note="int8, with the matrices of the temporal encoder", needs="calibration",
-        export=_precision("int8", "--quantize", "video_encoder:*temporal_encoder*"),
+        # Its nodes begin with /scan if it is recurrent, else with /temporal.
+        export=_precision("int8", "--quantize", "video_encoder:/[st][ce]*"),
     ),
     Form(name="mixed", note="chosen by the sensitivity scan", export=_precision("mixed"), needs="sensitivity"),
     Form(

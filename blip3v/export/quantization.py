@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from blip3v.bundle.layout import graph_file
 from blip3v.bundle.precision import Precision
 from blip3v.calibration.collect import calibrate
 from blip3v.calibration.data import default_counts, film_clips
-from blip3v.calibration.layers import HEAD, linear_layers
+from blip3v.calibration.layers import HEAD, LinearLayer, linear_layers
 from blip3v.calibration.mixed import resolve_mixed
 from blip3v.calibration.options import DEFAULT_MAX_KL, RecipeOptions
 from blip3v.calibration.plan import Plan, make_plan
@@ -72,6 +72,14 @@ class Quantization:
     plan: Plan
     progress: _Progress
 
+    @cached_property
+    def _names(self) -> dict[str, dict[str, str]]:
+        return layer_names(self.source.config)
+
+    @cached_property
+    def _linear_layers(self) -> dict[str, LinearLayer]:
+        return linear_layers(self.source.config)
+
     def choose_scales(self, graph: str) -> None:
         """Chooses the static scales of a graph, which takes a while at full size; the plan keeps them."""
         static = [layer for layer, form in self._wanted(graph).items() if form == "int8"]
@@ -85,11 +93,10 @@ class Quantization:
         Raises:
             ExportError: a layer is not stored as it was asked for, or a graph of Q/DQ breaks a rule of TensorRT.
         """
-        names = layer_names(self.source.config)
         found = {}
         for graph, spec in self.precision.graphs.items():
             path = folder / graph_file(graph)
-            found[graph] = read_layers(path, names[graph])
+            found[graph] = read_layers(path, self._names[graph])
             if spec.is_quantized:
                 check_quantized(found[graph], self._wanted(graph, found[graph]))
                 _check_portable(path, found[graph])
@@ -156,12 +163,12 @@ class Quantization:
         """The format of every layer of a graph, from the model and the precision; ``found`` gives names of nodes."""
         spec = self.precision.graphs[graph]
         parameters: defaultdict[str, list[str]] = defaultdict(list)
-        for name, layer in layer_names(self.source.config)[graph].items():
+        for name, layer in self._names[graph].items():
             parameters[layer].append(name)
         nodes: defaultdict[str, list[str]] = defaultdict(list)
         for stored in found:
             nodes[stored.layer].append(stored.node)
-        layers = [layer for layer in linear_layers(self.source.config).values() if layer.graph == graph]
+        layers = [layer for layer in self._linear_layers.values() if layer.graph == graph]
         return {layer.name: spec.format_of(_weights(layer.name, parameters), nodes[layer.name]) for layer in layers}
 
     def _layer_errors(self, stored: dict[str, list[StoredLayer]]) -> Iterator[LayerError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -56,7 +57,11 @@ class ExportSource:
     frames_from: str | None = None  # what states ``config.num_frames``, if the source is an authors' checkpoint
 
     def hashed_provenance(self) -> Source:
-        """Returns ``provenance`` with the hash of every file."""
+        """Returns ``provenance`` with the hash of every file, each of which is read once."""
+        return self._hashed_provenance
+
+    @cached_property
+    def _hashed_provenance(self) -> Source:
         return dataclasses.replace(self.provenance, sha256={file.name: hash_file(file) for file in self.hashed_files})
 
     @property

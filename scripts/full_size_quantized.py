@@ -54,8 +54,9 @@ DECODE_STEPS = 12
 NUM_FRAMES = 8
 BACKENDS = ("onnxruntime", "openvino")
 WHOLE = ("int8", "int4")
-# Of cut models: their ranges say nothing about the whole model, and speed does not depend on them.
-SHORT_CALIBRATION = ("--clips", "2", "--prompts", "2")
+# Of cut models: speed does not depend on the values of scales and weights.
+SHORT_CALIBRATION = ("--clips", "2", "--prompts", "4")
+SHORT_RECIPE = ("--no-smoothing", "--ranges", "minmax", "--rounding", "nearest")
 TEMPORAL = ("--quantize", "video_encoder:/scan/*")  # the products of gttm
 
 FORMS: dict[str, tuple[str, ...]] = {
@@ -320,7 +321,7 @@ def _make(report: Report, options: argparse.Namespace, cut: Cut, form: str) -> P
     words = ["-m", str(folder / "model")]
     if form != "fp32":
         report.command(f"calibrate {cut.name}", ["calibrate", *words, *SHORT_CALIBRATION], folder / "calibration", ())
-        words += ["--calibration", str(folder / "calibration")]
+        words += ["--calibration", str(folder / "calibration"), *SHORT_RECIPE]
     bundle = folder / form.replace(",", "").replace(" ", "-")
     keys = ("seconds", "peak_rss_bytes", "size_bytes")
     report.command(f"export {cut.name} in {form}", ["export", *words, *FORMS[form], "--no-check"], bundle, keys)

@@ -48,7 +48,8 @@ class QuantizationChoice:
         Raises:
             UsageError: an option has no effect on ``precision``, or its value cannot be used.
         """
-        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name)]
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = [name for name, value in values.items() if value is not False and value not in (None, ())]
         if given and not precision.is_quantized:
             name = {"backends": "backend", "num_questions": "questions"}.get(given[0], given[0].replace("_", "-"))
             raise UsageError(f"--{name} has no effect: precision {precision.name} is not quantised; {_NO_EFFECT}")

@@ -21,9 +21,21 @@ from blip3v.bundle.graph_io import GraphIO, TensorSpec
 from blip3v.bundle.manifest import WeightCount
 from blip3v.errors import ExportError
 
-__all__ = ["PACKED_INT4", "TRANSPOSED", "clean", "fit_io", "hide_outputs", "name_by_module", "weight_counts"]
+__all__ = [
+    "BLOCK_INT8",
+    "PACKED_INT4",
+    "TRANSPOSED",
+    "clean",
+    "fit_io",
+    "hide_outputs",
+    "name_by_module",
+    "weight_counts",
+]
 
-PACKED_INT4 = ".int4_blocks"  # ends the name of an initializer that holds two 4-bit values a byte
+# Ends of the names of initializers that MatMulNBits reads: both uint8 in the graph, signed values plus an offset.
+PACKED_INT4 = ".int4_blocks"  # two values a byte
+BLOCK_INT8 = ".int8_blocks"
+_BLOCK_DTYPES = {PACKED_INT4: "int4", BLOCK_INT8: "int8"}
 TRANSPOSED = "blip3v.transposed"  # marks an initializer as the transpose of the parameter that it is named after
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -99,10 +111,10 @@ def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None, "an initializer has a value"
-        packed = str(value.name).endswith(PACKED_INT4)
-        name = "int4" if packed else tensor.dtype.name.lower()
+        ends = (end for end in _BLOCK_DTYPES if str(value.name).endswith(end))
+        name = next((_BLOCK_DTYPES[end] for end in ends), tensor.dtype.name.lower())
         tensors[name] += 1
-        elements[name] += tensor.size * 2 if packed else tensor.size
+        elements[name] += tensor.size * 2 if name == "int4" else tensor.size
         sizes[name] += tensor.nbytes
     names = {"float": "float32"}
     return {

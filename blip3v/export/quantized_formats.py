@@ -28,14 +28,14 @@ from torch import Tensor
 from blip3v.calibration.plan import Plan
 from blip3v.calibration.quantized import QuantizedMatrix, group_of
 from blip3v.errors import ExportError
-from blip3v.export.passes import PACKED_INT4
+from blip3v.export.passes import BLOCK_INT8, PACKED_INT4
 from blip3v.export.weight_formats import StoredTensor, Weight
 
-__all__ = ["BLOCK_SCALES", "BLOCK_VALUES", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "unpacked"]
+__all__ = ["BLOCK_SCALES", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "unpacked"]
 
 # Suffixes of the stored tensors.
 VALUES, SCALES = ".int8", ".scales"
-BLOCK_VALUES, BLOCK_SCALES = ".int8_blocks", ".block_scales"
+BLOCK_SCALES = ".block_scales"
 
 _ZERO, _FIRST_AXIS = "int8_zero", "first_axis"  # constants that all static products share
 _CONTRIB = "com.microsoft"
@@ -98,7 +98,7 @@ class BlockFormat(_Quantized):
     def __init__(self, weight: Weight, bits: int) -> None:
         super().__init__(weight)
         self._bits = bits
-        self._values = {8: BLOCK_VALUES, 4: PACKED_INT4}[bits]
+        self._values = {8: BLOCK_INT8, 4: PACKED_INT4}[bits]
 
     def _group_size(self, num_inputs: int) -> int:
         assert self._weight.group_size is not None, "a precision with block formats has a group size"

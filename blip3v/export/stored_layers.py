@@ -13,14 +13,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from blip3v.errors import ExportError
-from blip3v.export.passes import PACKED_INT4
-from blip3v.export.quantized_formats import BLOCK_VALUES, VALUES
+from blip3v.export.passes import BLOCK_INT8, PACKED_INT4
+from blip3v.export.quantized_formats import VALUES
 from blip3v.export.weight_formats import HALF
 
 __all__ = ["INTEGER_FORMATS", "StoredLayer", "check_quantized", "read_layers"]
 
 # Suffix of the stored tensor that holds a weight's values -> the format; a plain float has none.
-_FORMATS = {VALUES: "int8", BLOCK_VALUES: "int8-block", PACKED_INT4: "int4-block", HALF: "float16-stored"}
+_FORMATS = {VALUES: "int8", BLOCK_INT8: "int8-block", PACKED_INT4: "int4-block", HALF: "float16-stored"}
 INTEGER_FORMATS = ("int8", "int8-block", "int4-block")
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 

@@ -44,6 +44,7 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "export: model and preset": (["export", "-m", "model", "--preset", "tiny"], 2, "--preset has no effect with"),
     "export: no weights": (["export", "--preset", "xgen-mm-vid"], 2, "no weights are shipped for the preset"),
     "export: not shipped": (["export", "--encoder", "mean"], 3, "no trained model with the encoder 'mean'"),
+    "export: zero as a budget": (["export", "--max-accuracy-drop", "0"], 2, "accuracy-drop has no effect: precision"),
     "calibrate: output exists": (["calibrate", "-o", "empty"], 2, "empty already exists"),
     "calibrate: not a calibration": (["calibrate", "-o", "model", "--force"], 2, "so it is not a calibration"),
     "calibrate: default output exists": (["calibrate"], 2, "blip3v-tiny-tokenlearner-32tok-calibration already exists"),

@@ -20,6 +20,7 @@ from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.precision import PRECISIONS, GraphPrecision, Island
 from blip3v.calibration.layers import HEAD, linear_layers
 from blip3v.errors import ExportError
+from blip3v.export.passes import weight_counts
 from blip3v.export.quantized_formats import unpacked
 from blip3v.export.stored_layers import check_quantized, read_layers
 from blip3v.export.to_onnx import decoder_to_onnx, layer_names, save_graph, video_encoder_to_onnx
@@ -164,3 +165,9 @@ def test_values_are_packed_two_to_a_byte_and_counted_as_what_they_are(tmp_path: 
     np.testing.assert_array_equal(values, matrix.values_NK.numpy())
     initializers = ir.load(path).graph.initializers
     assert initializers["layers.1.down_proj.weight.int4_blocks"].shape == ir.Shape([128, 3, 64])
+    counts = weight_counts(ir.load(path))
+    assert "uint8" not in counts
+    head = initializers["lm_head.int8_blocks"].const_value
+    assert head is not None
+    assert counts["int8"].num_elements == head.size
+    assert counts["int4"].num_elements == 2 * counts["int4"].size_bytes

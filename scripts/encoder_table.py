@@ -35,9 +35,9 @@ from blip3v.model.temporal import BUILT_IN, build_temporal, with_encoder
 from blip3v.model.weights import RandomWeights, empty_model, fill
 from blip3v.publishing import write_file
 from blip3v.runtime.memory import peak_rss_bytes
+from scripts.page_tables import replace_table
 
 COMMAND = "python scripts/encoder_table.py measure benchmarks/results/encoders.json"
-START, END = "<!-- table: scripts/encoder_table.py -->", "<!-- end of table -->"
 RELEASED = preset("xgen-mm-vid")
 # Of the precisions in floating point; those in integers are calibrated.
 TOLERANCES = {name: entry.tolerance for name, entry in PRECISIONS.items() if entry.tolerance is not None}
@@ -142,12 +142,6 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(f"| {line} |" for line in (*head, *map(_line, report["rows"])))
 
 
-def put_table(page: str, report: Mapping[str, Any]) -> str:
-    """``page`` with the table between its markers."""
-    start, end = page.index(START) + len(START), page.index(END)
-    return f"{page[:start]}\n{table(report)}\n{page[end:]}"
-
-
 def _named(case: Case) -> dict[str, Any]:
     values = {f.name: getattr(case, f.name) for f in dataclasses.fields(case) if f.name != "unused"}
     return values | {"options": dict(case.options)}
@@ -215,7 +209,9 @@ def main() -> None:
         measure(chosen.output)
     else:
         report = json.loads(chosen.report.read_text("utf-8"))
-        chosen.page.write_text(put_table(chosen.page.read_text("utf-8"), report), "utf-8")
+        chosen.page.write_text(
+            replace_table(chosen.page.read_text("utf-8"), "encoder_table.py", table(report)), "utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ rounds of fp32's seconds by the other's in the same round.
 The time of one layer of the vision encoder is the difference between graphs with many layers and with one, divided by
 the number of layers between them; that of the temporal encoder, between a graph with and one without it.
 
-Needs 24 GiB of memory, 45 GB of disk in the first folder and hours on two idle cores. A step that is in the JSON is not
-run again. `--preset tiny --decoder-layers 2 --vision-layers 3` runs all of it in minutes.
+Needs 24 GiB of memory, 45 GB of disk in the first folder and hours on two cores. A step that is in the JSON is not
+run again; `--parts export cut` makes everything, `--parts ask speed` then measures, which alone needs an idle machine.
+`--preset tiny --decoder-layers 2 --vision-layers 3` runs all of it in minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--vision-layers", type=int, default=9, help="of the cut vision encoder (default: 9)")
     parser.add_argument("-r", "--rounds", type=int, default=5, help="of each comparison (default: 5)")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
-    parser.add_argument("--parts", nargs="+", default=["whole", "cut"], choices=("whole", "cut"))
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="(default: all)")
     parser.add_argument("--ask", nargs=2, metavar=("BUNDLE", "BACKEND"), help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=3, metavar=("BUNDLE", "BACKEND", "GRAPH"), help=argparse.SUPPRESS)
     parser.add_argument("--write", nargs=2, metavar=("FOLDER", "NAME"), help=argparse.SUPPRESS)
@@ -99,11 +101,8 @@ def main() -> None:
         write_cut(Path(options.write[0]), _cuts(options)[options.write[1]].config)
     else:
         report = Report(options.folder.resolve(), options.output, options)
-        if "whole" in options.parts:
-            whole(report, options)
-        if "cut" in options.parts:
-            for comparison in COMPARISONS:
-                compare(report, options, comparison)
+        for part in options.parts:
+            PARTS[part](report, options)
         print(options.output)
 
 
@@ -156,20 +155,27 @@ class Report:
 # --- whole models ---------------------------------------------------------------------------------------------------
 
 
-def whole(report: Report, options: argparse.Namespace) -> None:
-    """Calibrates once, then exports, opens and asks each precision on each back end."""
+def export_whole(report: Report, options: argparse.Namespace) -> None:
+    """Calibrates once, then exports each precision."""
     source = ["--preset", options.preset, "--init", "random", "--encoder", "gttm"]
     calibration = report.folder / "calibration"
     made = ("seconds", "peak_rss_bytes", "size_bytes")
     report.command("calibrate", ["calibrate", *source], calibration, made)
     for precision in WHOLE:
-        bundle = report.folder / f"random-{precision}"
         # The accuracy of random weights means nothing; its report would take most of the time.
         words = ["export", *source, "--precision", precision, "--calibration", str(calibration), "--no-check"]
-        report.command(f"export {precision}", words, bundle, made)
-        for backend in options.backends:
-            command = [sys.executable, __file__, "-", "-", "--ask", str(bundle), backend]
-            report.step(f"ask {precision} on {backend}", lambda command=command: json.loads(_run(command)))  # type: ignore[misc]
+        report.command(f"export {precision}", words, _whole_bundle(report, precision), made)
+
+
+def ask_whole(report: Report, options: argparse.Namespace) -> None:
+    """Opens and asks each precision on each back end."""
+    for precision, backend in itertools.product(WHOLE, options.backends):
+        command = [sys.executable, __file__, "-", "-", "--ask", str(_whole_bundle(report, precision)), backend]
+        report.step(f"ask {precision} on {backend}", lambda command=command: json.loads(_run(command)))  # type: ignore[misc]
+
+
+def _whole_bundle(report: Report, precision: str) -> Path:
+    return report.folder / f"random-{precision}"
 
 
 def ask(bundle: Path, backend: str) -> dict[str, Any]:
@@ -303,29 +309,45 @@ def write_cut(folder: Path, config: ModelConfig) -> None:
     )
 
 
-def compare(report: Report, options: argparse.Namespace, comparison: Comparison) -> None:
-    """Makes the cut models and their bundles, then measures them in turns on each back end."""
-    cuts = [_cuts(options)[name] for name in comparison.cuts]
-    bundles = {(cut.name, form): _make(report, options, cut, form) for cut in cuts for form in cut.forms}
-    for backend in options.backends:
-        name = f"{comparison.name} on {backend}"
-        report.step(name, lambda backend=backend: _measured(bundles, backend, comparison.graph, options.rounds))  # type: ignore[misc]
+def make_cuts(report: Report, options: argparse.Namespace) -> None:
+    """Makes the cut models and their bundles."""
+    for cut in _cuts(options).values():
+        _make(report, options, cut)
 
 
-def _make(report: Report, options: argparse.Namespace, cut: Cut, form: str) -> Path:
-    folder = report.folder / cut.name.replace(",", "").replace(" ", "-")
+def compare(report: Report, options: argparse.Namespace) -> None:
+    """Measures the cut models of each comparison in turns on each back end."""
+    cuts = _cuts(options)
+    for comparison, backend in itertools.product(COMPARISONS, options.backends):
+        bundles = {
+            (name, form): _cut_bundle(report, name, form) for name in comparison.cuts for form in cuts[name].forms
+        }
+        measured = functools.partial(_measured, bundles, backend, comparison.graph, options.rounds)
+        report.step(f"{comparison.name} on {backend}", measured)
+
+
+def _make(report: Report, options: argparse.Namespace, cut: Cut) -> None:
+    folder = _cut_folder(report, cut.name)
     shape = ["--preset", options.preset, "--decoder-layers", str(options.decoder_layers)]
     shape += ["--vision-layers", str(options.vision_layers)]
     write = [sys.executable, __file__, "-", "-", *shape, "--write", str(folder / "model"), cut.name]
     report.step(f"write {cut.name}", lambda: {"printed": _run(write)})
-    words = ["-m", str(folder / "model")]
-    if form != "fp32":
-        report.command(f"calibrate {cut.name}", ["calibrate", *words, *SHORT_CALIBRATION], folder / "calibration", ())
-        words += ["--calibration", str(folder / "calibration"), *SHORT_RECIPE]
-    bundle = folder / form.replace(",", "").replace(" ", "-")
+    model = ["-m", str(folder / "model")]
+    calibration = folder / "calibration"
+    report.command(f"calibrate {cut.name}", ["calibrate", *model, *SHORT_CALIBRATION], calibration, ())
     keys = ("seconds", "peak_rss_bytes", "size_bytes")
-    report.command(f"export {cut.name} in {form}", ["export", *words, *FORMS[form], "--no-check"], bundle, keys)
-    return bundle
+    for form in cut.forms:
+        recipe = [] if form == "fp32" else ["--calibration", str(calibration), *SHORT_RECIPE]
+        words = ["export", *model, *FORMS[form], *recipe, "--no-check"]
+        report.command(f"export {cut.name} in {form}", words, _cut_bundle(report, cut.name, form), keys)
+
+
+def _cut_folder(report: Report, cut: str) -> Path:
+    return report.folder / cut.replace(",", "").replace(" ", "-")
+
+
+def _cut_bundle(report: Report, cut: str, form: str) -> Path:
+    return _cut_folder(report, cut) / form.replace(",", "").replace(" ", "-")
 
 
 def _measured(bundles: dict[tuple[str, str], Path], backend: str, graph: str, rounds: int) -> dict[str, Any]:
@@ -453,6 +475,9 @@ def _run(command: Sequence[str]) -> str:
         lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode} (-9: killed, out of memory)"]
         raise SystemExit(f"{shlex.join(command[1:])}: {lines[-1]}")
     return ran.stdout
+
+
+PARTS = {"export": export_whole, "ask": ask_whole, "cut": make_cuts, "speed": compare}
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ matplotlib.use("Agg")  # draws into files, even without a display
 import matplotlib.pyplot as plt
 
 from blip3v.publishing import write_file
+from scripts.page_tables import replace_table
 
-START, END = "<!-- table: scripts/plot_quantization.py -->", "<!-- end of table -->"
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _OURS, _NAIVE, _GREY = "#2a6f97", "#e07a5f", "#495057"
 
@@ -31,12 +31,7 @@ def main(result: Path, page: Path, picture: Path) -> None:
     report = json.loads(result.read_text("utf-8"))
     if report.get("schema_version") != 1:
         raise SystemExit(f"{result} has schema_version {report.get('schema_version')!r}; 1 is read")
-    text = page.read_text("utf-8")
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise SystemExit(f"{page} lacks the markers {START} and {END}")
-    write_file(page, f"{before}{START}\n\n{tables(report)}\n{END}{after}")
+    write_file(page, replace_table(page.read_text("utf-8"), "plot_quantization.py", tables(report)))
     draw(report, picture)
 
 

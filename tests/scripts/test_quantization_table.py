@@ -13,6 +13,7 @@ from fake_bundle import write_fake_bundle
 
 from blip3v.bundle.reader import open_bundle
 from scripts import plot_quantization, quantization_table
+from scripts.page_tables import END, start_marker
 from scripts.quantization_table import FORMS, StepError, Table, with_graphs
 
 FORM = {form.name: form for form in FORMS}
@@ -105,7 +106,7 @@ def test_the_page_and_the_picture_show_the_cells(table: Table, tmp_path: Path) -
         for form in ("fp32", "int8", "int4, round to nearest"):
             table.measure(model, FORM[form])
     page, picture = tmp_path / "page.md", tmp_path / "picture.png"
-    page.write_text(f"before\n{plot_quantization.START}\nold\n{plot_quantization.END}\nafter\n", "utf-8")
+    page.write_text(f"before\n{start_marker('plot_quantization.py')}\nold\n{END}\nafter\n", "utf-8")
     for _ in range(2):
         plot_quantization.main(table._output, page, picture)
     text = page.read_text("utf-8")

@@ -83,7 +83,7 @@ def _weights(manifest: Manifest) -> str:
 
 def _parity(manifest: Manifest) -> str:
     if manifest.parity is None and manifest.precision.is_quantized:
-        return "Stored in integers: `reports/accuracy.json` compares its answers with those of the model in fp32."
+        return "Quantised: `blip3v inspect` shows what that does to the answers, if the export measured it."
     if manifest.parity is None:
         return "Not checked: the export skipped the comparison."
     rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in flatten(manifest.parity)]

@@ -173,7 +173,9 @@ class SensitivityTable:
             differing = [
                 f"{k} {table.recipe.get(k)!r} instead of {v!r}" for k, v in recipe.items() if table.recipe.get(k) != v
             ]
-            raise CalibrationError(f"{path} was measured with another recipe: {', '.join(differing)}; {_AGAIN}")
+            raise CalibrationError(
+                f"{path} was measured with another recipe: {', '.join(differing)}; mixed takes the recipe of its table"
+            )
         return table
 
 

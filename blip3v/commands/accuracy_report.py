@@ -101,9 +101,9 @@ def _sizes(report: AccuracyReport) -> str:
 
 def _layers(report: AccuracyReport) -> Table:
     table = Table(title="layers with the largest errors", title_justify="left", box=box.SIMPLE)
-    for heading in ("layer", "graph", "weights", "relative error", "computed"):
+    for heading in ("layer, as --keep takes it", "weights", "relative error", "computed"):
         table.add_column(heading, justify="right" if heading == "relative error" else "left")
     for layer in report.worst_layers:
         computed = ", ".join(layer.computed.values())
-        table.add_row(layer.name, layer.graph, layer.weights, f"{100 * layer.relative_error:.2f} %", computed)
+        table.add_row(layer.pattern, layer.weights, f"{100 * layer.relative_error:.2f} %", computed)
     return table

@@ -59,7 +59,7 @@ _NUM_QUESTIONS = 2000
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="With --reference: folder of your own videos with a questions.json, instead of films.",
+    help="With --reference: folder of your own videos with a questions.json (128 questions at most), instead of films.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device for a model folder."
@@ -67,7 +67,7 @@ _NUM_QUESTIONS = 2000
 @click.option(
     "--backend",
     shell_complete=completes((AUTO, *backend_names())),
-    help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto]",
+    help=f"Inference engine for a bundle: {BACKEND_HELP}.  [default: auto; with --reference all installed]",
 )
 @click.option(
     "-o",

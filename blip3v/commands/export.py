@@ -59,7 +59,7 @@ __all__ = ["command"]
     "--kv-cache",
     type=click.Choice(CACHE_DTYPES),
     help="Format of the keys and values that the decoder keeps: int8 is a quarter of float32 in memory and faster per "
-    "token, but slower to read a prompt.  [default: the precision's own]",
+    "token, but slower to read a prompt.  [default: float16 in fp16, else float32]",
 )
 @click.option(
     "-m",
@@ -87,7 +87,11 @@ __all__ = ["command"]
     help="Runtime that the graphs are for.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--no-check", is_flag=True, help="Skip the comparison with PyTorch; the manifest records that.")
+@click.option(
+    "--no-check",
+    is_flag=True,
+    help="Skip the comparison with PyTorch; `eval --reference` can measure a quantised bundle later.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what the export would need, and write nothing.")
 @quantization_options
 @download_option
@@ -113,8 +117,8 @@ def command(
     """Export a bundle: two ONNX graphs, checked against PyTorch.
 
     The bundle answers questions without PyTorch. Each stage and each decoded token is compared with the fp32 PyTorch
-    model on a real clip; if one does not match, the command exits with code 5 and leaves no bundle. A model in int8 or
-    int4 is calibrated first, and its answers are compared instead.
+    model on a real clip; if one does not match, the command exits with code 5 and leaves no bundle. A quantised
+    model is calibrated first, and its answers are compared instead.
 
     \b
     Examples:
@@ -129,6 +133,8 @@ def command(
     if kv_cache is not None:
         chosen = chosen.with_cache(kv_cache)
     chosen = quantization.applied(chosen)
+    if no_check:
+        quantization.check_unchecked()
     if not dry_run:
         _check_writing(output, force=force, check=not no_check)
     model = None if model is None else local_model(model, "checkpoint")

@@ -53,8 +53,40 @@ class QuantizationChoice:
         if given and not precision.is_quantized:
             name = {"backends": "backend", "num_questions": "questions"}.get(given[0], given[0].replace("_", "-"))
             raise UsageError(f"--{name} has no effect: precision {precision.name} is not quantised; {_NO_EFFECT}")
+        self._check_effect(precision)
         changed = precision if self.group_size is None else precision.with_group_size(int(self.group_size))
         return changed.with_nodes(keep=self.keep, quantize=self.quantize)
+
+    def check_unchecked(self) -> None:
+        """Checks the options of an export whose accuracy is not measured.
+
+        Raises:
+            UsageError: one of them is about the accuracy.
+        """
+        about_accuracy = {
+            "max-accuracy-drop": self.max_accuracy_drop,
+            "backend": self.backends or None,
+            "data": self.data,
+            "questions": self.num_questions,
+        }
+        for name, value in about_accuracy.items():
+            if value is not None:
+                raise UsageError(
+                    f"--{name} has no effect with --no-check, which measures nothing; leave one of them out"
+                )
+
+    def _check_effect(self, precision: Precision) -> None:
+        graphs = precision.graphs.values()
+        has_ranges = any(spec.activations == "int8" for spec in graphs)
+        has_blocks = any(spec.group_size is not None for spec in graphs)
+        for name, value, has_effect, why in (
+            ("ranges", self.ranges, has_ranges, "has no static ranges"),
+            ("rounding", self.rounding, has_blocks, "stores no weights in blocks"),
+            ("max-kl", self.max_kl, precision.needs_sensitivity, "is not mixed"),
+            ("rotation", self.rotation or None, precision.decoder.is_quantized, "does not quantise the decoder"),
+        ):
+            if value is not None and not has_effect:
+                raise UsageError(f"--{name} has no effect: precision {precision.name} {why}; leave it out")
 
     def options(self, command: str) -> QuantizationOptions:
         """Returns what the export takes; ``command`` is what its report says it was made with."""
@@ -103,7 +135,8 @@ _OPTIONS = (
         "--keep",
         multiple=True,
         metavar="GRAPH:PATTERN",
-        help="Keep matrix products in half precision, by node name: decoder:/layers.0.*; may be repeated.",
+        help="Keep matrix products in half precision, by node name, as 'decoder:/layers.0.*'; may be repeated. The "
+        "accuracy report names the worst.",
     ),
     click.option(
         "--quantize",
@@ -131,7 +164,8 @@ _OPTIONS = (
     click.option(
         "--max-accuracy-drop",
         type=click.FloatRange(0, 100),
-        help="Points that a quantised model may lose; if it loses more, no bundle is left.  [default: 1]",
+        help="What a quantised model may lose: points of exact match for a model of the films, per cent of tokens that "
+        "differ from fp32 for any other. If it loses more, no bundle is left.  [default: 1]",
     ),
     click.option(
         "--backend",
@@ -143,7 +177,8 @@ _OPTIONS = (
     click.option(
         "--data",
         type=_FOLDER,
-        help="Folder of your own videos with a questions.json, to measure the accuracy on.  [default: synthetic films]",
+        help="Folder of your own videos with a questions.json, to measure the accuracy on (the first 128 questions).  "
+        "[default: synthetic films]",
     ),
     click.option(
         "--questions",

@@ -48,9 +48,15 @@ class LayerError:
 
     name: str  # as ``calibration.layers.linear_layers`` names it
     graph: str  # video_encoder or decoder
+    node: str  # its matrix product in the graph
     weights: str  # the format that its weights are stored in, a key of ``WEIGHT_FORMATS``
     relative_error: float  # ||y - y_fp32|| / ||y_fp32||, of the layer's outputs
     computed: dict[str, str]  # back end -> what it computes the layer in
+
+    @property
+    def pattern(self) -> str:
+        """``GRAPH:NODE``, as ``Precision.with_nodes`` takes it to keep the layer in half precision."""
+        return f"{self.graph}:{self.node}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +179,7 @@ class AccuracyReport:
         if not over:
             return
         texts = [f"{self._drop_text(engine, drop)} on {engine.backend}" for engine, drop in over]
-        worst = [f"{layer.name} ({layer.weights}, error {layer.relative_error:.1%})" for layer in self.worst_layers]
+        worst = [f"{layer.pattern} ({layer.weights}, error {layer.relative_error:.1%})" for layer in self.worst_layers]
         raise ParityError(
             f"the {self.precision} graphs lose too much: {'; '.join(texts)}; allowed: {self.max_accuracy_drop:g} points"
             f"{'; worst layers: ' + ', '.join(worst) if worst else ''}; no bundle was written",

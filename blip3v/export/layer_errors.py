@@ -59,7 +59,14 @@ def layer_errors(
         progress(index + 1, len(quantized))
         dtype = product_dtype(layer.weights)
         computed = {name: str(dataclasses.replace(engine, dtype=dtype)) for name, engine in engines.items()}
-        yield LayerError(name=layer.layer, graph=graph, weights=layer.weights, relative_error=error, computed=computed)
+        yield LayerError(
+            name=layer.layer,
+            graph=graph,
+            node=layer.node,
+            weights=layer.weights,
+            relative_error=error,
+            computed=computed,
+        )
 
 
 def _stored_weight(layer: StoredLayer) -> Tensor:

@@ -158,7 +158,11 @@ def test_mixed_without_a_table_says_what_to_run(tmp_path: Path) -> None:
     refused(CalibrationError, "has no sensitivity.json.*the sensitivity scan of `blip3v calibrate`")
     toy_table().save(tmp_path)
     assert resolve_mixed(MIXED, tmp_path, recipe=recipe) == choose_mixed(toy_table(), DEFAULT_MAX_KL, MIXED)
-    refused(CalibrationError, "another recipe: smoothing True instead of False; delete it", {"smoothing": False})
+    refused(
+        CalibrationError,
+        "another recipe: smoothing True instead of False; mixed takes the recipe",
+        {"smoothing": False},
+    )
     (tmp_path / "calibration.json").write_text(json.dumps({"sha256": "b" * 64}))
     refused(CalibrationError, "with another calibration")
 

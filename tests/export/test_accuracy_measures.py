@@ -109,7 +109,14 @@ def _engine(*, lost: int = 0, agreeing: int = 100, films: bool = True) -> Engine
 
 def _report(engine: EngineAccuracy, **changes: object) -> AccuracyReport:
     errors = [
-        LayerError(name=f"layer.{i}", graph="decoder", weights="int8", relative_error=i / 100, computed={})
+        LayerError(
+            name=f"layer.{i}",
+            graph="decoder",
+            node=f"/layers.{i}/MatMul",
+            weights="int8",
+            relative_error=i / 100,
+            computed={},
+        )
         for i in range(12)
     ]
     report = AccuracyReport(
@@ -133,9 +140,9 @@ def test_over_budget_the_error_says_by_how_much_and_names_the_ten_worst_layers()
         ParityError, match=r"1\.50 points of exact match .* on onnxruntime; allowed: 1 points"
     ) as raised:
         _report(_engine(lost=3)).check()
-    assert "worst layers: layer.11 (int8, error 11.0%), layer.10 " in raised.value.message
-    assert "layer.2 " in raised.value.message
-    assert "layer.1 " not in raised.value.message
+    assert "worst layers: decoder:/layers.11/MatMul (int8, error 11.0%), decoder:/layers.10/" in raised.value.message
+    assert "layers.2/" in raised.value.message
+    assert "layers.1/" not in raised.value.message
 
 
 def test_without_true_answers_the_budget_is_for_tokens_and_random_weights_have_none() -> None:

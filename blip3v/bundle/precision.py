@@ -151,7 +151,8 @@ class Precision:
         ``+kv-int8`` at the end chooses another cache than the decoder's own, as ``with_cache`` does.
 
         Raises:
-            UsageError: the text has neither form, or names no entry of the table.
+            UsageError: the text has neither form, names no entry of the table, or asks for a graph in a precision that
+                is for the other: int4 for the video encoder.
         """
         graphs = tuple(field.name for field in dataclasses.fields(cls))
         names, mark, cache = text.partition(_CACHE_MARK)
@@ -170,6 +171,8 @@ class Precision:
                 f"{','.join(f'{graph}={name}' for graph, name in zip(graphs, PRECISIONS, strict=False))}, "
                 f"and {_CACHE_MARK}{f' or {_CACHE_MARK}'.join(CACHE_DTYPES)} after it for another cache"
             )
+        if "=" in names:
+            _check_own(chosen)
         precision = cls(**{graph: getattr(PRECISIONS[name], graph) for graph, name in chosen.items()})
         return precision.with_cache(cache) if mark else precision
 
@@ -399,3 +402,11 @@ PRECISIONS: dict[str, NamedPrecision] = {
         needs_sensitivity=True,
     ),
 }
+
+
+def _check_own(chosen: dict[str, str]) -> None:
+    """Checks that each graph has a spec of the precision that is named for it alone."""
+    for graph, name in chosen.items():
+        if getattr(PRECISIONS[name], graph).name != name:
+            own = [other for other, entry in PRECISIONS.items() if getattr(entry, graph).name == other]
+            raise UsageError(f"the {graph} has no precision {name}; allowed for it: {', '.join(own)}")

@@ -246,6 +246,7 @@ class _Job:
             self._source.weights,
             lambda: self._clip.pixels_FCHW,
             self._prompt,
+            statistics=None if self._quantized is None else self._quantized.calibration,
             progress=partial(self._progress, "scan the activations"),
         )
         on_islands(peaks)

@@ -126,15 +126,9 @@ class Quantization:
         )
 
     def cache_scales(self) -> CacheScales | None:
-        """Returns the scales of a cache in int8; None for any other cache.
-
-        Raises:
-            UsageError: the values are rotated, so that what calibration has seen of them says nothing.
-        """
+        """Returns the scales of a cache in int8; None for any other cache."""
         if self.precision.decoder.cache != "int8":
             return None
-        if self.options.recipe.rotation:
-            raise UsageError("an int8 cache cannot be combined with `rotation=True`; leave one of them out")
         return cache_scales(self._cache_absmax, self.source.config.text)
 
     def _cache_absmax(self, name: str) -> Tensor:
@@ -204,17 +198,21 @@ def open_quantization(
         progress: called at each stage.
 
     Raises:
-        UsageError: a graph is mixed and no calibration is given.
+        UsageError: a graph is mixed and no calibration is given, or a cache in int8 is asked for with a rotation, after
+            which nothing is known of its values.
         CalibrationError: the calibration is broken, of another model, or of videos that the accuracy is measured on; or
             none can be made; or a graph is mixed and the calibration has no sensitivity table.
         OutOfMemoryError: calibrating would need more memory than is free.
     """
+    if options.recipe.rotation and precision.decoder.cache == "int8":
+        raise UsageError("an int8 cache cannot be combined with `rotation=True`; leave one of them out")
+    own = None if options.accuracy.data is None else own_videos(source, options.accuracy.data).record
     recipe = dataclasses.asdict(options.recipe)
     precision = resolve_mixed(precision, options.calibration, recipe=recipe, max_kl=options.max_kl)
     with tempfile.TemporaryDirectory(prefix="blip3v-calibration-") as temporary:
         calibration = _calibration(source, options, Path(temporary), progress)
-        if options.accuracy.data is not None:
-            calibration.check_held_apart(own_videos(source, options.accuracy.data).record)
+        if own is not None:
+            calibration.check_held_apart(own)
         plan = make_plan(source.weights, source.config, calibration, precision, options.recipe)
         yield Quantization(source, precision, options, calibration, plan, progress)
 

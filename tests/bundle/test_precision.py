@@ -27,6 +27,15 @@ def test_a_choice_for_each_graph() -> None:
     assert Precision.parse("video_encoder=fp16,decoder=fp16") == Precision.parse("fp16")
 
 
+def test_a_precision_for_the_other_graph_is_refused() -> None:
+    """The video encoder of int4 is int8: whoever asks for it by name is told so, instead of getting it in silence."""
+    with pytest.raises(
+        UsageError, match="video_encoder has no precision int4; allowed for it: fp32, fp16, int8, int8-"
+    ):
+        Precision.parse("video_encoder=int4,decoder=int4")
+    assert Precision.parse("video_encoder=int8,decoder=int4") == Precision.parse("int4")
+
+
 @pytest.mark.parametrize(
     "text",
     [

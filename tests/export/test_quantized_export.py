@@ -154,9 +154,33 @@ def test_what_cannot_be_quantised_as_asked_is_refused(
         export(resolve_source(encoder="gttm"), "int8", options(calibration))
     with pytest.raises(UsageError, match=r"precision mixed .*the sensitivity scan of `blip3v calibrate`"):
         export(source, "mixed", None)
+    # Before a calibration is made, which takes long.
     with pytest.raises(UsageError, match="int8 cache cannot be combined with"):
-        export(source, "int8+kv-int8", options(calibration, rotation=True))
+        export(source, "int8+kv-int8", QuantizationOptions(recipe=RecipeOptions(rotation=True)))
+    with pytest.raises(CalibrationError, match="nowhere"):
+        export(source, "int8", QuantizationOptions(accuracy=AccuracyOptions(data=tmp_path / "nowhere")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_in_half_precision_beside_a_quantised_one_is_scanned_with_the_calibration(
+    source: ExportSource, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clip alone decided whether it overflows, although many had been seen."""
+    seen: list[object] = []
+
+    def stop(*_: object, statistics: object, **__: object) -> None:
+        seen.append(statistics)
+        raise ExportError("enough")
+
+    monkeypatch.setattr("blip3v.export.pipeline.choose_islands", stop)
+    with pytest.raises(ExportError, match="enough"):
+        export_bundle(
+            source,
+            tmp_path / "bundle",
+            precision=Precision.parse("video_encoder=fp16,decoder=int8"),
+            quantization=options(calibration),
+        )
+    assert isinstance(seen[0], Calibration)
 
 
 def test_a_rotated_model_computes_the_same(source: ExportSource, calibration: Calibration, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ Exit codes:
   1    system error: disk, permissions, a closed pipe
   2    usage, config, or a missing package
   3    model folder or bundle
-  4    export
-  5    parity: the graphs do not match PyTorch
+  4    export or calibration
+  5    graphs do not match PyTorch, or lose too much
   6    inference engine
   7    video
   8    request

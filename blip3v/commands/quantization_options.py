@@ -123,7 +123,7 @@ def quantization_options(function: Callable[..., None]) -> Callable[..., None]:
     return collected
 
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER = click.Path(path_type=Path)
 _OPTIONS = (
     click.option("--calibration", type=_FOLDER, help="Folder of `blip3v calibrate`.  [default: calibrate on films]"),
     click.option(

@@ -88,7 +88,7 @@ def resolve_mixed(
     Raises:
         UsageError: no calibration, or a budget that is negative or not a number.
         CalibrationError: no table, or one that was measured with something else; or graphs that are not ``mixed``
-            exceed the budget.
+            exceed the budget or are in formats that it lacks.
         ConfigError: a file of the calibration is broken.
     """
     if not precision.needs_sensitivity:

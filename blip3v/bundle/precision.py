@@ -395,7 +395,7 @@ PRECISIONS: dict[str, NamedPrecision] = {
             activations="float32",
             io="float32",
             cache="float32",
-            islands=(_HEAD,),
+            islands=(_ROTATION, _HEAD),
             group_size=128,
         ),
         tolerance=None,

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from blip3v import strict_json
-from blip3v.bundle.precision import GraphPrecision, Island, Precision
+from blip3v.bundle.precision import PRECISIONS, GraphPrecision, Island, Precision
 from blip3v.calibration.options import DEFAULT_MAX_KL
 from blip3v.calibration.record import RECORD_FILE
-from blip3v.calibration.sensitivity_table import EXACT, Block, SensitivityTable, names_of
+from blip3v.calibration.sensitivity_table import EXACT, Block, Comparison, SensitivityTable, names_of
 from blip3v.errors import CalibrationError, UsageError
 
 __all__ = ["choose_mixed", "predicted_kl", "resolve_mixed"]
@@ -32,6 +32,10 @@ def choose_mixed(table: SensitivityTable, max_kl: float, base: Precision) -> Pre
 
     The order in which blocks are raised does not depend on the budget: a smaller one raises the same and further ones.
 
+    Islands that are chosen by node names (``Precision.with_nodes``) apply before those added here. Only the exported
+    graph tells which layers they hold, so the prediction leaves them out: it is an upper bound where they keep layers
+    in floating point, and lacks the cost of layers that only they quantise.
+
     Args:
         table: complete.
         max_kl: the budget, mean KL divergence of the logits in nats.
@@ -43,13 +47,15 @@ def choose_mixed(table: SensitivityTable, max_kl: float, base: Precision) -> Pre
 
     Raises:
         UsageError: a budget that is negative or not a number.
-        CalibrationError: the table lacks a block or format, or the graphs that are not ``mixed`` exceed the budget.
+        CalibrationError: the table is not complete, or lacks a format of a graph that is not ``mixed``; or such graphs
+            exceed the budget.
     """
     if not 0 <= max_kl < float("inf"):
         raise UsageError(
             f"max_kl is {max_kl}; a number of nats from 0 is expected", remedy=f"try `max_kl={DEFAULT_MAX_KL}`"
         )
     _check_groups(table, base)
+    _check_measured(table, base)
     first = _formats(table, base)
     formats = list(first)
     free = [at for at, block in enumerate(table.blocks) if base.graphs[block.graph].needs_sensitivity]
@@ -82,7 +88,7 @@ def resolve_mixed(
     Raises:
         UsageError: no calibration, or a budget that is negative or not a number.
         CalibrationError: no table, or one that was measured with something else; or graphs that are not ``mixed``
-            exceed the budget.
+            exceed the budget or are in formats that it lacks.
         ConfigError: a file of the calibration is broken.
     """
     if not precision.needs_sensitivity:
@@ -128,10 +134,15 @@ def _formats(table: SensitivityTable, precision: Precision) -> list[str]:
 
 
 def _predicted(table: SensitivityTable, formats: list[str]) -> float:
+    together = _together(table)
+    alone = sum(_cost(block, form) for block, form in zip(table.blocks, formats, strict=True))
+    return alone * max(1.0, together.kl / table.total_kl if table.total_kl else 1.0)
+
+
+def _together(table: SensitivityTable) -> Comparison:
     if table.together is None:
         raise CalibrationError("the sensitivity scan is not complete; go on with it in `blip3v calibrate`")
-    alone = sum(_cost(block, form) for block, form in zip(table.blocks, formats, strict=True))
-    return alone * max(1.0, table.together.kl / table.total_kl if table.total_kl else 1.0)
+    return table.together
 
 
 def _cost(block: Block, form: str) -> float:
@@ -154,7 +165,9 @@ def _with_islands(spec: GraphPrecision, raised: list[tuple[Block, str, str]]) ->
         )
         for block, first, form in raised
     ]
-    return dataclasses.replace(spec, islands=(*islands, *spec.islands))
+    by_node = [island for island in spec.islands if island.nodes]
+    others = [island for island in spec.islands if not island.nodes]
+    return dataclasses.replace(spec, islands=(*by_node, *islands, *others))
 
 
 def _check_groups(table: SensitivityTable, base: Precision) -> None:
@@ -164,6 +177,29 @@ def _check_groups(table: SensitivityTable, base: Precision) -> None:
                 f"the {graph} has groups of {spec.group_size} weights, and the sensitivity was measured with groups of "
                 f"{table.group_size}; use groups of {table.group_size}"
             )
+
+
+def _check_measured(table: SensitivityTable, base: Precision) -> None:
+    """Refuses a graph in formats that the scan does not measure, beside one that is ``mixed``."""
+    _together(table)
+    for graph, spec in base.graphs.items():
+        if spec.needs_sensitivity or _is_measured(table, graph, spec):
+            continue
+        specs = [(name, getattr(entry, graph)) for name, entry in PRECISIONS.items()]
+        allowed = [name for name, other in specs if other.name == name and _is_measured(table, graph, other)]
+        raise CalibrationError(
+            f"the {graph} cannot be {spec.name} in precision {base}: the sensitivity scan does not measure it in that "
+            f"format; allowed for the {graph}: {', '.join(allowed)}"
+        )
+
+
+def _is_measured(table: SensitivityTable, graph: str, spec: GraphPrecision) -> bool:
+    blocks = [block for block in table.blocks if block.graph == graph]
+    return all(
+        form in EXACT or form in block.measured
+        for block in blocks
+        for form in {spec.format_of(names_of([layer])) for layer in block.layers}
+    )
 
 
 def _unreachable(table: SensitivityTable, formats: list[str], max_kl: float, base: Precision) -> CalibrationError:

@@ -68,11 +68,14 @@ def make_plan(
     """Applies the recipe. Everything is computed when it is asked for, and the same every time.
 
     Args:
-        weights: by released name; read one at a time, never modified.
+        weights: by released name; read one at a time, never modified. A rotation reads the norms' gains at once.
         config: the model's.
         statistics: of the model's inputs, before the recipe.
         precision: decides how each layer is quantised, and thereby which factors smooth it best.
         options: the steps to take; None: the defaults.
+
+    Raises:
+        CalibrationError: a rotation of a decoder whose norms have gains of 0.
     """
     return _Recipe(weights, config, statistics, precision, options or RecipeOptions())
 

@@ -59,8 +59,7 @@ def static_scale(found: LayerStatistics, rule: RangeRule, importance_K: Tensor |
         counts_NK = counts_NK * importance_K
     values_b, counts_b = _logarithmic(values_NK, counts_NK, largest)
     if rule == "percentile":
-        inside_b = counts_b.cumsum(0) / counts_b.sum()
-        return float(values_b[int((inside_b < _PERCENTILE).sum().clamp(max=len(values_b) - 1))]) / LARGEST
+        return _percentile(values_b, counts_b) / LARGEST
     return _least_error(values_b, counts_b, largest) / LARGEST
 
 
@@ -73,6 +72,15 @@ def _logarithmic(values_NK: Tensor, counts_NK: Tensor, largest: float) -> tuple[
     values_b = largest * torch.exp2(torch.arange(num_bins + 1, dtype=torch.float64) / _BINS_PER_OCTAVE - _OCTAVES)
     values_b[0] = 0.0
     return values_b, counts_b
+
+
+def _percentile(values_b: Tensor, counts_b: Tensor) -> float:
+    """At least the smallest value above 0: a range of 0 would have no scale."""
+    inside_b = counts_b.cumsum(0) / counts_b.sum()
+    at = int((inside_b < _PERCENTILE).sum())
+    above_zero = counts_b[1:].nonzero()
+    lowest = 1 + int(above_zero[0]) if len(above_zero) else len(values_b) - 1
+    return float(values_b[max(lowest, min(at, len(values_b) - 1))])
 
 
 def _least_error(values_b: Tensor, counts_b: Tensor, largest: float) -> float:

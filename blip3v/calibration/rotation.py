@@ -29,6 +29,7 @@ from blip3v.calibration.layers import HEAD
 from blip3v.calibration.statistics import LayerStatistics
 from blip3v.calibration.transformed import Changed, InputChange, WeightChange, weight_names, with_inputs
 from blip3v.config import TextConfig
+from blip3v.errors import CalibrationError
 
 __all__ = ["Rotation", "rotate"]
 
@@ -76,9 +77,13 @@ def rotate(model: Changed, text: TextConfig) -> tuple[Changed, Tensor]:
 
     Returns:
         The rotated model, and R1, fp32 (D, D), which its inputs are to be multiplied by from the right.
+
+    Raises:
+        CalibrationError: a norm has a gain of 0, which hides from the statistics what R1 spreads over all channels.
     """
     stream = Rotation(text.hidden_size, "R1")
     final_norm = "lang_model.model.norm.weight"
+    _check_gain(model, final_norm)
     weights: dict[str, WeightChange] = {final_norm: torch.ones_like}
     inputs: dict[str, InputChange] = {HEAD: functools.partial(_inputs, model, final_norm, stream)}
     for name in weight_names(HEAD):
@@ -90,6 +95,7 @@ def rotate(model: Changed, text: TextConfig) -> tuple[Changed, Tensor]:
         gate_up, down = f"{block}.mlp.gate_up_proj", f"{block}.mlp.down_proj"
         for layer, norm in ((qkv, "input_layernorm"), (gate_up, "post_attention_layernorm")):
             gain = f"{block}.{norm}.weight"
+            _check_gain(model, gain)
             weights[gain] = torch.ones_like
             weights[f"{layer}.weight"] = functools.partial(_columns, model, gain, stream)
             inputs[layer] = functools.partial(_inputs, model, gain, stream)
@@ -102,6 +108,16 @@ def rotate(model: Changed, text: TextConfig) -> tuple[Changed, Tensor]:
         mixed = functools.partial(_mixed, text, heads, functools.partial(_inverse, balance))
         inputs[o] = functools.partial(with_inputs, change=mixed, diagonal=False)
     return model.changed(weights, inputs), stream.matrix()
+
+
+def _check_gain(model: Changed, name: str) -> None:
+    num_zeros = int((model.weights[name] == 0).sum())
+    if num_zeros:
+        raise CalibrationError(
+            f"{name} is 0 in {num_zeros} of its channels, so calibration has not seen their values before the gain; "
+            "rotation spreads these over all channels",
+            remedy="leave `rotation` out",
+        )
 
 
 def _inverse(factors: Callable[[], Tensor]) -> Tensor:
@@ -118,9 +134,8 @@ def _columns(model: Changed, gain: str, rotation: Rotation, weight: Tensor) -> T
 
 
 def _inputs(model: Changed, gain: str, rotation: Rotation, found: LayerStatistics) -> LayerStatistics:
-    """What a norm gives before its gain, rotated. What a gain of 0 removed stays 0: no weight meets it."""
-    gain_D = model.weights[gain].float()
-    inverse_D = torch.where(gain_D == 0, torch.zeros(()), 1 / gain_D)
+    """What a norm gives before its gain, rotated."""
+    inverse_D = 1 / model.weights[gain].float()
     return with_inputs(found, lambda x: rotation(x * inverse_D), diagonal=False)
 
 

@@ -2,8 +2,9 @@
 
 Each block is quantised in simulation (``simulated.py``) in each format that it may be stored in. The logits are
 compared at the positions that predict the tokens of known answers, which are fed in. A block costs only the layers from
-it on, since the fp32 hidden states before every layer are kept on disk. Not here: what is chosen from the table
-(``mixed.py``), and how it is drawn (``sensitivity_chart.py``).
+it on, since the fp32 hidden states before every layer are kept on disk. All that grows with the number of samples is
+on disk, and read one sample at a time. Not here: what is chosen from the table (``mixed.py``), and how it is drawn
+(``sensitivity_chart.py``).
 """
 
 # Shapes: F frames, M video tokens, L tokens, N positions, D width, V logits.
@@ -28,7 +29,7 @@ from blip3v.calibration.data import AskedClip
 from blip3v.calibration.layers import LinearLayer, linear_layers
 from blip3v.calibration.plan import Plan
 from blip3v.calibration.sensitivity_table import TABLE_FILE, Block, Comparison, SensitivityTable, parameter_names
-from blip3v.calibration.simulated import BeforeLayer, Quantizer, SimulatedDecoder, SimulatedVideoEncoder, pass_by
+from blip3v.calibration.simulated import HiddenStates, Quantizer, SimulatedDecoder, SimulatedVideoEncoder, Take
 from blip3v.calibration.spool import Spool
 from blip3v.config import ModelConfig
 from blip3v.errors import CalibrationError
@@ -85,7 +86,7 @@ class Scan:
 
     Raises:
         CalibrationError: no questions, a clip of another shape or with NaN, or logits that are not finite.
-        ArtifactError: the disk has no space for the hidden states.
+        ArtifactError: the disk has no space for what waits there.
     """
 
     def __init__(
@@ -104,24 +105,46 @@ class Scan:
         self.config = config
         quantizer = Quantizer(plan, group_size)
         self._video, self._decoder = SimulatedVideoEncoder(config, quantizer), SimulatedDecoder(config, quantizer)
-        table_VD = embedding_table(plan.weights, config.text)
-        self._texts = [table_VD[[*asked.prompt.ids, *asked.answer_ids]] for _, asked in self._prompts]
-        vision, text = config.vision, config.text
-        patches = (config.num_frames, vision.num_patches, vision.hidden_size)
-        shapes = [(len(text_LD) - 1 + config.num_video_tokens, text.hidden_size) for text_LD in self._texts]
+        # Those that predict the answer's tokens and its end: the last of the prompt, and each of the answer.
+        ends = [(asked.prompt.length(config.num_video_tokens), len(asked.answer_ids)) for _, asked in self._prompts]
+        self._positions = [range(length - 1, length + num_answer) for length, num_answer in ends]
         with ExitStack() as stack:
-            self._of_video = stack.enter_context(_HiddenStates(folder, [patches] * len(clips), vision.num_layers))
-            self._of_decoder = stack.enter_context(_HiddenStates(folder, shapes, text.num_layers))
-            self._expected = self._run_fp32(clips)
+            self._open_spools(folder, stack)
+            self._write_texts(embedding_table(plan.weights, config.text))
+            self._run_fp32(clips)
             self._opened = stack.pop_all()
 
-    def _run_fp32(self, clips: Sequence[AskedClip]) -> list[Tensor]:
-        patches = [self._video.start(_pixels(clip, self.config)) for clip in clips]
-        videos = self._video.tokens(patches, {}, before_layer=self._of_video.save)
-        logits = self._logits(videos, {}, before_layer=self._of_decoder.save)
-        if not all(bool(logits_NV.isfinite().all()) for logits_NV in logits):
-            raise CalibrationError("the fp32 model's logits are not finite; fix its weights")
-        return logits
+    def _open_spools(self, folder: Path, stack: ExitStack) -> None:
+        vision, text = self.config.vision, self.config.text
+        width, num_tokens = text.hidden_size, self.config.num_video_tokens
+        patches = [(self.config.num_frames, vision.num_patches, vision.hidden_size)] * self.num_clips
+        texts = [(len(asked.prompt.ids) + len(asked.answer_ids), width) for _, asked in self._prompts]
+        hidden = [(num_ids - 1 + num_tokens, width) for num_ids, _ in texts]
+        tokens = [(num_tokens, width)] * self.num_clips
+        logits = [(len(positions), text.num_logits) for positions in self._positions]
+        kept = _HiddenStates.num_bytes(patches, vision.num_layers) + _HiddenStates.num_bytes(hidden, text.num_layers)
+        require_disk(folder, kept + _num_bytes([*texts, *tokens, *logits]), "the sensitivity scan")
+        self._of_video = stack.enter_context(_HiddenStates(folder, patches, vision.num_layers))
+        self._of_decoder = stack.enter_context(_HiddenStates(folder, hidden, text.num_layers))
+        self._texts, self._tokens, self._expected = (
+            stack.enter_context(Spool(folder, shapes)) for shapes in (texts, tokens, logits)
+        )
+
+    def _write_texts(self, table_VD: Tensor) -> None:
+        for at, (_, asked) in enumerate(self._prompts):
+            self._texts.write(at, table_VD[[*asked.prompt.ids, *asked.answer_ids]])
+
+    def _run_fp32(self, clips: Sequence[AskedClip]) -> None:
+        def keep(at: int, logits_NV: Tensor) -> None:
+            if not bool(logits_NV.isfinite().all()):
+                raise CalibrationError("the fp32 model's logits are not finite; fix its weights")
+            self._expected.write(at, logits_NV)
+
+        for at, clip in enumerate(clips):
+            self._of_video.kept(0).write(at, self._video.start(_pixels(clip, self.config)))
+        self._video.tokens(self._of_video.kept, {}, self._tokens.write)
+        self._ask(self._of_decoder.kept(0))
+        self._decoder.logits(self._of_decoder.kept, self._positions, {}, keep)
 
     def __enter__(self) -> Scan:
         return self
@@ -132,7 +155,7 @@ class Scan:
         self.close()
 
     def close(self) -> None:
-        """Removes the hidden states from the disk."""
+        """Removes the temporary files."""
         self._opened.close()
 
     @property
@@ -143,7 +166,7 @@ class Scan:
     @property
     def num_positions(self) -> int:
         """Positions at which logits are compared."""
-        return sum(len(logits_NV) for logits_NV in self._expected)
+        return sum(map(len, self._positions))
 
     def compare(self, formats: Mapping[str, str]) -> Comparison:
         """Quantises layers and compares the logits with those of fp32.
@@ -155,64 +178,74 @@ class Scan:
             CalibrationError: the quantised model's logits are not finite.
             ConfigError: a layer that the model does not have.
         """
-        pairs = list(zip(self._expected, self._quantized(formats), strict=True))
-        kl = torch.cat([_kl(expected_NV, got_NV) for expected_NV, got_NV in pairs])
-        same = torch.cat([expected_NV.argmax(-1) == got_NV.argmax(-1) for expected_NV, got_NV in pairs])
+        divergences, agreements = [], []
+
+        def add(at: int, got_NV: Tensor) -> None:
+            expected_NV = self._expected.read(at)
+            divergences.append(_kl(expected_NV, got_NV))
+            agreements.append(expected_NV.argmax(-1) == got_NV.argmax(-1))
+
+        self._run_quantized(formats, add)
+        kl, same = torch.cat(divergences), torch.cat(agreements)
         if not bool(kl.isfinite().all()):
             raise CalibrationError(
                 f"with {_listed(formats)} quantised, the logits are not finite; calibrate again, with other videos"
             )
         return Comparison(kl=float(kl.mean()), agreement=float(same.double().mean()))
 
-    def _quantized(self, formats: Mapping[str, str]) -> list[Tensor]:
-        """The logits; begins with the hidden states before the first layer that is quantised."""
+    def _run_quantized(self, formats: Mapping[str, str], take: Take) -> None:
+        """Gives ``take`` each prompt's logits; begins before the first layer that is quantised."""
         of_decoder = {name: form for name, form in formats.items() if name.startswith(_DECODER)}
         of_video = {name: form for name, form in formats.items() if name not in of_decoder}
         if of_video:
             first = _first_layer(of_video, _VISION_LAYERS, self.config.vision.num_layers)
-            return self._logits(self._video.tokens(self._of_video.load(first), of_video, first=first), of_decoder)
-        first = _first_layer(of_decoder, _DECODER_LAYERS, self.config.text.num_layers)
-        return self._decoder.logits(self._of_decoder.load(first), self._positions(), of_decoder, first=first)
+            self._video.tokens(self._of_video.from_layer(first), of_video, self._tokens.write, first=first)
+            self._ask(self._of_decoder.working(0))
+            self._decoder.logits(self._of_decoder.working, self._positions, of_decoder, take)
+        else:
+            first = _first_layer(of_decoder, _DECODER_LAYERS, self.config.text.num_layers)
+            hidden = self._of_decoder.from_layer(first)
+            self._decoder.logits(hidden, self._positions, of_decoder, take, first=first)
 
-    def _logits(
-        self, videos: Sequence[Tensor], formats: Mapping[str, str], *, before_layer: BeforeLayer = pass_by
-    ) -> list[Tensor]:
-        hidden = []
-        for (clip, asked), text_LD in zip(self._prompts, self._texts, strict=True):
-            embeds_LD = splice(text_LD.numpy(), asked.prompt.image_position, videos[clip].numpy())
-            hidden.append(self._decoder.start(torch.from_numpy(embeds_LD)))
-        return self._decoder.logits(hidden, self._positions(), formats, before_layer=before_layer)
-
-    def _positions(self) -> list[range]:
-        """Those that predict the answer's tokens and its end: the last of the prompt, and each of the answer."""
-        lengths = [asked.prompt.length(self.config.num_video_tokens) for _, asked in self._prompts]
-        return [
-            range(length - 1, length + len(asked.answer_ids))
-            for length, (_, asked) in zip(lengths, self._prompts, strict=True)
-        ]
+    def _ask(self, hidden: Spool) -> None:
+        """Writes the decoder's inputs: each prompt with its video's tokens and its answer."""
+        for at, (clip, asked) in enumerate(self._prompts):
+            text_LD, tokens_MD = self._texts.read(at).numpy(), self._tokens.read(clip).numpy()
+            embeds_LD = splice(text_LD, asked.prompt.image_position, tokens_MD)
+            hidden.write(at, self._decoder.start(torch.from_numpy(embeds_LD)))
 
 
 class _HiddenStates:
-    """Hidden states of all samples before each layer, on disk.
+    """Hidden states of all samples on disk: those of the fp32 model before each layer, and those of a run.
 
     Args:
-        folder: of the temporary file.
+        folder: of the temporary files.
         shapes: of the hidden states of each sample.
         num_layers: of the part of the model.
     """
 
     def __init__(self, folder: Path, shapes: Sequence[tuple[int, ...]], num_layers: int) -> None:
-        num_bytes = 4 * (num_layers + 1) * sum(math.prod(shape) for shape in shapes)
-        require_disk(folder, num_bytes, "the sensitivity scan")
-        self._num_samples = len(shapes)
-        self._spool = Spool(folder, [*shapes] * (num_layers + 1))
+        with ExitStack() as stack:
+            self._kept = [stack.enter_context(Spool(folder, shapes)) for _ in range(num_layers + 1)]
+            self._working = stack.enter_context(Spool(folder, shapes))
+            self._opened = stack.pop_all()
 
-    def save(self, layer: int, hidden: Sequence[Tensor]) -> None:
-        for at, tensor in enumerate(hidden):
-            self._spool.write(layer * self._num_samples + at, tensor)
+    @staticmethod
+    def num_bytes(shapes: Sequence[tuple[int, ...]], num_layers: int) -> int:
+        """What they take on disk."""
+        return (num_layers + 2) * _num_bytes(shapes)
 
-    def load(self, layer: int) -> list[Tensor]:
-        return [self._spool.read(layer * self._num_samples + at) for at in range(self._num_samples)]
+    def kept(self, layer: int) -> Spool:
+        """Those of the fp32 model before a layer."""
+        return self._kept[layer]
+
+    def working(self, layer: int) -> Spool:
+        """Those of a run before any layer."""
+        return self._working
+
+    def from_layer(self, first: int) -> HiddenStates:
+        """Those of a run that begins at layer ``first`` of the fp32 model."""
+        return lambda layer: self._kept[layer] if layer == first else self._working
 
     def __enter__(self) -> _HiddenStates:
         return self
@@ -220,7 +253,11 @@ class _HiddenStates:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spool.__exit__(kind, error, trace)
+        self._opened.close()
+
+
+def _num_bytes(shapes: Sequence[tuple[int, ...]]) -> int:
+    return 4 * sum(math.prod(shape) for shape in shapes)
 
 
 def _pixels(clip: AskedClip, config: ModelConfig) -> Tensor:

@@ -2,7 +2,8 @@
 
 A layer's weight is replaced by what its integers stand for, and its inputs are rounded as the engine rounds them; the
 sums of its products are fp32. All other layers are fp32. One layer's weights are in memory at a time, and all samples
-pass through it before the next is read. Not here: how integers are chosen (``plan.py``).
+pass through it, one at a time, before the next is read: what they have become waits where the caller says, so that
+memory does not grow with their number. Not here: how integers are chosen (``plan.py``).
 """
 
 # Shapes: N outputs or positions, K inputs, F frames, P patches, M video tokens, L tokens, D width, V logits.
@@ -13,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,13 @@ from blip3v.model.weights import fill, without_weights
 
 __all__ = [
     "FORMATS",
-    "BeforeLayer",
+    "HiddenStates",
     "Quantizer",
+    "Samples",
     "SimulatedDecoder",
     "SimulatedFormat",
     "SimulatedVideoEncoder",
-    "pass_by",
+    "Take",
     "simulated",
 ]
 
@@ -45,8 +47,26 @@ _VISION_LAYERS = "vision_encoder.encoder.layers."
 _RESAMPLER = "vision_tokenizer."
 _DECODER_LAYERS = "lang_model.model.layers."
 
-# Called with the index of a layer and the hidden states of all samples before it.
-BeforeLayer = Callable[[int, Sequence[Tensor]], None]
+
+class Samples(Protocol):
+    """An fp32 tensor for each sample, by number: a ``Spool``, for example."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    def read(self, at: int) -> Tensor:
+        """Returns the tensor of sample ``at``."""
+
+    def write(self, at: int, tensor: Tensor) -> None:
+        """Replaces the tensor of sample ``at``."""
+
+
+# Where the hidden states before a layer are, by its index; by the number of layers, those before the final norm. They
+# are read there for the layer, and written there after the layer before it. It may be the same place for all layers.
+HiddenStates = Callable[[int], Samples]
+
+# Called with the number of a sample and what was computed for it.
+Take = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +90,6 @@ FORMATS: dict[str, SimulatedFormat] = {
     "int8-block": SimulatedFormat(bits=8, inputs="block"),
     "int4-block": SimulatedFormat(bits=4, inputs="block"),
 }
-
-
-def pass_by(index: int, hidden: Sequence[Tensor]) -> None:
-    """A ``BeforeLayer`` that does nothing."""
 
 
 class Quantizer:
@@ -186,39 +202,36 @@ class SimulatedVideoEncoder:
     @torch.inference_mode()
     def tokens(
         self,
-        hidden: Sequence[Tensor],
+        hidden: HiddenStates,
         formats: Mapping[str, str],
+        take: Take,
         *,
         first: int = 0,
-        before_layer: BeforeLayer = pass_by,
-    ) -> list[Tensor]:
+    ) -> None:
         """Computes video tokens.
 
         Args:
-            hidden: the patches of each clip before layer ``first``, (F, P, D).
+            hidden: the patches of each clip, (F, P, D); those before layer ``first`` are there.
             formats: for each layer to quantise, a key of ``FORMATS``; not those before ``first``.
+            take: called with each clip's tokens, fp32 (M, width of the decoder).
             first: the tower's layer to begin with, at most their number.
-            before_layer: called with each layer's index and the patches before it, then with the number of layers and
-                those before the final norm.
-
-        Returns:
-            fp32 (M, width of the decoder) for each clip.
 
         Raises:
             ConfigError: a layer in ``formats`` is before ``first`` or not in the video encoder.
         """
         unused, layer = dict(formats), self._encoder.get_submodule("layers.0")
         for index in range(first, self._num_layers):
-            before_layer(index, hidden)
+            before, after = hidden(index), hidden(index + 1)
             prefix = f"{_VISION_LAYERS}{index}."
             fill(layer, self._quantizer.plan.weights, prefix)
             with simulated(layer, prefix, _taken(unused, prefix), self._quantizer):
-                hidden = [self._encoder(inputs_embeds=x_FPD).last_hidden_state for x_FPD in hidden]
-        before_layer(self._num_layers, hidden)
-        with simulated(self._resampler, _RESAMPLER, _taken(unused, _RESAMPLER), self._quantizer):
-            tokens = [self._resampler(self._norm(x_FPD)[None])[0] for x_FPD in hidden]
+                for at in range(len(before)):
+                    after.write(at, self._encoder(inputs_embeds=before.read(at)).last_hidden_state)
+        last, of_resampler = hidden(self._num_layers), _taken(unused, _RESAMPLER)
         _check_all_taken(unused, f"the video encoder from layer {first} on")
-        return tokens
+        with simulated(self._resampler, _RESAMPLER, of_resampler, self._quantizer):
+            for at in range(len(last)):
+                take(at, self._resampler(self._norm(last.read(at))[None])[0])
 
 
 class SimulatedDecoder:
@@ -245,49 +258,47 @@ class SimulatedDecoder:
     @torch.inference_mode()
     def logits(
         self,
-        hidden: Sequence[Tensor],
+        hidden: HiddenStates,
         positions: Sequence[Sequence[int]],
         formats: Mapping[str, str],
+        take: Take,
         *,
         first: int = 0,
-        before_layer: BeforeLayer = pass_by,
-    ) -> list[Tensor]:
+    ) -> None:
         """Computes logits without a cache.
 
         Args:
-            hidden: the hidden states of each prompt before layer ``first``, (L, D).
-            positions: for each prompt, the N positions whose logits to return.
+            hidden: those of each prompt, (L, D); those before layer ``first`` are there.
+            positions: for each prompt, the N positions whose logits to compute.
             formats: for each layer to quantise, a key of ``FORMATS``; not those before ``first``.
+            take: called with each prompt's logits, fp32 (N, V).
             first: the layer to begin with, at most their number.
-            before_layer: called with each layer's index and the hidden states before it, then with the number of layers
-                and those before the final norm.
-
-        Returns:
-            (N, V) for each prompt, fp32.
 
         Raises:
             ConfigError: a layer in ``formats`` is before ``first`` or not in the decoder.
         """
         unused, layer = dict(formats), self._language.get_submodule("model.layers.0")
         for index in range(first, self._text.num_layers):
-            before_layer(index, hidden)
+            before, after = hidden(index), hidden(index + 1)
             prefix = f"{_DECODER_LAYERS}{index}."
             fill(layer, self._quantizer.plan.weights, prefix)
             with simulated(layer, prefix, _taken(unused, prefix), self._quantizer):
-                hidden = [self._language.hidden(x_LD[None])[0] for x_LD in hidden]
-        before_layer(self._text.num_layers, hidden)
-        head = unused.pop(HEAD, None)
+                for at in range(len(before)):
+                    after.write(at, self._language.hidden(before.read(at)[None])[0])
+        last, head_format = hidden(self._text.num_layers), unused.pop(HEAD, None)
         _check_all_taken(unused, f"the decoder from layer {first} on")
-        return self._head([self._norm(x_LD[list(at)]) for x_LD, at in zip(hidden, positions, strict=True)], head)
+        head = self._head(head_format)
+        for at, rows in enumerate(positions):
+            take(at, head(self._norm(last.read(at)[list(rows)])))
 
-    def _head(self, rows: Sequence[Tensor], form: str | None) -> list[Tensor]:
+    def _head(self, form: str | None) -> Callable[[Tensor], Tensor]:
         weights = self._quantizer.plan.weights
         matrix_VD, bias_V = head_matrix(weights, self._text), head_bias(weights, self._text)
         if form is None:
-            return [x_ND @ matrix_VD.T + bias_V for x_ND in rows]
+            return lambda x_ND: x_ND @ matrix_VD.T + bias_V
         round_inputs = self._quantizer.rounding(HEAD, matrix_VD.shape[1], form)
-        matrix_VD = self._quantizer.weight(HEAD, matrix_VD, form)
-        return [round_inputs(x_ND) @ matrix_VD.T + bias_V for x_ND in rows]
+        quantized_VD = self._quantizer.weight(HEAD, matrix_VD, form)
+        return lambda x_ND: round_inputs(x_ND) @ quantized_VD.T + bias_V
 
 
 def _taken(formats: dict[str, str], prefix: str) -> dict[str, str]:

@@ -100,7 +100,7 @@ class _Made:
     "--sensitivity",
     is_flag=True,
     help="Also quantise each block alone and measure what that does to the answers, for --precision mixed. An existing "
-    "calibration of the same model and data is kept, and an interrupted measurement goes on.",
+    "calibration of the same model, data and rows is kept, and an interrupted measurement goes on.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing calibration.")
 @download_option
@@ -167,7 +167,7 @@ def command(
             progress("hash the checkpoint")
         provenance = source.hashed_provenance()
         if sensitivity and not force and folder.exists():
-            calibration = _existing(folder, source, provenance, samples)
+            calibration = _existing(folder, source, provenance, samples, settings)
         else:
             calibration = calibrate(
                 folder, source, provenance, samples, settings=settings, force=force, progress=progress
@@ -189,7 +189,7 @@ def command(
         as_json=as_json,
         model=source.provenance.name,
         data=dataclasses.asdict(record),
-        settings=dataclasses.asdict(settings),
+        settings=dataclasses.asdict(calibration.record.settings),
         graphs=_summary(calibration),
         **({} if table is None else {"sensitivity": summary(table, folder)}),
     )
@@ -199,8 +199,10 @@ def _default(name: str) -> Path:
     return Path(f"{name}-calibration")
 
 
-def _existing(folder: Path, source: ExportSource, provenance: Source, samples: ClipSet) -> Calibration:
-    """The calibration in ``folder``, which must be of this model and these samples."""
+def _existing(
+    folder: Path, source: ExportSource, provenance: Source, samples: ClipSet, settings: SamplingSettings
+) -> Calibration:
+    """The calibration in ``folder``, which must be of this model and these samples, with as many rows and this seed."""
     from blip3v.calibration.statistics import Calibration  # imports PyTorch
 
     calibration = Calibration.load(folder)
@@ -209,6 +211,13 @@ def _existing(folder: Path, source: ExportSource, provenance: Source, samples: C
         raise UsageError(
             f"{folder} was made of other data; give the same data, clips, prompts and seed",
             remedy="or replace it with `force=True`",
+        )
+    found = calibration.record.settings
+    if (found.num_rows, found.seed) != (settings.num_rows, settings.seed):
+        raise UsageError(
+            f"{folder} keeps {format_count(found.num_rows, 'input')} of each layer, drawn with seed {found.seed}; "
+            f"{settings.num_rows} with seed {settings.seed} were asked for",
+            remedy=f"go on with `rows={found.num_rows}` and `seed={found.seed}`, or replace it with `force=True`",
         )
     return calibration
 

@@ -113,6 +113,49 @@ def test_a_graph_that_is_not_mixed_keeps_its_formats_and_counts() -> None:
     assert choose_mixed(toy_table(), 0.0, exact).video_encoder == exact.video_encoder
 
 
+def test_what_the_user_keeps_or_quantises_by_node_stays_so() -> None:
+    """Once the islands of raised blocks came before those of --keep and --quantize, which then had no effect."""
+    keep = MIXED.with_nodes(keep=["decoder:/layers.0.*"], quantize=["decoder:/layers.1.*"])
+    for budget in (0.05, 0.0):
+        mixed = choose_mixed(toy_table(), budget, keep)
+        raised = choose_mixed(toy_table(), budget, MIXED)
+        for layer, expected in ((0, "float16-stored"), (1, "int4-block")):
+            weight, node = [f"layers.{layer}.o_proj.weight"], [f"/layers.{layer}.attn/o_proj/MatMul"]
+            assert raised.decoder.format_of(weight, node) in ("int8-block", "float16-stored")
+            assert mixed.decoder.format_of(weight, node) == expected
+        assert mixed.decoder.format_of(["layers.0.o_proj.weight"]) == raised.decoder.format_of(
+            ["layers.0.o_proj.weight"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("video_encoder=mixed,decoder=int8", r"the decoder cannot be int8 .*: fp32, fp16, int8-weight, int4, mixed$"),
+        (
+            "video_encoder=int8-weight,decoder=mixed",
+            r"the video_encoder cannot be int8-weight .*: fp32, fp16, int8, mixed$",
+        ),
+    ],
+)
+def test_a_graph_in_a_format_that_no_scan_measures(text: str, message: str) -> None:
+    """Once the message said to measure again, which measures the same formats again."""
+    with pytest.raises(CalibrationError, match=message):
+        choose_mixed(toy_table(), 1.0, Precision.parse(text))
+
+
+@pytest.mark.parametrize("decoder", ["fp32", "fp16", "int8-weight", "int4"])
+def test_a_graph_in_a_format_that_the_scan_measures(decoder: str) -> None:
+    base = Precision.parse(f"video_encoder=mixed,decoder={decoder}")
+    assert choose_mixed(toy_table(), 2.0, base) == base
+
+
+@pytest.mark.parametrize("name", [name for name, entry in PRECISIONS.items() if entry.tolerance is None])
+def test_the_rotation_of_the_inputs_is_exact(name: str) -> None:
+    """Once `mixed` stored it in 4 bits."""
+    assert PRECISIONS[name].decoder.format_of(["rotation"]) == "float32"
+
+
 @pytest.mark.parametrize("budget", [-1.0, math.nan, math.inf])
 def test_a_budget_is_a_number_of_nats(budget: float) -> None:
     with pytest.raises(UsageError, match="max_kl is"):

@@ -68,6 +68,16 @@ def test_inputs_that_are_always_zero_have_a_scale(rule) -> None:
 
 
 @pytest.mark.parametrize("rule", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("value", [3.0, 1e-9], ids=["one value", "one value far below the largest"])
+def test_inputs_that_are_almost_always_zero_have_a_scale(rule, value: float) -> None:
+    """Once 99.99 % of zeros gave the percentile a scale of 0, and 0 / 0 was NaN."""
+    rows = torch.zeros(1000, 64)
+    rows[0, 0] = value
+    found = LayerStatistics(torch.full((64,), 3.0), rows, num_seen=1000, num_extreme=0)
+    assert 0 < static_scale(found, rule) * 127 <= 3.001
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "entropy", "mse"])
 def test_a_range_follows_the_size_of_the_inputs(rule) -> None:
     rows = torch.randn(300, 32, generator=torch.Generator().manual_seed(3))
     assert static_scale(all_rows(rows * 64), rule) == pytest.approx(64 * static_scale(all_rows(rows), rule), rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from answers import answer_logits, asked_of
 from toy_plan import ToyPlan, simulate
 
 from blip3v.bundle.precision import Precision
+from blip3v.calibration import sensitivity
 from blip3v.calibration.data import ClipSet
 from blip3v.calibration.layers import linear_layers
 from blip3v.calibration.quantized import QuantizedMatrix
 from blip3v.calibration.sensitivity import Scan, add_sensitivity, blocks, measure_sensitivity
 from blip3v.calibration.sensitivity_table import SensitivityTable
+from blip3v.calibration.spool import Spool
 from blip3v.errors import CalibrationError, ConfigError
 from blip3v.model import Blip3Video
 
@@ -167,6 +170,48 @@ def test_samples_that_cannot_be_used(
         with pytest.raises(CalibrationError, match=message):
             Scan(whole_model.config, toy_plan, clips, folder=tmp_path, group_size=GROUP)
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_does_not_grow_with_the_samples(
+    whole_model: Blip3Video, toy_plan: ToyPlan, films: ClipSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once patches, hidden states and logits of all samples were in memory: 27 MB a clip and copy at 4B."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        alive.add(tensor)
+        most = max(most, len(alive))
+        return tensor
+
+    read, write = Spool.read, Spool.write
+    monkeypatch.setattr(Spool, "read", lambda self, at: count(read(self, at)))
+    monkeypatch.setattr(Spool, "write", lambda self, at, tensor: write(self, at, count(tensor)))
+    with Scan(whole_model.config, toy_plan, films.clips, folder=tmp_path, group_size=GROUP) as scan:
+        assert scan.num_questions == 9
+        for layer in ("vision_encoder.encoder.layers.1.mlp.fc1", "lang_model.model.layers.0.mlp.down_proj"):
+            scan.compare({layer: "int8"})
+    assert most <= 3
+
+
+def test_the_disk_must_hold_what_waits_there(
+    whole_model: Blip3Video, toy_plan: ToyPlan, films: ClipSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The estimate is the size of the files, whatever the samples."""
+    sizes: list[int] = []
+    monkeypatch.setattr(sensitivity, "require_disk", lambda folder, num_bytes, what: sizes.append(num_bytes))
+    written: dict[tuple[int, int], int] = {}
+    write = Spool.write
+
+    def counted(self: Spool, at: int, tensor: torch.Tensor) -> None:
+        written[id(self), at] = 4 * tensor.numel()
+        write(self, at, tensor)
+
+    monkeypatch.setattr(Spool, "write", counted)
+    with Scan(whole_model.config, toy_plan, films.clips, folder=tmp_path, group_size=GROUP) as scan:
+        scan.compare({"vision_encoder.encoder.layers.0.mlp.fc1": "int8"})
+    assert sum(written.values()) == sum(sizes)
 
 
 def test_a_layer_or_format_that_does_not_exist(scan: Scan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -14,7 +14,14 @@ from toy_plan import ToyPlan
 from blip3v.calibration.data import ClipSet
 from blip3v.calibration.layers import HEAD
 from blip3v.calibration.quantized import QuantizedMatrix, nearest, scales_of
-from blip3v.calibration.simulated import FORMATS, Quantizer, SimulatedDecoder, SimulatedVideoEncoder, simulated
+from blip3v.calibration.simulated import (
+    FORMATS,
+    HiddenStates,
+    Quantizer,
+    SimulatedDecoder,
+    SimulatedVideoEncoder,
+    simulated,
+)
 from blip3v.config import ModelConfig
 from blip3v.errors import ConfigError
 
@@ -132,35 +139,66 @@ def matmul_nbits(rows_RK: np.ndarray, weight_NK: np.ndarray, bits: int) -> np.nd
     return result
 
 
+class InMemory:
+    """See ``Samples``."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self.tensors = list(tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def read(self, at: int) -> torch.Tensor:
+        return self.tensors[at]
+
+    def write(self, at: int, tensor: torch.Tensor) -> None:
+        self.tensors[at] = tensor
+
+
+def in_one_place(tensors: Iterable[torch.Tensor]) -> HiddenStates:
+    """The same place for the hidden states before every layer."""
+    place = InMemory(tensors)
+    return lambda layer: place
+
+
+def taken(run: Callable[..., None], *args: object, first: int = 0) -> list[torch.Tensor]:
+    """What a run gives for each sample, in order."""
+    results: dict[int, torch.Tensor] = {}
+    run(*args, lambda at, tensor: results.update({at: tensor}), first=first)
+    assert list(results) == list(range(len(results)))
+    return list(results.values())
+
+
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_a_run_may_begin_at_any_layer(whole_model, toy_plan: ToyPlan, films: ClipSet, first: int) -> None:
     """With every later layer quantised, from the hidden states that the fp32 run had there."""
     config: ModelConfig = whole_model.config
     quantizer = Quantizer(toy_plan, GROUP)
     clips = [torch.from_numpy(clip.load()) for clip in films.clips[:2]]
-    seen: dict[int, list[torch.Tensor]] = {}
     video = SimulatedVideoEncoder(config, quantizer)
-    exact = video.tokens(
-        [video.start(clip) for clip in clips], {}, before_layer=lambda at, x: seen.update({at: list(x)})
-    )
+    seen = [InMemory(map(video.start, clips)) for _ in range(config.vision.num_layers + 1)]
+    exact = taken(video.tokens, seen.__getitem__, {})
     with torch.inference_mode():
         expected = [whole_model.encode_video(clip[None])[0] for clip in clips]
     torch.testing.assert_close(exact, expected, atol=2e-5, rtol=0)
     later = {f"vision_encoder.encoder.layers.{at}.mlp.fc1": "int8" for at in range(first, 2)}
     later["vision_tokenizer.projection"] = "float16-stored"
-    from_start = video.tokens([video.start(clip) for clip in clips], later)
-    torch.testing.assert_close(video.tokens(seen[first], later, first=first), from_start, atol=1e-6, rtol=0)
+    from_start = taken(video.tokens, in_one_place(map(video.start, clips)), later)
+    got = taken(video.tokens, in_one_place(seen[first].tensors), later, first=first)
+    torch.testing.assert_close(got, from_start, atol=0, rtol=0)
 
     decoder = SimulatedDecoder(config, quantizer)
     prompts = [torch.randn(length, config.text.hidden_size) for length in (5, 9)]
     starts, at = [decoder.start(prompt) for prompt in prompts], [[4], [0, 8]]
-    exact = decoder.logits(starts, at, {}, before_layer=lambda index, x: seen.update({index: list(x)}))
+    seen = [InMemory(starts) for _ in range(config.text.num_layers + 1)]
+    exact = taken(decoder.logits, seen.__getitem__, at, {})
     with torch.inference_mode():
         expected = [whole_model.lang_model(x[None])[0, n] for x, n in zip(prompts, at, strict=True)]
     torch.testing.assert_close(exact, expected, atol=2e-5, rtol=0)
     later = {f"lang_model.model.layers.{n}.mlp.down_proj": "int4-block" for n in range(first, 2)} | {HEAD: "int8-block"}
-    from_start = decoder.logits(starts, at, later)
-    torch.testing.assert_close(decoder.logits(seen[first], at, later, first=first), from_start, atol=1e-6, rtol=0)
+    from_start = taken(decoder.logits, in_one_place(starts), at, later)
+    got = taken(decoder.logits, in_one_place(seen[first].tensors), at, later, first=first)
+    torch.testing.assert_close(got, from_start, atol=0, rtol=0)
 
 
 def test_the_decoder_of_a_rotated_plan_rotates_its_inputs(whole_model, toy_plan: ToyPlan) -> None:
@@ -176,7 +214,7 @@ def test_the_decoder_of_a_rotated_plan_rotates_its_inputs(whole_model, toy_plan:
 def test_a_layer_that_the_model_lacks_is_an_error(whole_model, toy_plan: ToyPlan) -> None:
     config, quantizer = whole_model.config, Quantizer(toy_plan, GROUP)
     decoder = SimulatedDecoder(config, quantizer)
-    start = [decoder.start(torch.randn(3, config.text.hidden_size))]
+    start = in_one_place([decoder.start(torch.randn(3, config.text.hidden_size))])
     for name, first in (
         ("lang_model.model.layers.9.mlp.down_proj", 0),
         ("lang_model.model.layers.0.mlp.no_proj", 0),
@@ -184,4 +222,4 @@ def test_a_layer_that_the_model_lacks_is_an_error(whole_model, toy_plan: ToyPlan
         ("vision_tokenizer.projection", 0),
     ):
         with pytest.raises(ConfigError, match=f"has no {name}"):
-            decoder.logits(start, [[0]], {name: "int8"}, first=first)
+            taken(decoder.logits, start, [[0]], {name: "int8"}, first=first)

@@ -39,6 +39,11 @@ def test_a_scan_writes_its_table_and_picture_beside_the_calibration(
     # An existing calibration is kept, so it must be of the same data.
     assert run(*arguments, "--seed", 1) == 2
     assert "was made of other data" in capsys.readouterr().err
+    # Once other rows were taken for those that the calibration holds.
+    assert run(*arguments, "--rows", 16) == 2
+    error = capsys.readouterr().err
+    assert "keeps 8 inputs of each layer, drawn with seed 0; 16 with seed 0 were asked for" in error
+    assert "go on with --rows 8 and --seed 0, or replace it with --force" in error
 
 
 def toy_table() -> SensitivityTable:

@@ -55,6 +55,7 @@ from blip3v.export.accuracy_reference import (
     reference_video_tokens,
 )
 from blip3v.export.estimate import estimate
+from blip3v.export.layer_formats import layer_formats
 from blip3v.export.source import ExportSource
 from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.model.language import embedding_table
@@ -132,6 +133,7 @@ def measure_accuracy(
     job = _Job(source, folder, precision, options, progress)
     chosen = runnable_backends(options.backends)
     engines, unavailable = job.engines(chosen)
+    measured = [engine.backend for engine in engines]
     return AccuracyReport(
         precision=precision.name,
         reference=source.provenance.name,
@@ -140,6 +142,7 @@ def measure_accuracy(
         sizes=_sizes(source, folder),
         tensorrt=_tensorrt(folder, precision),
         layers=layers,
+        formats=layer_formats(folder, source.config, precision, {name: chosen[name] for name in measured}),
         worst_layers=worst_layers(layer_errors),
         engines=engines,
         unavailable=unavailable,

@@ -11,8 +11,7 @@ accuracy level 4). X and W are those of the smoothed or rotated model, whose out
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from blip3v.config import TextConfig
 from blip3v.export.accuracy import LayerError
 from blip3v.export.quantized_formats import unpacked
 from blip3v.export.stored_layers import StoredLayer
-from blip3v.runtime.backends import Execution, product_dtype
 
 __all__ = ["layer_errors"]
 
@@ -37,7 +35,7 @@ def layer_errors(
     graph: str,
     plan: Plan,
     text: TextConfig,
-    engines: Mapping[str, Execution],
+    computed: Callable[[StoredLayer], dict[str, str]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[LayerError]:
     """Yields the error of each quantised layer; one weight is in memory at a time.
@@ -47,7 +45,7 @@ def layer_errors(
         graph: video_encoder or decoder.
         plan: that the graph was written with.
         text: the language model's shape.
-        engines: back end -> what it computes the graph with.
+        computed: what each back end computes a layer in.
         progress: called with (layers done, total layers).
     """
     quantized = [layer for layer in layers if layer.is_quantized]
@@ -57,15 +55,13 @@ def layer_errors(
         got_RN = _rounded_inputs(rows_RK, layer) @ _stored_weight(layer).T
         error = float((got_RN - exact_RN).norm() / exact_RN.norm().clamp_min(torch.finfo(torch.float32).tiny))
         progress(index + 1, len(quantized))
-        dtype = product_dtype(layer.weights)
-        computed = {name: str(dataclasses.replace(engine, dtype=dtype)) for name, engine in engines.items()}
         yield LayerError(
             name=layer.layer,
             graph=graph,
             node=layer.node,
             weights=layer.weights,
             relative_error=error,
-            computed=computed,
+            computed=computed(layer),
         )
 
 

@@ -184,6 +184,7 @@ class Quantization:
                     stored[graph],
                     graph,
                     self.plan,
+                    self.calibration.record.layers,
                     self.source.config.text,
                     partial(computed_in, spec, engines),
                     stage,

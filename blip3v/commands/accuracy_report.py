@@ -7,17 +7,19 @@ from rich.console import Console
 from rich.table import Table
 
 from blip3v.commands.tables import print_table
-from blip3v.export.accuracy import AccuracyReport, EngineAccuracy
+from blip3v.export.accuracy import AccuracyReport, EngineAccuracy, LayerFormats
 from blip3v.units import format_bytes, format_count, format_ratio
 
 __all__ = ["print_accuracy"]
 
 
 def print_accuracy(report: AccuracyReport, console: Console) -> None:
-    """Prints a row for each back end, the sizes, and the layers with the largest errors."""
+    """Prints a row for each back end, the sizes, the formats of all layers, and the layers with the largest errors."""
     print_table(console, _engines(report))
     for line in _lines(report):
         console.print(line, soft_wrap=True, markup=False)
+    if report.formats:
+        print_table(console, _formats(report))
     if report.worst_layers:
         print_table(console, _layers(report))
 
@@ -97,6 +99,23 @@ def _sizes(report: AccuracyReport) -> str:
         for name, size, fp32 in parts
     )
     return "; ".join(texts)
+
+
+def _formats(report: AccuracyReport) -> Table:
+    table = Table(title="all linear layers of quantised graphs", title_justify="left", box=box.SIMPLE)
+    for heading in ("graph", "layers", "weights", "inputs that share a scale", "computed"):
+        table.add_column(heading, justify="right" if heading == "layers" else "left")
+    for formats in report.formats:
+        computed = ", ".join(formats.computed.values())
+        count = f"{formats.num_layers:,}"
+        table.add_row(formats.graph.replace("_", " "), count, formats.weights, _group(formats), computed)
+    return table
+
+
+def _group(formats: LayerFormats) -> str:
+    if formats.group_size is None:
+        return "all" if formats.weights == "int8" else ""
+    return f"{formats.group_size}{', the last ones padded' if formats.padded else ''}"
 
 
 def _layers(report: AccuracyReport) -> Table:

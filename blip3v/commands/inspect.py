@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from blip3v.bundle.card import flatten
+from blip3v.bundle.layout import ACCURACY
 from blip3v.bundle.manifest import GraphEntry, Manifest
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.commands.accuracy_report import print_accuracy
@@ -29,6 +30,8 @@ from blip3v.units import format_bytes, format_count
 __all__ = ["command"]
 
 _NO_CHECK = "exported with --no-check"
+_NO_REPORT = "its answers were compared instead, or will be by eval --reference"
+_OTHER_REPORT = f"{ACCURACY} is not a report that this blip3v reads; measure again with eval --reference"
 
 
 @click.command()
@@ -60,7 +63,7 @@ def command(bundle: Path, as_json: bool) -> None:
         print_table(console, table)
     accuracy = load_report(bundle) if manifest.precision.is_quantized else None
     if accuracy is None:
-        print_table(console, _parity(manifest))
+        print_table(console, _parity(manifest, has_report=(bundle / ACCURACY).is_file()))
     else:
         print_accuracy(accuracy, console)
     print_table(console, _files(manifest))
@@ -128,11 +131,12 @@ def _weights(manifest: Manifest) -> Table:
     return table
 
 
-def _parity(manifest: Manifest) -> Table:
+def _parity(manifest: Manifest, *, has_report: bool) -> Table:
     table = _table("parity with PyTorch", "", "")
     if manifest.parity is None:
-        quantized = manifest.precision.is_quantized
-        reason = "its answers were compared instead, or will be by eval --reference" if quantized else _NO_CHECK
+        reason = _NO_CHECK
+        if manifest.precision.is_quantized:
+            reason = _OTHER_REPORT if has_report else _NO_REPORT
         table.add_row("not checked", reason)
     for name, value in flatten(manifest.parity or {}):
         table.add_row(escape(name), escape(_parity_text(name, value)))

@@ -28,6 +28,7 @@ __all__ = [
     "FilmScore",
     "LayerCounts",
     "LayerError",
+    "LayerFormats",
     "Sizes",
     "VideoScore",
     "load_report",
@@ -35,7 +36,7 @@ __all__ = [
     "worst_layers",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_ACCURACY_DROP = 1.0  # points
 _NUM_WORST = 10
 
@@ -50,7 +51,7 @@ class LayerError:
     graph: str  # video_encoder or decoder
     node: str  # its matrix product in the graph
     weights: str  # the format that its weights are stored in, a key of ``WEIGHT_FORMATS``
-    relative_error: float  # ||y - y_fp32|| / ||y_fp32||, of the layer's outputs
+    relative_error: float  # of its outputs, as ``layer_errors.relative_error`` measures it
     computed: dict[str, str]  # back end -> what it computes the layer in
 
     @property
@@ -66,6 +67,23 @@ class LayerCounts:
     asked: int  # that the precision quantises
     quantized: int
     kept: int  # that the precision keeps in floating point
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFormats:
+    """The linear layers of a quantised graph that are stored alike."""
+
+    graph: str  # video_encoder or decoder
+    weights: str  # the format that their weights are stored in, a key of ``WEIGHT_FORMATS``
+    group_size: int | None  # inputs that share a scale; None: all of an output channel, or floats
+    padded: bool  # whether zeros fill the last group, as the number of inputs is no multiple of it
+    num_layers: int
+    computed: dict[str, str]  # back end -> what it computes them in
+
+    @property
+    def key(self) -> tuple[str, str, int | None, bool]:
+        """What the layers have in common."""
+        return self.graph, self.weights, self.group_size, self.padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +161,7 @@ class AccuracyReport:
     sizes: Sizes
     tensorrt: dict[str, bool]  # quantised graph -> whether its quantisation obeys TensorRT's rules
     layers: LayerCounts | None  # None: not known
+    formats: tuple[LayerFormats, ...]  # of all linear layers of the quantised graphs, those that stay floats included
     worst_layers: tuple[LayerError, ...]  # by relative error, largest first
     engines: tuple[EngineAccuracy, ...]
     unavailable: dict[str, str]  # installed back end -> why it could not run the graphs
@@ -212,6 +231,7 @@ class AccuracyReport:
             self,
             max_accuracy_drop=old.max_accuracy_drop,
             layers=self.layers or old.layers,
+            formats=_merged_formats(self.formats, old.formats),
             worst_layers=self.worst_layers or old.worst_layers,
             engines=(*others, *self.engines),
             unavailable={**missing, **self.unavailable},
@@ -221,6 +241,14 @@ class AccuracyReport:
 def worst_layers(errors: Sequence[LayerError]) -> tuple[LayerError, ...]:
     """Returns the ten with the largest relative errors, largest first."""
     return tuple(sorted(errors, key=lambda layer: -layer.relative_error)[:_NUM_WORST])
+
+
+def _merged_formats(own: Sequence[LayerFormats], old: Sequence[LayerFormats]) -> tuple[LayerFormats, ...]:
+    """The formats of the same graphs, with what the back ends of both compute them in."""
+    before = {formats.key: formats.computed for formats in old}
+    return tuple(
+        dataclasses.replace(formats, computed={**before.get(formats.key, {}), **formats.computed}) for formats in own
+    )
 
 
 def save_report(report: AccuracyReport, bundle: Path) -> Path:
@@ -239,12 +267,17 @@ def save_report(report: AccuracyReport, bundle: Path) -> Path:
 
 
 def load_report(bundle: Path) -> AccuracyReport | None:
-    """Reads ``reports/accuracy.json``; None if there is none, or one that this version does not read."""
+    """Reads ``reports/accuracy.json``; None if there is none, or one of another schema version or that is broken.
+
+    The report can be measured again at any time, so an old one is not converted.
+    """
     path = bundle / ACCURACY
     if not path.is_file():
         return None
     try:
         values = strict_json.read_json(path)
+        if values.get("schema_version") != SCHEMA_VERSION:
+            return None
         values.pop("passed", None)
         return strict_json.from_dict(AccuracyReport, values, str(path))
     except ConfigError:  # derived, and about to be written anew

@@ -126,10 +126,17 @@ class Reference:
         Args:
             drafts: by number of the prompt: all tokens of the answer, which begin with those known so far and are
                 more than those. Drafts of complete answers are ignored.
+
+        Raises:
+            ValueError: a draft does not begin so. Nothing is added to any answer.
         """
         open_drafts = {i: ids for i, ids in drafts.items() if not self.answers[i].is_complete}
         if not open_drafts:
             return
+        for index, draft in open_drafts.items():
+            known = self.answers[index].token_ids
+            if len(draft) <= len(known) or list(draft[: len(known)]) != known:
+                raise ValueError(f"draft {index} is {list(draft)}; it has to begin with {known} and go on")
         rows = sorted(self._rows(open_drafts), key=lambda row: len(row.embeds_SD))
         batches = list(_batched(rows))
         logits = packed_logits(
@@ -141,6 +148,10 @@ class Reference:
             for index, _, count in (wanted for row in batch for wanted in row.wanted):
                 self._accept(index, open_drafts[index], logits_NV[start : start + count])
                 start += count
+
+    def drop_incomplete(self) -> None:
+        """Forgets the answers that are not complete, so that their next drafts may begin with anything."""
+        self.answers = [answer if answer.is_complete else ReferenceAnswer() for answer in self.answers]
 
     def _accept(self, index: int, draft: Sequence[int], logits_NV: FloatArray) -> None:
         answer = self.answers[index]

@@ -5,7 +5,7 @@ reference checks all of them in one pass over its layers (``accuracy_reference.p
 corrections. What the reference answers does not depend on who drafts, so it is computed once for all back ends.
 """
 
-# Shapes: M video tokens, N positions, D width, V logits.
+# Shapes: V logits, D width.
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +34,6 @@ from blip3v.errors import BackendError, UsageError
 from blip3v.export.accuracy import (
     MAX_ACCURACY_DROP,
     AccuracyReport,
-    AnswerScore,
     Budget,
     EngineAccuracy,
     FilmScore,
@@ -44,9 +43,10 @@ from blip3v.export.accuracy import (
     VideoScore,
     worst_layers,
 )
+from blip3v.export.accuracy_answers import Answers, answer_score, compare_answers
 from blip3v.export.accuracy_data import FEW_QUESTIONS, FILM_QUESTIONS, held_out_films, own_videos
 from blip3v.export.accuracy_graphs import Graphs
-from blip3v.export.accuracy_measures import kl_divergence, paired_difference, rotation_between, token_cosines
+from blip3v.export.accuracy_measures import paired_difference, rotation_between, token_cosines
 from blip3v.export.accuracy_reference import (
     AnswerRules,
     ClipPrompt,
@@ -55,6 +55,7 @@ from blip3v.export.accuracy_reference import (
     reference_video_tokens,
 )
 from blip3v.export.estimate import estimate
+from blip3v.export.layer_formats import layer_formats
 from blip3v.export.source import ExportSource
 from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.model.language import embedding_table
@@ -69,7 +70,7 @@ from blip3v.runtime.backends import (
 )
 from blip3v.text.tokenizer import Tokenizer
 
-__all__ = ["AccuracyOptions", "Answers", "compare_answers", "measure_accuracy", "runnable_backends"]
+__all__ = ["AccuracyOptions", "measure_accuracy", "runnable_backends"]
 
 FloatArray = NDArray[np.float32]
 # Tokens of an answer: films need fewer, and the answers of a large model are compared far enough by then.
@@ -102,15 +103,6 @@ class AccuracyOptions:
             raise UsageError("num_questions is for films, and data names videos of your own; leave one out")
 
 
-@dataclass
-class Answers:
-    """What one back end answered, next to the reference."""
-
-    own: list[list[int]]  # greedy answers of the graph, each with the token that ends it
-    kl: list[NDArray[np.float64]] = field(default_factory=list)  # after each prefix of the reference's answers
-    agreeing: int = 0  # choices after these prefixes
-
-
 def measure_accuracy(
     source: ExportSource,
     folder: Path,
@@ -139,7 +131,9 @@ def measure_accuracy(
         ParityError: a graph returns values that are not finite.
     """
     job = _Job(source, folder, precision, options, progress)
-    engines, unavailable = job.engines()
+    chosen = runnable_backends(options.backends)
+    engines, unavailable = job.engines(chosen)
+    measured = [engine.backend for engine in engines]
     return AccuracyReport(
         precision=precision.name,
         reference=source.provenance.name,
@@ -148,6 +142,7 @@ def measure_accuracy(
         sizes=_sizes(source, folder),
         tensorrt=_tensorrt(folder, precision),
         layers=layers,
+        formats=layer_formats(folder, source.config, precision, {name: chosen[name] for name in measured}),
         worst_layers=worst_layers(layer_errors),
         engines=engines,
         unavailable=unavailable,
@@ -174,52 +169,8 @@ def runnable_backends(names: Sequence[str] | None) -> dict[str, dict[GraphName, 
     }
 
 
-def compare_answers(
-    graphs: Graphs,
-    reference: Reference,
-    prompts: Sequence[ClipPrompt],
-    video: Sequence[NDArray[np.floating]],
-) -> Answers:
-    """Lets the graphs answer, and compares every choice with the reference's after the same tokens.
-
-    Args:
-        graphs: what is measured.
-        reference: which is asked until all its answers are complete; it keeps them for the next call.
-        prompts: the questions, the same as the reference's.
-        video: the graphs' own video tokens (M, D) of each clip.
-    """
-    known: list[list[int]] = [[] for _ in prompts]  # of the reference's answers, as far as the graphs were compared
-    result = Answers(own=[])
-    pending = list(range(len(prompts)))
-    while pending:
-        drafts = graphs.draft([prompts[i] for i in pending], video, [known[i] for i in pending])
-        if not result.own:
-            result.own = [draft.token_ids for draft in drafts]
-        graphs.make_room(reference.memory_bytes)
-        reference.check({i: [*known[i], *draft.token_ids] for i, draft in zip(pending, drafts, strict=True)})
-        for i, draft in zip(pending, drafts, strict=True):
-            answer, start = reference.answers[i], len(known[i])
-            theirs = answer.token_ids[start : start + len(draft.token_ids)]
-            agreeing = _num_common(draft.token_ids, theirs)
-            count = min(agreeing + 1, len(theirs))
-            expected_NV = np.stack(answer.logits[start : start + count])
-            result.kl.append(kl_divergence(expected_NV, draft.logits_nV[:count]))
-            result.agreeing += agreeing
-            known[i] = answer.token_ids[: start + count]
-        # An answer that contradicted its draft goes on: cut short, it would count as wrong and hide a loss.
-        answers = reference.answers
-        pending = [i for i in pending if not answers[i].is_complete or len(known[i]) < len(answers[i].token_ids)]
-    return result
-
-
 def _clip_bytes(config: ModelConfig) -> int:
     return 4 * config.num_frames * 3 * config.vision.image_size**2
-
-
-def _num_common(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """Tokens before the first difference."""
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    return next((n for n, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
 
 
 class _Job:
@@ -246,9 +197,10 @@ class _Job:
             self._loads = [functools.cache(load) for load in self._loads]
         self._rules = self._answer_rules()
 
-    def engines(self) -> tuple[tuple[EngineAccuracy, ...], dict[str, str]]:
+    def engines(
+        self, chosen: Mapping[str, Mapping[GraphName, Backend]]
+    ) -> tuple[tuple[EngineAccuracy, ...], dict[str, str]]:
         """Measures each back end; returns their results, and why others could not run."""
-        chosen = runnable_backends(self._options.backends)
         self._progress("accuracy: the reference's video tokens")
         digest = hashlib.sha256(repr([(asked.question, asked.answer) for asked in self._asked]).encode())
         video = reference_video_tokens(self._source.config, self._source.weights, _hashed(self._clips(), digest))
@@ -290,7 +242,7 @@ class _Job:
             backend=name,
             computed={graph: str(execution) for graph, execution in executions.items()},
             video=self._video_score(video, expected),
-            answers=_answer_score(answers, reference),
+            answers=answer_score(answers, reference),
             films=self._film_score(answers, reference),
             data=self._data.record,
             data_sha256=data_sha256,
@@ -376,20 +328,6 @@ def _sizes(source: ExportSource, folder: Path) -> Sizes:
         bundle=sum(listed.values()),
         fp32_graphs={graph: 4 * counts[graph] for graph in GRAPHS},
         fp32_bundle=4 * sum(counts.values()) + others,
-    )
-
-
-def _answer_score(answers: Answers, reference: Reference) -> AnswerScore:
-    kl = np.concatenate(answers.kl)
-    same = [ours == theirs.token_ids for ours, theirs in zip(answers.own, reference.answers, strict=True)]
-    return AnswerScore(
-        num_tokens=len(kl),
-        tokens_agreeing=answers.agreeing,
-        kl_mean=float(kl.mean()),
-        kl_p99=float(np.percentile(kl, 99)),
-        kl_max=float(kl.max()),
-        num_answers=len(same),
-        answers_agreeing=sum(same),
     )
 
 

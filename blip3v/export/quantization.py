@@ -35,6 +35,7 @@ from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy, runnab
 from blip3v.export.cache_scales import cache_scales
 from blip3v.export.decoder_graph import CacheScales
 from blip3v.export.layer_errors import layer_errors
+from blip3v.export.layer_formats import computed_in
 from blip3v.export.source import ExportSource
 from blip3v.export.stored_layers import INTEGER_FORMATS, StoredLayer, check_quantized, read_layers
 from blip3v.export.tensorrt_rules import check_tensorrt_rules
@@ -171,9 +172,17 @@ class Quantization:
         for graph in GRAPHS:
             spec = specs[graph]
             if spec.is_quantized:
-                engines = {name: chosen[graph].execution(spec) for name, chosen in backends.items()}
+                engines = {name: chosen[graph] for name, chosen in backends.items()}
                 stage = partial(self.progress, f"measure the layers of the {graph.replace('_', ' ')}")
-                yield from layer_errors(stored[graph], graph, self.plan, self.source.config.text, engines, stage)
+                yield from layer_errors(
+                    stored[graph],
+                    graph,
+                    self.plan,
+                    self.calibration.record.layers,
+                    self.source.config.text,
+                    partial(computed_in, spec, engines),
+                    stage,
+                )
 
 
 def _check_portable(path: Path, layers: list[StoredLayer]) -> None:

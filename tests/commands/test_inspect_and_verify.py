@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_bundle import rewrite, write_fake_bundle
+from fake_bundle import CONFIG, fake_manifest, rewrite, write_fake_bundle
 
+from blip3v.bundle import GraphEntry, KVGeometry, Precision, decoder_io, video_encoder_io
 from blip3v.commands.inspect import command as inspect
 from blip3v.commands.verify import command as verify
 from blip3v.errors import ArtifactHashError, ArtifactMissingError
@@ -83,6 +85,28 @@ def test_inspect_of_an_untrained_bundle_says_so_and_offers_bench(bundle: Path, k
     assert "good for benchmarks only" in result.stdout
     assert "--no-check" in result.stdout
     assert f"next: blip3v bench {bundle}" in result.stderr
+
+
+def test_inspect_says_that_a_report_of_another_version_is_not_shown(bundle: Path) -> None:
+    """It said that the answers "will be" compared, as if there were none."""
+    values = json.loads((bundle / "manifest.json").read_text())
+    precision = Precision.parse("int8")
+    ios = {"video_encoder": video_encoder_io(CONFIG), "decoder": decoder_io(CONFIG)}
+    quantized = dataclasses.replace(
+        fake_manifest(),
+        precision=precision,
+        graphs={name: GraphEntry.of(name, io, precision.graphs[name]) for name, io in ios.items()},
+        kv=KVGeometry.of(CONFIG, precision.decoder),
+        parity=None,
+    )
+    (bundle / "manifest.json").write_text(json.dumps(quantized.to_dict() | {"files": values["files"]}))
+    assert "will be by eval --reference" in _shown(bundle)
+    (bundle / "reports" / "accuracy.json").write_text('{"schema_version": 1}')
+    assert "reports/accuracy.json is not a report that this blip3v reads; measure again" in _shown(bundle)
+
+
+def _shown(bundle: Path) -> str:
+    return " ".join(CliRunner().invoke(inspect, [str(bundle)], catch_exceptions=False).stdout.split())
 
 
 def test_inspect_does_not_interpret_markup_in_a_manifest(bundle: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -16,10 +17,12 @@ from export_models import WINDOWED, Exported, FloatArray, small_config
 from blip3v.bundle.embeddings import write_embeddings
 from blip3v.bundle.precision import Precision
 from blip3v.config import ModelConfig
+from blip3v.errors import BackendError
 from blip3v.export import accuracy_graphs
-from blip3v.export.accuracy_graphs import Graphs
+from blip3v.export.accuracy_answers import compare_answers
+from blip3v.export.accuracy_graphs import Draft, Graphs
 from blip3v.export.accuracy_reference import AnswerRules, ClipPrompt, Reference
-from blip3v.export.accuracy_run import compare_answers, runnable_backends
+from blip3v.export.accuracy_run import runnable_backends
 from blip3v.model import Blip3Video
 from blip3v.model.generate import greedy
 from blip3v.model.language import embedding_table
@@ -96,6 +99,69 @@ def test_any_drafts_lead_to_the_greedy_answers(text: dict[str, int], share: floa
     assert all(len(answer.logits) == len(answer.token_ids) for answer in reference.answers)
     if share == 1.0:
         assert reference.num_passes == 1
+
+
+class PartlyWrong:
+    """In place of ``Graphs``: every third token is wrong, and the ``fails_at``-th draft fails."""
+
+    def __init__(
+        self, prompts: Sequence[ClipPrompt], wanted: Sequence[list[int]], num_logits: int, fails_at: int
+    ) -> None:
+        self._wanted = {id(asked): answer for asked, answer in zip(prompts, wanted, strict=True)}
+        self._num_logits, self._calls_left = num_logits, fails_at - 1
+
+    def draft(
+        self, prompts: Sequence[ClipPrompt], video: Sequence[FloatArray], known: Sequence[Sequence[int]]
+    ) -> list[Draft]:
+        if self._calls_left == 0:
+            raise BackendError("the engine failed")
+        self._calls_left -= 1
+        drafts = []
+        for asked, ids in zip(prompts, known, strict=True):
+            rest = self._wanted[id(asked)][len(ids) :]
+            tokens = [(t + (n % 3 == 2)) % self._num_logits for n, t in enumerate(rest)]
+            drafts.append(Draft(tokens, np.zeros((len(tokens), self._num_logits), np.float32)))
+        return drafts
+
+    def make_room(self, num_bytes: int) -> None:
+        pass
+
+
+def test_an_engine_that_fails_part_way_leaves_the_next_one_a_sound_reference() -> None:
+    """Its incomplete answers stayed, the next engine's drafts did not begin with them, and 1,3,6 became 1,6,6."""
+    config = small_config("tokenlearner")
+    model = random_model(config)
+    prompts, video = some_prompts(config), some_video(config)
+    rules = rules_that_end_some(model, prompts, video)
+    wanted = greedy_answers(model, prompts, video, rules)
+    reference = Reference(config, model.state_dict(), prompts, video, rules)
+    num_logits = config.text.num_logits
+    with pytest.raises(BackendError):
+        compare_answers(cast(Graphs, PartlyWrong(prompts, wanted, num_logits, fails_at=3)), reference, prompts, video)
+    assert {answer.is_complete for answer in reference.answers} == {True, False}
+    complete = [answer for answer in reference.answers if answer.is_complete]
+    compare_answers(cast(Graphs, PartlyWrong(prompts, wanted, num_logits, fails_at=99)), reference, prompts, video)
+    assert [answer.token_ids for answer in reference.answers] == wanted
+    assert all(any(answer is kept for answer in reference.answers) for kept in complete), "computed again"
+
+    fresh = Reference(config, model.state_dict(), prompts, video, rules)
+    fresh.check(dict(enumerate(wanted)))
+    for one, other in zip(reference.answers, fresh.answers, strict=True):
+        np.testing.assert_allclose(np.stack(one.logits), np.stack(other.logits), atol=1e-5)
+
+
+def test_a_draft_that_contradicts_what_is_known_is_refused() -> None:
+    """Its logits would have been taken for those after the known tokens."""
+    config = small_config("tokenlearner")
+    model = random_model(config)
+    prompts, video = some_prompts(config)[:1], some_video(config)
+    reference = Reference(config, model.state_dict(), prompts, video, AnswerRules(end_id=-1, max_new_tokens=NUM_TOKENS))
+    reference.check({0: [0]})
+    known = list(reference.answers[0].token_ids)
+    for draft in ([known[0] + 1, 0], known):
+        with pytest.raises(ValueError, match="has to begin with"):
+            reference.check({0: draft})
+    assert reference.answers[0].token_ids == known
 
 
 def write_parts(folder: Path, config: ModelConfig, model: Blip3Video, decoder: Path) -> Path:

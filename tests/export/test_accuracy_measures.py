@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from blip3v.calibration.record import DataRecord
+from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.errors import ParityError, UsageError
 from blip3v.export.accuracy import (
     AccuracyReport,
@@ -18,6 +22,7 @@ from blip3v.export.accuracy import (
     FilmScore,
     LayerCounts,
     LayerError,
+    LayerFormats,
     Sizes,
     VideoScore,
     load_report,
@@ -107,6 +112,18 @@ def _engine(*, lost: int = 0, agreeing: int = 100, films: bool = True) -> Engine
     )
 
 
+def _formats(**changes: object) -> LayerFormats:
+    formats = LayerFormats(
+        graph="decoder",
+        weights="int8-block",
+        group_size=128,
+        padded=False,
+        num_layers=11,
+        computed={"onnxruntime": "int8 on ONNX Runtime CPU"},
+    )
+    return dataclasses.replace(formats, **changes)  # type: ignore[arg-type]
+
+
 def _report(engine: EngineAccuracy, **changes: object) -> AccuracyReport:
     errors = [
         LayerError(
@@ -127,6 +144,7 @@ def _report(engine: EngineAccuracy, **changes: object) -> AccuracyReport:
         sizes=Sizes(graphs={"decoder": 1}, bundle=2, fp32_graphs={"decoder": 4}, fp32_bundle=8),
         tensorrt={"decoder": True},
         layers=LayerCounts(asked=14, quantized=12, kept=2),
+        formats=(_formats(), _formats(group_size=16, padded=True, num_layers=1)),
         worst_layers=worst_layers(errors),
         engines=(engine,),
         unavailable={},
@@ -161,8 +179,38 @@ def test_a_report_comes_back_and_keeps_what_a_later_one_does_not_measure(tmp_pat
     later = _report(other, layers=None, worst_layers=(), max_accuracy_drop=5.0).merged(old)
     assert [engine.backend for engine in later.engines] == ["onnxruntime", "openvino"]
     assert (later.layers, later.worst_layers, later.max_accuracy_drop) == (old.layers, old.worst_layers, 1.0)
+    assert later.formats == old.formats
     assert _report(other, precision="int4").merged(old).engines == (other,)
     assert load_report(tmp_path / "nowhere") is None
+
+
+def test_formats_keep_what_the_engines_of_an_earlier_report_compute_them_in() -> None:
+    old, other = _report(_engine()), dataclasses.replace(_engine(), backend="openvino")
+    formats = (_formats(computed={"openvino": "int8 on OpenVINO CPU"}), _formats(group_size=64, computed={}))
+    merged = _report(other, formats=formats).merged(old).formats
+    assert merged[0].computed == {"onnxruntime": "int8 on ONNX Runtime CPU", "openvino": "int8 on OpenVINO CPU"}
+    assert merged[1].computed == {}
+
+
+def test_a_report_of_another_schema_version_is_as_good_as_none(tmp_path: Path) -> None:
+    """It can be measured again, and its errors of layers were another measure."""
+    path = save_report(_report(_engine()), tmp_path)
+    values = json.loads(path.read_text())
+    assert values["schema_version"] == 2
+    path.write_text(json.dumps(values | {"schema_version": 1}))
+    assert load_report(tmp_path) is None
+
+
+def test_the_screen_shows_how_all_layers_are_stored_and_computed() -> None:
+    """Formats and engines stood there for the ten worst layers alone, and a smaller group nowhere."""
+    text = io.StringIO()
+    print_accuracy(_report(_engine()), Console(file=text, width=200))
+    [title] = [n for n, line in enumerate(text.getvalue().splitlines()) if "all linear layers" in line]
+    rows = [" ".join(line.split()) for line in text.getvalue().splitlines()[title + 4 : title + 6]]
+    assert rows == [
+        "decoder 11 int8-block 128 int8 on ONNX Runtime CPU",
+        "decoder 1 int8-block 16, the last ones padded int8 on ONNX Runtime CPU",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ def test_every_layer_is_counted_and_measured(exported: ExportResult) -> None:
     assert report.layers is not None
     # 4 vision layers, the feed-forward parts of 2 resampler layers, 6 decoder layers, and the head.
     assert (report.layers.asked, report.layers.quantized) == (4 * 6 + 2 * 2 + 6 * 4 + 1,) * 2
+    # The widths are no multiples of 128, so groups are smaller, and those OpenVINO computes in fp32.
+    assert sum(kind.num_layers for kind in report.formats) == report.layers.quantized + report.layers.kept
+    for kind in report.formats:
+        blocks = kind.group_size is not None
+        assert kind.weights.endswith("-block") == blocks
+        assert not blocks or kind.computed["openvino"].startswith("fp32") == (kind.group_size != 128)
     assert len(report.worst_layers) == 10
     assert all(0 < layer.relative_error < 0.5 for layer in report.worst_layers)
 

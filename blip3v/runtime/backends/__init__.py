@@ -219,6 +219,17 @@ class Backend(Protocol):
         """What a graph of this precision is computed with, or would be if the engine were installed."""
         ...
 
+    def layer_dtype(self, precision: GraphPrecision, weights: str, group_size: int | None, num_inputs: int) -> str:
+        """What the matrix product of a linear layer is computed in, as ``Execution.dtype`` says it.
+
+        Args:
+            precision: of its graph.
+            weights: the format that its weights are stored in.
+            group_size: inputs that share a scale; None: all of an output channel, or floats.
+            num_inputs: of the layer.
+        """
+        ...
+
     def resident_bytes(self, graph: GraphFile) -> int:
         """Memory that the opened graph takes, file pages that the system can drop not included. An estimate."""
         ...

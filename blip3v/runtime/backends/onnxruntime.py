@@ -87,6 +87,10 @@ class OnnxRuntimeBackend:
         dtype = product_dtype(precision.weights)
         return Execution(backend=self.name, engine="ONNX Runtime", version=version, device="CPU", dtype=dtype)
 
+    def layer_dtype(self, precision: GraphPrecision, weights: str, group_size: int | None, num_inputs: int) -> str:
+        """See ``Backend``."""
+        return product_dtype(weights)
+
     def resident_bytes(self, graph: GraphFile) -> int:
         """See ``Backend``."""
         return resident_bytes(graph.weights_bytes, graph.precision)

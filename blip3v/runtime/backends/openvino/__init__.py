@@ -56,6 +56,17 @@ class OpenVinoBackend:
         dtype = product_dtype(precision.weights)
         return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype=dtype)
 
+    def layer_dtype(self, precision: GraphPrecision, weights: str, group_size: int | None, num_inputs: int) -> str:
+        """See ``Backend``.
+
+        Inputs are rounded in blocks of ``precision.group_size`` (``open_core``), and only where the layer's groups hold
+        whole blocks and no padding. Weights of other groups are widened to fp32.
+        """
+        block = precision.group_size
+        if group_size is not None and (block is None or group_size % block or num_inputs % group_size):
+            return product_dtype("float32")
+        return product_dtype(weights)
+
     def resident_bytes(self, graph: GraphFile) -> int:
         """See ``Backend``. Weights stay in their format, but are held twice while they are packed."""
         factor = _RESIDENT.get(graph.precision.weights, _RESIDENT_OF_OTHERS)

@@ -28,6 +28,7 @@ from scripts.page_tables import replace_table
 
 SCRIPT = "plot_full_size_quantized.py"
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_ASKED = {"auto": "auto", **ENGINES}
 _COLOURS = {"onnxruntime": "#2a6f97", "openvino": "#e07a5f"}
 
 
@@ -126,7 +127,7 @@ def _whole_models(report: dict[str, Any]) -> str:
     rows = [("calibrate", "", *_made(steps["calibrate"]), "", "", "", "", "", "")]
     for precision in ("int8", "int4"):
         rows.append((f"export {precision}", "", *_made(steps[f"export {precision}"]), "", "", "", "", "", ""))
-        for backend, engine in ENGINES.items():
+        for backend, engine in _ASKED.items():
             step = steps.get(f"ask {precision} on {backend}")
             if step is not None:
                 rows.append((f"ask {precision}", engine, "", "", "", *_asked(step)))

@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
-from blip3v.config import ModelConfig
+from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import UsageError
 from blip3v.runtime import memory
 from blip3v.runtime.backends import (
@@ -20,8 +21,10 @@ from blip3v.runtime.backends import (
     GRAPHS,
     PREFILL_CHUNK,
     Backend,
+    Decoder,
     GraphFile,
     GraphName,
+    VideoEncoder,
     choose_backend,
     parse_backends,
 )
@@ -94,8 +97,7 @@ def open_model(
     memory.require(needed.memory_bytes, f"opening {bundle.path}", "free some, or use a smaller model")
     with real_files(bundle.path, [file for name in GRAPHS for file in bundle.graph_files(name)]) as folder:
         graphs = graph_files(bundle, folder)
-        decoder = backends["decoder"].open_decoder(graphs["decoder"], config.text, threads=threads)
-        video_encoder = backends["video_encoder"].open_video_encoder(graphs["video_encoder"], threads=threads)
+        video_encoder, decoder = _open_graphs(backends, graphs, config.text, threads)
     token_bytes = backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
     context_bytes = config.text.max_context * token_bytes
     return Model(
@@ -114,6 +116,28 @@ def open_model(
             stored=bundle.manifest.precision.name, video_encoder=video_encoder.execution, decoder=decoder.execution
         ),
     )
+
+
+def _open_graphs(
+    backends: Mapping[GraphName, Backend], graphs: Mapping[GraphName, GraphFile], text: TextConfig, threads: int | None
+) -> tuple[VideoEncoder, Decoder]:
+    """Opens both graphs at the same time, since engines convert the weights of a graph with a single thread.
+
+    If one fails, the other is closed.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="blip3v-open") as pool:
+        opening = pool.submit(backends["video_encoder"].open_video_encoder, graphs["video_encoder"], threads=threads)
+        try:
+            decoder = backends["decoder"].open_decoder(graphs["decoder"], text, threads=threads)
+        except BaseException:
+            if opening.exception() is None:
+                opening.result().close()
+            raise
+        try:
+            return opening.result(), decoder
+        except BaseException:
+            decoder.close()
+            raise
 
 
 def estimate_open(
@@ -158,7 +182,7 @@ def _estimate(
         backend=BackendReport(stored=bundle.manifest.precision.name, **executions),
         memory_bytes=_FIXED_BYTES + weights_bytes + cache_bytes + _activation_bytes(config),
         free_bytes=memory.available_bytes(),
-        seconds=_OPEN_S + sum(backends[name].open_s(graph) for name, graph in graphs.items()),
+        seconds=_OPEN_S + max(backends[name].open_s(graph) for name, graph in graphs.items()),
     )
 
 

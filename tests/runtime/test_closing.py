@@ -16,10 +16,11 @@ from toy_graphs import toy_config
 from toy_parts import DecoderMaker, graph_file
 
 from blip3v.bundle.graph_io import video_encoder_io
-from blip3v.errors import UsageError
+from blip3v.errors import BackendError, UsageError
 from blip3v.runtime import Chat, GenerationOptions, VideoLM, VideoTokens
 from blip3v.runtime.backends import get_backend
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.opening import _open_graphs
 
 FILM = np.random.default_rng(2).integers(0, 256, (4, 20, 30, 3), np.uint8)
 LONG = GenerationOptions(max_new_tokens=8, ignore_stop_token=True)
@@ -233,3 +234,34 @@ def test_a_video_encoder_that_is_closed_during_a_run_keeps_nothing(backend: str,
     with encoder._request():
         encoder.close()
     assert encoder._spare == []
+
+
+@pytest.mark.parametrize("failing", ["video_encoder", "decoder"])
+def test_a_graph_that_does_not_open_closes_the_other(failing: str) -> None:
+    """Both open at the same time, so that the other may be open already when one fails."""
+    closed: list[str] = []
+
+    class FakeGraph:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    class FakeBackend:
+        def open(self, name: str) -> FakeGraph:
+            if name == failing:
+                raise BackendError(f"no {name}")
+            return FakeGraph(name)
+
+        def open_video_encoder(self, graph: object, threads: int | None) -> FakeGraph:
+            return self.open("video_encoder")
+
+        def open_decoder(self, graph: object, text: object, threads: int | None) -> FakeGraph:
+            return self.open("decoder")
+
+    names: tuple[Any, ...] = ("video_encoder", "decoder")
+    backends: Any = dict.fromkeys(names, FakeBackend())
+    with pytest.raises(BackendError, match=f"no {failing}"):
+        _open_graphs(backends, dict.fromkeys(names), None, None)  # type: ignore[arg-type]
+    assert closed == [name for name in names if name != failing]

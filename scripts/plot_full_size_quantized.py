@@ -130,7 +130,7 @@ def _whole_models(report: dict[str, Any]) -> str:
         for backend, engine in _ASKED.items():
             step = steps.get(f"ask {precision} on {backend}")
             if step is not None:
-                rows.append((f"ask {precision}", engine, "", "", "", *_asked(step)))
+                rows.append((f"ask {precision}", engine, "", "", "", *_asked(step["median"])))
     head = ("step", "engine", "time", "peak memory", "on disk", "open", "resident", "of which mapped")
     return _markdown((*head, "video", "prompt", "token"), rows, num_left=2)
 
@@ -140,10 +140,10 @@ def _made(step: dict[str, Any]) -> tuple[str, ...]:
     return f"{step['seconds'] / 60:.0f} min", f"{step['peak_rss_bytes'] / 2**30:.1f} GiB", disk
 
 
-def _asked(step: dict[str, Any]) -> tuple[str, ...]:
-    memory, timings = step["resident_while_asking"], step["timings"]
+def _asked(median: dict[str, Any]) -> tuple[str, ...]:
+    memory, timings = median["resident_while_asking"], median["timings"]
     return (
-        f"{step['open_s']:.1f} s",
+        f"{median['open_s']:.1f} s",
         f"{memory['rss_bytes'] / 2**30:.2f} GiB",
         f"{memory['file_bytes'] / 2**30:.2f} GiB",
         f"{timings['encode_s']:.1f} s",

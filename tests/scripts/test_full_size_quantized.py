@@ -36,6 +36,12 @@ def test_layers_are_the_difference_between_two_graphs() -> None:
     assert (between["int8"]["of"], between["int8"]["less"]) == ("nine", "one")
 
 
+def test_of_several_answers_the_medians_are_shown() -> None:
+    runs = [{"computed": "int8", "timings": {"encode_s": s, "num_steps": 15}, "open_s": 2 * s} for s in (3.0, 1.0, 8.0)]
+    expected = {"computed": "int8", "timings": {"encode_s": 3.0, "num_steps": 15}, "open_s": 6.0}
+    assert full_size_quantized._medians(runs) == expected
+
+
 def test_cut_models_keep_the_full_width() -> None:
     cuts = full_size_quantized._cuts(OPTIONS)
     full = preset("xgen-mm-vid")

@@ -43,7 +43,7 @@ class Speed:
     ratio: float
     lowest: float
     highest: float
-    share: float | None = None  # of the whole video encoder in this form
+    share: float | None = None  # of all such parts, of the whole video encoder in this form
 
 
 def main(result: Path, page: Path, picture: Path) -> None:
@@ -51,9 +51,13 @@ def main(result: Path, page: Path, picture: Path) -> None:
     report = json.loads(result.read_text("utf-8"))
     if report.get("schema_version") != 1:
         raise SystemExit(f"{result} has schema_version {report.get('schema_version')!r}; 1 is read")
-    table = f"{_whole_models(report)}\n\n{_speed_table(list(speeds(report)))}"
-    write_file(page, replace_table(page.read_text("utf-8"), SCRIPT, table))
+    write_file(page, replace_table(page.read_text("utf-8"), SCRIPT, tables(report)))
     draw(list(speeds(report)), picture)
+
+
+def tables(report: dict[str, Any]) -> str:
+    """The tables in Markdown: whole models, and parts beside fp32."""
+    return f"{_whole_models(report)}\n\n{_speed_table(list(speeds(report)))}"
 
 
 def speeds(report: dict[str, Any]) -> Iterator[Speed]:
@@ -74,15 +78,28 @@ def _decoder(report: dict[str, Any], steps: dict[str, Any], backend: str) -> Ite
 
 def _video_encoder(report: dict[str, Any], steps: dict[str, Any], backend: str) -> Iterator[Speed]:
     whole = {row["form"]: row for row in steps[f"whole video encoder on {backend}"]["summary"]["graphs"]}
-    layers = _difference(steps[f"vision layers on {backend}"], "vision", report["vision_layers"] - 1)
     num_layers = preset(report["preset"]).vision.num_layers
-    for form, row in layers.items():
-        yield _speed("one vision layer", backend, row, num_layers * row["median_s"] / whole[form]["median_s"])
-    temporal = _difference(steps[f"other parts on {backend}"], "one vision layer", 1)
-    for form, row in temporal.items():
-        yield _speed("temporal encoder (gttm)", backend, row, row["median_s"] / whole[form]["median_s"])
+    other = steps[f"other parts on {backend}"]
+    layers = _difference(steps[f"vision layers on {backend}"], "vision", report["vision_layers"] - 1)
+    for part, times, found in (
+        (f"one of {num_layers} vision layers", num_layers, layers),
+        ("temporal encoder (gttm)", 1, _difference(other, "one vision layer", 1)),
+        ("patches, resampler, projection", 1, _rest(other, layers)),
+    ):
+        for form, row in found.items():
+            yield _speed(part, backend, row, times * row["median_s"] / whole[form]["median_s"])
     for row in whole.values():
         yield _speed("whole video encoder", backend, row)
+
+
+def _rest(step: dict[str, Any], layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Per form, what a graph without temporal encoder takes beside its one vision layer."""
+    cut = "one vision layer, no temporal encoder"
+    runs = [run for run in step["runs"] if run["cut"] == cut]
+    seconds = {
+        form: [run["encode_s"] - row["median_s"] for run in runs if run["form"] == form] for form, row in layers.items()
+    }
+    return {form: _row(form, seconds["fp32"], own) for form, own in seconds.items()}
 
 
 def _difference(step: dict[str, Any], cut: str, parts: int) -> dict[str, dict[str, Any]]:
@@ -98,15 +115,19 @@ def _difference(step: dict[str, Any], cut: str, parts: int) -> dict[str, dict[st
         base = form if (rounds[0], other, form) in runs else form.partition(",")[0]
         seconds = [(runs[n, cut, form] - runs[n, other, base]) / parts for n in rounds]
         fp32 = [(runs[n, cut, "fp32"] - runs[n, other, "fp32"]) / parts for n in rounds]
-        ratios = [slow / fast for slow, fast in zip(fp32, seconds, strict=True)]
-        found[form] = {
-            "form": form,
-            "median_s": statistics.median(seconds),
-            "fp32_to_this": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-        }
+        found[form] = _row(form, fp32, seconds)
     return found
+
+
+def _row(form: str, fp32: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
+    ratios = [slow / fast for slow, fast in zip(fp32, seconds, strict=True)]
+    return {
+        "form": form,
+        "median_s": statistics.median(seconds),
+        "fp32_to_this": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
 
 
 def _speed(part: str, backend: str, row: dict[str, Any], share: float | None = None) -> Speed:

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 from blip3v.publishing import write_file
 from scripts.page_tables import replace_table
 
+SCRIPT = "plot_quantization.py"
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _OURS, _NAIVE, _GREY = "#2a6f97", "#e07a5f", "#495057"
 
@@ -31,7 +32,7 @@ def main(result: Path, page: Path, picture: Path) -> None:
     report = json.loads(result.read_text("utf-8"))
     if report.get("schema_version") != 1:
         raise SystemExit(f"{result} has schema_version {report.get('schema_version')!r}; 1 is read")
-    write_file(page, replace_table(page.read_text("utf-8"), "plot_quantization.py", tables(report)))
+    write_file(page, replace_table(page.read_text("utf-8"), SCRIPT, tables(report)))
     draw(report, picture)
 
 

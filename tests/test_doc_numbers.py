@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 from doc_pages import ROOT
 
+from scripts import plot_full_size_quantized, plot_quantization
+from scripts.page_tables import replace_table
+from scripts.plot_full_size_quantized import speeds as speeds_of_quantized
+from scripts.plot_full_size_quantized import tables as tables_of_full_size
+
 README = (ROOT / "README.md").read_text("utf-8")
 PAGE = (ROOT / "docs/benchmarks.md").read_text("utf-8")
 
@@ -19,6 +24,9 @@ def read(path: str) -> Any:
 
 TINY = read("benchmarks/results/bench-cpu.json")
 FULL_SIZE = {step["name"]: step for step in read("benchmarks/results/full-size-cpu.json")["steps"]}
+
+
+QUANTIZED = read("benchmarks/results/full-size-quantized.json")
 
 
 def test_the_scores_are_the_committed_ones() -> None:
@@ -91,3 +99,35 @@ def test_the_readme_says_the_same() -> None:
     assert f"export {export['seconds']:.0f} s and {peaks[0]} at the peak, {disk} on disk" in README
     assert f"with opening {ask['seconds']:.0f} s and {peaks[1]}" in README
     assert f"as a bundle of {disk} |" in README
+
+
+def test_the_readme_says_what_quantising_the_4b_model_gives() -> None:
+    steps = {step["name"]: step for step in QUANTIZED["steps"]}
+    on_disk = [f"{steps[f'export {name}']['size_bytes'] / 1e9:.1f}" for name in ("int8", "int4")]
+    asked = [steps[f"ask {name} on onnxruntime"]["median"] for name in ("int8", "int4")]
+    resident = [f"{answer['resident_while_asking']['rss_bytes'] / 2**30:.1f}" for answer in asked]
+    text = " ".join(README.split())
+    assert f"{on_disk[0]} and {on_disk[1]} GB on disk, and answers from {resident[0]} and {resident[1]} GiB" in text
+    ratios = {
+        (speed.part, speed.form): f"{speed.ratio:.1f} times as fast in {speed.form}"
+        for speed in speeds_of_quantized(QUANTIZED)
+        if speed.backend == "onnxruntime"
+    }
+    decoder = "12 decoder layers and head"
+    assert f"the video encoder is {ratios['whole video encoder', 'int8']}" in text
+    assert f"read a prompt {ratios[f'{decoder}, prompt of 160 tokens', 'int8']}" in text
+    assert f"write a token {ratios[f'{decoder}, one token', 'int4']}" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "result"),
+    [
+        (plot_quantization.SCRIPT, "quantization.json"),
+        (plot_full_size_quantized.SCRIPT, "full-size-quantized.json"),
+    ],
+)
+def test_the_tables_of_quantised_models_are_made_from_the_results(script: str, result: str) -> None:
+    table = {plot_quantization.SCRIPT: plot_quantization.tables, plot_full_size_quantized.SCRIPT: tables_of_full_size}
+    page = (ROOT / "docs/quantization.md").read_text("utf-8")
+    made = replace_table(page, script, table[script](read(f"benchmarks/results/{result}")))
+    assert made == page, f"run scripts/{script}, as the page says"

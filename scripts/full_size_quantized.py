@@ -27,33 +27,19 @@ import shlex
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from blip3v.bench.environment import describe_environment, load_average
-from blip3v.bundle.reader import open_bundle
 from blip3v.config import ModelConfig, preset
 from blip3v.publishing import write_file
-from blip3v.runtime import GenerationOptions, VideoLM
-from blip3v.runtime.backends import get_backend
-from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.runtime.opening import graph_files
 
 ROOT = Path(__file__).resolve().parents[1]
-CLIP = "examples/turn.mp4"
-QUESTION = "Which way does the red circle turn?"
-NEW_TOKENS = 16
-PROMPT_TOKENS = 160
-DECODE_STEPS = 12
-NUM_FRAMES = 8
+SAMPLES = (sys.executable, str(ROOT / "scripts" / "full_size_samples.py"))
 BACKENDS = ("onnxruntime", "openvino")
 ASKED = ("auto", *BACKENDS)
 ASKS = 3  # of each precision on each back end
@@ -91,21 +77,11 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=5, help="of each comparison (default: 5)")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="(default: all)")
-    parser.add_argument("--ask", nargs=2, metavar=("BUNDLE", "BACKEND"), help=argparse.SUPPRESS)
-    parser.add_argument("--work", nargs=3, metavar=("BUNDLE", "BACKEND", "GRAPH"), help=argparse.SUPPRESS)
-    parser.add_argument("--write", nargs=2, metavar=("FOLDER", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.ask:
-        print(json.dumps(ask(Path(options.ask[0]), options.ask[1])))
-    elif options.work:
-        work(Path(options.work[0]), options.work[1], options.work[2])
-    elif options.write:
-        write_cut(Path(options.write[0]), _cuts(options)[options.write[1]].config)
-    else:
-        report = Report(options.folder.resolve(), options.output, options)
-        for part in options.parts:
-            PARTS[part](report, options)
-        print(options.output)
+    report = Report(options.folder.resolve(), options.output, options)
+    for part in options.parts:
+        PARTS[part](report, options)
+    print(options.output)
 
 
 class Report:
@@ -185,7 +161,7 @@ def _asked(bundle: Path, backend: str) -> dict[str, Any]:
             with file.open("rb") as stream:
                 while stream.read(2**24):
                     pass
-        runs.append(json.loads(_run([sys.executable, __file__, "-", "-", "--ask", str(bundle), backend])))
+        runs.append(json.loads(_run([*SAMPLES, "ask", str(bundle), backend])))
     return {"runs": runs, "median": _medians(runs)}
 
 
@@ -203,59 +179,6 @@ def _medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _whole_bundle(report: Report, precision: str) -> Path:
     return report.folder / f"random-{precision}"
-
-
-def ask(bundle: Path, backend: str) -> dict[str, Any]:
-    """Runs in its own process: opens the bundle and answers once."""
-    started_s = time.perf_counter()
-    with VideoLM.open(bundle, backend=backend, allow_random=True) as lm:
-        open_s = time.perf_counter() - started_s
-        opened = _status()
-        with _Watch() as watch:
-            options = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True)
-            answer = lm.ask(ROOT / CLIP, QUESTION, options=options)
-        timings = answer.timings
-        return {
-            "bundle_bytes": open_bundle(bundle).manifest.size_bytes,
-            "computed": str(lm.backend),
-            "open_s": open_s,
-            "resident_when_open": opened,
-            "resident_while_asking": watch.largest,  # the most of each, sampled every 50 ms
-            "peak_rss_bytes": peak_rss_bytes(),  # of the whole process, opening included
-            "usage": dataclasses.asdict(answer.usage),
-            "timings": dataclasses.asdict(timings) | {"per_token_s": timings.per_token_s},
-        }
-
-
-class _Watch:
-    """Samples the resident memory of this process while it is entered."""
-
-    def __init__(self) -> None:
-        self.largest: dict[str, int] = {}
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while True:
-            self.largest = {key: max(value, self.largest.get(key, 0)) for key, value in _status().items()}
-            if self._done.wait(0.05):
-                return
-
-
-def _status() -> dict[str, int]:
-    """Resident bytes of this process: all, its own, and pages of mapped files, which the system can drop."""
-    names = {"VmRSS": "rss_bytes", "RssAnon": "anonymous_bytes", "RssFile": "file_bytes"}
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    pairs = (line.partition(":") for line in lines)
-    return {names[key]: int(value.split()[0]) * 1024 for key, _, value in pairs if key in names}
 
 
 # --- cut models -----------------------------------------------------------------------------------------------------
@@ -310,32 +233,6 @@ def _with_encoder(config: ModelConfig, encoder: str) -> ModelConfig:
     return with_encoder(config, encoder)
 
 
-def write_cut(folder: Path, config: ModelConfig) -> None:
-    """Runs in its own process: writes a model folder with random weights in half precision."""
-    import torch
-
-    from blip3v.export.source import random_source
-    from blip3v.model.folder import write_model_folder
-    from blip3v.model.weight_file import tensor_info
-    from blip3v.model.weights import state_shapes
-
-    source = random_source(config)
-    write_model_folder(
-        folder,
-        config,
-        {
-            name: tensor_info(name, torch.empty(s, device="meta"), torch.float16)
-            for name, s in state_shapes(config).items()
-        },
-        lambda name: source.weights[name],
-        tokenizer_json=source.tokenizer_json,
-        preprocessor=source.preprocessor,
-        generation=source.generation,
-        chat_template=source.chat_template,
-        replace=True,
-    )
-
-
 def make_cuts(report: Report, options: argparse.Namespace) -> None:
     """Makes the cut models and their bundles."""
     for cut in _cuts(options).values():
@@ -355,10 +252,7 @@ def compare(report: Report, options: argparse.Namespace) -> None:
 
 def _make(report: Report, options: argparse.Namespace, cut: Cut) -> None:
     folder = _cut_folder(report, cut.name)
-    shape = ["--preset", options.preset, "--decoder-layers", str(options.decoder_layers)]
-    shape += ["--vision-layers", str(options.vision_layers)]
-    write = [sys.executable, __file__, "-", "-", *shape, "--write", str(folder / "model"), cut.name]
-    report.step(f"write {cut.name}", lambda: {"printed": _run(write)})
+    report.step(f"write {cut.name}", lambda: _written(folder, cut.config))
     model = ["-m", str(folder / "model")]
     calibration = folder / "calibration"
     report.command(f"calibrate {cut.name}", ["calibrate", *model, *SHORT_CALIBRATION], calibration, ())
@@ -367,6 +261,12 @@ def _make(report: Report, options: argparse.Namespace, cut: Cut) -> None:
         recipe = [] if form == "fp32" else ["--calibration", str(calibration), *SHORT_RECIPE]
         words = ["export", *model, *FORMS[form], *recipe, "--no-check"]
         report.command(f"export {cut.name} in {form}", words, _cut_bundle(report, cut.name, form), keys)
+
+
+def _written(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    config.save(folder / "config.json")
+    return {"printed": _run([*SAMPLES, "model", str(folder / "model"), str(folder / "config.json")])}
 
 
 def _cut_folder(report: Report, cut: str) -> Path:
@@ -431,7 +331,7 @@ class _Worker:
     """A process that holds one graph and measures it on request; a context manager."""
 
     def __init__(self, bundle: Path, backend: str, graph: str) -> None:
-        command = [sys.executable, __file__, "-", "-", "--work", str(bundle), backend, graph]
+        command = [*SAMPLES, "graph", str(bundle), backend, graph]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.computed = self._read()["computed"]
 
@@ -456,44 +356,6 @@ class _Worker:
         if not line:
             raise SystemExit(f"a measuring process ended with code {self._process.wait()}")
         return dict(json.loads(line))
-
-
-def work(bundle: Path, backend: str, graph: str) -> None:
-    """Runs in its own process: opens one graph, and takes one sample for each line of its input."""
-    opened = open_bundle(bundle)
-    engine, file = get_backend(backend), graph_files(opened)[graph]  # type: ignore[index]
-    print(json.dumps({"computed": str(engine.execution(file.precision))}), flush=True)
-    samples = _decoder_samples(engine, file, opened) if graph == "decoder" else _video_samples(engine, file, opened)
-    for _, sample in zip(sys.stdin, samples, strict=False):
-        print(json.dumps(sample), flush=True)
-
-
-def _decoder_samples(engine: Any, file: Any, opened: Any) -> Iterator[dict[str, float]]:
-    text = opened.config.text
-    decoder = engine.open_decoder(file, text)
-    rng = np.random.default_rng(0)
-    prompt_tD = rng.normal(0, 0.5, (PROMPT_TOKENS, text.hidden_size)).astype(decoder.dtype)
-    while True:
-        session = decoder.session(1, PROMPT_TOKENS + DECODE_STEPS)
-        started_s = time.perf_counter()
-        session.prefill([prompt_tD], Deadline(None, None))
-        prefill_s = time.perf_counter() - started_s
-        steps = []
-        for _ in range(DECODE_STEPS):
-            started_s = time.perf_counter()
-            session.step(prompt_tD[:1])
-            steps.append(time.perf_counter() - started_s)
-        session.close()
-        yield {"prefill_s": prefill_s, "decode_s": statistics.median(steps)}
-
-
-def _video_samples(engine: Any, file: Any, opened: Any) -> Iterator[dict[str, float]]:
-    encoder, side = engine.open_video_encoder(file), opened.config.vision.image_size
-    frames = np.random.default_rng(0).uniform(-1, 1, (1, NUM_FRAMES, 3, side, side)).astype(np.float32)
-    while True:
-        started_s = time.perf_counter()
-        encoder.run(frames, Deadline(None, None))
-        yield {"encode_s": time.perf_counter() - started_s}
 
 
 def _run(command: Sequence[str]) -> str:

@@ -96,7 +96,7 @@ FORMS = (
         export=_precision("int8", "--no-smoothing", "--ranges", "minmax"), needs="calibration", naive=True,
     ),
     Form(
-        name="int4, round to nearest", note="neither smoothing nor error compensation",
+        name="int4, no smoothing, round to nearest", note="neither smoothing nor error compensation",
         export=_precision("int4", "--no-smoothing", "--rounding", "nearest"), needs="calibration", naive=True,
     ),
     Form(

@@ -103,7 +103,7 @@ def test_forms_of_modelopt_are_left_out_without_its_environment(table: Table) ->
 
 def test_the_page_and_the_picture_show_the_cells(table: Table, tmp_path: Path) -> None:
     for model in ("tiny-tokenlearner", "tiny-gttm"):
-        for form in ("fp32", "int8", "int4, round to nearest"):
+        for form in ("fp32", "int8", "int4, no smoothing, round to nearest"):
             table.measure(model, FORM[form])
     page, picture = tmp_path / "page.md", tmp_path / "picture.png"
     page.write_text(f"before\n{start_marker('plot_quantization.py')}\nold\n{END}\nafter\n", "utf-8")
@@ -111,7 +111,7 @@ def test_the_page_and_the_picture_show_the_cells(table: Table, tmp_path: Path) -
         plot_quantization.main(table._output, page, picture)
     text = page.read_text("utf-8")
     assert "| int8 | OpenVINO | 93.50 | 1.50 (0.50 to 2.50) | 99.25 | 98.50 | 4.00 |" in text
-    assert "| *int4, round to nearest* | ONNX Runtime | 95.00 | 0.00 (-1.00 to 1.00) |" in text
+    assert "| *int4, no smoothing, round to nearest* | ONNX Runtime | 95.00 | 0.00 (-1.00 to 1.00) |" in text
     assert "### `tiny-gttm`" in text
     assert "old" not in text
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3v.bench.environment import describe_environment, load_average
+from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
 from blip3v.publishing import write_file
 
@@ -158,9 +159,7 @@ def _asked(bundle: Path, backend: str) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     for _ in range(ASKS):
         for file in (file for file in bundle.rglob("*") if file.is_file()):
-            with file.open("rb") as stream:
-                while stream.read(2**24):
-                    pass
+            hash_file(file)
         runs.append(json.loads(_run([*SAMPLES, "ask", str(bundle), backend])))
     return {"runs": runs, "median": _medians(runs)}
 
@@ -306,18 +305,19 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 if (rounds[0], cut, form) in of:
                     seconds = [of[n, cut, form] for n in rounds]
                     base = [of[n, cut, "fp32"] for n in rounds]
-                    found["graphs"].append({"figure": figure, "cut": cut, "form": form, **_ratio(seconds, base)})
+                    found["graphs"].append({"figure": figure, "cut": cut, "form": form, **ratio(seconds, base)})
         for first, second in itertools.pairwise(cuts):
             for form in forms:
                 if (rounds[0], first, form) in of and (rounds[0], second, form) in of:
                     seconds = [of[n, first, form] - of[n, second, form] for n in rounds]
                     base = [of[n, first, "fp32"] - of[n, second, "fp32"] for n in rounds]
                     what = {"figure": figure, "of": first, "less": second, "form": form}
-                    found["between"].append(what | _ratio(seconds, base))
+                    found["between"].append(what | ratio(seconds, base))
     return found
 
 
-def _ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+def ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """The median of ``seconds``, one for each round, and how many times ``base`` takes as long in the same round."""
     ratios = [slow / fast for slow, fast in zip(base, seconds, strict=True)]
     return {
         "median_s": statistics.median(seconds),

@@ -9,7 +9,6 @@ It replaces what is between the page's two markers.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import matplotlib.pyplot as plt
 
 from blip3v.config import preset
 from blip3v.publishing import write_file
+from scripts.full_size_quantized import ratio
 from scripts.page_tables import replace_table
 
 SCRIPT = "plot_full_size_quantized.py"
@@ -99,7 +99,7 @@ def _rest(step: dict[str, Any], layers: dict[str, dict[str, Any]]) -> dict[str, 
     seconds = {
         form: [run["encode_s"] - row["median_s"] for run in runs if run["form"] == form] for form, row in layers.items()
     }
-    return {form: _row(form, seconds["fp32"], own) for form, own in seconds.items()}
+    return {form: {"form": form, **ratio(own, seconds["fp32"])} for form, own in seconds.items()}
 
 
 def _difference(step: dict[str, Any], cut: str, parts: int) -> dict[str, dict[str, Any]]:
@@ -115,19 +115,8 @@ def _difference(step: dict[str, Any], cut: str, parts: int) -> dict[str, dict[st
         base = form if (rounds[0], other, form) in runs else form.partition(",")[0]
         seconds = [(runs[n, cut, form] - runs[n, other, base]) / parts for n in rounds]
         fp32 = [(runs[n, cut, "fp32"] - runs[n, other, "fp32"]) / parts for n in rounds]
-        found[form] = _row(form, fp32, seconds)
+        found[form] = {"form": form, **ratio(seconds, fp32)}
     return found
-
-
-def _row(form: str, fp32: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
-    ratios = [slow / fast for slow, fast in zip(fp32, seconds, strict=True)]
-    return {
-        "form": form,
-        "median_s": statistics.median(seconds),
-        "fp32_to_this": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
-    }
 
 
 def _speed(part: str, backend: str, row: dict[str, Any], share: float | None = None) -> Speed:

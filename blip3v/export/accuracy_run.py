@@ -55,8 +55,9 @@ from blip3v.export.accuracy_reference import (
     reference_video_tokens,
 )
 from blip3v.export.estimate import estimate
-from blip3v.export.layer_formats import layer_formats
+from blip3v.export.layer_formats import layer_formats, read_quantized
 from blip3v.export.source import ExportSource
+from blip3v.export.stored_layers import StoredLayer
 from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import (
@@ -111,6 +112,7 @@ def measure_accuracy(
     *,
     layer_errors: Sequence[LayerError] = (),
     layers: LayerCounts | None = None,
+    stored: Mapping[str, Sequence[StoredLayer]] | None = None,
     progress: _Progress = _silent,
 ) -> AccuracyReport:
     """Runs the graphs and the reference on the same questions.
@@ -122,6 +124,7 @@ def measure_accuracy(
         options: what to measure.
         layer_errors: of every layer that was quantised, in any order.
         layers: how many those are.
+        stored: the layers of each graph; None: they are read.
         progress: called at each stage.
 
     Raises:
@@ -133,7 +136,9 @@ def measure_accuracy(
     job = _Job(source, folder, precision, options, progress)
     chosen = runnable_backends(options.backends)
     engines, unavailable = job.engines(chosen)
-    measured = [engine.backend for engine in engines]
+    measured = {engine.backend: chosen[engine.backend] for engine in engines}
+    if stored is None:
+        stored = read_quantized(folder, source.config, precision)
     return AccuracyReport(
         precision=precision.name,
         reference=source.provenance.name,
@@ -142,7 +147,7 @@ def measure_accuracy(
         sizes=_sizes(source, folder),
         tensorrt=_tensorrt(folder, precision),
         layers=layers,
-        formats=layer_formats(folder, source.config, precision, {name: chosen[name] for name in measured}),
+        formats=layer_formats(stored, source.config, precision, measured),
         worst_layers=worst_layers(layer_errors),
         engines=engines,
         unavailable=unavailable,

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from blip3v.calibration.fake import on_block_grid, on_grid
 from blip3v.calibration.plan import Plan
+from blip3v.calibration.ranges import row_weights
 from blip3v.calibration.record import LayerRecord
+from blip3v.calibration.statistics import LayerStatistics
 from blip3v.calibration.transformed import layer_weight
 from blip3v.config import TextConfig
 from blip3v.export.accuracy import LayerError
@@ -102,10 +104,8 @@ def _sample(rows_NK: Tensor, record: LayerRecord) -> tuple[Tensor, Tensor]:
     num_extreme = min(record.num_extreme, _MAX_ROWS // 2)
     random_RK = rows_NK[record.num_extreme :][: _MAX_ROWS - num_extreme]
     rows_RK = torch.cat((rows_NK[:num_extreme], random_RK))
-    weights_R = torch.ones(len(rows_RK))
-    if len(random_RK):
-        weights_R[num_extreme:] = (record.num_seen - num_extreme) / len(random_RK)
-    return rows_RK, weights_R
+    found = LayerStatistics(rows_RK.abs().amax(dim=0), rows_RK, record.num_seen, num_extreme)
+    return rows_RK, row_weights(found)
 
 
 def _stored_weight(layer: StoredLayer) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blip3v.bundle.layout import graph_file
@@ -19,27 +19,42 @@ from blip3v.export.stored_layers import StoredLayer, read_layers
 from blip3v.export.to_onnx import layer_names
 from blip3v.runtime.backends import GRAPHS, Backend, GraphName
 
-__all__ = ["computed_in", "count_formats", "layer_formats"]
+__all__ = ["computed_in", "count_formats", "layer_formats", "read_quantized"]
+
+
+def read_quantized(folder: Path, config: ModelConfig, precision: Precision) -> dict[str, list[StoredLayer]]:
+    """Reads the layers of the quantised graphs of a bundle, by graph.
+
+    Args:
+        folder: the bundle.
+        config: the model's.
+        precision: of its graphs.
+    """
+    quantized = [graph for graph in GRAPHS if precision.graphs[graph].is_quantized]
+    names = layer_names(config) if quantized else {}
+    return {graph: read_layers(folder / graph_file(graph), names[graph]) for graph in quantized}
 
 
 def layer_formats(
-    folder: Path, config: ModelConfig, precision: Precision, backends: Mapping[str, Mapping[GraphName, Backend]]
+    stored: Mapping[str, Sequence[StoredLayer]],
+    config: ModelConfig,
+    precision: Precision,
+    backends: Mapping[str, Mapping[GraphName, Backend]],
 ) -> tuple[LayerFormats, ...]:
     """Returns the formats of all linear layers of the quantised graphs, in the order of their first layers.
 
     Args:
-        folder: the bundle, or one that is being written and has its graphs.
+        stored: the layers of each graph.
         config: the model's.
         precision: of its graphs.
         backends: the back end of each graph, by the text that names them.
     """
-    quantized = [graph for graph in GRAPHS if precision.graphs[graph].is_quantized]
-    if not quantized:
-        return ()
-    names, linear = layer_names(config), linear_layers(config)
+    linear = linear_layers(config)
     found: list[LayerFormats] = []
-    for graph in quantized:
-        layers = [layer for layer in read_layers(folder / graph_file(graph), names[graph]) if layer.layer in linear]
+    for graph in GRAPHS:
+        if not precision.graphs[graph].is_quantized:
+            continue
+        layers = [layer for layer in stored[graph] if layer.layer in linear]
         engines = {name: chosen[graph] for name, chosen in backends.items()}
         found += count_formats(layers, graph, precision.graphs[graph], engines)
     return tuple(found)

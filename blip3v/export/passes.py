@@ -111,8 +111,8 @@ def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None, "an initializer has a value"
-        ends = (end for end in _BLOCK_DTYPES if str(value.name).endswith(end))
-        name = next((_BLOCK_DTYPES[end] for end in ends), tensor.dtype.name.lower())
+        packed = (dtype for end, dtype in _BLOCK_DTYPES.items() if str(value.name).endswith(end))
+        name = next(packed, tensor.dtype.name.lower())
         tensors[name] += 1
         elements[name] += tensor.size * 2 if name == "int4" else tensor.size
         sizes[name] += tensor.nbytes

@@ -123,6 +123,7 @@ class Quantization:
             self.options.accuracy,
             layer_errors=list(self._layer_errors(stored)),
             layers=LayerCounts(asked=asked, quantized=quantized, kept=len(wanted) - asked),
+            stored=stored,
             progress=self.progress,
         )
 

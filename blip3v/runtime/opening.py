@@ -121,7 +121,7 @@ def open_model(
 def _open_graphs(
     backends: Mapping[GraphName, Backend], graphs: Mapping[GraphName, GraphFile], text: TextConfig, threads: int | None
 ) -> tuple[VideoEncoder, Decoder]:
-    """Opens both graphs at the same time, since engines convert the weights of a graph with a single thread.
+    """Opens both graphs at the same time, since engines do parts of opening with a single thread.
 
     If one fails, the other is closed.
     """

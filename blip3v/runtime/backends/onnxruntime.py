@@ -45,7 +45,7 @@ __all__ = ["BACKEND", "OnnxRuntimeSession", "load_onnxruntime", "resident_bytes"
 _CACHE_STEP = 64
 # Widening fp16 weights on one core of a server, or packing others for the products on two; mapped ones are read later.
 _WIDEN_S_PER_GIB = 5.2
-_PACK_S_PER_GIB = 1.6
+_PACK_S_PER_GIB = 2.2
 
 _WIDENED = {"float16": 2}  # format of weights that are widened -> size of the copy, in units of the stored bytes
 _MAPPABLE = frozenset({"float32"})  # formats of weights that can be used as they lie in their file

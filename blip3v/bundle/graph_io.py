@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.config import ModelConfig
 
 __all__ = [
@@ -89,21 +90,26 @@ def video_encoder_io(config: ModelConfig) -> GraphIO:
     return GraphIO((frames,), (tokens,))
 
 
-def decoder_io(config: ModelConfig) -> GraphIO:
-    """Phi-3 over embeddings, one graph for prefill and decode (target ``onnxruntime``).
+def decoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET) -> GraphIO:
+    """Phi-3 over embeddings, one graph for prefill and decode.
 
-    ``seqlens_k`` is the number of valid tokens in each row after this call, minus 1. ``total_sequence_length`` is the
-    largest number of valid tokens in any row (nothing subtracted), as a scalar. ``logits_index`` is the position, among
-    the t new tokens, whose logits are returned. ``past`` and ``present`` are bound to the same memory (shared buffer,
-    capacity S).
+    ``logits_index`` is the position, among the t new tokens, whose logits are returned. ``past`` and ``present`` are
+    bound to the same memory (shared buffer, capacity S), except for ``tensorrt-legacy``.
+
+    For ``onnxruntime``, ``seqlens_k`` is the number of valid tokens in each row after this call, minus 1, and
+    ``total_sequence_length`` the largest number of valid tokens in any row (nothing subtracted), as a scalar. The other
+    targets take ``write_indices`` instead: the number of valid tokens in each row before this call, which is where its
+    new tokens are written.
     """
     text = config.text
     cache: tuple[str | int, ...] = ("batch", text.num_kv_heads, "capacity", text.head_dim)
+    lengths = [TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ())]
+    if is_tensorrt(target):
+        lengths = [TensorSpec("write_indices", "int64", ("batch",))]
     inputs = [
         TensorSpec("inputs_embeds", "compute", ("batch", "num_new_tokens", text.hidden_size)),
         TensorSpec("logits_index", "int64", ("batch",)),
-        TensorSpec("seqlens_k", "int32", ("batch",)),
-        TensorSpec("total_sequence_length", "int32", ()),
+        *lengths,
     ]
     outputs = [TensorSpec("logits", "float32", ("batch", text.num_logits))]
     for layer in range(text.num_layers):

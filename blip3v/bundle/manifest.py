@@ -9,12 +9,13 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from blip3v import strict_json
 from blip3v.bundle import layout, old_manifest
 from blip3v.bundle.graph_io import SYMBOLIC_DTYPES, GraphIO, TensorSpec
 from blip3v.bundle.precision import CACHE_ITEM_BYTES, GraphPrecision, Precision
+from blip3v.bundle.targets import Target
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError, ArtifactMissingError, ArtifactVersionError, ConfigError
 
@@ -122,7 +123,7 @@ class Manifest:
     num_frames: int  # frames per clip, as checked by the export
     num_video_tokens: int  # video tokens for that many frames
     precision: Precision
-    target: Literal["onnxruntime"]
+    target: Target
     opset: int
     graphs: dict[str, GraphEntry]  # video_encoder, decoder
     kv: KVGeometry

@@ -175,7 +175,8 @@ def _check_agreement(bundle: Bundle) -> None:
     for name, (value, expected) in pairs.items():
         if value != expected:
             raise ArtifactError(f"{bundle.path}: {name} is {value}, but config.json says {expected}; {_AGAIN}")
-    for name, io in (("video_encoder", video_encoder_io(config)), ("decoder", decoder_io(config))):
+    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config, manifest.target)}
+    for name, io in ios.items():
         if manifest.graphs[name] != GraphEntry.of(name, io, manifest.precision.graphs[name]):
             raise ArtifactError(
                 f"{bundle.path}: the inputs and outputs of {name} in the manifest do not match config.json at "

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from blip3v.bundle import layout
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.bundle.targets import Target
 from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import UsageError
 from blip3v.runtime import memory
@@ -83,8 +85,8 @@ def open_model(
     """Opens a bundle; see ``VideoLM.open``."""
     check_threads(threads)
     _check_count("max_cache_bytes", max_cache_bytes)
-    backends = _choose(backend, device)
     bundle = open_bundle(Path(path))
+    backends = _choose(backend, device, bundle.manifest.target)
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
             f"{bundle.path} holds random weights, made for measurements: its answers mean nothing",
@@ -145,26 +147,28 @@ def estimate_open(
 ) -> OpenEstimate:
     """The estimate for the bundle with the cache of one ordinary request; see ``VideoLM.estimate``."""
     config = _with_context(bundle.config, max_context)
-    return _estimate(bundle, config, graph_files(bundle), _choose(backend, device))
+    return _estimate(bundle, config, graph_files(bundle), _choose(backend, device, bundle.manifest.target))
 
 
 def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
     """Both graphs of a bundle, as back ends open them; ``folder`` holds their files, None: the bundle does."""
-    ios = {"video_encoder": video_encoder_io(bundle.config), "decoder": decoder_io(bundle.config)}
-    files = bundle.manifest.files
+    config, manifest = bundle.config, bundle.manifest
+    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config, manifest.target)}
     return {
         name: GraphFile(
-            path=(folder or bundle.path) / bundle.manifest.graphs[name].file,
+            path=(folder or bundle.path) / manifest.graphs[name].file,
             io=ios[name],
-            precision=bundle.manifest.precision.graphs[name],
-            weights_bytes=sum(files[file].size_bytes for file in bundle.graph_files(name)),
+            precision=manifest.precision.graphs[name],
+            weights_bytes=sum(manifest.files[file].size_bytes for file in bundle.graph_files(name)),
+            digest=graph_hash(bundle, name),
+            engines=bundle.path / layout.ENGINES,
         )
         for name in GRAPHS
     }
 
 
-def _choose(backend: str, device: str) -> dict[GraphName, Backend]:
-    return {graph: choose_backend(name, graph, device) for graph, name in parse_backends(backend).items()}
+def _choose(backend: str, device: str, target: Target) -> dict[GraphName, Backend]:
+    return {graph: choose_backend(name, graph, device, target) for graph, name in parse_backends(backend).items()}
 
 
 def _estimate(
@@ -228,7 +232,12 @@ def _check_count(name: str, value: object) -> None:
 
 def encoder_hash(bundle: Bundle) -> str:
     """Hash (hex) of everything that the video encoder is made of: the graph and the files of its weights."""
+    return graph_hash(bundle, "video_encoder")
+
+
+def graph_hash(bundle: Bundle, name: GraphName) -> str:
+    """Hash (hex) of the files of a graph, as the manifest lists them."""
     digest = hashlib.sha256()
-    for name in bundle.graph_files("video_encoder"):
-        digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
+    for file in bundle.graph_files(name):
+        digest.update(f"{file} {bundle.manifest.files[file].sha256}\n".encode())
     return digest.hexdigest()

@@ -169,7 +169,7 @@ def symbolic_graphs() -> dict[str, object]:
         ({"precision": changed_spec("decoder", island=[])}, "did you mean 'islands'"),
         ({"graphs": symbolic_graphs()}, "inputs_embeds of decoder is 'compute'"),
         ({"encoder": 5}, "str is expected"),
-        ({"target": "tensorrt"}, "allowed: onnxruntime"),
+        ({"target": "tensorflow"}, "allowed: onnxruntime"),
         ({"opset": "24"}, "int is expected"),
         ({"opset": True}, "int is expected"),
         ({"num_frames": 0}, "at least 1"),

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import GraphIO, TensorSpec
 from blip3v.bundle.precision import GraphPrecision, Precision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, ProviderError, UsageError
 from blip3v.runtime.cancellation import Deadline
@@ -84,6 +85,8 @@ class GraphFile:
     io: GraphIO
     precision: GraphPrecision
     weights_bytes: int  # as they are stored
+    digest: str = ""  # hash of the graph's files, which an engine built from them names; "": not part of a bundle
+    engines: Path | None = None  # the folder of the bundle's engines, which may not exist
     extra_outputs: tuple[
         str, ...
     ] = ()  # in addition to those of ``io``: the stages, in the copy that the parity check makes
@@ -201,6 +204,7 @@ class Backend(Protocol):
 
     name: str  # the module's
     devices: tuple[str, ...]  # that it runs on, as ``device=`` takes them
+    targets: tuple[Target, ...]  # whose graphs it runs
     rank: Mapping[GraphName, int]  # ``auto`` takes the highest of those installed
 
     def is_installed(self) -> bool:
@@ -314,20 +318,23 @@ def parse_backends(text: str) -> dict[GraphName, str]:
     return {graph: chosen.get(graph, AUTO) for graph in GRAPHS}
 
 
-def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
+def choose_backend(name: str, graph: GraphName, device: str = AUTO, target: Target = DEFAULT_TARGET) -> Backend:
     """The back end for a graph.
 
-    ``auto`` takes, of the installed back ends that run on the device, the one with the highest rank for this graph.
+    ``auto`` takes, of the installed back ends that run graphs of the target on the device, the one with the highest
+    rank for this graph.
     A back end that was asked for by name is taken, or refused with the reason; nothing else takes its place.
 
     Args:
         name: of a back end, or "auto".
         graph: which graph it is to run.
         device: "auto", or one that the back end has to run on.
+        target: the form of the graph.
 
     Raises:
         UsageError: an unknown name or device.
-        ProviderError: it is not installed, is broken, or does not run on the device; for ``auto``, none is installed.
+        ProviderError: it is not installed, is broken, or does not run on the device or graphs of the target; for
+            ``auto``, none is installed.
     """
     everyone = [get_backend(each) for each in backend_names()]
     devices = sorted({known for backend in everyone for known in backend.devices})
@@ -337,9 +344,17 @@ def choose_backend(name: str, graph: GraphName, device: str = AUTO) -> Backend:
         backend = get_backend(name)
         if device not in (AUTO, *backend.devices):
             raise ProviderError(f"{name} does not run on {device!r}; it runs on {', '.join(backend.devices)}")
+        if target not in backend.targets:
+            others = [other.name for other in everyone if target in other.targets]
+            raise ProviderError(
+                f"{name} does not run graphs exported for {target}; export with the target "
+                f"{' or '.join(backend.targets)}, or choose the back end {' or '.join(others)}"
+            )
         backend.check_installed()
         return backend
-    fitting = [backend for backend in everyone if device in (AUTO, *backend.devices)]
+    fitting = [backend for backend in everyone if device in (AUTO, *backend.devices) and target in backend.targets]
+    if not fitting:
+        raise ProviderError(f"no back end runs graphs exported for {target} on {device!r}; leave the device to auto")
     fitting.sort(key=lambda backend: -backend.rank[graph])
     # Without any, the first one says what to install. One that is installed and broken is an error, not passed over.
     backend = next((backend for backend in fitting if backend.is_installed()), fitting[0])

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.bundle.targets import TARGETS
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_command, pip_line
@@ -66,11 +67,14 @@ _DTYPES = {
 class OnnxRuntimeBackend:
     """See ``Backend``. On x86 it has no fp16 matrix product: graphs stored in fp16 are computed in fp32.
 
+    It runs the graphs of every target, so that one exported for TensorRT can be checked where TensorRT is not.
+
     Weights in blocks are multiplied by inputs that its kernel rounds to int8, with a scale for each row and block.
     """
 
     name = "onnxruntime"
     devices = ("cpu",)
+    targets = TARGETS
     rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
 
     def is_installed(self) -> bool:
@@ -262,9 +266,12 @@ class OnnxRuntimeSession:
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeds_BtD, graph.dtype),
             "logits_index": np.array(logits_index, np.int64),
-            "seqlens_k": np.array(lengths, np.int32) - np.int32(1),
-            "total_sequence_length": np.array(max(lengths), np.int32),
         }
+        if graph.takes_write_indices:
+            inputs["write_indices"] = np.array(self.cache.lengths[first:last], np.int64)
+        else:
+            inputs["seqlens_k"] = np.array(lengths, np.int32) - np.int32(1)
+            inputs["total_sequence_length"] = np.array(max(lengths), np.int32)
         logits_BV = np.empty((last - first, self._text.num_logits), np.float32)
         with graph.running("running the decoder", deadline) as options:
             binding = graph.onnxruntime.IOBinding(graph.session)
@@ -308,6 +315,7 @@ class _OpenGraph:
         self.session: Any = session
         self.outputs = [output.name for output in outputs]
         check_io(inputs, outputs, graph)
+        self.takes_write_indices = any(spec.name == "write_indices" for spec in graph.io.inputs)
         self.dtype = np.dtype(graph.precision.io)
         self.cache_dtype = _cache_dtype(graph)
 

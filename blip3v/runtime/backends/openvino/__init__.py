@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.bundle.targets import Target
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_line
@@ -36,6 +37,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     devices = ("cpu",)
+    targets: tuple[Target, ...] = ("onnxruntime",)
     rank: Mapping[GraphName, int] = {"video_encoder": 2, "decoder": 1}
 
     def is_installed(self) -> bool:

@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from export_models import small_config
 from onnx import numpy_helper
 from tensorrt_graphs import BROKEN, GRAPHS, graph
 
-from blip3v.bundle.targets import Target
+from blip3v.bundle.precision import Precision
+from blip3v.bundle.target_precision import for_target
+from blip3v.bundle.targets import TARGETS, Target
 from blip3v.export.tensorrt_operator_table import TABLES
 from blip3v.export.tensorrt_operators import Capacity, check_tensorrt_operators, operator_rules
 from blip3v.export.tensorrt_rules import RULES, TensorRTReport
+from blip3v.export.to_onnx import decoder_to_onnx, save_graph
+from blip3v.model.weights import random_model
 
 CURRENT = ("Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter")  # not in a release before 10.14
 
@@ -113,3 +118,21 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
     (tmp_path / "weights.data").unlink()
     assert check_tensorrt_operators(path, "tensorrt").passed
+
+
+PASSES: dict[Target, set[Target]] = {
+    "onnxruntime": set(),
+    "tensorrt": {"tensorrt", "tensorrt-rtx"},
+    "tensorrt-legacy": {"tensorrt", "tensorrt-rtx", "tensorrt-legacy"},
+}
+
+
+@pytest.mark.parametrize("target", PASSES)
+def test_a_decoder_passes_for_the_target_that_it_is_exported_for(target: Target, tmp_path: Path) -> None:
+    model, path = random_model(small_config()), tmp_path / "decoder.onnx"
+    spec = for_target(Precision.parse("fp16"), target).decoder
+    save_graph(decoder_to_onnx(model.config, model.state_dict(), spec, target=target), path)
+    assert {other for other in TARGETS[1:] if check_tensorrt_operators(path, other).passed} == PASSES[target]
+    if target == "tensorrt":
+        caches = check_tensorrt_operators(path, target, capacity="file").violations
+        assert [found.rule for found in caches] == ["cache"] * 2 * model.config.text.num_layers

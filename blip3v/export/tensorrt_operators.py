@@ -5,8 +5,8 @@
                                                              tensorrt_operator_table
 
 A parse that succeeds is not proof: the parser drops the input ``nonpad_kv_seqlen`` of Attention without an error, and
-takes operators whatever the operator set. What the documentation does not say, and a builder showed, is a
-rule whose source says so. Not here: the rules of quantisation themselves (``tensorrt_rules``), which are checked along.
+takes operators whatever the operator set. What the documentation does not say, and a builder showed, is a rule whose
+source says so. Not here: the rules of quantisation themselves (``tensorrt_rules``), which are checked along.
 """
 
 from __future__ import annotations

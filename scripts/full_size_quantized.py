@@ -22,24 +22,19 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
-import shlex
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3v.bench.environment import describe_environment, load_average
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig, preset
-from blip3v.publishing import write_file
+from scripts.full_size_report import ROOT, Report, run_command
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = (sys.executable, str(ROOT / "scripts" / "full_size_samples.py"))
 BACKENDS = ("onnxruntime", "openvino")
 ASKED = ("auto", *BACKENDS)
@@ -79,56 +74,16 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="(default: all)")
     options = parser.parse_args()
-    report = Report(options.folder.resolve(), options.output, options)
+    head = {
+        "command": "python scripts/full_size_quantized.py FOLDER OUTPUT",
+        "preset": options.preset,
+        "decoder_layers": options.decoder_layers,
+        "vision_layers": options.vision_layers,
+    }
+    report = Report(options.folder.resolve(), options.output, head)
     for part in options.parts:
         PARTS[part](report, options)
     print(options.output)
-
-
-class Report:
-    """The JSON, written after each step. Paths in it begin with FOLDER."""
-
-    def __init__(self, folder: Path, output: Path, options: argparse.Namespace) -> None:
-        self.folder = folder
-        self._output = output
-        folder.mkdir(parents=True, exist_ok=True)
-        self._values = json.loads(output.read_text("utf-8")) if output.is_file() else {"steps": []}
-        self._values |= {
-            "schema_version": 1,
-            "command": "python scripts/full_size_quantized.py FOLDER OUTPUT",
-            "environment": describe_environment(),
-            "preset": options.preset,
-            "decoder_layers": options.decoder_layers,
-            "vision_layers": options.vision_layers,
-        }
-
-    def step(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Runs a step unless it is there, and returns its entry."""
-        found = next((step for step in self._values["steps"] if step["name"] == name), None)
-        if found is None:
-            print(name, file=sys.stderr)
-            before, started_s = load_average(), time.perf_counter()
-            found = {"name": name, **run(), "step_s": round(time.perf_counter() - started_s, 1)}
-            found["load_average"] = {"before": before, "after": load_average()}
-            self._values["steps"].append(found)
-            self._output.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self._output, json.dumps(self._values, indent=1, ensure_ascii=False) + "\n")
-        return dict(found)
-
-    def command(self, name: str, words: Sequence[str], output: Path, keys: Sequence[str]) -> dict[str, Any]:
-        """A step that is a command of ours; one that made ``output`` but not its entry is run again."""
-
-        def run() -> dict[str, Any]:
-            full = ["blip3v", *words, "-o", str(output), "--force"]
-            ran = _run([sys.executable, "-m", *full, "--quiet", "--json"])
-            values = json.loads(ran)
-            return {"command": self.shown(full), **{key: values.get(key) for key in keys}}
-
-        return self.step(name, run)
-
-    def shown(self, words: Sequence[str]) -> str:
-        """A command as it is in the JSON."""
-        return shlex.join(words).replace(str(self.folder), "FOLDER")
 
 
 # --- whole models ---------------------------------------------------------------------------------------------------
@@ -160,7 +115,7 @@ def _asked(bundle: Path, backend: str) -> dict[str, Any]:
     for _ in range(ASKS):
         for file in (file for file in bundle.rglob("*") if file.is_file()):
             hash_file(file)
-        runs.append(json.loads(_run([*SAMPLES, "ask", str(bundle), backend])))
+        runs.append(json.loads(run_command([*SAMPLES, "ask", str(bundle), backend])))
     return {"runs": runs, "median": _medians(runs)}
 
 
@@ -265,7 +220,7 @@ def _make(report: Report, options: argparse.Namespace, cut: Cut) -> None:
 def _written(folder: Path, config: ModelConfig) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     config.save(folder / "config.json")
-    return {"printed": _run([*SAMPLES, "model", str(folder / "model"), str(folder / "config.json")])}
+    return {"printed": run_command([*SAMPLES, "model", str(folder / "model"), str(folder / "config.json")])}
 
 
 def _cut_folder(report: Report, cut: str) -> Path:
@@ -356,14 +311,6 @@ class _Worker:
         if not line:
             raise SystemExit(f"a measuring process ended with code {self._process.wait()}")
         return dict(json.loads(line))
-
-
-def _run(command: Sequence[str]) -> str:
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
-    if ran.returncode:
-        lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode} (-9: killed, out of memory)"]
-        raise SystemExit(f"{shlex.join(command[1:])}: {lines[-1]}")
-    return ran.stdout
 
 
 PARTS = {"export": export_whole, "ask": ask_whole, "cut": make_cuts, "speed": compare}

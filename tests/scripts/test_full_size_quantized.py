@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from blip3v.config import preset
-from scripts import full_size_quantized
-from scripts.full_size_quantized import COMPARISONS, FORMS, Report, summary
+from scripts import full_size_quantized, full_size_report
+from scripts.full_size_quantized import COMPARISONS, FORMS, summary
+from scripts.full_size_report import Report
 
 OPTIONS = argparse.Namespace(preset="xgen-mm-vid", decoder_layers=12, vision_layers=9)
 
@@ -64,9 +65,9 @@ def test_a_step_is_run_once_and_shows_no_folder_of_this_machine(
         commands.append(command)
         return '{"seconds": 1.5, "size_bytes": 7}'
 
-    monkeypatch.setattr(full_size_quantized, "_run", run_command)
+    monkeypatch.setattr(full_size_report, "run_command", run_command)
     for _ in range(2):
-        report = Report(tmp_path / "folder", tmp_path / "result.json", OPTIONS)
+        report = Report(tmp_path / "folder", tmp_path / "result.json", {})
         step = report.command("export int8", ["export"], tmp_path / "folder" / "bundle", ("seconds", "size_bytes"))
         assert (step["seconds"], step["size_bytes"]) == (1.5, 7)
         assert step["command"] == "blip3v export -o FOLDER/bundle --force"

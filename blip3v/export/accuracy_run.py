@@ -92,7 +92,9 @@ class AccuracyOptions:
     """What to measure, and what may be lost."""
 
     max_drop: float = MAX_ACCURACY_DROP  # points of exact match, or of tokens that differ
-    backends: tuple[str, ...] | None = None  # as ``parse_backends`` takes each; None: every one that is installed
+    backends: tuple[str, ...] | None = (
+        None  # as ``parse_backends`` takes each; None: every one that is installed and runs on a CPU
+    )
     data: Path | None = None  # folder of own videos with questions; None: films
     num_questions: int | None = None  # about films, from the first; None: 2000 to a model of films, 32 to another
     command: str | None = None  # what the report says it was made with
@@ -160,7 +162,8 @@ def _tensorrt(folder: Path, precision: Precision) -> dict[str, bool]:
 
 
 def runnable_backends(names: Sequence[str] | None) -> dict[str, dict[GraphName, Backend]]:
-    """Returns the back end of each graph, by the text that names them; None: each that is installed, for both graphs.
+    """Returns the back end of each graph, by the text that names them; None: each that is installed and runs on a
+    CPU, for both graphs.
 
     Raises:
         UsageError: an unknown name.
@@ -168,7 +171,10 @@ def runnable_backends(names: Sequence[str] | None) -> dict[str, dict[GraphName, 
     """
     texts = names
     if texts is None:
-        texts = [name for name in backend_names() if get_backend(name).is_installed()] or ["auto"]
+        texts = [
+            each.name for each in map(get_backend, backend_names()) if "cpu" in each.devices and each.is_installed()
+        ]
+        texts = texts or ["auto"]
     return {
         text: {graph: choose_backend(name, graph) for graph, name in parse_backends(text).items()} for text in texts
     }

@@ -85,6 +85,10 @@ class OnnxRuntimeBackend:
         """See ``Backend``."""
         load_onnxruntime()
 
+    def refusal(self, precision: GraphPrecision) -> str | None:
+        """See ``Backend``."""
+        return None
+
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
         versions = [version for version in map(_version, _PACKAGES) if version is not None]

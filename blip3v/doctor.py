@@ -25,8 +25,8 @@ import av.codec
 import blip3v
 from blip3v.errors import ProviderError
 from blip3v.extras import EXTRAS, Package, pip_line, reinstall_line
-from blip3v.runtime.backends.onnxruntime import load_onnxruntime
 from blip3v.runtime.memory import available_bytes
+from blip3v.runtime.onnxruntime_graph import load_onnxruntime
 
 __all__ = [
     "ENGINES",

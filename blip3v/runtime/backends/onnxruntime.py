@@ -43,7 +43,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
-    devices = ("cpu",)
+    devices: tuple[str, ...] = ("cpu",)
     targets = TARGETS
     rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
 

@@ -43,7 +43,7 @@ class OpenVinoBackend:
         device: "cpu", or "gpu" or "npu" with the number of the device behind a dot if there are several: "gpu.1".
     """
 
-    devices = ("cpu", "gpu", "npu")
+    devices: tuple[str, ...] = ("cpu", "gpu", "npu")
     targets: tuple[Target, ...] = ("onnxruntime",)
     rank: Mapping[GraphName, int] = {"video_encoder": 2, "decoder": 1}
 

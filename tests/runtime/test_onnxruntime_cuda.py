@@ -62,6 +62,7 @@ def fp16_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @plain_build
+@pytest.mark.usefixtures("fake_driver")
 @pytest.mark.parametrize(("backend", "device"), [(NAME, "auto"), ("auto", "cuda"), (f"{NAME}:cuda", "CUDA")])
 def test_a_build_without_cuda_is_refused_with_the_lines_that_replace_it(
     fp16_path: Path, backend: str, device: str
@@ -74,7 +75,6 @@ def test_a_build_without_cuda_is_refused_with_the_lines_that_replace_it(
     assert pip_line("cuda") in message
 
 
-@pytest.mark.usefixtures("fake_provider")
 @pytest.mark.skipif(bool(nvidia.query().gpus), reason="there is a GPU here")
 def test_without_a_driver_it_is_refused_with_the_drivers_reason() -> None:
     with pytest.raises(ProviderError, match="needs an NVIDIA GPU: there is no NVIDIA driver"):

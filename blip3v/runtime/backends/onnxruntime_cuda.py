@@ -96,6 +96,11 @@ class OnnxRuntimeCudaBackend:
 
     def check_installed(self) -> None:
         """See ``Backend``."""
+        driver = nvidia.query()
+        if not driver.gpus:
+            raise ProviderError(
+                f"{self.name} needs an NVIDIA GPU: {driver.problem}; install the driver, or choose the back end onnxruntime"
+            )
         onnxruntime = load_onnxruntime()
         available = onnxruntime.get_available_providers()
         if self._provider not in available:
@@ -105,11 +110,6 @@ class OnnxRuntimeCudaBackend:
                 f"{', '.join(available)}; replace it: `{pip_command('uninstall', '-y', plain)}` and then "
                 f"`{pip_line('cuda')}`"
             )
-        driver = nvidia.query()
-        if not driver.gpus:
-            raise ProviderError(
-                f"{self.name} needs an NVIDIA GPU: {driver.problem}; install the driver, or choose another back end"
-            )
         problem = _cuda_problem()
         if problem is not None:
             install = pip_command("install", f"{GPU_PACKAGE}[cuda,cudnn]")
@@ -117,7 +117,7 @@ class OnnxRuntimeCudaBackend:
             raise ProviderError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot use the {driver.gpus[0].name}: {problem}; it needs "
                 f"{cuda} and cuDNN 9, and the driver runs CUDA up to {driver.cuda}; install "
-                f"both: `{install}`"
+                f"both: `{install}`, or choose the back end onnxruntime"
             )
 
     def refusal(self, precision: GraphPrecision) -> str | None:

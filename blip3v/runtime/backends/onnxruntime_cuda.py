@@ -99,7 +99,8 @@ class OnnxRuntimeCudaBackend:
         driver = nvidia.query()
         if not driver.gpus:
             raise ProviderError(
-                f"{self.name} needs an NVIDIA GPU: {driver.problem}; install the driver, or choose the back end onnxruntime"
+                f"{self.name} needs an NVIDIA GPU: {driver.problem}; install the driver, or choose the back end "
+                "onnxruntime"
             )
         onnxruntime = load_onnxruntime()
         available = onnxruntime.get_available_providers()

@@ -223,18 +223,22 @@ def test_the_cache_stays_where_it_is_until_it_has_to_grow(tmp_path: Path, rng: n
     def addresses() -> list[int]:
         return [value.data_ptr() for pair in cache._layers for value in pair]
 
-    assert cache.capacity == 256
+    assert cache.capacity == 128
     before = addresses()
     session.prefill([rng.normal(size=(n, 64)).astype(np.float32) for n in (30, 5)], Deadline())
     session.step(rng.normal(size=(2, 64)).astype(np.float32))
-    session.reserve(256)
+    session.reserve(128)
     assert addresses() == before
     keys, _ = cache.layer(0, 0, 2)
     assert keys[0, :, :31].any(axis=(0, 2)).all()
     assert not keys[1, :, 31:].any()
-    session.reserve(257)
-    assert cache.capacity == 512
+    session.reserve(129)
+    assert cache.capacity == 192
     assert np.array_equal(cache.layer(0, 0, 2)[0][:, :, :31], keys[:, :, :31])
+    session.drop_row(0)
+    session.reserve(193)
+    assert np.array_equal(cache.layer(0, 0, 1)[0][0, :, :6], keys[1, :, :6])
+    assert cache.layer(0, 0, 9)[0].shape == (1, 2, 256, 16)
     session.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -16,12 +17,34 @@ from click.testing import CliRunner
 
 from blip3v import extras
 from blip3v.commands.doctor import command
-from blip3v.doctor import ENGINES, Engine, PackageState, VideoCodecs, examine_machine, examine_packages, verdicts
+from blip3v.doctor import (
+    ENGINES,
+    Engine,
+    PackageState,
+    VideoCodecs,
+    accelerators,
+    examine_machine,
+    examine_packages,
+    installed_version,
+    verdicts,
+)
+from blip3v.doctor.accelerators import run_apart
 from blip3v.errors import ProviderError
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 WORKING_ENGINE = Engine(providers=("CPUExecutionProvider",), problem=None)
 WORKING_VIDEO = VideoCodecs(h264_decoder=True, h264_encoder=True)
+
+
+@pytest.fixture(autouse=True)
+def queried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query of GPUs and back ends is a process of its own; the answers are the same for all tests."""
+    monkeypatch.setattr(accelerators, "run_apart", queried)
+
+
+@functools.cache
+def queried(function: str, *arguments: str) -> object:
+    return run_apart(function, *arguments)
 
 
 def everything(name: str) -> str:
@@ -44,11 +67,12 @@ def test_the_table_of_extras_is_that_of_pyproject():
     assert table == declared
 
 
-def test_every_module_of_the_table_belongs_to_its_package():
+def test_every_module_of_the_table_that_is_installed_belongs_to_its_package():
     providers = importlib.metadata.packages_distributions()
     for packages in extras.EXTRAS.values():
         for package in packages:
-            if package.name not in ENGINES:  # both packages own that folder, and only one is installed
+            # Those of ONNX Runtime own the same folder; CUDA's and TensorRT's are not installed where there is no GPU.
+            if package.name not in ENGINES and installed_version(package.name) is not None:
                 assert package.name in [name.replace("_", "-") for name in providers[package.module]]
 
 

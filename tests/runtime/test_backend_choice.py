@@ -6,7 +6,7 @@ import pytest
 
 from blip3v.bundle import Precision
 from blip3v.errors import ProviderError, UsageError
-from blip3v.runtime.backends import choose_backend, get_backend, parse_backends, stored_and_computed
+from blip3v.runtime.backends import backend_names, choose_backend, get_backend, parse_backends, stored_and_computed
 from blip3v.runtime.backends.onnxruntime import resident_bytes, use_mmap
 
 FP32, FP16, MIXED = map(Precision.parse, ("fp32", "fp16", "video_encoder=fp16,decoder=fp32"))
@@ -68,6 +68,8 @@ def test_a_back_end_that_was_asked_for_is_never_replaced(monkeypatch: pytest.Mon
         ("openvino", {"video_encoder": "openvino", "decoder": "openvino"}),
         ("decoder=openvino", {"video_encoder": "auto", "decoder": "openvino"}),
         ("video_encoder=openvino, decoder=onnxruntime", {"video_encoder": "openvino", "decoder": "onnxruntime"}),
+        ("video_encoder=openvino:gpu.1", {"video_encoder": "openvino:gpu.1", "decoder": "auto"}),
+        ("onnxruntime-cuda", {"video_encoder": "onnxruntime-cuda", "decoder": "onnxruntime-cuda"}),
     ],
 )
 def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[str, str]) -> None:
@@ -77,13 +79,34 @@ def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tensorrt", "'tensorrt' is unknown; allowed: auto, onnxruntime, openvino"),
+        ("vulkan", "'vulkan' is unknown; allowed: auto, onnxruntime"),
         ("", "'' is unknown"),
         ("vision=openvino", "'vision' is not a graph"),
         ("decoder=openvino,decoder=auto", "'decoder' is named twice"),
         ("decoder=", "'' is unknown"),
+        ("auto:cpu", "'auto:cpu' is unknown"),
+        ("onnxruntime_cuda", "'onnxruntime_cuda' is unknown; allowed: auto, onnxruntime, onnxruntime-cuda"),
     ],
 )
 def test_unknown_back_ends_and_graphs_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_backends(text)
+
+
+def test_every_back_end_is_named_after_its_module_and_keeps_the_protocol() -> None:
+    for name in backend_names():
+        backend = get_backend(name)
+        assert backend.name == name
+        assert get_backend(f"{name}:{backend.devices[0]}") is backend
+        assert backend.targets
+        assert all(backend.refusal(spec) is None or name in str(backend.refusal(spec)) for spec in FP16.graphs.values())
+
+
+def test_a_back_end_that_does_not_run_a_bundles_target_is_refused_with_those_that_do() -> None:
+    for name in ("openvino", "onnxruntime-cuda"):
+        expected = f"{name} does not run graphs exported for tensorrt; export with the target onnxruntime, or choose"
+        with pytest.raises(ProviderError, match=f"{expected} the back end .*onnxruntime"):
+            choose_backend(name, "decoder", target="tensorrt")
+    with pytest.raises(ProviderError, match="openvino:npu does not run graphs exported for tensorrt"):
+        choose_backend("auto", "decoder", "npu", target="tensorrt")
+    assert choose_backend("auto", "decoder", "cpu", target="tensorrt").name == "onnxruntime"

@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS := cpu,openvino,export,train,eval,bench
+EXTRAS := cpu,openvino,tensorrt-rtx,export,train,eval,bench
 # Never `.`: the links at the repository's root would list the same files again under other names.
 SOURCES := blip3v tests scripts
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from blip3v.bundle.engines import Library
+from blip3v.bundle.engines import LIBRARY_NAMES, Library
 from blip3v.bundle.targets import Target
 from blip3v.errors import BackendError, ProviderError, UsageError
 from blip3v.extras import pip_line
 
 __all__ = [
-    "LIBRARY_NAMES",
     "TensorRT",
     "compute_capability",
     "host_platform",
@@ -30,7 +29,6 @@ __all__ = [
     "load_tensorrt",
 ]
 
-LIBRARY_NAMES: dict[Library, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 # The meta package, then the bindings alone.
 _MODULES: dict[Library, tuple[str, str]] = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),

@@ -7,11 +7,11 @@ import types
 
 import pytest
 
+from blip3v.bundle.engines import LIBRARY_NAMES
 from blip3v.bundle.targets import TARGETS, is_tensorrt
 from blip3v.errors import ProviderError, UsageError
 from blip3v.extras import pip_line
 from blip3v.runtime.tensorrt_library import (
-    LIBRARY_NAMES,
     compute_capability,
     host_platform,
     is_installed,

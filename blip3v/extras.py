@@ -39,6 +39,7 @@ _GRAPHS = (
     Package("onnx-ir", "1.1", "onnx_ir"),
     Package("filelock", "4.2", "filelock"),
 )
+_CUDA = Package("cuda-bindings", "12.8", "cuda")  # memory and streams of the GPU
 
 # In the order in which a missing module is looked up: the first extra that installs it is the one to suggest.
 EXTRAS: dict[str, tuple[Package, ...]] = {
@@ -53,10 +54,11 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("onnx-ir", "1.1", "onnx_ir"),
         Package("filelock", "4.2", "filelock"),
     ),
-    "tensorrt": (Package("tensorrt", "10.3", "tensorrt"), *_GRAPHS),
+    "tensorrt": (Package("tensorrt", "10.3", "tensorrt"), _CUDA, *_GRAPHS),
     "tensorrt-rtx": (
         Package("tensorrt-rtx-cu13-libs", "1.7", "tensorrt_rtx_libs"),
         Package("tensorrt-rtx-cu13-bindings", "1.7", "tensorrt_rtx_bindings"),
+        _CUDA,
         *_GRAPHS,
     ),
     "train": (*_TORCH, Package("accelerate", "1.10", "accelerate")),

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from export_models import WINDOWED, Exported, FloatArray, small_config
+from toy_parts import cpu_backends
 
 from blip3v.bundle.embeddings import write_embeddings
 from blip3v.bundle.precision import Precision
@@ -27,7 +28,6 @@ from blip3v.model import Blip3Video
 from blip3v.model.generate import greedy
 from blip3v.model.language import embedding_table
 from blip3v.model.weights import random_model
-from blip3v.runtime.backends import backend_names
 from blip3v.text.prompt import Prompt
 
 NUM_TOKENS = 9
@@ -175,7 +175,7 @@ def write_parts(folder: Path, config: ModelConfig, model: Blip3Video, decoder: P
 
 
 @pytest.mark.parametrize("chunk", [256, 8], ids=["rows together", "one by one"])
-@pytest.mark.parametrize("backend", backend_names())
+@pytest.mark.parametrize("backend", cpu_backends())
 def test_an_exact_graph_agrees_everywhere(
     decoder: Callable[[str], Exported], tmp_path: Path, backend: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

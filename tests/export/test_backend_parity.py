@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from export_models import Exported
+from toy_parts import cpu_backends
 
 from blip3v.bundle.precision import PRECISIONS
 from blip3v.export.parity_decoder import check_decoder
 from blip3v.export.parity_video import VideoCheck, check_video_encoder
-from blip3v.runtime.backends import backend_names
 from blip3v.text.prompt import Prompt
 
-pytestmark = pytest.mark.parametrize("backend", backend_names())
+pytestmark = pytest.mark.parametrize("backend", cpu_backends())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from export_models import embeddings, small_config, uncached_logits
+from toy_parts import cpu_backends
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.bundle.precision import Precision
@@ -25,7 +26,7 @@ from blip3v.export.source import random_source
 from blip3v.export.to_onnx import decoder_to_onnx, save_graph
 from blip3v.model import Blip3Video
 from blip3v.model.weights import random_model
-from blip3v.runtime.backends import Decoder, GraphFile, backend_names, get_backend
+from blip3v.runtime.backends import Decoder, GraphFile, get_backend
 from blip3v.runtime.cancellation import Deadline
 
 TEXT = small_config().text
@@ -107,7 +108,7 @@ def test_the_graph_holds_the_scales_of_every_layer_in_fp32(open_decoder: Opener,
     assert {port.dtype for port in model.graph.inputs if str(port.name).startswith("past")} == {ir.DataType.INT8}
 
 
-@pytest.mark.parametrize("backend", backend_names())
+@pytest.mark.parametrize("backend", cpu_backends())
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32+kv-int8", 2e-3), ("fp16+kv-int8", 1e-2)])
 def test_an_engine_rounds_keys_and_values_as_the_reference_does(
     open_decoder: Opener, model: Blip3Video, scales: CacheScales, precision: str, tolerance: float, backend: str

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorrt_stand_in
+from cuda_stand_in import FakeDevice
 from toy_bundle import write_bundle
+from toy_engines import VERSION
 from toy_graphs import Weights, toy_config, write_decoder
 from toy_parts import BACKENDS, Clock, DecoderMaker, graph_file
 
@@ -47,6 +50,16 @@ def make_decoder(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Deco
         return config, weights, get_backend(backend).open_decoder(graph, config.text, threads=1, chunk=chunk)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[FakeDevice]:
+    """A fake GPU with TensorRT-RTX and cuda-bindings, importable while the tests of a module run."""
+    real = pytest.importorskip("tensorrt_rtx_bindings")  # the fake is made from its names
+    device = FakeDevice()
+    with pytest.MonkeyPatch.context() as patch:
+        tensorrt_stand_in.install(patch, device, real, "tensorrt_rtx", VERSION)
+        yield device
 
 
 @pytest.fixture

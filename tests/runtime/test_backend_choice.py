@@ -77,7 +77,7 @@ def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tensorrt", "'tensorrt' is unknown; allowed: auto, onnxruntime, openvino"),
+        ("vulkan", "'vulkan' is unknown; allowed: auto, onnxruntime"),
         ("", "'' is unknown"),
         ("vision=openvino", "'vision' is not a graph"),
         ("decoder=openvino,decoder=auto", "'decoder' is named twice"),

@@ -11,9 +11,15 @@ from toy_graphs import Weights
 from blip3v.bundle.graph_io import GraphIO
 from blip3v.bundle.precision import PRECISIONS
 from blip3v.config import ModelConfig
-from blip3v.runtime.backends import Decoder, GraphFile, backend_names
+from blip3v.runtime.backends import Decoder, GraphFile, backend_names, get_backend
 
-BACKENDS = backend_names()
+
+def cpu_backends() -> tuple[str, ...]:
+    """Names of the back ends that every machine can open: those that run on a CPU."""
+    return tuple(name for name in backend_names() if "cpu" in get_backend(name).devices)
+
+
+BACKENDS = cpu_backends()
 DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
 
 

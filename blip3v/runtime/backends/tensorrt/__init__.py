@@ -7,6 +7,7 @@ imported before a graph is opened. Not here: building engines (``export/engines.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,10 @@ class TensorRtBackend:
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``. What an opened graph says of itself names the library that its engine was built with."""
-        try:
-            tensorrt, device = load_installed()[0], Cuda().device_name()
-        except BackendError:  # not here, which opening says
-            tensorrt, device = None, "CUDA"
+        tensorrt, device = None, "CUDA"
+        with contextlib.suppress(BackendError):  # what is missing here, opening says
+            tensorrt = load_installed()[0]
+            device = Cuda().device_name()
         return Execution(
             backend=self.name,
             engine="TensorRT" if tensorrt is None else LIBRARY_NAMES[tensorrt.library],

@@ -63,9 +63,7 @@ def as_device_array(array: Any, stream: int) -> DeviceArray | None:
     if kind == 1:  # kDLCPU
         return None
     if (kind, device) != (_CUDA, 0):
-        raise RequestError(
-            f"the array is on device {device} of DLPack's type {kind}; the first CUDA device is expected"
-        )
+        raise RequestError(f"the array is on DLPack's device ({kind}, {device}); the first CUDA device is expected")
     capsule = array.__dlpack__(stream=stream)
     tensor = _DLTensor.from_address(_pointer(capsule))
     shape = tuple(tensor.shape[: tensor.num_axes])

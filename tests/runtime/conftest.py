@@ -10,7 +10,6 @@ import pytest
 import tensorrt_stand_in
 from cuda_stand_in import FakeDevice
 from toy_bundle import write_bundle
-from toy_engines import VERSION
 from toy_graphs import Weights, toy_config, write_decoder
 from toy_parts import BACKENDS, Clock, DecoderMaker, graph_file
 
@@ -52,13 +51,13 @@ def make_decoder(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Deco
     return make
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[FakeDevice]:
-    """A fake GPU with TensorRT-RTX and cuda-bindings, importable while the tests of a module run."""
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt_rtx"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[FakeDevice]:
+    """A fake GPU with one of the libraries and cuda-bindings, importable while the tests of a module run."""
     real = pytest.importorskip("tensorrt_rtx_bindings")  # the fake is made from its names
-    device = FakeDevice()
+    device = FakeDevice(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        tensorrt_stand_in.install(patch, device, real, "tensorrt_rtx", VERSION)
+        tensorrt_stand_in.install(patch, device, real)
         yield device
 
 

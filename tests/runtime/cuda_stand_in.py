@@ -18,21 +18,28 @@ import cuda_names
 import numpy as np
 from numpy.typing import NDArray
 
+from blip3v.bundle.engines import Library
+
 NAMES: dict[str, Any] = json.loads(cuda_names.FILE.read_text("utf-8"))
+VERSIONS: dict[Library, str] = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 _Work = Callable[[], None]
 
 
 class FakeDevice:
-    """The memory and the streams of the fake GPU.
+    """The memory and the streams of the fake GPU, and which TensorRT there is on its machine.
 
     Attributes:
+        num_rtx_graphs: contexts that TensorRT-RTX was told to capture the runs of.
         fails: the name of a function -> the name of the error that its next call ends with.
         num_calls: of each function so far.
     """
 
-    def __init__(self, capability: tuple[int, int] = (8, 6), num_devices: int = 1) -> None:
-        self.capability = capability
-        self.num_devices = num_devices
+    def __init__(self, library: Library = "tensorrt_rtx") -> None:
+        self.library: Library = library
+        self.version = VERSIONS[library]
+        self.capability = (8, 6)
+        self.num_devices = 1
+        self.num_rtx_graphs = 0
         self.fails: dict[str, str] = {}
         self.num_calls: dict[str, int] = {}
         self._memory: dict[int, tuple[Any, int, str]] = {}

@@ -23,6 +23,9 @@ import onnxruntime
 import pytest
 from cuda_stand_in import FakeDevice, fake_cuda
 
+from blip3v.bundle.engines import Library
+from blip3v.runtime import tensorrt_library
+
 _NUMPY = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
 _ALIGNMENT = 256
@@ -62,10 +65,10 @@ def _overloads(docstring: str, name: str) -> list[list[str]]:
     ]
 
 
-def fake_tensorrt(real: ModuleType, device: FakeDevice, name: str, version: str) -> ModuleType:
-    """The module under another name and version."""
-    module = ModuleType(name)
-    module.__version__ = version  # type: ignore[attr-defined]
+def fake_tensorrt(real: ModuleType, device: FakeDevice) -> ModuleType:
+    """The module of ``device.library``. TensorRT lacks what only the real module's TensorRT-RTX has."""
+    module = ModuleType(device.library)
+    module.__version__ = device.version  # type: ignore[attr-defined]
 
     class Runtime(_Runtime):
         def __init__(self, logger: Any) -> None:
@@ -76,24 +79,30 @@ def fake_tensorrt(real: ModuleType, device: FakeDevice, name: str, version: str)
     mirrored(_Runtime, real.Runtime)
     mirrored(_Engine, real.ICudaEngine)
     mirrored(_Context, real.IExecutionContext)
+    mirrored(_RuntimeConfig, real.IRuntimeConfig)
     module.Runtime = Runtime  # type: ignore[attr-defined]
-    for own in ("ILogger", "TensorIOMode", "ExecutionContextAllocationStrategy"):
-        setattr(module, own, getattr(real, own))
+    own = ["ILogger", "TensorIOMode", "ExecutionContextAllocationStrategy"]
+    for name in own + ["CudaGraphStrategy"] * (device.library == "tensorrt_rtx"):
+        setattr(module, name, getattr(real, name))
     return module
 
 
-def install(
-    monkeypatch: pytest.MonkeyPatch, device: FakeDevice, real: ModuleType, library: str, version: str
-) -> ModuleType:
-    """Makes TensorRT and cuda-bindings importable: the fakes. ``library``: tensorrt or tensorrt_rtx."""
-    module = fake_tensorrt(real, device, library, version)
-    modules = {library: module, "cuda": ModuleType("cuda"), "cuda.bindings": ModuleType("cuda.bindings")}
-    modules["cuda.bindings.runtime"] = fake_cuda(device)
+def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, real: ModuleType) -> None:
+    """Makes the fakes importable as cuda-bindings and the library of the device, and hides the other library."""
+    modules = {name: ModuleType(name) for name in ("cuda", "cuda.bindings")}
     modules["cuda"].__path__ = modules["cuda.bindings"].__path__ = []
+    modules |= {"cuda.bindings.runtime": fake_cuda(device), device.library: fake_tensorrt(real, device)}
     for name, each in modules.items():
         each.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, each)
-    return module
+    own = tensorrt_library._MODULES[device.library]
+    monkeypatch.setattr(
+        tensorrt_library, "_MODULES", {device.library: own, _other(device.library): ("absent", "absent")}
+    )
+
+
+def _other(library: Library) -> Library:
+    return "tensorrt" if library == "tensorrt_rtx" else "tensorrt_rtx"
 
 
 class _Runtime:
@@ -150,8 +159,15 @@ class _Engine:
         is_aliased = self._plan["is_aliased"] and name.startswith("present.")
         return name.replace("present.", "past.") if is_aliased else None
 
+    def create_runtime_config(self) -> Any:
+        assert self._device.library == "tensorrt_rtx"
+        return _RuntimeConfig(self._real)
+
     def create_execution_context(self, strategy: Any) -> Any:
-        assert strategy in list(self._real.ExecutionContextAllocationStrategy.__members__.values())
+        if isinstance(strategy, _RuntimeConfig):
+            self._device.num_rtx_graphs += strategy.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+        else:
+            assert isinstance(strategy, self._real.ExecutionContextAllocationStrategy)
         return _Context(self)
 
     def _node(self, name: str) -> Any:
@@ -159,6 +175,24 @@ class _Engine:
 
     def _dtype(self, name: str) -> Any:
         return np.dtype(_DTYPES[_NUMPY[self._node(name).type]])
+
+
+class _RuntimeConfig:
+    def __init__(self, real: ModuleType) -> None:
+        self._real = real
+        self._graphs = real.CudaGraphStrategy.DISABLED
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        assert isinstance(strategy, self._real.ExecutionContextAllocationStrategy)
+
+    @property
+    def cuda_graph_strategy(self) -> Any:
+        return self._graphs
+
+    @cuda_graph_strategy.setter
+    def cuda_graph_strategy(self, strategy: Any) -> None:
+        assert isinstance(strategy, self._real.CudaGraphStrategy)
+        self._graphs = strategy
 
 
 class _Context:
@@ -195,9 +229,6 @@ class _Context:
         self._addresses[name] = memory
         return True
 
-    def is_stream_capturable(self, stream: int) -> bool:
-        return True
-
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, device = self._engine, self._engine._device
         shapes, addresses = dict(self._shapes), dict(self._addresses)
@@ -212,6 +243,7 @@ class _Context:
                 return self._fails(f"{output} lies where an input lies")
         is_captured = device.is_capturing(stream_handle)
         assert self._is_fresh or not is_captured, "captured before a run with these shapes"
+        assert not is_captured or device.library == "tensorrt", "TensorRT-RTX captures by itself"
         self._is_fresh = True
 
         def run() -> None:

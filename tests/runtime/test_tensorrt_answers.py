@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_stand_in import FakeDevice
 from toy_bundle import write_bundle
-from toy_engines import LIMITS, VERSION, write_engines
+from toy_engines import LIMITS, write_engines
 from toy_graphs import Weights, toy_config
 
 from blip3v.bundle import open_bundle
+from blip3v.bundle.engines import LIBRARY_NAMES, Library
+from blip3v.bundle.targets import Target
 from blip3v.errors import (
     ArtifactHashError,
     ArtifactMissingError,
@@ -29,17 +33,23 @@ from blip3v.runtime import GenerationOptions, VideoLM
 from blip3v.runtime.backends import choose_backend, get_backend
 from blip3v.runtime.opening import graph_files
 
+TARGETS: dict[Library, Target] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 QUESTIONS = ["Which way does the red ball move?", "Why?", "the circle turns left and then it moves right again"]
 
 
 @pytest.fixture(scope="module")
 def built(gpu: FakeDevice, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy bundle for TensorRT-RTX with engines of both graphs."""
-    config = toy_config()
-    folder = tmp_path_factory.mktemp("bundles") / "toy-rtx"
-    path = write_bundle(folder, config, Weights.random(config.text), graphs_for="tensorrt-rtx")
-    write_engines(path / "engines", graph_files(open_bundle(path)))
+    """A toy bundle for the library with engines of both graphs."""
+    path = write(tmp_path_factory.mktemp("bundles") / "toy", gpu)
+    write_engines(path / "engines", graph_files(open_bundle(path)), library=gpu.library)
     return path
+
+
+def write(folder: Path, gpu: FakeDevice, seed: int = 0) -> Path:
+    """A toy bundle without engines."""
+    config = toy_config()
+    target = TARGETS[gpu.library]
+    return write_bundle(folder, config, Weights.random(config.text, seed=seed), graphs_for=target)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def on_onnxruntime(built: Path) -> Iterator[VideoLM]:
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
     """A copy of the bundle to be damaged; the graphs that its engines name stay where they are."""
-    return Path(shutil.copytree(built, tmp_path / "toy-rtx"))
+    return Path(shutil.copytree(built, tmp_path / "toy"))
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -86,11 +96,12 @@ def test_a_batch_and_a_conversation_are_those_of_onnx_runtime(
     assert found[0] == found[1]
 
 
-def test_an_answer_names_the_engine_that_computed_it(on_tensorrt: VideoLM, film: np.ndarray) -> None:
+def test_an_answer_names_the_engine_that_computed_it(on_tensorrt: VideoLM, gpu: FakeDevice, film: np.ndarray) -> None:
     report = on_tensorrt.ask(film, "Why?").backend
+    name = LIBRARY_NAMES[gpu.library]
     for execution in (report.video_encoder, report.decoder):
-        assert (execution.backend, execution.engine, execution.version) == ("tensorrt", "TensorRT-RTX", VERSION)
-        assert str(execution) == "fp32 on TensorRT-RTX Fake GPU"
+        assert (execution.backend, execution.engine, execution.version) == ("tensorrt", name, gpu.version)
+        assert str(execution) == f"fp32 on {name} Fake GPU"
 
 
 def test_auto_takes_tensorrt_where_there_is_a_gpu_and_passes_it_over_where_there_is_none(
@@ -131,24 +142,26 @@ def test_a_bundle_without_engines_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "1.6.0.1"}, rf"TensorRT-RTX 1\.6\.0\.1 .*here is TensorRT-RTX {VERSION}.*blip3v build"),
+        ({"version": "1.6.0.1"}, r"with {name} 1\.6\.0\.1 .*here is {name} {version}.*blip3v build"),
         ({"capabilities": ("8.9", "12.0")}, r"compute capability 8\.9, 12\.0 .*here is .*capability 8\.6"),
-        ({"library": "tensorrt", "version": "11.4.0.106"}, r"with TensorRT 11\.4\.0\.106 .*here is TensorRT-RTX"),
+        ({"library": "other"}, r"here is {name} {version}"),
     ],
     ids=["version", "gpu", "library"],
 )
 def test_an_engine_that_was_built_for_something_else_is_refused(
-    copy: Path, change: dict[str, str], message: str
+    copy: Path, gpu: FakeDevice, change: dict[str, Any], message: str
 ) -> None:
+    other = next(library for library in TARGETS if library != gpu.library)
+    library = other if "library" in change else gpu.library
     shutil.rmtree(copy / "engines")
-    write_engines(copy / "engines", graph_files(open_bundle(copy)), **change)
-    with pytest.raises(EngineMismatchError, match=message):
+    write_engines(copy / "engines", graph_files(open_bundle(copy)), **change | {"library": library})
+    wanted = message.format(name=LIBRARY_NAMES[gpu.library], version=re.escape(gpu.version))
+    with pytest.raises(EngineMismatchError, match=wanted):
         VideoLM.open(copy, backend="tensorrt")
 
 
-def test_an_engine_of_a_bundle_that_was_edited_since_is_refused(copy: Path, tmp_path: Path) -> None:
-    config = toy_config()
-    edited = write_bundle(tmp_path / "edited", config, Weights.random(config.text, seed=7), graphs_for="tensorrt-rtx")
+def test_an_engine_of_a_bundle_that_was_edited_since_is_refused(copy: Path, gpu: FakeDevice, tmp_path: Path) -> None:
+    edited = write(tmp_path / "edited", gpu, seed=7)
     shutil.copytree(copy / "engines", edited / "engines")
     with pytest.raises(EngineMismatchError, match=r"from another decoder: the bundle was exported again since"):
         VideoLM.open(edited, backend="tensorrt")
@@ -167,28 +180,30 @@ def test_a_truncated_or_changed_engine_is_refused(copy: Path, graph: str) -> Non
 
 
 def test_what_tensorrt_says_of_a_plan_that_it_does_not_load_is_told(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, gpu: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = sys.modules["toy_engines"]
     monkeypatch.setattr(engines.tensorrt_stand_in, "plan_bytes", lambda *args, **kwargs: b"another magic")
     shutil.rmtree(copy / "engines")
-    write_engines(copy / "engines", graph_files(open_bundle(copy)))
-    with pytest.raises(BackendError, match=r"opening .*engine: TensorRT-RTX failed: reading the plan: .*kMAGIC_TAG"):
+    write_engines(copy / "engines", graph_files(open_bundle(copy)), library=gpu.library)
+    with pytest.raises(BackendError, match=r"opening .*engine: TensorRT\S* failed: reading the plan: .*kMAGIC_TAG"):
         VideoLM.open(copy, backend="tensorrt")
 
 
-def test_of_several_engines_the_one_that_fits_is_taken(copy: Path, film: np.ndarray) -> None:
+def test_of_several_engines_the_one_that_fits_is_taken(copy: Path, gpu: FakeDevice, film: np.ndarray) -> None:
     graphs = graph_files(open_bundle(copy))
-    write_engines(copy / "engines", graphs, capabilities=("8.9",))
-    write_engines(copy / "engines", graphs, version="1.5.0.1")
+    write_engines(copy / "engines", graphs, capabilities=("8.9",), library=gpu.library)
+    write_engines(copy / "engines", graphs, version="1.5.0.1", library=gpu.library)
     with VideoLM.open(copy, backend="tensorrt") as lm:
         assert lm.ask(film, "Why?").usage.num_new_tokens > 0
 
 
-def test_a_request_that_does_not_fit_the_engine_is_refused_with_its_limits(copy: Path, film: np.ndarray) -> None:
+def test_a_request_that_does_not_fit_the_engine_is_refused_with_its_limits(
+    copy: Path, gpu: FakeDevice, film: np.ndarray
+) -> None:
     shutil.rmtree(copy / "engines")
     limits = dataclasses.replace(LIMITS, max_seq_len=64, max_batch_size=2)
-    write_engines(copy / "engines", graph_files(open_bundle(copy)), limits=limits)
+    write_engines(copy / "engines", graph_files(open_bundle(copy)), limits=limits, library=gpu.library)
     with VideoLM.open(copy, backend="tensorrt") as lm:
         with pytest.raises(RequestError, match=r"take \d+ tokens; the engine holds at most 64"):
             lm.ask(film, "Why?", options=GenerationOptions(max_new_tokens=100))

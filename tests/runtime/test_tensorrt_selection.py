@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from toy_engines import CAPABILITY, VERSION, write_engines
+from cuda_stand_in import VERSIONS
+from toy_engines import CAPABILITY, write_engines
 from toy_graphs import toy_config, write_video_encoder
 from toy_parts import graph_file
 
@@ -18,9 +19,12 @@ from blip3v.runtime.backends.tensorrt.selection import choose_engine
 from blip3v.runtime.tensorrt_library import host_platform
 
 RTX = EngineHost(
-    library="tensorrt_rtx", library_version=VERSION, compute_capability=CAPABILITY, platform=host_platform()
+    library="tensorrt_rtx",
+    library_version=VERSIONS["tensorrt_rtx"],
+    compute_capability=CAPABILITY,
+    platform=host_platform(),
 )
-TENSORRT = dataclasses.replace(RTX, library="tensorrt", library_version="11.4.0.106")
+TENSORRT = dataclasses.replace(RTX, library="tensorrt", library_version=VERSIONS["tensorrt"])
 
 
 @pytest.fixture
@@ -32,9 +36,8 @@ def graph(tmp_path: Path) -> GraphFile:
 
 
 def _write(graph: GraphFile, host: EngineHost = RTX, **changes: tuple[str, ...]) -> Path:
-    assert graph.engines is not None
     graphs = {"video_encoder": graph}
-    return write_engines(graph.engines, graphs, library=host.library, version=host.library_version, **changes)
+    return write_engines(graph.engines, graphs, library=host.library, **changes)
 
 
 def test_each_library_takes_its_own_engine(graph: GraphFile) -> None:
@@ -50,7 +53,9 @@ def test_where_both_libraries_are_installed_the_one_that_has_an_engine_is_taken(
 
 def test_a_refusal_compares_an_engine_with_its_own_library(graph: GraphFile) -> None:
     _write(graph, RTX, capabilities=("12.0",))
-    with pytest.raises(EngineMismatchError, match=rf"for compute capability 12\.0 .*here is TensorRT-RTX {VERSION}"):
+    with pytest.raises(
+        EngineMismatchError, match=rf"for compute capability 12\.0 .*here is TensorRT-RTX {RTX.library_version}"
+    ):
         choose_engine(graph, "video_encoder", [TENSORRT, RTX])
 
 

@@ -39,9 +39,11 @@ def test_a_fake_class_with_a_name_or_parameter_that_the_real_one_lacks_is_an_err
 
 
 def test_the_fake_library_is_made_without_an_error_and_has_nothing_else() -> None:
-    fake = fake_tensorrt(real, FakeDevice(), "tensorrt_rtx", "1.0")
-    assert fake.ILogger is real.ILogger
-    assert not hasattr(fake, "Builder")
+    rtx, tensorrt = (fake_tensorrt(real, FakeDevice(library)) for library in ("tensorrt_rtx", "tensorrt"))
+    assert rtx.ILogger is real.ILogger
+    assert not hasattr(rtx, "Builder")
+    assert hasattr(rtx, "CudaGraphStrategy")
+    assert not hasattr(tensorrt, "CudaGraphStrategy")
 
 
 def test_the_fake_cuda_has_the_committed_names_and_parameters_alone() -> None:

@@ -29,17 +29,18 @@ def make(gpu: FakeDevice, tmp_path_factory: pytest.TempPathFactory) -> Opener:
     """Opens the toy video encoder with a back end."""
 
     def open_one(backend: str = "tensorrt", precision: str = "float32") -> Any:
-        return get_backend(backend).open_video_encoder(_graph(tmp_path_factory.mktemp("encoder"), precision), threads=1)
+        graph = _graph(tmp_path_factory.mktemp("encoder"), gpu, precision)
+        return get_backend(backend).open_video_encoder(graph, threads=1)
 
     return open_one
 
 
-def _graph(folder: Path, precision: str = "float32") -> GraphFile:
+def _graph(folder: Path, gpu: FakeDevice, precision: str = "float32") -> GraphFile:
     config = toy_config()
     write_video_encoder(folder / "video_encoder.onnx", config, precision)
     graph = graph_file(folder / "video_encoder.onnx", video_encoder_io(config), precision)
     graph = dataclasses.replace(graph, digest="of the encoder", engines=folder / "engines")
-    write_engines(folder / "engines", {"video_encoder": graph})
+    write_engines(folder / "engines", {"video_encoder": graph}, library=gpu.library)
     return graph
 
 

@@ -46,7 +46,8 @@ def write_bundle(
         (folder / layout.CARD).write_text("toy\n", "utf-8")
         write_embeddings(folder / layout.EMBEDDINGS, toy_table(config, specs.decoder.io))
         write_decoder(folder / layout.graph_file("decoder"), config, weights, specs.decoder.io, graphs_for)
-        write_video_encoder(folder / layout.graph_file("video_encoder"), config, specs.video_encoder.io, encoder_seed)
+        path = folder / layout.graph_file("video_encoder")
+        write_video_encoder(path, config, specs.video_encoder.io, encoder_seed, graphs_for)
         return writer.publish(_manifest(folder, config, specs, random_init, graphs_for))
 
 
@@ -57,7 +58,7 @@ def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
 
 
 def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_init: bool, target: Target) -> Manifest:
-    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config, target)}
+    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
     sizes = {name: (folder / layout.graph_file(name)).stat().st_size for name in ios}
     return Manifest(
         created_by={"toy": "1"},

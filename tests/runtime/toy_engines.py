@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import tensorrt_stand_in
+from cuda_stand_in import VERSIONS
 
 from blip3v.bundle.engines import BuiltGraph, EngineLimits, EngineRecord, Library, engine_file
 from blip3v.bundle.graph_io import TensorSpec
@@ -13,21 +14,21 @@ from blip3v.runtime.backends import GraphFile, GraphName
 from blip3v.runtime.tensorrt_library import host_platform
 
 LIMITS = EngineLimits(max_batch_size=4, max_frames=16, max_seq_len=256, prefill_chunk=64)
-VERSION = "1.7.1.116"
 CAPABILITY = "8.6"
 
 
 def write_engines(
-    folder: Path,
+    folder: Path | None,
     graphs: dict[GraphName, GraphFile],
     *,
     limits: EngineLimits = LIMITS,
     library: Library = "tensorrt_rtx",
-    version: str = VERSION,
+    version: str | None = None,
     capabilities: tuple[str, ...] = (CAPABILITY,),
     is_aliased: bool = True,
 ) -> Path:
     """Writes engines of the graphs below ``folder`` (BUNDLE/engines) and gives the folder of their key."""
+    assert folder is not None
     plans = {
         name: tensorrt_stand_in.plan_bytes(
             graph.path,
@@ -39,7 +40,7 @@ def write_engines(
     }
     record = EngineRecord(
         library=library,
-        library_version=version,
+        library_version=version or VERSIONS[library],
         compute_capabilities=capabilities,
         platform=host_platform(),
         limits=limits,

@@ -263,7 +263,9 @@ def _masked_attention(builder: _Builder, text: TextConfig, layer: int, qkv: str)
     return builder.node("Reshape", [builder.node("Transpose", [mixed], perm=[0, 2, 1, 3]), f"{layer}.flat"])
 
 
-def write_video_encoder(path: Path, config: ModelConfig, precision: str = "float32", seed: int = 1) -> None:
+def write_video_encoder(
+    path: Path, config: ModelConfig, precision: str = "float32", seed: int = 1, target: Target = DEFAULT_TARGET
+) -> None:
     """Patches through one Linear, mean over frames: (B,F,3,side,side) to (B,M,D), M = 8."""
     rng = np.random.default_rng(seed)
     side, count, width = config.vision.image_size, config.num_video_tokens, config.text.hidden_size
@@ -274,7 +276,7 @@ def write_video_encoder(path: Path, config: ModelConfig, precision: str = "float
     patches = builder.node("Reshape", ["frames", "tokens_shape"])
     projected = builder.node("MatMul", [patches, "project"])
     builder.node("ReduceMean", [projected, "frame_axis"], outputs=["video_tokens"], keepdims=0)
-    builder.save(path, video_encoder_io(config))
+    builder.save(path, video_encoder_io(config, target))
 
 
 class _Builder:

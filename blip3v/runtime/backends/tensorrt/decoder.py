@@ -68,19 +68,12 @@ class _OpenDecoder:
         self.is_aliased = engine.is_aliased(present_key(0))
         prefill, step = self._profiles()
         self._prefill = engine.context(prefill)
-        self._step = self._prefill if step == prefill else engine.context(step)
+        self._step = self._prefill if step == prefill else engine.context(step, cuda_graphs=cuda_graphs)
+        self._graph = StepGraph(engine.stream, captures=cuda_graphs and not engine.trt.tensorrt.is_rtx)
         self.chunk = min(chunk, self._prefill.largest(_EMBEDS)[1])
         self.max_rows = self._step.largest(_EMBEDS)[0]
         self.max_prefill_rows = self._prefill.largest(_EMBEDS)[0]
-        # A graph needs addresses that stay, and a context that prefills leave as it is.
-        has_graph = cuda_graphs and self.is_aliased and step != prefill
-        self._graph = StepGraph(engine.stream, is_enabled=has_graph)
         self._buffers = _Buffers(engine, max(self.max_rows, self.max_prefill_rows), self.chunk, text)
-
-    @property
-    def num_graph_launches(self) -> int:
-        """Steps that ran as a captured graph."""
-        return self._graph.num_launches
 
     def new_cache(self, num_rows: int) -> DeviceCache:
         """An empty cache, which the stream may still be filling with zeros."""
@@ -127,9 +120,11 @@ class _OpenDecoder:
                 context.enqueue()
                 self._buffers.to_host(num_rows)
 
-            if context is self._step:
-                self._graph.run((cache.id, first, num_rows), bind, enqueue, context.is_capturable)
+            if num_new == 1:
+                self._graph.run((cache.id, cache.turn, first, num_rows), bind, enqueue)
             else:
+                if context is self._step:
+                    self._graph.forget()
                 bind()
                 enqueue()
             cache.written(first, last)

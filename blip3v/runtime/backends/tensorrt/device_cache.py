@@ -36,6 +36,7 @@ class DeviceCache:
 
     Attributes:
         id: different for each cache of this process, other than addresses, which are used again.
+        turn: which of two copies is read, 0 or 1.
         lengths: tokens that each row holds; what lies behind them is never read.
 
     Raises:
@@ -54,6 +55,7 @@ class DeviceCache:
         is_aliased: bool,
     ) -> None:
         self.id = next(_ids)
+        self.turn = 0
         self.lengths = [0] * rows
         self.capacity = capacity
         self._num_layers = text.num_layers
@@ -94,6 +96,7 @@ class DeviceCache:
             return
         if (first, last) == (0, self.rows):
             self._copies.reverse()
+            self.turn = 1 - self.turn
         else:
             self._copy_rows(self._copies[0].address, first, self._copies[1].address, first, last - first)
 

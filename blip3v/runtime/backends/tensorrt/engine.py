@@ -95,11 +95,23 @@ class OpenEngine:
         known = hasattr(self._engine, "get_aliased_input_tensor")
         return known and bool(self._engine.get_aliased_input_tensor(output))
 
-    def context(self, profile: int) -> Context:
-        """A new context that runs one profile; its memory on the device is what that profile needs."""
+    def context(self, profile: int, *, cuda_graphs: bool = False) -> Context:
+        """A new context that runs one profile; its memory on the device is what that profile needs.
+
+        Args:
+            profile: its number.
+            cuda_graphs: whether TensorRT-RTX captures runs as CUDA graphs; no effect with TensorRT, whose runs
+                ``StepGraph`` captures.
+        """
+        module = self.trt.module
         with self.trt.calling(f"opening {self.path}"):
-            strategy = self.trt.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-            context = self._engine.create_execution_context(strategy)
+            options = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+            if self.trt.tensorrt.is_rtx:
+                strategy, options = options, self._engine.create_runtime_config()
+                options.set_execution_context_allocation_strategy(strategy)
+                if cuda_graphs:
+                    options.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = self._engine.create_execution_context(options)
             self.trt.require(context is not None, "creating an execution context")
             chosen = context.set_optimization_profile_async(profile, self.stream.handle)
             self.trt.require(chosen, f"choosing the optimisation profile {profile}")
@@ -151,12 +163,6 @@ class Context:
     def enqueue(self) -> None:
         """Puts one run into the engine's stream."""
         self._must(self._context.execute_async_v3(self.engine.stream.handle), "enqueueing")
-
-    def is_capturable(self) -> bool:
-        """Whether a run can be captured now. TensorRT-RTX cannot while it compiles kernels for new shapes."""
-        if not self.engine.trt.tensorrt.is_rtx:
-            return True
-        return bool(self._context.is_stream_capturable(self.engine.stream.handle))
 
     def _must(self, succeeded: object, doing: str) -> None:
         self.engine.trt.require(succeeded, doing)

@@ -3,6 +3,7 @@
 A captured graph holds the addresses and shapes of its moment, and is valid only as long as the context that it was
 captured from is not set to others. So there is one at most, for the session that stepped last: sessions that take turns
 run without. The lengths of the rows are data (``write_indices``), so one graph serves every step of an answer.
+TensorRT-RTX captures by itself, since it alone knows when its kernels for new shapes are compiled (``engine.py``).
 """
 
 from __future__ import annotations
@@ -19,40 +20,35 @@ class StepGraph:
 
     Args:
         stream: they run in.
-        is_enabled: False: every step is enqueued kernel by kernel.
-
-    Attributes:
-        num_launches: of captured graphs so far.
+        captures: False: every step is enqueued kernel by kernel.
     """
 
-    def __init__(self, stream: Stream, *, is_enabled: bool) -> None:
+    def __init__(self, stream: Stream, *, captures: bool) -> None:
         self._stream = stream
-        self._is_enabled = is_enabled
+        self._captures = captures
         self._kind: Hashable = None
         self._graph: CudaGraph | None = None
-        self.num_launches = 0
 
-    def run(
-        self, kind: Hashable, bind: Callable[[], None], enqueue: Callable[[], None], is_capturable: Callable[[], bool]
-    ) -> None:
+    def forget(self) -> None:
+        """Is called when the context is set to other addresses or shapes."""
+        self._kind, self._graph = None, None
+
+    def run(self, kind: Hashable, bind: Callable[[], None], enqueue: Callable[[], None]) -> None:
         """Enqueues one step.
 
         Args:
-            kind: what addresses and shapes depend on.
-            bind: sets them in the context; not called if they are set.
+            kind: what addresses and shapes depend on; not None.
+            bind: sets them in the context; called only if the step before was of another kind.
             enqueue: puts the copies and the engine's work into the stream.
-            is_capturable: whether that can be captured now.
         """
-        if not self._is_enabled or kind != self._kind:
-            self._graph, self._kind = None, None
+        if kind != self._kind:
+            self.forget()
             bind()
             enqueue()  # also what TensorRT does once after a change of shapes, which a capture must not hold
             self._kind = kind
-            return
-        if self._graph is None and is_capturable():
-            self._graph = self._stream.capture(enqueue)
-        if self._graph is None:
+        elif not self._captures:
             enqueue()
         else:
-            self.num_launches += 1
+            if self._graph is None:
+                self._graph = self._stream.capture(enqueue)
             self._stream.launch(self._graph)

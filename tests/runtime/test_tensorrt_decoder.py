@@ -117,6 +117,16 @@ def test_ragged_rows_go_on_and_finish_in_any_order(make: Maker, form: dict[str, 
 
 
 @_FORMS
+def test_prompts_whose_last_chunk_is_one_token_end_in_their_own_rows(make: Maker, form: dict[str, Any]) -> None:
+    config, weights, decoder = make(**form)
+    rows = [_embeds(np.random.default_rng(5), length) for length in (CHUNK + 1, 1, 2 * CHUNK + 1)]
+    session = decoder.session(3, 40)
+    expected = [reference_logits(config.text, weights, row)[-1] for row in rows]
+    assert close(session.prefill(rows, Deadline()), expected)
+    session.close()
+
+
+@_FORMS
 def test_a_truncated_session_forgets_what_was_behind(
     make: Maker, form: dict[str, Any], rng: np.random.Generator
 ) -> None:

@@ -29,7 +29,7 @@ from blip3v.errors import (
     ProviderError,
     RequestError,
 )
-from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.runtime import GenerationOptions, VideoLM, tensorrt_library
 from blip3v.runtime.backends import choose_backend, get_backend
 from blip3v.runtime.opening import graph_files
 
@@ -224,3 +224,26 @@ def test_closing_gives_all_memory_back(built: Path, gpu: FakeDevice, film: np.nd
         lm.ask(film, "Why?")
         assert gpu.in_use_bytes() > before[0]
     assert (gpu.in_use_bytes(), gpu.in_use_bytes("pinned")) == before
+
+
+def test_what_tensorrt_says_of_a_lack_of_memory_is_told_as_such(
+    built: Path, gpu: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(engine: Any, strategy: Any) -> None:
+        engine._logger.log(engine._real.ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
+
+    monkeypatch.setattr(sys.modules["tensorrt_stand_in"]._Engine, "create_execution_context", fails)
+    with pytest.raises(OutOfMemoryError, match=r"opening .*engine: TensorRT\S* ran out of memory: .*9 bytes"):
+        VideoLM.open(built, backend="tensorrt")
+
+
+def test_of_two_installed_libraries_the_one_that_built_the_engines_is_loaded_alone(
+    built: Path, gpu: FakeDevice, film: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (other,) = TARGETS.keys() - {gpu.library}
+    names = dict(tensorrt_library._MODULES) | {other: ("json.tool", "absent")}  # a module that nothing else loads
+    monkeypatch.setattr(tensorrt_library, "_MODULES", {library: names[library] for library in sorted(names)})
+    monkeypatch.delitem(sys.modules, "json.tool", raising=False)
+    with VideoLM.open(built, backend="tensorrt") as lm:
+        assert lm.ask(film, "Why?").backend.decoder.version == gpu.version
+    assert "json.tool" not in sys.modules

@@ -20,7 +20,7 @@ from blip3v.config import TextConfig
 from blip3v.errors import BackendError, ProviderError
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
 from blip3v.runtime.backends.tensorrt.cuda import Cuda, has_cuda_python
-from blip3v.runtime.backends.tensorrt.library import installed_libraries, load_installed
+from blip3v.runtime.backends.tensorrt.library import installed_libraries, load_only
 from blip3v.runtime.host_cache import cache_bytes
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TensorRtBackend:
 
     def check_installed(self) -> None:
         """See ``Backend``."""
-        load_installed()
+        load_only()
         Cuda().require_device()
 
     def refusal(self, precision: GraphPrecision) -> str | None:
@@ -71,7 +71,7 @@ class TensorRtBackend:
         """See ``Backend``. What an opened graph says of itself names the library that its engine was built with."""
         tensorrt, device = None, "CUDA"
         with contextlib.suppress(BackendError):  # what is missing here, opening says
-            tensorrt = load_installed()[0]
+            tensorrt = load_only()
             device = Cuda().device_name()
         return Execution(
             backend=self.name,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from blip3v.bundle.engines import LIBRARY_NAMES, EngineHost
+from blip3v.bundle.engines import LIBRARY_NAMES, EngineHost, Library
 from blip3v.errors import ArtifactError
 from blip3v.runtime.backends import Execution, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.backends.tensorrt.cuda import Cuda, Stream
-from blip3v.runtime.backends.tensorrt.library import Caller, load_installed
-from blip3v.runtime.backends.tensorrt.selection import choose_engine
+from blip3v.runtime.backends.tensorrt.library import Caller, needed_libraries
+from blip3v.runtime.backends.tensorrt.selection import built_with, choose_engine
 from blip3v.runtime.engine_errors import path_for_engine
 from blip3v.runtime.tensorrt_library import host_platform, load_tensorrt
 
@@ -26,13 +27,17 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "in
 _LOG = logging.getLogger(__name__)
 
 
-def this_machine(cuda: Cuda) -> list[EngineHost]:
-    """This machine and its GPU, once with each library that is installed.
+def this_machine(cuda: Cuda, built_with: Collection[Library]) -> list[EngineHost]:
+    """This machine and its GPU, once with each library that is needed for engines.
+
+    Args:
+        cuda: the runtime.
+        built_with: what built the engines.
 
     Raises:
         ProviderError: no library is installed, one is broken, or there is no GPU.
     """
-    libraries = load_installed()
+    libraries = [load_tensorrt(library) for library in needed_libraries(built_with)]
     cuda.require_device()
     return [
         EngineHost(
@@ -61,7 +66,7 @@ class OpenEngine:
 
     def __init__(self, graph: GraphFile, name: GraphName) -> None:
         self.cuda = Cuda()
-        found = choose_engine(graph, name, this_machine(self.cuda))
+        found = choose_engine(graph, name, this_machine(self.cuda, built_with(graph)))
         self.path = found.path
         self.trt = Caller(load_tensorrt(found.record.library))
         with self.trt.calling(f"opening {found.path}"):

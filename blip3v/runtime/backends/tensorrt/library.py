@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from blip3v.extras import pip_line
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.tensorrt_library import TensorRT, is_installed, load_tensorrt
 
-__all__ = ["Caller", "installed_libraries", "load_installed"]
+__all__ = ["Caller", "installed_libraries", "load_only", "needed_libraries"]
 
 _LOG = logging.getLogger(__name__)
 _KEPT_MESSAGES = 5
@@ -26,19 +26,31 @@ def installed_libraries() -> tuple[Library, ...]:
     return tuple(library for library in get_args(Library) if is_installed(library))
 
 
-def load_installed() -> list[TensorRT]:
-    """The installed libraries, imported.
+def needed_libraries(built_with: Collection[Library]) -> tuple[Library, ...]:
+    """The installed libraries that engines were built with; if there is none, the first that is installed.
+
+    No others, since both libraries in one process need not get along.
 
     Raises:
-        ProviderError: there is none, or one cannot be imported.
+        ProviderError: none is installed.
     """
-    libraries = installed_libraries()
-    if not libraries:
+    installed = installed_libraries()
+    if not installed:
         raise ProviderError(
             f"TensorRT is not installed; install it: `{pip_line('tensorrt')}`, or for an RTX card "
             f"`{pip_line('tensorrt-rtx')}`"
         )
-    return [load_tensorrt(library) for library in libraries]
+    return tuple(library for library in installed if library in built_with) or installed[:1]
+
+
+def load_only() -> TensorRT | None:
+    """The installed library, imported; None if both are installed: which one is needed, a bundle's engines say.
+
+    Raises:
+        ProviderError: none is installed, or it cannot be imported.
+    """
+    (first, *_) = needed_libraries(())
+    return load_tensorrt(first) if len(installed_libraries()) == 1 else None
 
 
 class Caller:

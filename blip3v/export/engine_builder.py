@@ -12,7 +12,7 @@ from typing import Any
 
 from blip3v.bundle.engines import BuiltGraph, EngineLimits, EngineRecord
 from blip3v.bundle.reader import Bundle
-from blip3v.errors import BackendError
+from blip3v.errors import BackendError, UsageError
 from blip3v.export.engine_network import LayerPrecisions, Network, check_precision, parse_graph
 from blip3v.export.engine_progress import EngineFile, Progress, progress_monitor, run_interruptibly, stream_writer
 from blip3v.export.engine_request import EngineRequest
@@ -21,11 +21,12 @@ from blip3v.runtime import memory
 from blip3v.runtime.backends import GraphName
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.tensorrt_library import TensorRT
+from blip3v.runtime.tensorrt_log import tensorrt_log
 
 __all__ = ["EngineJob", "default_level", "rtx_capabilities"]
 
 _PIECE_BYTES = 64 * 2**20
-_MAX_ERRORS = 3  # that a message lists
+_MYELIN = "Myelin"  # the compiler inside TensorRT, as its errors name it
 
 _Axes = Mapping[str, tuple[int, int, int]]  # axis -> smallest, usual and largest size
 
@@ -42,7 +43,7 @@ def rtx_capabilities(tensorrt: TensorRT) -> dict[str, Any]:
 
 def default_level(tensorrt: TensorRT) -> int:
     """The optimisation level that the library builds with unless told otherwise."""
-    logger = tensorrt.module.Logger(tensorrt.module.Logger.ERROR)
+    logger = tensorrt_log(tensorrt.module).logger
     return int(tensorrt.module.Builder(logger).create_builder_config().builder_optimization_level)
 
 
@@ -99,8 +100,12 @@ class EngineJob:
         if stop.is_set():
             return  # the thread that waits raises
         if not done or file.size_bytes == 0:
-            reasons = "; ".join(dict.fromkeys(network.messages.errors[:_MAX_ERRORS])) or "no reason given"
-            raise BackendError(f"{self.tensorrt.name} cannot build the {self.name}: {reasons}; run `blip3v doctor`")
+            reasons = tensorrt_log(trt).reasons()
+            # Its compiler fails at some shapes and not at others.
+            remedy = (
+                "other shapes may build: try `prefill_chunk=256` or `max_batch_size=2`" if _MYELIN in reasons else ""
+            )
+            raise BackendError(f"{self.tensorrt.name} cannot build the {self.name}: {reasons}", remedy=remedy)
         self._keep_timings(config)
 
     def _config(self, network: Network) -> Any:
@@ -162,16 +167,22 @@ def _profiles(name: GraphName, limits: EngineLimits) -> list[_Axes]:
 
 def _profile(network: Network, bundle: Bundle, name: GraphName, axes: _Axes) -> Any:
     profile = network.builder.create_optimization_profile()
-    shapes = {
-        network.definition.get_input(index).name: tuple(network.definition.get_input(index).shape)
-        for index in range(network.definition.num_inputs)
-    }
+    inputs = [network.definition.get_input(index) for index in range(network.definition.num_inputs)]
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
     for spec in bundle.manifest.graphs[name].inputs:
-        if -1 not in shapes[spec.name]:
-            continue
-        ranges = [
-            axes[str(axis)] if size == -1 else (size, size, size)
-            for axis, size in zip(spec.axes, shapes[spec.name], strict=True)
-        ]
-        profile.set_shape(spec.name, *zip(*ranges, strict=True))
+        sizes = [_sizes(name, axis, size, axes) for axis, size in zip(spec.axes, shapes[spec.name], strict=True)]
+        if -1 in shapes[spec.name]:
+            profile.set_shape(spec.name, *zip(*sizes, strict=True))
     return profile
+
+
+def _sizes(name: GraphName, axis: str | int, size: int, axes: _Axes) -> tuple[int, int, int]:
+    """Smallest, usual and largest size of an axis that has ``size`` in the network, -1 if it is free there."""
+    if size == -1:
+        return axes[str(axis)]
+    if axis in axes and axes[str(axis)][2] != size:
+        raise UsageError(
+            f"{axis} of the {name} is {size} in its graph, and {axes[str(axis)][2]} was asked for; ask for {size}, or "
+            "run `blip3v export` again"
+        )
+    return size, size, size

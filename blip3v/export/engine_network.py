@@ -2,9 +2,10 @@
 
     decoder.onnx, capacity symbolic -> proto, capacity a number -> parser -> network -> compared with the bundle's table
 
-A parse that succeeds is no proof: the parser leaves out inputs that it has no use for. So the network's inputs and
-outputs are compared with what the bundle promises, and its layers with the precision that was asked for. Weights stay
-in their files, which the parser maps. Not here: profiles and the build (``engines.py``).
+A parse that succeeds is no proof: the parser drops inputs of a node that it does not know, such as Attention's
+``nonpad_kv_seqlen``. So what the file reads has to be read in the network too, inputs and outputs have to be those that
+the bundle promises, and the layers of the precision that was asked for. Weights stay in their files, which the parser
+maps. Not here: profiles and the build (``engine_builder.py``).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from blip3v.bundle.graph_io import DType, TensorSpec
 from blip3v.bundle.manifest import GraphEntry
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.errors import BackendError
-from blip3v.export.engine_progress import Messages
 from blip3v.runtime.engine_errors import path_for_engine
 from blip3v.runtime.tensorrt_library import TensorRT
+from blip3v.runtime.tensorrt_log import TensorRTLog, tensorrt_log
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +39,8 @@ _DTYPES: dict[DType, str] = {
     "int32": "INT32",
     "int8": "INT8",
 }
+# They may read a shape that the parser knows from elsewhere.
+_SHAPE_READERS = frozenset({"ConstantOfShape", "Expand", "Range", "Reshape", "Slice", "Tile"})
 _MAX_ERRORS = 4  # that a message lists
 _AGAIN = "run `blip3v export` again"
 
@@ -48,9 +51,8 @@ class Network:
 
     definition: Any  # INetworkDefinition
     builder: Any  # Builder
-    messages: Messages
     num_quantized: int  # DequantizeLinear nodes of the file
-    _alive: tuple[Any, ...]  # the parser, whose mapped weights the network reads; the logger
+    parser: Any  # OnnxParser; the network reads the weights that it has mapped
 
 
 def parse_graph(tensorrt: TensorRT, path: Path, entry: GraphEntry, *, capacity: int | None) -> Network:
@@ -67,20 +69,21 @@ def parse_graph(tensorrt: TensorRT, path: Path, entry: GraphEntry, *, capacity: 
     """
     import onnx  # heavy, and needed only here
 
-    name, trt, messages = path.stem, tensorrt.module, Messages()
+    name, trt, log = path.stem, tensorrt.module, tensorrt_log(tensorrt.module)
     model = onnx.load(path_for_engine(path), load_external_data=False)
     if capacity is not None:
         _set_capacity(model, (*entry.inputs, *entry.outputs), capacity)
-    logger = messages.logger(trt)
-    builder = trt.Builder(logger)
+    log.forget()
+    builder = trt.Builder(log.logger)
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(definition, logger)
+    parser = trt.OnnxParser(definition, log.logger)
     if not parser.parse(model.SerializeToString(), path_for_engine(path)):
-        raise BackendError(f"{tensorrt.name} cannot parse the {name}: {_parser_errors(parser, messages)}; {_AGAIN}")
+        raise BackendError(f"{tensorrt.name} cannot parse the {name}: {_parser_errors(parser, log)}; {_AGAIN}")
     _check_tensors(tensorrt, name, entry.inputs, _inputs(definition), capacity)
     _check_tensors(tensorrt, name, entry.outputs, _outputs(definition), capacity)
+    _check_reads(tensorrt, name, model, definition)
     num_quantized = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    return Network(definition, builder, messages, num_quantized, (parser, logger))
+    return Network(definition, builder, num_quantized, parser)
 
 
 def layer_precisions(definition: Any) -> LayerPrecisions:
@@ -166,6 +169,27 @@ def _check_tensors(
             )
 
 
+def _check_reads(tensorrt: TensorRT, name: str, model: onnx.ModelProto, definition: Any) -> None:
+    """Raises if the network does not read what the graph's nodes, or no nodes, read."""
+    layers = [definition.get_layer(index) for index in range(definition.num_layers)]
+    inputs = [layer.get_input(index) for layer in layers for index in range(layer.num_inputs)]
+    read = {tensor.name for tensor in (*inputs, *_outputs(definition)) if tensor is not None}
+    made = {layer.get_output(index).name for layer in layers for index in range(layer.num_outputs)}
+    unread = {tensor.name for tensor in _inputs(definition)} - read
+    if unread:
+        raise BackendError(
+            f"{tensorrt.name} does not read {', '.join(sorted(unread))} of the {name}, so that the engine would "
+            f"compute something else; {_AGAIN}"
+        )
+    for node in model.graph.node:
+        dropped = [value for value in node.input if value in made and value not in read]
+        if dropped and node.op_type not in _SHAPE_READERS:
+            raise BackendError(
+                f"{tensorrt.name} drops {', '.join(dropped)}, an input of {node.name or 'a node'} ({node.op_type}) of "
+                f"the {name}, without an error, so that the engine would compute something else; {_AGAIN}"
+            )
+
+
 def _fits(spec: TensorSpec, axes: tuple[int, ...], capacity: int | None) -> bool:
     """Whether a tensor has the axes of the table: free ones may be fixed in the file, the capacity has to be."""
     expected = [capacity if axis == CAPACITY else axis for axis in spec.axes]
@@ -174,9 +198,9 @@ def _fits(spec: TensorSpec, axes: tuple[int, ...], capacity: int | None) -> bool
     )
 
 
-def _parser_errors(parser: Any, messages: Messages) -> str:
+def _parser_errors(parser: Any, log: TensorRTLog) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     texts = [f"{error.node_name() or 'the graph'} ({error.node_operator()}): {error.desc()}" for error in errors]
-    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts or messages.errors)) or ["no reason given"]
+    texts = list(dict.fromkeys(" ".join(text.split()) for text in texts)) or [log.reasons()]
     more = f", and {len(texts) - _MAX_ERRORS} more" if len(texts) > _MAX_ERRORS else ""
     return "; ".join(texts[:_MAX_ERRORS]) + more

@@ -1,4 +1,4 @@
-"""What TensorRT calls back while it builds: messages, progress, and the engine as it is written.
+"""What TensorRT calls back while it builds: progress, and the engine as it is written.
 
 The package is imported by whoever builds, so the classes that it wants as base classes are made in functions here.
 """
@@ -6,53 +6,26 @@ The package is imported by whoever builds, so the classes that it wants as base 
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["EngineFile", "Messages", "Progress", "progress_monitor", "run_interruptibly", "stream_writer"]
+__all__ = ["EngineFile", "Progress", "progress_monitor", "run_interruptibly", "stream_writer"]
 
-_LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _POLL_S = 0.1  # between two looks for Ctrl-C
 _STEPS = 1000  # of a build, as progress counts them
-# Said about every int64 input; those of the decoder are meant to be int64.
-_EXPECTED = "has Int64 binding"
 
 
 class Progress(Protocol):
     """What is called at each stage of a build."""
 
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None: ...  # noqa: D102
-
-
-@dataclass
-class Messages:
-    """What TensorRT says: errors are kept, warnings go to logging."""
-
-    errors: list[str] = field(default_factory=list)
-
-    def logger(self, module: Any) -> Any:
-        """An ``ILogger`` of the package ``module`` that writes here."""
-
-        class Logger(module.ILogger):  # type: ignore[misc]
-            def __init__(self, messages: Messages) -> None:
-                module.ILogger.__init__(self)
-                self._messages = messages
-
-            def log(self, severity: Any, text: str) -> None:
-                if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
-                    self._messages.errors.append(" ".join(text.split()))
-                elif severity == module.ILogger.WARNING:
-                    _LOGGER.log(logging.DEBUG if _EXPECTED in text else logging.WARNING, "TensorRT: %s", text)
-
-        return Logger(self)
 
 
 @dataclass

@@ -10,9 +10,9 @@ import numpy as np
 
 from blip3v.bundle.engines import EngineRecord, engine_file
 from blip3v.errors import BackendError
-from blip3v.export.engine_progress import Messages
 from blip3v.publishing import write_file
 from blip3v.runtime.tensorrt_library import TensorRT
+from blip3v.runtime.tensorrt_log import tensorrt_log
 from blip3v.strict_json import dumps
 
 __all__ = ["layer_report", "layers_file", "no_report", "write_layer_reports"]
@@ -60,14 +60,13 @@ def layer_report(tensorrt: TensorRT, engine: Path, *, version_compatible: bool =
     Raises:
         BackendError: TensorRT cannot read the engine.
     """
-    trt, messages = tensorrt.module, Messages()
-    logger = messages.logger(trt)
-    runtime = trt.Runtime(logger)
+    trt, log = tensorrt.module, tensorrt_log(tensorrt.module)
+    log.forget()
+    runtime = trt.Runtime(log.logger)
     if version_compatible:
         runtime.engine_host_code_allowed = True
     opened = runtime.deserialize_cuda_engine(np.memmap(engine, np.uint8, "r"))
     if opened is None:
-        reason = messages.errors[0] if messages.errors else "no reason given"
-        raise BackendError(f"{tensorrt.name} cannot read {engine}: {reason}; run `blip3v doctor`")
+        raise BackendError(f"{tensorrt.name} cannot read {engine}: {log.reasons()}; run `blip3v doctor`")
     inspector = opened.create_engine_inspector()
     return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -96,7 +96,7 @@ def build_engines(
         UsageError: the bundle is not for TensorRT, or cannot do what was asked for.
         ArtifactError: the bundle cannot be read, or the engines cannot be written.
         ProviderError: TensorRT is not installed or too old, or there is no GPU that it builds for.
-        ExportError: the quantisation breaks a rule of TensorRT.
+        ExportError: the quantisation breaks a rule of TensorRT, or an operator is not one of ONNX.
         OutOfMemoryError: building needs more memory than is free.
         BackendError: TensorRT refuses a graph, or does not build what was asked for.
         KeyboardInterrupt: Ctrl-C, at the next step of the build; nothing is left behind.
@@ -249,6 +249,11 @@ def _check_rules(bundle: Bundle, progress: Progress) -> None:
             raise ExportError(
                 f"TensorRT would refuse the {name} of {bundle.path}, or compute something else: "
                 f"{report.violations[0]}{more}; run `blip3v export` again"
+            )
+        if report.other_operators:
+            raise ExportError(
+                f"the {name} of {bundle.path} has {', '.join(report.other_operators)}, which only other engines have; "
+                "run `blip3v export` again"
             )
 
 

@@ -6,6 +6,7 @@ capacity, D width, H heads, K head width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,17 @@ _TYPES = {
     "int64": TensorProto.INT64,
 }
 Edit = Callable[[onnx.ModelProto], None]
+FP16 = Precision.parse("fp16")
 
 
-def trt_config(num_frames: int = 4) -> ModelConfig:
+def int8_decoder() -> Precision:
+    """An int8 decoder whose floats are halves, as TensorRT has no attention in fp32."""
+    precision = Precision.parse("video_encoder=fp16,decoder=int8")
+    return dataclasses.replace(precision, decoder=dataclasses.replace(precision.decoder, io="float16", cache="float16"))
+
+
+def trt_config() -> ModelConfig:
     """The toy model of the runtime's tests, with as many KV heads as heads."""
-    assert num_frames == 4, "the toy model's own"
     return toy_config(num_kv_heads=4)
 
 
@@ -167,7 +174,7 @@ def write_trt_bundle(
     target: Target = "tensorrt-rtx",
     decoder: onnx.ModelProto | None = None,
     video_encoder: onnx.ModelProto | None = None,
-    precision: str = "fp16",
+    precision: Precision = FP16,
     edit: Edit = lambda model: None,
 ) -> Path:
     """Writes a toy bundle for TensorRT.
@@ -177,10 +184,10 @@ def write_trt_bundle(
         target: as the manifest names it.
         decoder: the graph; None: the toy's, in fp16.
         video_encoder: likewise.
-        precision: as the manifest names it.
+        precision: of the manifest.
         edit: changes the decoder before it is written.
     """
-    config, specs = trt_config(), Precision.parse(precision)
+    config, specs = trt_config(), precision
     decoder = decoder or decoder_model(config)
     edit(decoder)
     with BundleWriter(path) as writer:

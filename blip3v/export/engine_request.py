@@ -60,16 +60,17 @@ def chosen_library(bundle: Bundle, request: EngineRequest) -> Library:
     """
     target = bundle.manifest.target
     if target == DEFAULT_TARGET:
-        encoder = bundle.manifest.encoder
+        manifest = bundle.manifest
+        same = f"`encoder='{manifest.encoder}'` `precision='{manifest.precision.name}'`"
         raise UsageError(
-            f"{bundle.path} was exported for {target}, whose operators TensorRT does not have; export it for TensorRT: "
-            f"`blip3v export --encoder {encoder} --target tensorrt` or `--target tensorrt-rtx`"
+            f"{bundle.path} was exported for {target}, whose operators TensorRT does not have",
+            remedy=f"run `blip3v export` with {same} `target='tensorrt-rtx'`, or `target='tensorrt'`",
         )
     library = request.library or library_of(target)
     if library == "tensorrt" and request.compute_capability:
         raise UsageError(
             "compute_capability is for TensorRT-RTX alone: TensorRT builds for the GPU of this machine",
-            remedy="leave `compute_capability` out, or build with `library='tensorrt-rtx'`",
+            remedy="leave `compute_capability` out, or build with `library='tensorrt_rtx'`",
         )
     if library == "tensorrt_rtx" and request.version_compatible:
         raise UsageError(

@@ -63,7 +63,7 @@ class EngineBuild:
     seconds: float  # of everything
     is_new: bool  # False: they were there already, and were kept
     layers: dict[str, LayerPrecisions]  # graph -> what its layers compute in; {} if the engines were kept
-    no_report: str | None  # why the engines' own layers were not read; None: their reports lie beside them
+    unreadable: str | None  # why this machine cannot read its engines, nor report their layers; None: it can
 
     @property
     def size_bytes(self) -> int:
@@ -114,27 +114,26 @@ def build_engines(
     check_writable(engines)
     folder = engines / planned.key
     with _alone(folder):
-        if not force and (folder / RECORD).is_file():
-            return EngineBuild(
-                path=folder,
-                record=_intact(folder, planned),
-                library=tensorrt.name,
-                seconds=time.perf_counter() - started,
-                is_new=False,
-                layers={},
-                no_report=None,
-            )
-        _require_room(bundle, engines)
-        _check_rules(bundle, progress)
-        record, layers, missing = _publish(bundle, tensorrt, request, planned, folder, progress)
+        is_new = force or not (folder / RECORD).is_file()
+        unreadable = no_report(planned, compute_capability())
+        if is_new:
+            _require_room(bundle, engines)
+            _check_rules(bundle, progress)
+            with new_folder(folder) as staging:
+                record, layers = _build(bundle, tensorrt, request, planned, staging, progress)
+                if unreadable is None:
+                    progress("read the layers")
+                    write_layer_reports(tensorrt, staging, record)
+        else:
+            record, layers = _intact(folder, planned), {}
     return EngineBuild(
         path=folder,
         record=record,
         library=tensorrt.name,
         seconds=time.perf_counter() - started,
-        is_new=True,
+        is_new=is_new,
         layers=layers,
-        no_report=missing,
+        unreadable=unreadable,
     )
 
 
@@ -257,23 +256,18 @@ def _check_rules(bundle: Bundle, progress: Progress) -> None:
             )
 
 
-def _publish(
-    bundle: Bundle, tensorrt: TensorRT, request: EngineRequest, planned: EngineRecord, folder: Path, progress: Progress
-) -> tuple[EngineRecord, dict[str, LayerPrecisions], str | None]:
-    """Builds everything in a temporary folder and renames it."""
-    missing = no_report(planned, compute_capability())
+def _build(
+    bundle: Bundle, tensorrt: TensorRT, request: EngineRequest, planned: EngineRecord, staging: Path, progress: Progress
+) -> tuple[EngineRecord, dict[str, LayerPrecisions]]:
+    """Builds both engines into the folder ``staging``, with their record."""
     layers: dict[str, LayerPrecisions] = {}
     built: dict[str, BuiltGraph] = {}
     files = [file for name in GRAPHS for file in bundle.graph_files(name)]
-    with new_folder(folder) as staging, real_files(bundle.path, files) as graphs:
+    with real_files(bundle.path, files) as graphs:
         for name in GRAPHS:
-            source, target = graphs / layout.graph_file(name), staging / engine_file(name)
-            job = EngineJob(bundle, name, tensorrt, request, planned, folder.parent)
-            built[name], layers[name] = job.run(source, target, progress)
+            job = EngineJob(bundle, name, tensorrt, request, planned, bundle.path / layout.ENGINES)
+            built[name], layers[name] = job.run(graphs / layout.graph_file(name), staging / engine_file(name), progress)
             memory.return_freed()
-        record = dataclasses.replace(planned, graphs=built)
-        record.save(staging)
-        if missing is None:
-            progress("read the layers")
-            write_layer_reports(tensorrt, staging, record)
-    return record, layers, missing
+    record = dataclasses.replace(planned, graphs=built)
+    record.save(staging)
+    return record, layers

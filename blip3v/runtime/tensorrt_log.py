@@ -16,6 +16,8 @@ __all__ = ["TensorRTLog", "tensorrt_log"]
 _LOGGER = logging.getLogger(__name__)
 _MAX_ERRORS = 64  # that are kept
 _MAX_SHOWN = 3  # that a message lists
+# Said after any other error on a machine without a GPU, where building works nevertheless.
+_NO_DRIVER = "CUDA driver version is insufficient"
 # Said about every int64 input; those of the decoder are meant to be int64.
 _EXPECTED = "has Int64 binding"
 
@@ -34,7 +36,9 @@ class TensorRTLog:
 
     def reasons(self) -> str:
         """The first errors since ``forget``, in a line."""
-        return "; ".join(list(dict.fromkeys(self._errors))[:_MAX_SHOWN]) or "no reason given"
+        errors = list(dict.fromkeys(self._errors))
+        causes = [error for error in errors if _NO_DRIVER not in error] or errors
+        return "; ".join(causes[:_MAX_SHOWN]) or "no reason given"
 
     def add_error(self, text: str) -> None:
         """Keeps an error."""

@@ -25,7 +25,7 @@ from blip3v.bundle.engines import RECORD, BuiltGraph, EngineHost, EngineLimits, 
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.bundle.targets import Target
-from blip3v.errors import ExportError, ProviderError, UsageError
+from blip3v.errors import ArtifactError, EngineMismatchError, ExportError, ProviderError, UsageError
 from blip3v.export.engine_builder import EngineJob, default_level, rtx_capabilities
 from blip3v.export.engine_network import LayerPrecisions
 from blip3v.export.engine_progress import Progress
@@ -218,15 +218,24 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _intact(folder: Path, planned: EngineRecord) -> EngineRecord:
-    """The record of engines that are there already, after a check of every byte."""
+    """The record of engines that are there already, after a check of every byte.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
     host = EngineHost(
         library=planned.library,
         library_version=planned.library_version,
         compute_capability=planned.compute_capabilities[0],
         platform=planned.platform,
     )
-    for name, built in planned.graphs.items():
-        record = check_engine(folder, name, built.graph_sha256, host)
+    try:
+        for name, built in planned.graphs.items():
+            record = check_engine(folder, name, built.graph_sha256, host)
+    except (ArtifactError, EngineMismatchError) as error:
+        raise ArtifactError(
+            f"the engines that are in {folder} already are damaged: {error}", remedy="or replace them with `force=True`"
+        ) from error
     return record
 
 

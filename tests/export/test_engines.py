@@ -6,12 +6,15 @@ Building needs no GPU; reading an engine does, so what is in one is seen in its 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,13 +25,14 @@ from toy_tensorrt import FP16, decoder_model, int8_decoder, trt_config, video_en
 from blip3v.bundle.engines import EngineHost, EngineLimits, EngineRecord, check_engine
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.verify import verify_bundle
-from blip3v.errors import ArtifactHashError, BackendError, EngineMismatchError, ExportError, ProviderError, UsageError
-from blip3v.export import engines
+from blip3v.errors import ArtifactError, BackendError, EngineMismatchError, ExportError, ProviderError, UsageError
+from blip3v.export import engine_builder, engines
 from blip3v.export.engine_network import layer_precisions, parse_graph
+from blip3v.export.engine_report import layer_report, no_report
 from blip3v.export.engine_request import EngineRequest
 from blip3v.export.engines import EngineBuild, build_engines
 from blip3v.runtime.opening import graph_hash
-from blip3v.runtime.tensorrt_library import TensorRT, host_platform, is_installed, load_tensorrt
+from blip3v.runtime.tensorrt_library import TensorRT, compute_capability, host_platform, is_installed, load_tensorrt
 
 pytestmark = [
     pytest.mark.trt,
@@ -123,8 +127,12 @@ def test_engines_of_a_key_are_kept_until_force(tmp_path: Path) -> None:
     other = build_engines(bundle, EngineRequest(max_seq_len=128, compute_capability=("8.6",)))
     assert other.path != first.path
     engine.write_bytes(engine.read_bytes()[:-1])
-    with pytest.raises(ArtifactHashError, match=r"bytes were built|were built; delete"):
+    with pytest.raises(ArtifactError, match=r"are damaged: .* were built; .* or replace them with `force=True`"):
         build_engines(bundle, SMALL)
+    (first.path / "engine.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"are damaged: .* has schema_version None"):
+        build_engines(bundle, SMALL)
+    assert build_engines(bundle, SMALL, force=True).record.key == first.record.key
 
 
 def test_a_bundle_that_was_exported_again_gets_engines_of_its_own(tmp_path: Path) -> None:
@@ -254,6 +262,87 @@ def test_progress_goes_forward_through_both_graphs(tmp_path: Path) -> None:
     steps = [done for stage, done, _ in calls if stage == "build the decoder"]
     assert steps == sorted(steps)
     assert 500 < steps[-1] <= 1000
+
+
+def test_two_builds_of_a_key_build_once(tmp_path: Path) -> None:
+    bundle = write_trt_bundle(tmp_path / "toy")
+    with ThreadPoolExecutor(2) as pool:
+        results = [*pool.map(lambda _: build_engines(bundle, SMALL), range(2))]
+    assert sorted(result.is_new for result in results) == [False, True]
+    assert results[0].record == results[1].record
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT) -> TensorRT:
+    """TensorRT-RTX under the name of TensorRT, on a GPU of which only the name is known: nothing can be read on it.
+
+    Both have one interface. TensorRT-RTX answers the calls that only TensorRT needs by doing nothing.
+    """
+    named = TensorRT("tensorrt", rtx.module, "11.4.0.106")
+    monkeypatch.setattr(engines, "load_tensorrt", lambda library: named)
+    monkeypatch.setattr(engines, "compute_capability", lambda: "8.7")
+    monkeypatch.setattr(engines, "write_layer_reports", lambda tensorrt, folder, record: None)
+    return named
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+@pytest.mark.usefixtures("stand_in")
+def test_tensorrt_builds_for_its_own_gpu_and_keeps_what_it_measured(tmp_path: Path) -> None:
+    bundle = write_trt_bundle(tmp_path / "toy", target="tensorrt")
+    request = EngineRequest(
+        max_seq_len=64, hardware_compatibility="ampere_plus", workspace_bytes=2**28, optimization_level=1
+    )
+    result = build_engines(bundle, request)
+    record = result.record
+    assert (record.library, record.compute_capabilities) == ("tensorrt", ("8.7",))
+    assert (record.hardware_compatibility, record.optimization_level) == ("ampere_plus", 1)
+    assert result.unreadable is None
+    assert {path.name for path in (bundle / "engines").iterdir()} == {record.key, "tensorrt-11.4.0.106-sm87.timing"}
+    assert verify_bundle(bundle).ok
+    assert not build_engines(bundle, request).is_new
+
+
+def test_a_library_that_cannot_stream_writes_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtx: TensorRT
+) -> None:
+    """Older versions of TensorRT have no stream of the engine; a stand-in builder hides it."""
+
+    class Builder:
+        def __init__(self, builder: Any) -> None:
+            self.build_serialized_network = builder.build_serialized_network
+
+    write = engine_builder._write_engine
+    monkeypatch.setattr(engine_builder, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(
+        engine_builder, "_write_engine", lambda trt, builder, *rest: write(trt, Builder(builder), *rest)
+    )
+    result = build_engines(write_trt_bundle(tmp_path / "toy"), SMALL)
+    for name, built in result.record.graphs.items():
+        content = (result.path / f"{name}.engine").read_bytes()
+        assert (built.size_bytes, built.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_layer_report_needs_the_gpu(built: tuple[Path, EngineBuild], rtx: TensorRT) -> None:
+    _, result = built
+    assert "no CUDA driver" in str(no_report(result.record, None))
+    assert no_report(result.record, "9.0") == "this machine's GPU has compute capability 9.0; the engines are for 8.6"
+    assert no_report(result.record, "8.6") is None
+    if compute_capability() is None:
+        with pytest.raises(BackendError, match=r"cannot read .*decoder\.engine: .*CUDA driver version is insufficient"):
+            layer_report(rtx, result.path / "decoder.engine")
+
+
+@pytest.mark.gpu
+def test_every_layer_of_an_engine_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtx: TensorRT) -> None:
+    """With the GPU of this machine."""
+    capability = compute_capability()
+    if capability not in engine_builder.rtx_capabilities(rtx):
+        pytest.skip(f"TensorRT-RTX builds for no GPU with compute capability {capability}")
+    monkeypatch.setattr(engines, "compute_capability", lambda: capability)
+    result = build_engines(write_trt_bundle(tmp_path / "toy"), EngineRequest(max_seq_len=64))
+    assert result.unreadable is None
+    for name in result.record.graphs:
+        assert json.loads((result.path / f"{name}.layers.json").read_text("utf-8"))["Layers"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal to one's own process ends it there")

@@ -81,10 +81,15 @@ def present_value(layer: int) -> str:
     return f"present.{layer}.value"
 
 
-def video_encoder_io(config: ModelConfig) -> GraphIO:
-    """Pixels in [-1, 1], (B, F, 3, side, side), to video tokens (B, M, D)."""
+def video_encoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET) -> GraphIO:
+    """Pixels in [-1, 1], (B, F, 3, side, side), to video tokens (B, M, D).
+
+    Any F for ``onnxruntime``; the config's number of frames for the other targets, whose recurrent encoders have one
+    copy of their step for each frame.
+    """
     side = config.vision.image_size
-    frames = TensorSpec("frames", "compute", ("batch", "num_frames", 3, side, side))
+    num_frames = config.num_frames if is_tensorrt(target) else "num_frames"
+    frames = TensorSpec("frames", "compute", ("batch", num_frames, 3, side, side))
     # The axis keeps its first name: it is in the graph, whose hash saved video tokens are bound to.
     tokens = TensorSpec("video_tokens", "compute", ("batch", "num_tokens", config.text.hidden_size))
     return GraphIO((frames,), (tokens,))

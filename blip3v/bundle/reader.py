@@ -175,7 +175,7 @@ def _check_agreement(bundle: Bundle) -> None:
     for name, (value, expected) in pairs.items():
         if value != expected:
             raise ArtifactError(f"{bundle.path}: {name} is {value}, but config.json says {expected}; {_AGAIN}")
-    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config, manifest.target)}
+    ios = {"video_encoder": video_encoder_io(config, manifest.target), "decoder": decoder_io(config, manifest.target)}
     for name, io in ios.items():
         if manifest.graphs[name] != GraphEntry.of(name, io, manifest.precision.graphs[name]):
             raise ArtifactError(

@@ -161,7 +161,12 @@ def _compare(
     source = bundle_source(reference, opened)
     with contextlib.ExitStack() as stack:
         report = measure_accuracy(
-            source, bundle, opened.manifest.precision, options, progress=show_stages(talk_console(), stack)
+            source,
+            bundle,
+            opened.manifest.precision,
+            options,
+            target=opened.manifest.target,
+            progress=show_stages(talk_console(), stack),
         )
     before = load_report(bundle)
     report = report if before is None else report.merged(before)

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blip3v.bundle.precision import CACHE_DTYPES, DEFAULT_PRECISION, PRECISIONS, Precision
+from blip3v.bundle.target_precision import for_target
+from blip3v.bundle.targets import DEFAULT_TARGET, TARGETS, Target
 from blip3v.bundle.writer import check_target
 from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.commands.completed_values import completes
@@ -81,10 +83,11 @@ __all__ = ["command"]
 @click.option("--tokens", type=click.IntRange(min=1), help="Video tokens per clip.  [default: the model's own]")
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime"]),
-    default="onnxruntime",
+    type=click.Choice(TARGETS),
+    default=DEFAULT_TARGET,
     show_default=True,
-    help="Runtime that the graphs are for.",
+    help="What runs the graphs: ONNX Runtime and OpenVINO; TensorRT 10.15 and later; TensorRT-RTX; TensorRT 10.3 to "
+    "10.14. Engines are then made with `build`.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option(
@@ -108,7 +111,7 @@ def command(
     init: str | None,
     frames: int | None,
     tokens: int | None,
-    target: str,
+    target: Target,
     force: bool,
     no_check: bool,
     dry_run: bool,
@@ -126,13 +129,15 @@ def command(
       blip3v export -m runs/mine/model --precision fp32 -o my-bundle
       blip3v export --precision int4 --group-size 32
       blip3v export --kv-cache int8
+      blip3v export --target tensorrt-rtx --precision int8
       blip3v export -m Salesforce/xgen-mm-vid-phi3-mini-r-v1.5-128tokens-8frames --download
       blip3v export --preset xgen-mm-vid --init random --dry-run
     """
     chosen = Precision.parse(precision)
     if kv_cache is not None:
         chosen = chosen.with_cache(kv_cache)
-    chosen = quantization.applied(chosen)
+    chosen = for_target(quantization.applied(chosen), target)
+    ending = chosen.file_name if target == DEFAULT_TARGET else f"{chosen.file_name}-{target}"
     if no_check:
         quantization.check_unchecked()
     if not dry_run:
@@ -142,7 +147,7 @@ def command(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
     if name is not None and output is None and not dry_run:
-        check_target(Path(f"{name}-{chosen.file_name}"), force=force)
+        check_target(Path(f"{name}-{ending}"), force=force)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.export.estimate import estimate
     from blip3v.export.pipeline import export_bundle
@@ -151,7 +156,7 @@ def command(
     source = resolve_source(
         model=model, preset_name=preset, init=init, encoder=encoder, num_frames=frames, num_video_tokens=tokens
     )
-    folder = output if output is not None else Path(f"{source.folder_name}-{chosen.file_name}")
+    folder = output if output is not None else Path(f"{source.folder_name}-{ending}")
     needed = estimate(source.config, chosen, check=not no_check)
     if dry_run:
         _print_plan(source, folder, chosen, needed, as_json)
@@ -171,6 +176,7 @@ def command(
             source,
             folder,
             precision=chosen,
+            target=target,
             quantization=quantization.options(command_line(*sys.argv[1:])) if chosen.is_quantized else None,
             check=not no_check,
             force=force,

@@ -16,6 +16,7 @@ from blip3v.bundle.embeddings import open_embeddings
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.layout import EMBEDDINGS, graph_file
 from blip3v.bundle.precision import Precision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import ModelConfig
 from blip3v.errors import ParityError
 from blip3v.export.accuracy_reference import AnswerRules, ClipPrompt
@@ -48,9 +49,11 @@ class Draft:
     logits_nV: FloatArray
 
 
-def bundle_graphs(folder: Path, config: ModelConfig, precision: Precision) -> dict[GraphName, GraphFile]:
+def bundle_graphs(
+    folder: Path, config: ModelConfig, precision: Precision, target: Target
+) -> dict[GraphName, GraphFile]:
     """Returns both graphs of a bundle, or of one that is being written, as back ends open them."""
-    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config)}
+    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
     return {
         name: GraphFile(
             path=folder / graph_file(name),
@@ -71,6 +74,7 @@ class Graphs:
         precision: of the graphs.
         backends: for each graph.
         rules: when answers end.
+        target: the form of the graphs.
     """
 
     def __init__(
@@ -80,8 +84,9 @@ class Graphs:
         precision: Precision,
         backends: Mapping[GraphName, Backend],
         rules: AnswerRules,
+        target: Target = DEFAULT_TARGET,
     ) -> None:
-        self._files = bundle_graphs(folder, config, precision)
+        self._files = bundle_graphs(folder, config, precision, target)
         self._table_VD = open_embeddings(folder / EMBEDDINGS)
         self._text = config.text
         self._backends = backends

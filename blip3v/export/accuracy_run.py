@@ -28,6 +28,7 @@ from blip3v.bundle import layout
 from blip3v.bundle.embeddings import open_embeddings
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.scan import scan
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.calibration.data import ClipSet
 from blip3v.config import ModelConfig
 from blip3v.errors import BackendError, UsageError
@@ -110,6 +111,7 @@ def measure_accuracy(
     precision: Precision,
     options: AccuracyOptions,
     *,
+    target: Target = DEFAULT_TARGET,
     layer_errors: Sequence[LayerError] = (),
     layers: LayerCounts | None = None,
     stored: Mapping[str, Sequence[StoredLayer]] | None = None,
@@ -122,6 +124,7 @@ def measure_accuracy(
         folder: the bundle, or one that is being written and has its graphs and embeddings.
         precision: of its graphs.
         options: what to measure.
+        target: the form of the graphs.
         layer_errors: of every layer that was quantised, in any order.
         layers: how many those are.
         stored: the layers of each graph; None: they are read.
@@ -133,8 +136,8 @@ def measure_accuracy(
         ProviderError: a back end that was asked for, or all of them, cannot run.
         ParityError: a graph returns values that are not finite.
     """
-    job = _Job(source, folder, precision, options, progress)
-    chosen = runnable_backends(options.backends)
+    job = _Job(source, folder, precision, target, options, progress)
+    chosen = runnable_backends(options.backends, target)
     engines, unavailable = job.engines(chosen)
     measured = {engine.backend: chosen[engine.backend] for engine in engines}
     if stored is None:
@@ -159,8 +162,10 @@ def _tensorrt(folder: Path, precision: Precision) -> dict[str, bool]:
     return {graph: check_tensorrt_rules(folder / layout.graph_file(graph)).passed for graph in quantized}
 
 
-def runnable_backends(names: Sequence[str] | None) -> dict[str, dict[GraphName, Backend]]:
-    """Returns the back end of each graph, by the text that names them; None: each that is installed, for both graphs.
+def runnable_backends(
+    names: Sequence[str] | None, target: Target = DEFAULT_TARGET
+) -> dict[str, dict[GraphName, Backend]]:
+    """Returns the back end of each graph, by the text that names them; None: each that is installed and runs both.
 
     Raises:
         UsageError: an unknown name.
@@ -168,9 +173,11 @@ def runnable_backends(names: Sequence[str] | None) -> dict[str, dict[GraphName, 
     """
     texts = names
     if texts is None:
-        texts = [name for name in backend_names() if get_backend(name).is_installed()] or ["auto"]
+        everyone = {name: get_backend(name) for name in backend_names()}
+        texts = [name for name, each in everyone.items() if target in each.targets and each.is_installed()] or ["auto"]
     return {
-        text: {graph: choose_backend(name, graph) for graph, name in parse_backends(text).items()} for text in texts
+        text: {graph: choose_backend(name, graph, target=target) for graph, name in parse_backends(text).items()}
+        for text in texts
     }
 
 
@@ -186,10 +193,11 @@ class _Job:
         source: ExportSource,
         folder: Path,
         precision: Precision,
+        target: Target,
         options: AccuracyOptions,
         progress: _Progress,
     ) -> None:
-        self._source, self._folder, self._precision = source, folder, precision
+        self._source, self._folder, self._precision, self._target = source, folder, precision, target
         self._options, self._progress = options, progress
         self._tokenizer = Tokenizer.parse(source.tokenizer_json)
         self._data = _data(source, options)
@@ -238,7 +246,8 @@ class _Job:
     ) -> EngineAccuracy:
         started = time.perf_counter()
         self._progress(f"accuracy: {name}")
-        with closing(Graphs(self._folder, self._source.config, self._precision, backends, self._rules)) as graphs:
+        config, precision = self._source.config, self._precision
+        with closing(Graphs(self._folder, config, precision, backends, self._rules, self._target)) as graphs:
             video = graphs.video_tokens(self._clips())
             answers = compare_answers(graphs, reference, self._prompts, video)
         executions = {graph: backends[graph].execution(self._precision.graphs[graph]) for graph in GRAPHS}

@@ -96,7 +96,7 @@ def empty_cache(
     cache = [torch.zeros(1, text.num_kv_heads, num_new, text.head_dim, dtype=dtype) for _ in range(2)]
     length_B = torch.tensor([num_new - 1], dtype=torch.int32)
     tables = (graph.cos_PK.to(dtype), graph.sin_PK.to(dtype))
-    return cache, CacheState(length_B, torch.tensor(num_new, dtype=torch.int32), *tables)
+    return cache, CacheState(*tables, length_B, torch.tensor(num_new, dtype=torch.int32))
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def prompt_cache_scales(
     graph = DecoderGraph(language, text, ReferenceAttention(text))
     empty = torch.zeros(1, text.num_kv_heads, len(embeds_tD), text.head_dim)
     length = torch.tensor(len(embeds_tD), dtype=torch.int32)
-    state = CacheState(length[None] - 1, length, graph.cos_PK, graph.sin_PK)
+    state = CacheState(graph.cos_PK, graph.sin_PK, length[None] - 1, length)
     x_1tD = torch.from_numpy(embeds_tD.astype(np.float32))[None]
     keys, values = [], []
     for layer in range(text.num_layers):

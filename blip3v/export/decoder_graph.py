@@ -2,7 +2,8 @@
 
 The layers are written out flat over the reference's own weights. How a layer attends to the cache is an object:
 ``ReferenceAttention`` runs in PyTorch (parity, tests); ``OnnxRuntimeAttention`` emits GroupQueryAttention, which
-PyTorch itself cannot run. Inputs and outputs are those of ``bundle/graph_io.decoder_io``.
+PyTorch itself cannot run. Inputs and outputs are those of ``bundle/graph_io.decoder_io``. Not here: the forms for
+TensorRT (``tensorrt_decoder.py``).
 
 An int8 cache has a scale per channel of a KV head, the same for every token (``CacheScales``): keys, once rotated, and
 values are rounded when they are written, and the new tokens too attend to what was rounded.
@@ -13,8 +14,9 @@ values are rounded when they are written, and the new tokens too attend to what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +32,17 @@ __all__ = [
     "DecoderGraph",
     "LayerScales",
     "OnnxRuntimeAttention",
+    "RMSNorm",
     "ReferenceAttention",
+    "RopeTables",
+    "rotated",
+    "split_heads",
+    "written",
 ]
 
 LayerScales = tuple[Tensor, Tensor]  # of keys and of values, fp32 (1, G, 1, K)
+RMSNorm = Callable[[Tensor, nn.Module, float], Tensor]  # of a tensor, by the weight of a module, with an epsilon
+State = TypeVar("State", bound="RopeTables", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,22 @@ class CacheScales:
 
 
 @dataclass(frozen=True)
-class CacheState:
-    """What every layer's attention needs to know about this call."""
+class RopeTables:
+    """What every layer's attention needs to know in any call."""
 
-    seqlens_k_B: Tensor  # int32: valid tokens per row after this call, minus 1
-    total_sequence_length: Tensor  # int32 scalar: the largest number of valid tokens
     cos_PK: Tensor  # (P, K / 2)
     sin_PK: Tensor  # (P, K / 2)
 
 
-class CacheAttention(Protocol):
+@dataclass(frozen=True)
+class CacheState(RopeTables):
+    """What it needs to know about this call, for ONNX Runtime."""
+
+    seqlens_k_B: Tensor  # int32: valid tokens per row after this call, minus 1
+    total_sequence_length: Tensor  # int32 scalar: the largest number of valid tokens
+
+
+class CacheAttention(Protocol[State]):
     """Applies rope, writes the new keys and values into the cache, and attends to the valid part of it."""
 
     def __call__(
@@ -71,7 +86,7 @@ class CacheAttention(Protocol):
         qkv_BtE: Tensor,
         past_key_BGSK: Tensor,
         past_value_BGSK: Tensor,
-        state: CacheState,
+        state: State,
         scales: LayerScales | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the mixed values (B, t, H*K) and the caches after this call; ``scales`` are those of int8 caches."""
@@ -134,16 +149,14 @@ class ReferenceAttention:
         """See ``CacheAttention``."""
         text = self._config
         num_new, capacity = qkv_BtE.shape[1], past_key_BGSK.shape[2]
-        sizes = [heads * text.head_dim for heads in (text.num_heads, text.num_kv_heads, text.num_kv_heads)]
-        parts = torch.split(qkv_BtE, sizes, -1)
-        q, k, v = (torch.unflatten(part, -1, (-1, text.head_dim)).transpose(1, 2) for part in parts)
+        q, k, v = split_heads(qkv_BtE, text)
         # The first call fills the cache from its start, even in right-padded rows.
         first_B = (state.seqlens_k_B + 1 - num_new) * (state.total_sequence_length != num_new)
         at_Bt = first_B[:, None] + torch.arange(num_new)
-        q, k = (_rotate(part, state.cos_PK[at_Bt], state.sin_PK[at_Bt]) for part in (q, k))
+        q, k = (rotated(part, state.cos_PK[at_Bt], state.sin_PK[at_Bt]) for part in (q, k))
         if scales is not None:
             k, v = (_rounded(part, scale) for part, scale in zip((k, v), scales, strict=True))
-        key, value = (_write(past, new, at_Bt) for past, new in ((past_key_BGSK, k), (past_value_BGSK, v)))
+        key, value = (written(past, new, at_Bt) for past, new in ((past_key_BGSK, k), (past_value_BGSK, v)))
         seen_key, seen_value = key, value
         if scales is not None:
             seen_key, seen_value = (each.float() * scale for each, scale in zip((key, value), scales, strict=True))
@@ -157,6 +170,11 @@ class ReferenceAttention:
         return mixed.transpose(1, 2).flatten(2), key, value
 
 
+def _rms_norm(x: Tensor, norm: nn.Module, eps: float) -> Tensor:
+    # One operator in the graph, whose statistics are fp32 in every precision.
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, eps)  # type: ignore[arg-type]
+
+
 class _Layer(nn.Module):
     """One Phi-3 layer over the weights of the transformers library's module.
 
@@ -164,8 +182,9 @@ class _Layer(nn.Module):
     attention that of the rope tables, and each matrix product that of its weights.
     """
 
-    def __init__(self, layer: Any, eps: float, scales: LayerScales | None) -> None:
+    def __init__(self, layer: Any, eps: float, scales: LayerScales | None, rms_norm: RMSNorm) -> None:
         super().__init__()
+        self.rms_norm = rms_norm
         # The library's names, so that node names point at its weights.
         self.input_layernorm: nn.Module = layer.input_layernorm
         self.qkv_proj: nn.Module = layer.self_attn.qkv_proj
@@ -181,16 +200,16 @@ class _Layer(nn.Module):
             self.register_buffer(name, scale, persistent=False)
 
     def forward(
-        self, x_BtD: Tensor, past_key: Tensor, past_value: Tensor, state: CacheState, attention: CacheAttention
+        self, x_BtD: Tensor, past_key: Tensor, past_value: Tensor, state: RopeTables, attention: CacheAttention[Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_BtD = x_BtD.to(self.input_layernorm.get_parameter("weight").dtype)
-        normed_BtD = _norm(x_BtD, self.input_layernorm, self.eps)
+        normed_BtD = self.rms_norm(x_BtD, self.input_layernorm, self.eps)
         key_scale, value_scale = self.key_scale, self.value_scale
         scales = None if key_scale is None or value_scale is None else (key_scale, value_scale)
         qkv_BtE = self.qkv_proj(normed_BtD).to(state.cos_PK.dtype)
         mixed, key, value = attention(qkv_BtE, past_key, past_value, state, scales)
         x_BtD = x_BtD + self.o_proj(mixed).to(x_BtD.dtype)
-        gate, up = self.gate_up_proj(_norm(x_BtD, self.post_attention_layernorm, self.eps)).chunk(2, dim=-1)
+        gate, up = self.gate_up_proj(self.rms_norm(x_BtD, self.post_attention_layernorm, self.eps)).chunk(2, dim=-1)
         # In the wider of both dtypes: this product has the largest values of a layer.
         wide = torch.promote_types(gate.dtype, self.down_proj.get_parameter("weight").dtype)
         return x_BtD + self.down_proj(F.silu(gate.to(wide)) * up.to(wide)).to(x_BtD.dtype), key, value
@@ -207,11 +226,13 @@ class DecoderGraph(nn.Module):
         rotated: whether the residual stream has a basis of its own, into which ``rotation`` (D, D) turns the inputs.
     """
 
+    rms_norm: RMSNorm = staticmethod(_rms_norm)
+
     def __init__(
         self,
         language: LanguageModel,
         config: TextConfig,
-        attention: CacheAttention,
+        attention: CacheAttention[Any],
         scales: CacheScales | None = None,
         *,
         rotated: bool = False,
@@ -219,7 +240,7 @@ class DecoderGraph(nn.Module):
         super().__init__()
         phi3: Any = language.model  # the transformers library, untyped
         self.layers = nn.ModuleList(
-            _Layer(layer, config.rms_norm_eps, None if scales is None else scales.layer(index))
+            _Layer(layer, config.rms_norm_eps, None if scales is None else scales.layer(index), self.rms_norm)
             for index, layer in enumerate(phi3.layers)
         )
         self.norm: nn.Module = phi3.norm
@@ -228,6 +249,7 @@ class DecoderGraph(nn.Module):
         self.lm_head_bias = nn.Parameter(bias.detach(), requires_grad=False)
         self.eps = config.rms_norm_eps
         self.attention = attention
+        self.config = config
         width = config.hidden_size
         self.rotation = nn.Parameter(weight.new_empty(width, width), requires_grad=False) if rotated else None
         positions_1P = torch.arange(config.max_context)[None]
@@ -257,7 +279,13 @@ class DecoderGraph(nn.Module):
         Returns:
             Logits, fp32 (B, V), then the caches in the same order.
         """
-        state = CacheState(seqlens_k, total_sequence_length, self.cos_PK, self.sin_PK)
+        state = CacheState(self.cos_PK, self.sin_PK, seqlens_k, total_sequence_length)
+        return self.run(inputs_embeds, logits_index, state, cache)
+
+    def run(
+        self, inputs_embeds: Tensor, logits_index: Tensor, state: RopeTables, cache: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The layers and the head; see ``forward``. ``state`` is what ``attention`` takes."""
         x_BtD, present = inputs_embeds, []
         if self.rotation is not None:
             x_BtD = x_BtD @ self.rotation
@@ -266,18 +294,22 @@ class DecoderGraph(nn.Module):
             present += [key, value]
         # Gathered before norm and head, so that a prompt costs one row of logits.
         at_B1D = logits_index[:, None, None].expand(-1, 1, x_BtD.shape[-1])
-        x_BD = _norm(x_BtD.gather(1, at_B1D)[:, 0], self.norm, self.eps)
+        x_BD = self.rms_norm(x_BtD.gather(1, at_B1D)[:, 0], self.norm, self.eps)
         # The bias is added in fp32: half precision is too coarse for the largest logits.
         logits_BV = F.linear(x_BD.to(self.lm_head.dtype), self.lm_head).float() + self.lm_head_bias.float()
         return (logits_BV, *present)
 
 
-def _norm(x: Tensor, norm: nn.Module, eps: float) -> Tensor:
-    # One operator in the graph, whose statistics are fp32 in every precision.
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, eps)  # type: ignore[arg-type]
+def split_heads(qkv_BtE: Tensor, config: TextConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, H, t, K), keys and values (B, G, t, K)."""
+    sizes = [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    parts = torch.split(qkv_BtE, sizes, -1)
+    q, k, v = (torch.unflatten(part, -1, (-1, config.head_dim)).transpose(1, 2) for part in parts)
+    return q, k, v
 
 
-def _rotate(x_BHtK: Tensor, cos_BtK: Tensor, sin_BtK: Tensor) -> Tensor:
+def rotated(x_BHtK: Tensor, cos_BtK: Tensor, sin_BtK: Tensor) -> Tensor:
+    """Turns each pair of channels (i, i + K / 2) by its position's angle; cos and sin are (B, t, K / 2)."""
     first, second = x_BHtK.chunk(2, dim=-1)
     cos, sin = cos_BtK[:, None], sin_BtK[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -287,6 +319,7 @@ def _rounded(x_BGtK: Tensor, scale: Tensor) -> Tensor:
     return (x_BGtK.float() / scale).round().clamp(-128, 127).to(torch.int8)
 
 
-def _write(past_BGSK: Tensor, new_BGtK: Tensor, at_Bt: Tensor) -> Tensor:
+def written(past_BGSK: Tensor, new_BGtK: Tensor, at_Bt: Tensor) -> Tensor:
+    """The cache with the new tokens at the slots ``at_Bt``."""
     index = at_Bt[:, None, :, None].long().expand_as(new_BGtK)
     return past_BGSK.scatter(2, index, new_BGtK)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.bundle.precision import GraphPrecision, Tolerance
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import ModelConfig
 from blip3v.export.activations import decoder_ranges
 from blip3v.export.parity import PARITY_BACKEND, Comparison, TokenCheck, compare, count_tokens
@@ -67,6 +68,7 @@ def check_decoder(
     tolerance: Tolerance,
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
+    target: Target = DEFAULT_TARGET,
     backend: str = PARITY_BACKEND,
 ) -> DecoderCheck:
     """Compares prefill and ``NUM_STEPS`` steps after the prompt, and a ragged batch.
@@ -80,6 +82,7 @@ def check_decoder(
         precision: the graph's.
         tolerance: for the logits, which depend on the video encoder's tokens too.
         progress: called with (layers of the reference done, total layers).
+        target: the form of the graph.
         backend: the back end that runs the graph.
     """
     table_VD: FloatArray = embedding_table(weights, config.text).numpy()
@@ -87,7 +90,7 @@ def check_decoder(
     next_2D = table_VD[list(prompt.ids[:2])]
     graph = GraphFile(
         path=path,
-        io=decoder_io(config),
+        io=decoder_io(config, target),
         precision=precision,
         weights_bytes=path.with_suffix(".data").stat().st_size,
     )

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from blip3v.bundle.graph_io import video_encoder_io
+from blip3v.bundle.graph_io import GraphIO, video_encoder_io
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.config import ModelConfig
 from blip3v.export.activations import video_encoder_ranges
 from blip3v.export.parity import PARITY_BACKEND, Comparison, compare
@@ -33,6 +34,7 @@ from blip3v.units import format_count
 __all__ = ["VideoCheck", "check_video_encoder"]
 
 FloatArray = NDArray[np.float32]
+_ODD_FRAMES = 5  # another number than any config has
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def check_video_encoder(
     pixels_FCHW: FloatArray,
     precision: GraphPrecision,
     *,
+    target: Target = DEFAULT_TARGET,
     backend: str = PARITY_BACKEND,
 ) -> VideoCheck:
     """Compares each stage on the clip, and the video tokens at other sizes.
@@ -62,12 +65,15 @@ def check_video_encoder(
         weights: the reference's, by released name.
         pixels_FCHW: a clip with the config's number of frames, in [-1, 1].
         precision: the graph's.
+        target: the form of the graph.
         backend: the back end that runs the graph.
     """
     clip_BFCHW = pixels_FCHW[None]
-    # Two clips of another length, one of them reversed: the batch and frame axes must be free in the graph.
-    odd_BFCHW = np.stack([_frames(pixels_FCHW, 5), _frames(pixels_FCHW[::-1], 5)])
-    got, got_odd = _run_graph(path, config, (clip_BFCHW, odd_BFCHW), precision, backend)
+    # Two clips, one of them reversed: the batch axis must be free in the graph, and that of the frames unless the
+    # target fixes it.
+    num_frames = len(pixels_FCHW) if is_tensorrt(target) else _ODD_FRAMES
+    odd_BFCHW = np.stack([_frames(pixels_FCHW, num_frames), _frames(pixels_FCHW[::-1], num_frames)])
+    got, got_odd = _run_graph(path, video_encoder_io(config, target), (clip_BFCHW, odd_BFCHW), precision, backend)
     model = empty_model(config)
     for name in ("vision_encoder", "vision_tokenizer"):
         fill(model.get_submodule(name), weights, f"{name}.")
@@ -77,20 +83,21 @@ def check_video_encoder(
     case = f"1 clip, {format_count(len(pixels_FCHW), 'frame')}"
     stages = zip((*STAGES, "video_tokens"), (1, 2, 3, 0), strict=True)
     rows = [compare(stage, case, got[k], expected[k], precision.tolerance) for stage, k in stages]
-    rows.append(compare("video_tokens", "2 clips, 5 frames", got_odd[0], expected_odd[0], precision.tolerance))
+    case = f"2 clips, {format_count(num_frames, 'frame')}"
+    rows.append(compare("video_tokens", case, got_odd[0], expected_odd[0], precision.tolerance))
     ranges = video_encoder_ranges(model, pixels_FCHW, precision) if precision.activation_limit is not None else {}
     return VideoCheck(tuple(rows), got[0][0], expected[0][0], ranges)
 
 
 def _run_graph(
-    path: Path, config: ModelConfig, clips: tuple[FloatArray, ...], precision: GraphPrecision, backend: str
+    path: Path, io: GraphIO, clips: tuple[FloatArray, ...], precision: GraphPrecision, backend: str
 ) -> list[list[NDArray[np.floating]]]:
     """Returns the video tokens and stages of each clip."""
     names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
     with _copy_with_outputs(path, names) as copy:
         graph = GraphFile(
             path=copy,
-            io=video_encoder_io(config),
+            io=io,
             precision=precision,
             weights_bytes=path.with_suffix(".data").stat().st_size,
             extra_outputs=tuple(names),

@@ -32,6 +32,8 @@ from blip3v.bundle import (
     write_embeddings,
 )
 from blip3v.bundle.precision import DEFAULT_PRECISION
+from blip3v.bundle.target_precision import for_target
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
 from blip3v.export.accuracy import AccuracyReport, save_report
@@ -47,7 +49,7 @@ from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
 from blip3v.export.quantization import Quantization, QuantizationOptions, open_quantization
 from blip3v.export.source import ExportSource
-from blip3v.export.to_onnx import OPSET, decoder_to_onnx, save_graph, video_encoder_to_onnx
+from blip3v.export.to_onnx import OPSETS, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.export.weight_check import check_weights
 from blip3v.model.language import embedding_table
 from blip3v.runtime.backends import get_backend, stored_and_computed
@@ -90,6 +92,7 @@ def export_bundle(
     output: Path,
     *,
     precision: Precision = _DEFAULT,
+    target: Target = DEFAULT_TARGET,
     quantization: QuantizationOptions | None = None,
     cache_scales: CacheScales | None = None,
     check: bool = True,
@@ -99,12 +102,13 @@ def export_bundle(
     on_accuracy: Callable[[AccuracyReport], None] = lambda report: None,
     on_islands: Callable[[Mapping[str, float]], None] = lambda peaks: None,
 ) -> ExportResult:
-    """Exports a bundle for ONNX Runtime.
+    """Exports a bundle.
 
     Args:
         source: weights, config, tokenizer and the rest.
         output: the folder to create.
         precision: of each graph; fp16 unless given.
+        target: the form of the graphs, and so what engines run them.
         quantization: how to quantise; None: the defaults. Only for a precision in integers.
         cache_scales: of a cache in int8, from calibration; None: taken from the calibration of a quantised precision,
             or from the prompt of the check.
@@ -117,8 +121,9 @@ def export_bundle(
         on_islands: called with the largest value of each fp32 island that activations of half precision needed.
 
     Raises:
-        UsageError: the folder exists, the prompt of the check does not fit the model's context, ``quantization`` is
-            given for a precision in floating point, or a cache in int8 has no scales and nothing to take them from.
+        UsageError: the folder exists, the target cannot have the precision, the prompt of the check does not fit the
+            model's context, ``quantization`` is given for a precision in floating point, or a cache in int8 has no
+            scales and nothing to take them from.
         CalibrationError: the calibration cannot be used, or none can be made.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
@@ -127,11 +132,12 @@ def export_bundle(
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
     started = time.perf_counter()
+    precision = for_target(precision, target)
     _check_options(precision, quantization, cache_scales, check=check)
     if check:
         get_backend(PARITY_BACKEND).check_installed()  # if it is missing, fail before minutes of work
         if precision.is_quantized:
-            runnable_backends((quantization or QuantizationOptions()).accuracy.backends)
+            runnable_backends((quantization or QuantizationOptions()).accuracy.backends, target)
     estimate(source.config, precision, check=check).require(output)
     with BundleWriter(output, force=force) as writer, ExitStack() as stack:
         if not source.provenance.random_init:  # generated weights are right, and take time to generate
@@ -139,11 +145,11 @@ def export_bundle(
         quantized = None
         if precision.is_quantized:
             options = quantization or QuantizationOptions()
-            quantized = stack.enter_context(open_quantization(source, precision, options, progress))
+            quantized = stack.enter_context(open_quantization(source, precision, options, progress, target))
             precision = quantized.precision
             cache_scales = cache_scales or quantized.cache_scales()
         check_parity = check and quantized is None
-        job = _Job(source, writer.path, precision, quantized, cache_scales, check_parity, progress)
+        job = _Job(source, writer.path, precision, target, quantized, cache_scales, check_parity, progress)
         precision = job.choose_islands(on_islands)
         report, weights = job.graphs()
         job.small_files(report)
@@ -151,7 +157,7 @@ def export_bundle(
         if source.hashed_files:
             progress("hash the checkpoint")
         record = None if quantized is None else quantized.record()
-        manifest = _manifest(source, source.hashed_provenance(), precision, weights, report, record)
+        manifest = _manifest(source, source.hashed_provenance(), precision, target, weights, report, record)
         (writer.path / "README.md").write_text(render_card(manifest, stored_and_computed(precision)), "utf-8")
         if report is not None:
             on_parity(report)
@@ -216,6 +222,7 @@ class _Job:
         source: ExportSource,
         folder: Path,
         precision: Precision,
+        target: Target,
         quantized: Quantization | None,
         cache_scales: CacheScales | None,
         check: bool,
@@ -227,6 +234,7 @@ class _Job:
         self._config = source.config
         self._folder = folder
         self._precision = precision
+        self._target = target
         self._cache_scales = cache_scales
         self._check = check
         self._progress = progress
@@ -289,12 +297,13 @@ class _Job:
         config, weights, precision = self._config, self._source.weights, self._precision.video_encoder
         path = self._folder / "onnx" / "video_encoder.onnx"
         self._choose_scales("video_encoder")
-        make = partial(video_encoder_to_onnx, config, weights, precision, self._plan)
+        make = partial(video_encoder_to_onnx, config, weights, precision, self._plan, target=self._target)
         counts = self._write("video encoder", path, make)
         if not self._check:
             return counts, None, {}
         self._progress("check video encoder")
-        video = check_video_encoder(path, config, weights, self._clip.pixels_FCHW, precision)
+        pixels = self._clip.pixels_FCHW
+        video = check_video_encoder(path, config, weights, pixels, precision, target=self._target)
         return counts, video, self._clip.facts
 
     def _decoder(self, video: VideoCheck | None) -> tuple[dict[str, WeightCount], DecoderCheck | None]:
@@ -303,7 +312,9 @@ class _Job:
         fp32_table_VD: NDArray[np.float32] = embedding_table(weights, config.text).numpy()
         scales = self._scales(fp32_table_VD, video)
         self._choose_scales("decoder")
-        make = partial(decoder_to_onnx, config, weights, precision, self._plan, cache_scales=scales)
+        make = partial(
+            decoder_to_onnx, config, weights, precision, self._plan, cache_scales=scales, target=self._target
+        )
         counts = self._write("decoder", path, make)
         write_embeddings(self._folder / "embeddings.safetensors", fp32_table_VD.astype(precision.embeddings))
         del fp32_table_VD
@@ -312,7 +323,10 @@ class _Job:
         self._progress("check decoder")
         stage = partial(self._progress, "check decoder: layers of the reference")
         tolerance = tolerances(self._precision)["decoder"]
-        return counts, check_decoder(path, config, weights, self._prompt, video, precision, tolerance, stage)
+        checked = check_decoder(
+            path, config, weights, self._prompt, video, precision, tolerance, stage, target=self._target
+        )
+        return counts, checked
 
     def _scales(self, table_VD: NDArray[np.float32], video: VideoCheck | None) -> CacheScales | None:
         """Returns the scales of a cache in int8; None for any other cache."""
@@ -348,6 +362,7 @@ def _manifest(
     source: ExportSource,
     provenance: Source,
     precision: Precision,
+    target: Target,
     weights: dict[str, dict[str, WeightCount]],
     report: ParityReport | None,
     calibration: dict[str, Any] | None,
@@ -361,11 +376,11 @@ def _manifest(
         num_frames=config.num_frames,
         num_video_tokens=config.num_video_tokens,
         precision=precision,
-        target="onnxruntime",
-        opset=OPSET,
+        target=target,
+        opset=OPSETS[target],
         graphs={
-            "video_encoder": GraphEntry.of("video_encoder", video_encoder_io(config), precision.video_encoder),
-            "decoder": GraphEntry.of("decoder", decoder_io(config), precision.decoder),
+            "video_encoder": GraphEntry.of("video_encoder", video_encoder_io(config, target), precision.video_encoder),
+            "decoder": GraphEntry.of("decoder", decoder_io(config, target), precision.decoder),
         },
         kv=KVGeometry.of(config, precision.decoder),
         limits=Limits(max_context=config.text.max_context),

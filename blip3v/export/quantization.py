@@ -21,6 +21,7 @@ from torch import Tensor
 
 from blip3v.bundle.layout import graph_file
 from blip3v.bundle.precision import Precision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.calibration.collect import calibrate
 from blip3v.calibration.data import default_counts, film_clips
 from blip3v.calibration.layers import HEAD, LinearLayer, linear_layers
@@ -72,6 +73,7 @@ class Quantization:
     calibration: Calibration
     plan: Plan
     progress: _Progress
+    target: Target = DEFAULT_TARGET
 
     @cached_property
     def _names(self) -> dict[str, dict[str, str]]:
@@ -100,7 +102,7 @@ class Quantization:
             found[graph] = read_layers(path, self._names[graph])
             if spec.is_quantized:
                 check_quantized(found[graph], self._wanted(graph, found[graph]))
-                _check_portable(path, found[graph])
+                _check_portable(path, found[graph], self.target)
         return found
 
     def accuracy(self, folder: Path, stored: dict[str, list[StoredLayer]]) -> AccuracyReport:
@@ -121,6 +123,7 @@ class Quantization:
             folder,
             self.precision,
             self.options.accuracy,
+            target=self.target,
             layer_errors=list(self._layer_errors(stored)),
             layers=LayerCounts(asked=asked, quantized=quantized, kept=len(wanted) - asked),
             stored=stored,
@@ -168,7 +171,7 @@ class Quantization:
         return {layer.name: spec.format_of(_weights(layer.name, parameters), nodes[layer.name]) for layer in layers}
 
     def _layer_errors(self, stored: dict[str, list[StoredLayer]]) -> Iterator[LayerError]:
-        backends = runnable_backends(self.options.accuracy.backends)
+        backends = runnable_backends(self.options.accuracy.backends, self.target)
         specs = self.precision.graphs
         for graph in GRAPHS:
             spec = specs[graph]
@@ -186,9 +189,9 @@ class Quantization:
                 )
 
 
-def _check_portable(path: Path, layers: list[StoredLayer]) -> None:
-    """A graph without blocks, which are for ONNX Runtime and OpenVINO alone, must suit every engine that reads Q/DQ."""
-    if any(layer.weights.endswith("-block") for layer in layers):
+def _check_portable(path: Path, layers: list[StoredLayer], target: Target) -> None:
+    """Every graph that is not for ONNX Runtime and OpenVINO alone, as MatMulNBits is, must suit what reads Q/DQ."""
+    if not is_tensorrt(target) and any(layer.weights.endswith("-block") for layer in layers):
         return
     violations = check_tensorrt_rules(path).violations
     if violations:
@@ -197,7 +200,11 @@ def _check_portable(path: Path, layers: list[StoredLayer]) -> None:
 
 @contextmanager
 def open_quantization(
-    source: ExportSource, precision: Precision, options: QuantizationOptions, progress: _Progress
+    source: ExportSource,
+    precision: Precision,
+    options: QuantizationOptions,
+    progress: _Progress,
+    target: Target = DEFAULT_TARGET,
 ) -> Iterator[Quantization]:
     """Calibrates the model if no calibration is given, and makes the plan.
 
@@ -206,6 +213,7 @@ def open_quantization(
         precision: of which at least one graph is quantised.
         options: how.
         progress: called at each stage.
+        target: the form of the graphs.
 
     Raises:
         UsageError: a graph is mixed and no calibration is given, or a cache in int8 is asked for with a rotation, after
@@ -224,7 +232,7 @@ def open_quantization(
         if own is not None:
             calibration.check_held_apart(own)
         plan = make_plan(source.weights, source.config, calibration, precision, options.recipe)
-        yield Quantization(source, precision, options, calibration, plan, progress)
+        yield Quantization(source, precision, options, calibration, plan, progress, target)
 
 
 def _calibration(source: ExportSource, options: QuantizationOptions, folder: Path, progress: _Progress) -> Calibration:

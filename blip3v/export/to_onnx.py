@@ -22,52 +22,75 @@ from torch.export import Dim
 
 from blip3v.bundle.graph_io import GraphIO, decoder_io, video_encoder_io
 from blip3v.bundle.precision import GraphPrecision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.calibration.layers import HEAD
 from blip3v.calibration.plan import Plan
-from blip3v.config import ModelConfig
+from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import Blip3vError, ExportError
 from blip3v.export import passes
-from blip3v.export.decoder_graph import CacheScales, DecoderGraph, OnnxRuntimeAttention
+from blip3v.export.decoder_graph import CacheAttention, CacheScales, DecoderGraph, OnnxRuntimeAttention
 from blip3v.export.lazy_initializers import WeightSource, set_lazy_initializers, with_placeholders
 from blip3v.export.precision import TORCH_DTYPES
+from blip3v.export.tensorrt_decoder import (
+    LegacyAttention,
+    LegacyDecoderGraph,
+    TensorRTAttention,
+    TensorRTDecoderGraph,
+)
 from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
 from blip3v.model.language import head_bias, head_matrix
 from blip3v.model.weights import empty_model, fill_buffers
 
-__all__ = ["OPSET", "STAGE_PREFIX", "decoder_to_onnx", "layer_names", "save_graph", "video_encoder_to_onnx"]
+__all__ = ["OPSETS", "STAGE_PREFIX", "decoder_to_onnx", "layer_names", "save_graph", "video_encoder_to_onnx"]
 
-OPSET = 24
+OPSETS: dict[Target, int] = {"onnxruntime": 24, "tensorrt": 24, "tensorrt-rtx": 24, "tensorrt-legacy": 20}
 STAGE_PREFIX = "stage."
 
+# The module and how its layers attend to their cache.
+_DECODERS: dict[Target, tuple[type[DecoderGraph], Callable[[TextConfig], CacheAttention[Any]]]] = {
+    "onnxruntime": (DecoderGraph, OnnxRuntimeAttention),
+    "tensorrt": (TensorRTDecoderGraph, TensorRTAttention),
+    "tensorrt-rtx": (TensorRTDecoderGraph, TensorRTAttention),
+    "tensorrt-legacy": (LegacyDecoderGraph, LegacyAttention),
+}
 # Sizes of the example call. Each is at least 2, since torch treats 0 and 1 as fixed, and all differ.
 _BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
 
 
 def video_encoder_to_onnx(
-    config: ModelConfig, weights: Mapping[str, Tensor], precision: GraphPrecision, plan: Plan | None = None
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    precision: GraphPrecision,
+    plan: Plan | None = None,
+    *,
+    target: Target = DEFAULT_TARGET,
 ) -> ir.Model:
     """Exports the video encoder. Its stages are named values inside the graph: ``stage.vision`` and so on.
+
+    For TensorRT, which builds no Scan with attention inside, the steps of a recurrent encoder follow one another.
 
     Args:
         config: the model's.
         weights: by released name; read when the graph is written.
         precision: the graph's.
         plan: of a quantised graph, whose weights replace ``weights``.
+        target: the form of the graph.
 
     Raises:
         ExportError: torch cannot export it, or its inputs and outputs are not those of the table.
     """
-    io = video_encoder_io(config).resolved(precision)
-    side = config.vision.image_size
-    frames = torch.zeros(_BATCH, _FRAMES, 3, side, side, dtype=TORCH_DTYPES[precision.io])
+    io = video_encoder_io(config, target).resolved(precision)
+    side, scan = config.vision.image_size, not is_tensorrt(target)
+    num_frames = _FRAMES if scan else config.num_frames
+    frames = torch.zeros(_BATCH, num_frames, 3, side, side, dtype=TORCH_DTYPES[precision.io])
     names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
-    free = {"frames": {0: Dim("batch"), 1: Dim("num_frames")}}
+    free = {"frames": {0: Dim("batch"), 1: Dim("num_frames")} if scan else {0: Dim("batch")}}
     model = empty_model(config)
     fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")
-    module = VideoEncoderGraph(model)
-    graph = _export(with_placeholders(module, precision), (frames,), free, io, names)
+    module = VideoEncoderGraph(model, scan=scan)
+    graph = _export(with_placeholders(module, precision), (frames,), free, io, names, OPSETS[target])
     sources = _sources(module, model, weights if plan is None else plan.weights)
-    return _finish(graph, io, sources, precision, plan)
+    return _finish(graph, io, sources, precision, plan, target)
 
 
 def decoder_to_onnx(
@@ -77,8 +100,9 @@ def decoder_to_onnx(
     plan: Plan | None = None,
     *,
     cache_scales: CacheScales | None = None,
+    target: Target = DEFAULT_TARGET,
 ) -> ir.Model:
-    """Exports the decoder for ONNX Runtime. Other arguments and errors as for ``video_encoder_to_onnx``.
+    """Exports the decoder. Other arguments and errors as for ``video_encoder_to_onnx``.
 
     Args:
         config: the model's.
@@ -86,42 +110,52 @@ def decoder_to_onnx(
         precision: the graph's.
         plan: of its quantisation; None: the weights as they are.
         cache_scales: of a cache in int8; None for any other cache.
+        target: the form of the graph.
     """
     weights = weights if plan is None else plan.weights
     rotation_DD = None if plan is None else plan.input_rotation_DD
-    io, text = decoder_io(config).resolved(precision), config.text
+    io, text = decoder_io(config, target).resolved(precision), config.text
     assert precision.cache is not None, "a decoder has a cache"
     assert (cache_scales is None) == (precision.cache in TORCH_DTYPES), "an int8 cache has scales, others have none"
     model = empty_model(config)
-    attention, rotated = OnnxRuntimeAttention(text), rotation_DD is not None
-    module = DecoderGraph(model.lang_model, text, attention, cache_scales, rotated=rotated)
-    shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
-    dtype = TORCH_DTYPES.get(precision.cache, torch.int8)
-    cache = [torch.zeros(shape, dtype=dtype) for _ in range(2 * text.num_layers)]
-    lengths = torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32)
-    arguments = (
-        torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=TORCH_DTYPES[precision.io]),
-        torch.zeros(_BATCH, dtype=torch.int64),
-        lengths,
-        torch.tensor(_NEW_TOKENS, dtype=torch.int32),
-        cache,
-    )
-    batch, capacity = Dim("batch"), Dim("capacity")
-    free = {
-        "inputs_embeds": {0: batch, 1: Dim("num_new_tokens")},
-        "logits_index": {0: batch},
-        "seqlens_k": {0: batch},
-        "total_sequence_length": None,
-        "cache": [{0: batch, 2: capacity}] * len(cache),
-    }
-    graph = _export(with_placeholders(module, precision), arguments, free, io, [])
+    kind, attention = _DECODERS[target]
+    module = kind(model.lang_model, text, attention(text), cache_scales, rotated=rotation_DD is not None)
+    arguments, free = _decoder_call(text, precision, target)
+    graph = _export(with_placeholders(module, precision), arguments, free, io, [], OPSETS[target])
     sources = _sources(module, model, weights) | {
         "lm_head": WeightSource(lambda: head_matrix(weights, text), HEAD, ("lm_head",)),
         "lm_head_bias": WeightSource(lambda: head_bias(weights, text), HEAD, ("lm_head_bias",)),
     }
     if rotation_DD is not None:
         sources["rotation"] = WeightSource(lambda: rotation_DD, "rotation", ("rotation",))
-    return _finish(graph, io, sources, precision, plan)
+    return _finish(graph, io, sources, precision, plan, target)
+
+
+def _decoder_call(
+    text: TextConfig, precision: GraphPrecision, target: Target
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example call of the decoder, and its free axes by argument."""
+    assert precision.cache is not None, "a decoder has a cache"
+    shape = (_BATCH, text.num_kv_heads, _CAPACITY, text.head_dim)
+    cache = [
+        torch.zeros(shape, dtype=TORCH_DTYPES.get(precision.cache, torch.int8)) for _ in range(2 * text.num_layers)
+    ]
+    embeds = torch.zeros(_BATCH, _NEW_TOKENS, text.hidden_size, dtype=TORCH_DTYPES[precision.io])
+    batch, capacity = Dim("batch"), Dim("capacity")
+    lengths: dict[str, tuple[Tensor, Any]] = {
+        "seqlens_k": (torch.full((_BATCH,), _NEW_TOKENS - 1, dtype=torch.int32), {0: batch}),
+        "total_sequence_length": (torch.tensor(_NEW_TOKENS, dtype=torch.int32), None),
+    }
+    if is_tensorrt(target):
+        lengths = {"write_indices": (torch.zeros(_BATCH, dtype=torch.int64), {0: batch})}
+    free = {
+        "inputs_embeds": {0: batch, 1: Dim("num_new_tokens")},
+        "logits_index": {0: batch},
+        **{name: axes for name, (_, axes) in lengths.items()},
+        "cache": [{0: batch, 2: capacity}] * len(cache),
+    }
+    logits_index = torch.zeros(_BATCH, dtype=torch.int64)
+    return (embeds, logits_index, *(tensor for tensor, _ in lengths.values()), cache), free
 
 
 def layer_names(config: ModelConfig) -> dict[str, dict[str, str]]:
@@ -158,7 +192,12 @@ def save_graph(model: ir.Model, path: Path, progress: Callable[[int, int], None]
 
 
 def _export(
-    module: nn.Module, arguments: tuple[Any, ...], free: dict[str, Any], io: GraphIO, extra_outputs: Sequence[str]
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    free: dict[str, Any],
+    io: GraphIO,
+    extra_outputs: Sequence[str],
+    opset: int,
 ) -> ir.Model:
     try:
         with _quiet():
@@ -166,7 +205,7 @@ def _export(
                 module,
                 arguments,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamic_shapes=free,
                 input_names=[spec.name for spec in io.inputs],
                 output_names=[*(spec.name for spec in io.outputs), *extra_outputs],
@@ -197,10 +236,16 @@ def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _finish(
-    model: ir.Model, io: GraphIO, sources: Mapping[str, WeightSource], precision: GraphPrecision, plan: Plan | None
+    model: ir.Model,
+    io: GraphIO,
+    sources: Mapping[str, WeightSource],
+    precision: GraphPrecision,
+    plan: Plan | None,
+    target: Target,
 ) -> ir.Model:
     passes.name_by_module(model)
-    set_lazy_initializers(model, sources, precision, plan)
+    passes.fold_transposes(model)
+    set_lazy_initializers(model, sources, precision, plan, contrib=not is_tensorrt(target))
     passes.hide_outputs(model, STAGE_PREFIX)
     passes.fit_io(model, io)
     passes.clean(model)

@@ -153,7 +153,7 @@ def estimate_open(
 def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
     """Both graphs of a bundle, as back ends open them; ``folder`` holds their files, None: the bundle does."""
     config, manifest = bundle.config, bundle.manifest
-    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config, manifest.target)}
+    ios = {"video_encoder": video_encoder_io(config, manifest.target), "decoder": decoder_io(config, manifest.target)}
     return {
         name: GraphFile(
             path=(folder or bundle.path) / manifest.graphs[name].file,

@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from blip3v import strict_json
 from blip3v.bundle.scan import hash_file
@@ -98,9 +98,13 @@ class EngineRecord:
         capabilities = "-".join(f"sm{capability.replace('.', '')}" for capability in self.compute_capabilities)
         return f"{self.library}-{self.library_version}-{capabilities}-{digest}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of ``engine.json``, as a plain dict."""
+        return asdict(self)
+
     def save(self, folder: Path) -> None:
         """Writes ``engine.json``."""
-        (folder / RECORD).write_text(strict_json.dumps(asdict(self)), "utf-8")
+        (folder / RECORD).write_text(strict_json.dumps(self.to_dict()), "utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> EngineRecord:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from blip3v.export.quantized_formats import BlockFormat, StaticInt8
+from blip3v.export.quantized_formats import StaticInt8, block_format
 from blip3v.export.weight_formats import FLOAT_FORMATS, Weight, WeightFormat, WidenedFormat
 
 __all__ = ["WEIGHT_FORMATS", "stored_bytes"]
@@ -18,8 +18,8 @@ WEIGHT_FORMATS: dict[str, Callable[[Weight], WeightFormat]] = {
     "float16": lambda weight: FLOAT_FORMATS["float16"],
     "float16-stored": lambda weight: WidenedFormat(),
     "int8": StaticInt8,
-    "int8-block": lambda weight: BlockFormat(weight, 8),
-    "int4-block": lambda weight: BlockFormat(weight, 4),
+    "int8-block": lambda weight: block_format(weight, 8),
+    "int4-block": lambda weight: block_format(weight, 4),
 }
 
 

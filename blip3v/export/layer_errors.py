@@ -111,10 +111,12 @@ def _sample(rows_NK: Tensor, record: LayerRecord) -> tuple[Tensor, Tensor]:
 def _stored_weight(layer: StoredLayer) -> Tensor:
     """The weight (N, K) that the file holds."""
     assert layer.scales is not None, "a quantised layer has scales"
-    scales = torch.from_numpy(np.array(layer.scales.numpy()))
+    scales = torch.from_numpy(np.array(layer.scales.numpy(), np.float32))
     values = layer.values.numpy()
     if layer.group_size is None:
         return torch.from_numpy(np.array(values)).float().T * scales[:, None]
+    if layer.dequantized:
+        return (torch.from_numpy(values.astype(np.float32)) * scales.repeat_interleave(layer.group_size, dim=0)).T
     bits = 4 if layer.weights == "int4-block" else 8
     values_NgS = torch.from_numpy(unpacked(values, bits)).float()
     return (values_NgS * scales.view(*values_NgS.shape[:2], 1)).flatten(1)[:, : layer.num_inputs]
@@ -123,5 +125,7 @@ def _stored_weight(layer: StoredLayer) -> Tensor:
 def _rounded_inputs(rows_RK: Tensor, layer: StoredLayer) -> Tensor:
     if layer.input_scale is not None:
         return on_grid(rows_RK, layer.input_scale)
+    if layer.dequantized:
+        return rows_RK
     assert layer.group_size is not None, "a static layer has a scale for its inputs"
     return on_block_grid(rows_RK, layer.group_size)

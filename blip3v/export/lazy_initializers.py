@@ -43,6 +43,7 @@ Loader = Callable[[], Tensor]  # returns a weight, read again at each call
 
 _MERGED_ELEMENTS = 2**16  # far above what torch considers small
 _FLOAT_FORMAT_OF = {form.dtype: form for form in FLOAT_FORMATS.values()}
+_FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 _PRODUCTS = (("MatMul", 1), ("Gemm", 1))  # operators, and the index of their input that is a weight matrix
 
 
@@ -81,7 +82,12 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
 
 
 def set_lazy_initializers(
-    model: ir.Model, sources: Mapping[str, WeightSource], precision: GraphPrecision, plan: Plan | None = None
+    model: ir.Model,
+    sources: Mapping[str, WeightSource],
+    precision: GraphPrecision,
+    plan: Plan | None = None,
+    *,
+    contrib: bool = True,
 ) -> None:
     """Gives every weight of the graph an initializer that loads it when the graph is written.
 
@@ -90,6 +96,7 @@ def set_lazy_initializers(
         sources: by the name of the module's parameter; the names of one parameter share a source.
         precision: gives the format of each matrix of a matrix product; other weights are stored as they were traced.
         plan: rounds the weights that are stored in integers; None: there are none.
+        contrib: whether the graph may have operators of ONNX Runtime's own.
 
     Raises:
         ExportError: a weight is not in the graph, or a constant of the graph was computed from one; or an island of
@@ -98,6 +105,7 @@ def set_lazy_initializers(
     missing = {source.names: name for name, source in sources.items()}
     products: list[str] = []
     converted = _Converted()
+    floats = _FLOATS[precision.io]
     for name, value in list(model.graph.initializers.items()):
         constant = value.const_value
         assert constant is not None, "an initializer has a value"
@@ -108,7 +116,7 @@ def set_lazy_initializers(
                 nodes = [str(node.name) for node, _ in value.uses()]
                 products += nodes
                 transposed = TRANSPOSED in value.metadata_props
-                weight = Weight(source.layer, transposed, precision.group_size, plan)
+                weight = Weight(source.layer, transposed, precision.group_size, plan, floats, contrib)
                 weight_format = WEIGHT_FORMATS[precision.format_of(source.names, nodes)](weight)
             _store_as(model.graph, value, source.load, weight_format, converted)
             missing.pop(source.names, None)

@@ -27,6 +27,7 @@ __all__ = [
     "TRANSPOSED",
     "clean",
     "fit_io",
+    "fold_transposes",
     "hide_outputs",
     "name_by_module",
     "weight_counts",
@@ -59,6 +60,30 @@ def name_by_module(model: ir.Model) -> None:
         node.name = name if used[name] == 1 else f"{name}_{used[name] - 1}"
     for value in list(model.graph.initializers.values()):
         _name_matrix(model.graph, value)
+
+
+def fold_transposes(model: ir.Model) -> None:
+    """Stores matrices that are only read transposed as their transposes.
+
+    Torch does so for a matrix with one reader; the steps of an unrolled recurrence all read the same ones.
+    """
+    for matrix in list(model.graph.initializers.values()):
+        readers = [node for node, _ in matrix.uses()]
+        if not readers or any(not _swaps_axes(node) for node in readers):
+            continue
+        assert matrix.const_value is not None, "an initializer has a value"
+        turned = matrix.const_value.numpy().T
+        matrix.const_value = ir.tensor(turned, dtype=matrix.const_value.dtype, name=matrix.name)
+        matrix.shape = ir.Shape(turned.shape)
+        matrix.metadata_props[TRANSPOSED] = "1"
+        for node in readers:
+            ir.convenience.replace_all_uses_with(node.outputs[0], matrix)
+            model.graph.remove(node, safe=True)
+
+
+def _swaps_axes(node: ir.Node) -> bool:
+    perm = node.attributes.get_ints("perm", ())
+    return node.op_type == "Transpose" and list(perm) == [1, 0] and not node.outputs[0].is_graph_output()
 
 
 def hide_outputs(model: ir.Model, prefix: str) -> None:
@@ -114,7 +139,7 @@ def weight_counts(model: ir.Model) -> dict[str, WeightCount]:
         packed = (dtype for end, dtype in _BLOCK_DTYPES.items() if str(value.name).endswith(end))
         name = next(packed, tensor.dtype.name.lower())
         tensors[name] += 1
-        elements[name] += tensor.size * 2 if name == "int4" else tensor.size
+        elements[name] += tensor.size * 2 if tensor.dtype == ir.DataType.UINT8 and name == "int4" else tensor.size
         sizes[name] += tensor.nbytes
     names = {"float": "float32"}
     return {

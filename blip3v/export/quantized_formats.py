@@ -7,6 +7,12 @@
     int4-block                              com.microsoft::MatMulNBits     x is rounded to int8 inside the product,
                  values, scales -----------/                               with a scale for each row and block
 
+For TensorRT, which has no such operator, blocks are unpacked in front of an ordinary product:
+
+    int8-block,  x -------------------------------------\\
+    int4-block                                            MatMul          x stays as it is
+                 values, scales ------> DequantizeLinear -/
+
 int8 is symmetric (zero point 0), per tensor for activations and per output channel for weights, which is what TensorRT,
 OpenVINO and ONNX Runtime fuse into integer products. A block format has ``accuracy_level`` 4: ONNX Runtime's kernels
 for level 1 (fp32) are slower than no quantisation at all.
@@ -19,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -26,16 +33,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.calibration.plan import Plan
-from blip3v.calibration.quantized import QuantizedMatrix, group_of
+from blip3v.calibration.quantized import QuantizedMatrix, group_of, largest_value
 from blip3v.errors import ExportError
 from blip3v.export.passes import BLOCK_INT8, PACKED_INT4
 from blip3v.export.weight_formats import StoredTensor, Weight
 
-__all__ = ["BLOCK_SCALES", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "unpacked"]
+__all__ = ["BLOCK_SCALES", "DEQUANTIZED", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "block_format", "unpacked"]
 
 # Suffixes of the stored tensors.
 VALUES, SCALES = ".int8", ".scales"
 BLOCK_SCALES = ".block_scales"
+DEQUANTIZED = {8: ".int8_groups", 4: ".int4_groups"}  # values of blocks that DequantizeLinear unpacks, by bits
 
 _ZERO, _FIRST_AXIS = "int8_zero", "first_axis"  # constants that all static products share
 _CONTRIB = "com.microsoft"
@@ -62,6 +70,16 @@ class _Quantized:
         weight_NK = weight.T if self._weight.inputs_first else weight
         return self._plan.quantize(self._weight.layer, weight_NK.contiguous(), bits=bits, group_size=group_size)
 
+    def _stored(self, matrix: QuantizedMatrix, group_size: int | None) -> tuple[Tensor, Tensor]:
+        """Returns values (N, K) and scales (N, g) as they are stored; values follow what their scale is rounded to."""
+        if self._weight.floats == ir.DataType.FLOAT:
+            return matrix.values_NK, matrix.scales_Ng
+        halves_Ng = matrix.scales_Ng.half().clamp_min(torch.finfo(torch.float16).smallest_normal)
+        ratio_Ng = matrix.scales_Ng / halves_Ng.float()
+        ratio_NK = ratio_Ng if group_size is None else ratio_Ng.repeat_interleave(group_size, dim=1)
+        largest = largest_value(matrix.bits)
+        return (matrix.values_NK * ratio_NK).round().clamp(-largest, largest).to(torch.int8), halves_Ng
+
 
 class StaticInt8(_Quantized):
     """int8 values with a scale for each output channel; inputs are rounded to int8 with one constant scale."""
@@ -71,13 +89,13 @@ class StaticInt8(_Quantized):
         num_outputs, num_inputs = self._sizes(shape)
         return {
             VALUES: StoredTensor(ir.DataType.INT8, (num_inputs, num_outputs)),
-            SCALES: StoredTensor(ir.DataType.FLOAT, (num_outputs,)),
+            SCALES: StoredTensor(self._weight.floats, (num_outputs,)),
         }
 
     def store(self, weight: Tensor) -> Mapping[str, NDArray[Any]]:
         """See ``WeightFormat``."""
-        matrix = self._quantized(weight, 8, None)
-        return {VALUES: matrix.values_NK.T.contiguous().numpy(), SCALES: matrix.scales_Ng[:, 0].contiguous().numpy()}
+        values_NK, scales_Ng = self._stored(self._quantized(weight, 8, None), None)
+        return {VALUES: values_NK.T.contiguous().numpy(), SCALES: scales_Ng[:, 0].contiguous().numpy()}
 
     def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
         """Puts Q/DQ in front of every product that takes the weight."""
@@ -88,7 +106,7 @@ class StaticInt8(_Quantized):
             product.graph.insert_before(product, widen)
             if product.op_type == "Gemm":
                 product = _with_three_axes(graph, product)
-            rounded = _rounded_input(graph, product, scale)
+            rounded = _rounded_input(graph, product, scale, self._weight.floats)
             _replace_product(product, _node("MatMul", [rounded, widen.outputs[0]], product.name))
 
 
@@ -137,6 +155,58 @@ class BlockFormat(_Quantized):
             _replace_product(product, _node("MatMulNBits", inputs, product.name, attributes, domain=_CONTRIB))
 
 
+class DequantizedBlocks(_Quantized):
+    """The same values and scales for engines without MatMulNBits: unpacked in front of the product."""
+
+    def __init__(self, weight: Weight, bits: int) -> None:
+        super().__init__(weight)
+        self._bits = bits
+
+    def _group_size(self, num_inputs: int) -> int:
+        assert self._weight.group_size is not None, "a precision with block formats has a group size"
+        size = group_of(num_inputs, self._weight.group_size)
+        if num_inputs % size:
+            raise ExportError(
+                f"{self._weight.layer} has {num_inputs} inputs, not a multiple of 16; TensorRT takes whole blocks; "
+                "keep it in floating point"
+            )
+        return size
+
+    def layout(self, shape: tuple[int, ...]) -> dict[str, StoredTensor]:
+        """See ``WeightFormat``. Values are (K, N)."""
+        num_outputs, num_inputs = self._sizes(shape)
+        dtype = {8: ir.DataType.INT8, 4: ir.DataType.INT4}[self._bits]
+        groups = num_inputs // self._group_size(num_inputs)
+        return {
+            DEQUANTIZED[self._bits]: StoredTensor(dtype, (num_inputs, num_outputs)),
+            BLOCK_SCALES: StoredTensor(self._weight.floats, (groups, num_outputs)),
+        }
+
+    def store(self, weight: Tensor) -> Mapping[str, NDArray[Any]]:
+        """See ``WeightFormat``."""
+        size = self._group_size(self._sizes(tuple(weight.shape))[1])
+        values_NK, scales_Ng = self._stored(self._quantized(weight, self._bits, size), size)
+        values_KN = values_NK.T.contiguous().numpy()
+        values_KN = values_KN if self._bits == 8 else values_KN.astype(ml_dtypes.int4)
+        return {DEQUANTIZED[self._bits]: values_KN, BLOCK_SCALES: scales_Ng.T.contiguous().numpy()}
+
+    def rewrite(self, graph: ir.Graph, weight: ir.Value, stored: Mapping[str, ir.Value]) -> None:
+        """Unpacks the weight in front of every product that takes it."""
+        assert weight.shape is not None, "an initializer has a shape"
+        size = self._group_size(self._sizes(tuple(int(n) for n in weight.shape))[1])  # type: ignore[arg-type]
+        inputs: list[ir.Value | None] = [stored[DEQUANTIZED[self._bits]], stored[BLOCK_SCALES]]
+        for product, _ in list(weight.uses()):
+            assert product.graph is not None, "a node is part of a graph"
+            widen = _node("DequantizeLinear", inputs, f"{product.name}.weight", {"axis": 0, "block_size": size})
+            product.graph.insert_before(product, widen)
+            _replace_product(product, _node("MatMul", [product.inputs[0], widen.outputs[0]], product.name))
+
+
+def block_format(weight: Weight, bits: int) -> BlockFormat | DequantizedBlocks:
+    """Returns the form of a block format that the graph's engines have."""
+    return BlockFormat(weight, bits) if weight.contrib else DequantizedBlocks(weight, bits)
+
+
 def unpacked(values: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
     """Returns the values (N, g, S) of a stored block format, in [-128, 127] or [-8, 7]."""
     if bits == 4:
@@ -157,18 +227,19 @@ def _packed(matrix: QuantizedMatrix, group_size: int) -> NDArray[np.uint8]:
     return blocks
 
 
-def _rounded_input(graph: ir.Graph, product: ir.Node, scale: float) -> ir.Value:
+def _rounded_input(graph: ir.Graph, product: ir.Node, scale: float, floats: ir.DataType) -> ir.Value:
     """Returns the product's input after a Q/DQ of its own.
 
     ONNX Runtime merges equal Q nodes, and then fuses none of their products on x86: where several products take one
-    input, their scales differ in the last bit.
+    input, their scales differ in the last bit; in half precision, which it does not fuse, they are equal.
     """
     value, name, body = product.inputs[0], f"{product.name}.input", product.graph
     assert value is not None, "a product has two inputs"
     assert body is not None, "a node is part of a graph"
-    own_scale = np.float32(scale)
-    for _ in [node for node, _ in value.uses() if node.op_type == "QuantizeLinear"]:
-        own_scale = np.nextafter(own_scale, np.float32(np.inf))
+    own_scale = floats.numpy().type(scale)
+    if floats == ir.DataType.FLOAT:
+        for _ in [node for node, _ in value.uses() if node.op_type == "QuantizeLinear"]:
+            own_scale = np.nextafter(own_scale, np.float32(np.inf))
     constants = [
         _constant(graph, f"{name}.scale", own_scale),
         graph.initializers.get(_ZERO) or _constant(graph, _ZERO, np.int8(0)),

@@ -14,13 +14,20 @@ import onnx_ir as ir
 
 from blip3v.errors import ExportError
 from blip3v.export.passes import BLOCK_INT8, PACKED_INT4
-from blip3v.export.quantized_formats import VALUES
+from blip3v.export.quantized_formats import DEQUANTIZED, VALUES
 from blip3v.export.weight_formats import HALF
 
 __all__ = ["INTEGER_FORMATS", "StoredLayer", "check_quantized", "read_layers"]
 
 # Suffix of the stored tensor that holds a weight's values -> the format; a plain float has none.
-_FORMATS = {VALUES: "int8", BLOCK_INT8: "int8-block", PACKED_INT4: "int4-block", HALF: "float16-stored"}
+_FORMATS = {
+    VALUES: "int8",
+    BLOCK_INT8: "int8-block",
+    PACKED_INT4: "int4-block",
+    DEQUANTIZED[8]: "int8-block",
+    DEQUANTIZED[4]: "int4-block",
+    HALF: "float16-stored",
+}
 INTEGER_FORMATS = ("int8", "int8-block", "int4-block")
 _PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 
@@ -37,6 +44,7 @@ class StoredLayer:
     values: ir.TensorProtocol  # as they are stored; read from the file when asked for
     scales: ir.TensorProtocol | None  # None: a float
     input_scale: float | None  # of static int8; None: inputs are floats
+    dequantized: bool  # whether the weight is a float again in front of the product
 
     @property
     def is_quantized(self) -> bool:
@@ -95,16 +103,19 @@ def _stored(node: ir.Node, layers: Mapping[str, str]) -> StoredLayer | None:
     if weight not in layers:
         return None
     tensor = value.const_value
-    size = node.attributes["block_size"].as_int() if node.op_type == "MatMulNBits" else None
+    producer = None if node.inputs[1] is None else node.inputs[1].producer()
+    size = (producer if producer is not None else node).attributes.get_int("block_size", 0) or None
+    packed = node.op_type == "MatMulNBits"
     return StoredLayer(
         layer=layers[weight],
         node=str(node.name),
         weights=_FORMATS.get(suffix, {"FLOAT": "float32"}.get(tensor.dtype.name, tensor.dtype.name.lower())),
         group_size=size,
-        num_inputs=node.attributes["K"].as_int() if size else int(tensor.shape[1 if node.op_type == "Gemm" else 0]),  # type: ignore[arg-type]
+        num_inputs=node.attributes["K"].as_int() if packed else int(tensor.shape[1 if node.op_type == "Gemm" else 0]),  # type: ignore[arg-type]
         values=tensor,
         scales=_scales(node),
         input_scale=_input_scale(node),
+        dequantized=size is not None and not packed,
     )
 
 

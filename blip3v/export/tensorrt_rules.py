@@ -6,7 +6,7 @@
 
 TensorRT reads a graph's precision from these pairs (explicit quantisation). What it cannot match it refuses, or accepts
 without a word and does not compute as meant: its parser takes a uint8 activation, for one. Not here: operators that it
-lacks for other reasons, which are only counted.
+lacks for other reasons, which are only counted (``tensorrt_operators`` checks them).
 """
 
 # Shapes: K inputs and N outputs of a weight.
@@ -63,12 +63,12 @@ class Violation:
     """A place that breaks a rule."""
 
     node: str  # its name in the graph
-    rule: str  # a key of ``RULES``
+    rule: str  # a key of ``RULES``, or of ``tensorrt_operators.operator_rules``
     found: str  # what is there
+    requirement: Rule  # what that key stands for
 
     def __str__(self) -> str:
-        rule = RULES[self.rule]
-        return f"{self.node}: {self.found}; {rule.text} ({rule.source})"
+        return f"{self.node}: {self.found}; {self.requirement.text} ({self.requirement.source})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class TensorRTReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the quantisation obeys all rules; the other operators do not count."""
+        """Whether all rules that were checked are obeyed; the other operators do not count."""
         return not self.violations
 
 
@@ -280,4 +280,4 @@ def _operator(node: ir.Node) -> str:
 
 
 def _violation(node: ir.Node, rule: str, found: str) -> Violation:
-    return Violation(node=node.name or node.op_type, rule=rule, found=found)
+    return Violation(node=node.name or node.op_type, rule=rule, found=found, requirement=RULES[rule])

@@ -90,7 +90,7 @@ def video_encoder_to_onnx(
     module = VideoEncoderGraph(model, scan=scan)
     graph = _export(with_placeholders(module, precision), (frames,), free, io, names, OPSETS[target])
     sources = _sources(module, model, weights if plan is None else plan.weights)
-    return _finish(graph, io, sources, precision, plan)
+    return _finish(graph, io, sources, precision, plan, target)
 
 
 def decoder_to_onnx(
@@ -128,7 +128,7 @@ def decoder_to_onnx(
     }
     if rotation_DD is not None:
         sources["rotation"] = WeightSource(lambda: rotation_DD, "rotation", ("rotation",))
-    return _finish(graph, io, sources, precision, plan)
+    return _finish(graph, io, sources, precision, plan, target)
 
 
 def _decoder_call(
@@ -236,10 +236,16 @@ def _fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _finish(
-    model: ir.Model, io: GraphIO, sources: Mapping[str, WeightSource], precision: GraphPrecision, plan: Plan | None
+    model: ir.Model,
+    io: GraphIO,
+    sources: Mapping[str, WeightSource],
+    precision: GraphPrecision,
+    plan: Plan | None,
+    target: Target,
 ) -> ir.Model:
     passes.name_by_module(model)
-    set_lazy_initializers(model, sources, precision, plan)
+    passes.fold_transposes(model)
+    set_lazy_initializers(model, sources, precision, plan, contrib=not is_tensorrt(target))
     passes.hide_outputs(model, STAGE_PREFIX)
     passes.fit_io(model, io)
     passes.clean(model)

@@ -65,6 +65,8 @@ class Weight:
     inputs_first: bool  # whether the graph has it as (K, N), for ``x @ w``, or as (N, K), for ``Gemm`` with ``transB``
     group_size: int | None  # of the graph's precision
     plan: Plan | None  # None: the precision needs none
+    floats: ir.DataType = ir.DataType.FLOAT  # of scales, and of what enters and leaves the product
+    contrib: bool = True  # whether the graph may have operators of ONNX Runtime's own
 
 
 class WeightFormat(Protocol):

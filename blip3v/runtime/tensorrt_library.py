@@ -21,6 +21,7 @@ from blip3v.errors import BackendError, ProviderError, UsageError
 from blip3v.extras import pip_line
 
 __all__ = [
+    "EXTRA_OF",
     "TensorRT",
     "compute_capability",
     "host_platform",
@@ -34,7 +35,8 @@ _MODULES: dict[Library, tuple[str, str]] = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-_EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+# The extra that installs each.
+EXTRA_OF: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _LIBRARIES: dict[Target, Library] = {
     "tensorrt": "tensorrt",
     "tensorrt-legacy": "tensorrt",
@@ -85,7 +87,7 @@ def load_tensorrt(library: Library) -> TensorRT:
     Raises:
         ProviderError: it is not installed, or it is and cannot be imported. The message says what to install.
     """
-    name, extra = LIBRARY_NAMES[library], _EXTRAS[library]
+    name, extra = LIBRARY_NAMES[library], EXTRA_OF[library]
     for module in _MODULES[library]:
         if find_spec(module) is None:
             continue

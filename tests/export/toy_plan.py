@@ -61,8 +61,10 @@ def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def simulate(model: Blip3Video, plan: ToyPlan, formats: dict[str, str], group_size: int | None) -> None:
-    """Makes ``model`` compute as an engine computes the quantised graph: rounded weights, rounded inputs."""
+def simulate(
+    model: Blip3Video, plan: ToyPlan, formats: dict[str, str], group_size: int | None, *, round_inputs: bool = True
+) -> None:
+    """Makes ``model`` compute as an engine computes the quantised graph: rounded weights, and inputs if they are."""
     for name, module in linears(model):
         form = formats.get(name, "float32")
         weight_NK = matrix(module)
@@ -73,7 +75,8 @@ def simulate(model: Blip3Video, plan: ToyPlan, formats: dict[str, str], group_si
             bits = 4 if form == "int4-block" else 8
             set_matrix(module, plan.quantize(name, weight_NK, bits=bits, group_size=size).dequantized())
             scale = plan.activation_scale(name) if size is None else None
-            module.register_forward_pre_hook(partial(_round_input, scale, size))
+            if round_inputs:
+                module.register_forward_pre_hook(partial(_round_input, scale, size))
 
 
 def _round_input(scale: float | None, size: int | None, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:

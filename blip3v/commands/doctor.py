@@ -43,7 +43,13 @@ def command(as_json: bool) -> None:
         print_json(dumps(values if error is None else with_error(values, error)))
     else:
         console = Console(highlight=False)
-        for table in (_machine_table(report.machine), _package_table(report), _verb_table(report)):
+        tables = (
+            _machine_table(report.machine),
+            _package_table(report),
+            _accelerator_table(report),
+            _verb_table(report),
+        )
+        for table in tables:
             print_table(console, table)
         for line in _advice(report):
             click.echo(line)
@@ -88,17 +94,43 @@ def _package_table(report: Report) -> Table:
     return _table(f"packages of blip3v {report.version}", rows)
 
 
+def _accelerator_table(report: Report) -> Table:
+    found = report.accelerators
+    driver, gpus = found.driver, found.driver.gpus
+    version = driver.version or "of unknown version"
+    devices = [f"{gpu.name} ({format_bytes(gpu.memory_bytes)}, {gpu.compute_capability})" for gpu in gpus]
+    rows = {
+        "NVIDIA driver": f"{version}, runs CUDA up to {driver.cuda}" if driver.cuda else "none",
+        "NVIDIA GPUs": ", ".join(devices) or f"none: {driver.problem}",
+    }
+    for library in found.libraries:
+        system = [f"{library.system} of the system"] if library.system else []
+        rows[library.name] = ", ".join([*library.packages, *system]) or "not installed"
+    listed = ", ".join(f"{device} ({name})" for device, name in found.openvino.items())
+    rows["OpenVINO's devices"] = listed or f"none: {found.openvino_note}"
+    return _table("accelerators", rows)
+
+
 def _verb_table(report: Report) -> Table:
-    return _table("what can run here", {f"blip3v {verb}": _yes(v.can_run) for verb, v in report.verbs.items()})
+    rows = {f"blip3v {verb}": _yes(verdict.can_run) for verb, verdict in report.verbs.items()}
+    rows |= {f"--backend {name}": _yes(not reason) for name, reason in report.accelerators.backends.items()}
+    return _table("what can run here", rows)
 
 
 def _advice(report: Report) -> list[str]:
-    """What is missing, and for which verbs. Not in a table, since a command that people copy must not be wrapped."""
+    """What is missing, and for which verbs and back ends.
+
+    Not in a table, since a command that people copy must not be wrapped.
+    """
     verbs_of: dict[str, list[str]] = {}
     for verb, verdict in report.verbs.items():
         for missing in verdict.missing:
             verbs_of.setdefault(missing, []).append(verb)
-    lines = [f"{', '.join(verbs)}: {missing}" for missing, verbs in verbs_of.items()]
+    backends_of: dict[str, list[str]] = {}
+    for backend, reason in report.accelerators.backends.items():
+        if reason and reason not in verbs_of:
+            backends_of.setdefault(reason, []).append(f"--backend {backend}")
+    lines = [f"{', '.join(those)}: {missing}" for missing, those in [*verbs_of.items(), *backends_of.items()]]
     # No verb lacks the rest, but some option or backend does.
     others = {state.install: state for state in _shown(report.packages) if not state.works}
     named = "\n".join(lines)

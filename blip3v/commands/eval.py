@@ -191,7 +191,9 @@ def _check_model(model: Path, device: str, backend: str | None) -> bool:
     """Whether the model is a bundle; refuses options that do not go with its kind, and what is neither kind."""
     if kind_of(model) == "bundle":
         if device != "cpu":
-            raise UsageError("a bundle is evaluated on the CPU; --device is only for model folders")
+            raise UsageError(
+                "a bundle is evaluated on the device of its back end; choose that, --device is only for model folders"
+            )
         for graph, name in parse_backends(backend or AUTO).items():
             choose_backend(name, graph)
         return True

@@ -36,7 +36,10 @@ __all__ = [
 OutputForm = Literal["text", "json", "jsonl"]
 _Command = Callable[..., Any]
 
-BACKEND_HELP = f"{', '.join((AUTO, *backend_names()))}, or one for each graph: video_encoder=NAME,decoder=NAME"
+BACKEND_HELP = (
+    f"{', '.join((AUTO, *backend_names()))}, NAME:DEVICE as in openvino:gpu, or one for each graph: "
+    "video_encoder=NAME,decoder=NAME"
+)
 
 PRECISION_HELP = (
     f"{' or '.join(PRECISIONS)}, or one for each graph, as in video_encoder=fp32,decoder=fp16. fp16 is half the size "
@@ -129,8 +132,9 @@ _ENGINE = {
         "--device",
         default="auto",
         show_default=True,
-        shell_complete=completes(("auto", "cpu")),
-        help="auto (the CPU) or cpu.",
+        shell_complete=completes((AUTO, "cpu", "cuda", "gpu", "npu")),
+        help="Device of both graphs: cpu, cuda (an NVIDIA GPU), gpu or npu (Intel's, with OpenVINO), or auto: the CPU, "
+        "or an NVIDIA GPU if there is one and an engine for it is installed.",
     ),
     "threads": click.option("--threads", type=int, help="Threads per operator.  [default: one per physical core]"),
     "max_context": click.option(

@@ -172,7 +172,7 @@ _OPTIONS = (
         "backends",
         multiple=True,
         metavar="BACKEND",
-        help="Back end to measure the accuracy on; may be repeated.  [default: all installed]",
+        help="Back end to measure the accuracy on; may be repeated.  [default: all installed ones of the CPU]",
     ),
     click.option(
         "--data",

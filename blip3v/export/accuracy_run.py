@@ -93,7 +93,9 @@ class AccuracyOptions:
     """What to measure, and what may be lost."""
 
     max_drop: float = MAX_ACCURACY_DROP  # points of exact match, or of tokens that differ
-    backends: tuple[str, ...] | None = None  # as ``parse_backends`` takes each; None: every one that is installed
+    backends: tuple[str, ...] | None = (
+        None  # as ``parse_backends`` takes each; None: every one that is installed and runs on a CPU
+    )
     data: Path | None = None  # folder of own videos with questions; None: films
     num_questions: int | None = None  # about films, from the first; None: 2000 to a model of films, 32 to another
     command: str | None = None  # what the report says it was made with
@@ -165,7 +167,11 @@ def _tensorrt(folder: Path, precision: Precision) -> dict[str, bool]:
 def runnable_backends(
     names: Sequence[str] | None, target: Target = DEFAULT_TARGET
 ) -> dict[str, dict[GraphName, Backend]]:
-    """Returns the back end of each graph, by the text that names them; None: each that is installed and runs both.
+    """Returns the back end of each graph, by the text that names them.
+
+    Args:
+        names: the texts; None: each back end that is installed, runs on a CPU and runs both graphs.
+        target: the form of the graphs.
 
     Raises:
         UsageError: an unknown name.
@@ -173,8 +179,8 @@ def runnable_backends(
     """
     texts = names
     if texts is None:
-        everyone = {name: get_backend(name) for name in backend_names()}
-        texts = [name for name, each in everyone.items() if target in each.targets and each.is_installed()] or ["auto"]
+        on_cpu = [each for each in map(get_backend, backend_names()) if "cpu" in each.devices and each.is_installed()]
+        texts = [each.name for each in on_cpu if target in each.targets] or ["auto"]
     return {
         text: {graph: choose_backend(name, graph, target=target) for graph, name in parse_backends(text).items()}
         for text in texts

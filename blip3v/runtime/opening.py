@@ -14,7 +14,6 @@ from blip3v.bundle import layout
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
-from blip3v.bundle.targets import Target
 from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import UsageError
 from blip3v.runtime import memory
@@ -86,7 +85,7 @@ def open_model(
     check_threads(threads)
     _check_count("max_cache_bytes", max_cache_bytes)
     bundle = open_bundle(Path(path))
-    backends = _choose(backend, device, bundle.manifest.target)
+    backends = _choose(backend, device, bundle)
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
             f"{bundle.path} holds random weights, made for measurements: its answers mean nothing",
@@ -147,7 +146,7 @@ def estimate_open(
 ) -> OpenEstimate:
     """The estimate for the bundle with the cache of one ordinary request; see ``VideoLM.estimate``."""
     config = _with_context(bundle.config, max_context)
-    return _estimate(bundle, config, graph_files(bundle), _choose(backend, device, bundle.manifest.target))
+    return _estimate(bundle, config, graph_files(bundle), _choose(backend, device, bundle))
 
 
 def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
@@ -167,8 +166,12 @@ def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, G
     }
 
 
-def _choose(backend: str, device: str, target: Target) -> dict[GraphName, Backend]:
-    return {graph: choose_backend(name, graph, device, target) for graph, name in parse_backends(backend).items()}
+def _choose(backend: str, device: str, bundle: Bundle) -> dict[GraphName, Backend]:
+    precisions = bundle.manifest.precision.graphs
+    return {
+        graph: choose_backend(name, graph, device, bundle.manifest.target, precisions[graph])
+        for graph, name in parse_backends(backend).items()
+    }
 
 
 def _estimate(

@@ -52,10 +52,13 @@ class VideoLM:
 
         Args:
             path: the bundle's folder.
-            backend: the inference engine: "auto", "onnxruntime" or "openvino", or one for each graph, for example
-                "video_encoder=openvino,decoder=onnxruntime". "auto" takes the fastest that is installed, by a fixed
-                rule for each graph (``docs/backends.md``); ``backend`` of an answer says what was taken.
-            device: "auto" or "cpu": both are the CPU.
+            backend: the inference engine: "auto", a name such as "onnxruntime", "openvino" or "openvino:gpu" (with its
+                device), or one for each graph, for example "video_encoder=openvino,decoder=onnxruntime". "auto" takes
+                the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``); ``backend`` of
+                an answer says what was taken.
+            device: that both graphs have to run on: "cpu", "cuda" (an NVIDIA GPU), "gpu" or "npu" (Intel's, with
+                OpenVINO), the second of a kind as in "gpu.1"; "auto": the CPU, or an NVIDIA GPU if an engine for it is
+                installed and there is one.
             threads: threads inside an operator, at most the machine's logical CPUs; None: one for each physical core.
             max_context: at most this many tokens in a prompt and its answer, which bounds the caches; None: the
                 model's own context.

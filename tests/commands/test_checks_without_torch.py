@@ -97,7 +97,11 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "bench: not a bundle": (["bench", "bundle", "model"], 3, "model is not a bundle: it is a model folder; make"),
     "bench: output": (["bench", "-o", "weights.pt"], 2, "weights.pt exists"),
     "eval: unknown": (["eval", "-m", "nowhere"], 3, "nowhere does not exist; allowed: a model folder"),
-    "eval: bundle on a GPU": (["eval", "-m", "bundle", "--device", "cuda"], 2, "is evaluated on the CPU"),
+    "eval: bundle on a GPU": (
+        ["eval", "-m", "bundle", "--device", "cuda"],
+        2,
+        "is evaluated on the device of its back end",
+    ),
     "eval: back end": (["eval", "-m", "bundle", "--backend", "banana"], 2, "back end 'banana' is unknown"),
     "eval: model folder with a back end": (["eval", "-m", "model", "--backend", "openvino"], 2, "runs in PyTorch"),
     "eval: reference of a model folder": (["eval", "-m", "model", "--reference", "model"], 2, "is not a bundle"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -16,12 +17,33 @@ from click.testing import CliRunner
 
 from blip3v import extras
 from blip3v.commands.doctor import command
-from blip3v.doctor import ENGINES, Engine, PackageState, VideoCodecs, examine_machine, examine_packages, verdicts
+from blip3v.doctor import (
+    ENGINES,
+    Engine,
+    PackageState,
+    VideoCodecs,
+    accelerators,
+    examine_machine,
+    examine_packages,
+    verdicts,
+)
+from blip3v.doctor.accelerators import run_apart
 from blip3v.errors import ProviderError
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 WORKING_ENGINE = Engine(providers=("CPUExecutionProvider",), problem=None)
 WORKING_VIDEO = VideoCodecs(h264_decoder=True, h264_encoder=True)
+
+
+@pytest.fixture(autouse=True)
+def queried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query of GPUs and back ends is a process of its own; the answers are the same for all tests."""
+    monkeypatch.setattr(accelerators, "run_apart", queried)
+
+
+@functools.cache
+def queried(function: str, *arguments: str) -> object:
+    return run_apart(function, *arguments)
 
 
 def everything(name: str) -> str:

@@ -11,12 +11,12 @@ import tensorrt_stand_in
 from cuda_stand_in import FakeDevice
 from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config, write_decoder
-from toy_parts import BACKENDS, Clock, DecoderMaker, graph_file
+from toy_parts import BACKENDS, Clock, DecoderMaker, graph_file, open_backend
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.config import ModelConfig
 from blip3v.runtime import VideoLM, VideoTokens, cancellation
-from blip3v.runtime.backends import Decoder, get_backend
+from blip3v.runtime.backends import Decoder
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -46,7 +46,7 @@ def make_decoder(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Deco
         if not path.exists():
             write_decoder(path, config, weights, precision)
         graph = graph_file(path, decoder_io(config), precision, cache_in_int8=cache_in_int8)
-        return config, weights, get_backend(backend).open_decoder(graph, config.text, threads=1, chunk=chunk)
+        return config, weights, open_backend(backend).open_decoder(graph, config.text, threads=1, chunk=chunk)
 
     return make
 

@@ -6,7 +6,7 @@ import pytest
 
 from blip3v.bundle import Precision
 from blip3v.errors import ProviderError, UsageError
-from blip3v.runtime.backends import choose_backend, get_backend, parse_backends, stored_and_computed
+from blip3v.runtime.backends import backend_names, choose_backend, get_backend, parse_backends, stored_and_computed
 from blip3v.runtime.backends.onnxruntime import resident_bytes, use_mmap
 
 FP32, FP16, MIXED = map(Precision.parse, ("fp32", "fp16", "video_encoder=fp16,decoder=fp32"))
@@ -68,6 +68,8 @@ def test_a_back_end_that_was_asked_for_is_never_replaced(monkeypatch: pytest.Mon
         ("openvino", {"video_encoder": "openvino", "decoder": "openvino"}),
         ("decoder=openvino", {"video_encoder": "auto", "decoder": "openvino"}),
         ("video_encoder=openvino, decoder=onnxruntime", {"video_encoder": "openvino", "decoder": "onnxruntime"}),
+        ("video_encoder=openvino:gpu.1", {"video_encoder": "openvino:gpu.1", "decoder": "auto"}),
+        ("onnxruntime-cuda", {"video_encoder": "onnxruntime-cuda", "decoder": "onnxruntime-cuda"}),
     ],
 )
 def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[str, str]) -> None:
@@ -77,7 +79,8 @@ def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vulkan", "'vulkan' is unknown; allowed: auto, onnxruntime"),
+        ("onnx", "'onnx' is unknown; allowed: auto, onnxruntime, onnxruntime-cuda, openvino, tensorrt"),
+        ("auto:cpu", "'auto:cpu' is unknown"),
         ("", "'' is unknown"),
         ("vision=openvino", "'vision' is not a graph"),
         ("decoder=openvino,decoder=auto", "'decoder' is named twice"),
@@ -87,3 +90,12 @@ def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[s
 def test_unknown_back_ends_and_graphs_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_backends(text)
+
+
+def test_every_back_end_is_named_after_its_module_and_keeps_the_protocol() -> None:
+    for name in backend_names():
+        backend = get_backend(name)
+        assert backend.name == name
+        assert get_backend(f"{name}:{backend.devices[0]}") is backend
+        assert backend.targets
+        assert all(backend.refusal(spec) is None or name in str(backend.refusal(spec)) for spec in FP16.graphs.values())

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_graphs import Weights, reference_logits, rotate, toy_config, write_decoder
-from toy_parts import DecoderMaker, graph_file
+from toy_parts import BACKENDS, FAKE_CUDA, DecoderMaker, graph_file, open_backend
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.errors import CancelledError
-from blip3v.runtime.backends import get_backend
 from blip3v.runtime.cancellation import CancelToken, Deadline
 
 _FORMS = pytest.mark.parametrize(
@@ -26,6 +25,13 @@ _FORMS = pytest.mark.parametrize(
     ids=["grouped", "all-heads", "one-kv-head", "window-8", "int8", "int8-one-kv-head-window-8"],
 )
 _CACHES = pytest.mark.parametrize("cache_in_int8", [False, True], ids=["float32", "int8"])
+
+
+@pytest.fixture(scope="session", params=[*BACKENDS, FAKE_CUDA])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Also the one for CUDA, whose sessions keep their cache in the memory of a device."""
+    name: str = request.param
+    return name
 
 
 def close(found: object, expected: object, weights: Weights) -> bool:
@@ -181,7 +187,7 @@ def test_an_int8_cache_takes_a_quarter_of_the_memory(
         keys, values = session.cache.layer(0, 0, 1)
         assert keys.dtype == values.dtype == (np.int8 if in_int8 else np.float32)
         graph = graph_file(Path(__file__), decoder_io(config), cache_in_int8=in_int8)
-        sizes[in_int8] = get_backend(backend).kv_bytes_per_token(config.text, graph)
+        sizes[in_int8] = open_backend(backend).kv_bytes_per_token(config.text, graph)
     assert sizes[False] == 4 * sizes[True]
 
 
@@ -252,7 +258,7 @@ def test_a_session_goes_on_after_its_decoder_was_closed(tmp_path: Path, backend:
     weights = Weights.random(config.text)
     path = tmp_path / "decoder.onnx"
     write_decoder(path, config, weights)
-    decoder = get_backend(backend).open_decoder(graph_file(path, decoder_io(config)), config.text, threads=1)
+    decoder = open_backend(backend).open_decoder(graph_file(path, decoder_io(config)), config.text, threads=1)
     embeds = _embeds(rng, 12)
     session = decoder.session(1, 12)
     session.prefill([embeds[:8]], Deadline())

@@ -15,9 +15,9 @@ from toy_parts import DecoderMaker
 from blip3v.config import TextConfig, preset
 from blip3v.errors import OutOfMemoryError
 from blip3v.runtime import host_cache, memory
-from blip3v.runtime.backends.onnxruntime import OnnxRuntimeSession
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts
+from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeSession
 
 FLOAT32 = np.dtype(np.float32)
 TOY = toy_config().text

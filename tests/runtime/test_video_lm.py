@@ -16,7 +16,7 @@ from toy_parts import Clock
 from blip3v.bundle import open_bundle
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError, UsageError, VideoError
 from blip3v.runtime import Answer, CancelToken, Delta, GenerationOptions, VideoLM, VideoTokens
-from blip3v.runtime.backends.onnxruntime import OnnxRuntimeDecoder
+from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeDecoder
 from blip3v.text import Message, build_prompt, splice
 
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

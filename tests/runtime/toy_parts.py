@@ -9,9 +9,10 @@ from pathlib import Path
 from toy_graphs import Weights
 
 from blip3v.bundle.graph_io import GraphIO
-from blip3v.bundle.precision import PRECISIONS
+from blip3v.bundle.precision import PRECISIONS, GraphPrecision
 from blip3v.config import ModelConfig
-from blip3v.runtime.backends import Decoder, GraphFile, backend_names, get_backend
+from blip3v.runtime.backends import Backend, Decoder, GraphFile, backend_names, get_backend
+from blip3v.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 
 
 def cpu_backends() -> tuple[str, ...]:
@@ -20,6 +21,28 @@ def cpu_backends() -> tuple[str, ...]:
 
 
 BACKENDS = cpu_backends()
+FAKE_CUDA = "fake-cuda"
+
+
+class FakeCudaBackend(OnnxRuntimeCudaBackend):
+    """Stands in for a GPU: the back end of CUDA with ONNX Runtime's CPU provider, and its caches in host memory."""
+
+    def __init__(self) -> None:
+        super().__init__(provider="CPUExecutionProvider", device="cpu")
+
+    def check_installed(self) -> None:
+        """There is always a CPU."""
+
+    def refusal(self, precision: GraphPrecision) -> str | None:
+        """The CPU provider computes every precision."""
+        return None
+
+
+def open_backend(name: str) -> Backend:
+    """The back end of that name; ``FAKE_CUDA`` is the one that stands in for a GPU."""
+    return FakeCudaBackend() if name == FAKE_CUDA else get_backend(name)
+
+
 DecoderMaker = Callable[..., tuple[ModelConfig, Weights, Decoder]]
 
 

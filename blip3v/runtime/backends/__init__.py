@@ -1,32 +1,39 @@
-"""The seam to inference engines: what a back end offers, which ones there are, and which one ``auto`` takes.
+"""The seam to inference engines: what a back end offers.
 
 A back end is a module of this package with an object ``BACKEND``; every module here is one. It opens the two graphs of
 a bundle. The opened video encoder takes frames. The opened decoder makes sessions: a session holds the rows of one
 request and owns their KV cache, wherever that memory is. Everything above (requests, generation, chat, batches) knows
-these protocols alone.
+these protocols alone. Which ones there are, and which one ``auto`` takes: ``runtime/backend_choice.py``.
 
 To add one see "Adding a back end" in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import GraphIO, TensorSpec
-from blip3v.bundle.precision import GraphPrecision, Precision
-from blip3v.bundle.targets import DEFAULT_TARGET, Target
+from blip3v.bundle.precision import GraphPrecision
+from blip3v.bundle.targets import Target
 from blip3v.config import TextConfig
-from blip3v.errors import ArtifactError, ProviderError, UsageError
+from blip3v.errors import ArtifactError, UsageError
+from blip3v.runtime.backend_choice import (
+    AUTO,
+    GRAPHS,
+    GraphName,
+    backend_names,
+    choose_backend,
+    get_backend,
+    parse_backends,
+    stored_and_computed,
+)
 from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.checks import shown
 
 __all__ = [
     "AUTO",
@@ -52,11 +59,8 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float16] | NDArray[np.float32]
-GraphName = Literal["video_encoder", "decoder"]
 _Part = TypeVar("_Part")
 
-GRAPHS: tuple[GraphName, ...] = ("video_encoder", "decoder")
-AUTO = "auto"
 # Format of the weights -> inputs by weights. Inputs of blocks are rounded as they come, with a scale for each block.
 _PRODUCT_DTYPES = {"int8": "int8", "int8-block": "int8", "int4-block": "int8 by int4"}
 # Tokens of a prompt that go through a decoder at once: bounds the memory of activations and the time to a cancellation.
@@ -200,23 +204,31 @@ class Decoder(Protocol):
 
 
 class Backend(Protocol):
-    """An inference engine. Its package is imported when it is needed, never when the module is."""
+    """An inference engine. Its package is imported when it is needed, never when the module is.
 
-    name: str  # the module's
+    A module whose engine runs on several devices has, beside ``BACKEND``, which runs on the first, a function
+    ``on_device`` that takes another one and returns the back end for that.
+    """
+
+    name: str  # as ``backend=`` takes it: the module's with "-" for "_", and ":DEVICE" unless on its first device
     devices: tuple[str, ...]  # that it runs on, as ``device=`` takes them
     targets: tuple[Target, ...]  # whose graphs it runs
     rank: Mapping[GraphName, int]  # ``auto`` takes the highest of those installed
 
     def is_installed(self) -> bool:
-        """Whether the engine's package is there, working or not; ``auto`` passes over those that are not."""
+        """Whether the engine's package is there, working or not, and the device; ``auto`` passes over the others."""
         ...
 
     def check_installed(self) -> None:
-        """Raises unless the engine can be imported.
+        """Raises unless the engine can be imported and has the device.
 
         Raises:
             ProviderError: says what to install.
         """
+        ...
+
+    def refusal(self, precision: GraphPrecision) -> str | None:
+        """Why the engine does not run graphs of this precision, and what to choose instead; None: it does."""
         ...
 
     def execution(self, precision: GraphPrecision) -> Execution:
@@ -274,104 +286,9 @@ class Backend(Protocol):
         ...
 
 
-def backend_names() -> tuple[str, ...]:
-    """Names of all back ends, installed or not."""
-    return tuple(sorted(info.name for info in pkgutil.iter_modules(__path__)))
-
-
-def get_backend(name: str) -> Backend:
-    """The back end ``name``.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    if name not in backend_names():
-        raise UsageError(f"back end {name!r} is unknown; allowed: {', '.join((AUTO, *backend_names()))}")
-    backend: Backend = importlib.import_module(f"{__name__}.{name}").BACKEND
-    return backend
-
-
-def parse_backends(text: str) -> dict[GraphName, str]:
-    """Reads ``NAME`` or ``GRAPH=NAME,GRAPH=NAME``; a graph that is not named gets ``auto``.
-
-    Raises:
-        UsageError: an unknown graph or back end, or a graph named twice.
-    """
-    if not isinstance(text, str):
-        raise UsageError(f"backend is {shown(text)}; a name is expected: {', '.join((AUTO, *backend_names()))}")
-    if "=" not in text:
-        chosen: dict[GraphName, str] = dict.fromkeys(GRAPHS, text)
-    else:
-        chosen = {}
-        for part in text.split(","):
-            graph, _, name = part.partition("=")
-            known = next((known for known in GRAPHS if known == graph.strip()), None)
-            if known is None or known in chosen:
-                raise UsageError(
-                    f"back end {text!r}: {graph.strip()!r} is {'named twice' if known else 'not a graph'}; expected "
-                    f"NAME, or GRAPH=NAME for one or both of {' and '.join(GRAPHS)}, separated by a comma"
-                )
-            chosen[known] = name.strip()
-    for name in chosen.values():
-        if name != AUTO:
-            get_backend(name)
-    return {graph: chosen.get(graph, AUTO) for graph in GRAPHS}
-
-
-def choose_backend(name: str, graph: GraphName, device: str = AUTO, target: Target = DEFAULT_TARGET) -> Backend:
-    """The back end for a graph.
-
-    ``auto`` takes, of the installed back ends that run graphs of the target on the device, the one with the highest
-    rank for this graph.
-    A back end that was asked for by name is taken, or refused with the reason; nothing else takes its place.
-
-    Args:
-        name: of a back end, or "auto".
-        graph: which graph it is to run.
-        device: "auto", or one that the back end has to run on.
-        target: the form of the graph.
-
-    Raises:
-        UsageError: an unknown name or device.
-        ProviderError: it is not installed, is broken, or does not run on the device or graphs of the target; for
-            ``auto``, none is installed.
-    """
-    everyone = [get_backend(each) for each in backend_names()]
-    devices = sorted({known for backend in everyone for known in backend.devices})
-    if device not in (AUTO, *devices):
-        raise UsageError(f"no back end runs on device {device!r}; allowed: {', '.join((AUTO, *devices))}")
-    if name != AUTO:
-        backend = get_backend(name)
-        if device not in (AUTO, *backend.devices):
-            raise ProviderError(f"{name} does not run on {device!r}; it runs on {', '.join(backend.devices)}")
-        if target not in backend.targets:
-            others = [other.name for other in everyone if target in other.targets]
-            raise ProviderError(
-                f"{name} does not run graphs exported for {target}; export with the target "
-                f"{' or '.join(backend.targets)}, or choose the back end {' or '.join(others)}"
-            )
-        backend.check_installed()
-        return backend
-    fitting = [backend for backend in everyone if device in (AUTO, *backend.devices) and target in backend.targets]
-    if not fitting:
-        raise ProviderError(f"no back end runs graphs exported for {target} on {device!r}; leave the device to auto")
-    fitting.sort(key=lambda backend: -backend.rank[graph])
-    # Without any, the first one says what to install. One that is installed and broken is an error, not passed over.
-    backend = next((backend for backend in fitting if backend.is_installed()), fitting[0])
-    backend.check_installed()
-    return backend
-
-
 def product_dtype(weights: str) -> str:
     """What both factors of a matrix product are on a CPU, for ``Execution.dtype``; ``weights`` is their format."""
     return _PRODUCT_DTYPES.get(weights, "fp32")
-
-
-def stored_and_computed(precision: Precision) -> str:
-    """How a bundle's weights are stored, and what each back end computes them in on a CPU, installed or not."""
-    on_cpu = [backend for backend in map(get_backend, backend_names()) if backend.devices[0] == "cpu"]
-    computed = dict.fromkeys(str(backend.execution(spec)) for backend in on_cpu for spec in precision.graphs.values())
-    return f"stored {precision.name}, computed {' or '.join(computed)}"
 
 
 def still_open(part: _Part | None, what: str) -> _Part:

@@ -1,7 +1,11 @@
-"""OpenVINO on the CPU, in fp32 and int8; weights that are stored in fp16 stay fp16 in memory.
+"""OpenVINO: on the CPU, in fp32 and int8, where weights stored in fp16 stay fp16 in memory; on Intel's GPUs and NPUs.
 
 The decoder is rewritten when it opens (``graph.py``); ``sessions.py`` runs both graphs. Neither is imported before a
 graph is opened.
+
+Only the CPU has been shown to work. Of the others is checked, by ``devices.py``, that OpenVINO has them; no graph has
+run on one. What to expect there: the KV cache lies in host memory, and all of it goes to the device with every token;
+both graphs have free axes, which an NPU's plugin may refuse to compile; a cancelled run ends when the plugin lets it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from blip3v.runtime.host_cache import cache_bytes
 if TYPE_CHECKING:
     from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder, OpenVinoVideoEncoder
 
-__all__ = ["BACKEND", "cache_dtype"]
+__all__ = ["BACKEND", "cache_dtype", "computes_in_fp16", "on_device"]
 
 _OPEN_S_PER_GIB = 5.0
 # Format of weights -> memory at the peak, in units of the stored bytes: seen at full size, without mapped pages.
@@ -33,12 +37,19 @@ _RESIDENT_OF_OTHERS = 2.0
 
 
 class OpenVinoBackend:
-    """See ``Backend``."""
+    """See ``Backend``.
 
-    name = "openvino"
-    devices = ("cpu",)
+    Args:
+        device: "cpu", or "gpu" or "npu" with the number of the device behind a dot if there are several: "gpu.1".
+    """
+
+    devices: tuple[str, ...] = ("cpu", "gpu", "npu")
     targets: tuple[Target, ...] = ("onnxruntime",)
     rank: Mapping[GraphName, int] = {"video_encoder": 2, "decoder": 1}
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.name = "openvino" if device == "cpu" else f"openvino:{device}"
+        self._device = device.upper()  # as OpenVINO names it
 
     def is_installed(self) -> bool:
         """See ``Backend``."""
@@ -52,11 +63,20 @@ class OpenVinoBackend:
             raise ProviderError(
                 f"OpenVINO cannot be imported ({error}); install it: `{pip_line('openvino')}`"
             ) from error
+        if self._device != "CPU":
+            # Needs OpenVINO, which may not be installed.
+            from blip3v.runtime.backends.openvino.devices import check_device
+
+            check_device(self._device)
+
+    def refusal(self, precision: GraphPrecision) -> str | None:
+        """See ``Backend``."""
+        return None
 
     def execution(self, precision: GraphPrecision) -> Execution:
         """See ``Backend``."""
-        dtype = product_dtype(precision.weights)
-        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device="CPU", dtype=dtype)
+        dtype = self._dtype(precision, precision.weights)
+        return Execution(backend=self.name, engine="OpenVINO", version=_version(), device=self._device, dtype=dtype)
 
     def layer_dtype(self, precision: GraphPrecision, weights: str, group_size: int | None, num_inputs: int) -> str:
         """See ``Backend``.
@@ -66,11 +86,15 @@ class OpenVinoBackend:
         """
         block = precision.group_size
         if group_size is not None and (block is None or group_size % block or num_inputs % group_size):
-            return product_dtype("float32")
-        return product_dtype(weights)
+            return self._dtype(precision, "float32")
+        return self._dtype(precision, weights)
+
+    def _dtype(self, precision: GraphPrecision, weights: str) -> str:
+        dtype = product_dtype(weights)
+        return "fp16" if dtype == "fp32" and computes_in_fp16(self._device, precision) else dtype
 
     def resident_bytes(self, graph: GraphFile) -> int:
-        """See ``Backend``. Weights stay in their format, but are held twice while they are packed."""
+        """See ``Backend``. Weights stay in their format, but are held twice while they are packed; seen on a CPU."""
         factor = _RESIDENT.get(graph.precision.weights, _RESIDENT_OF_OTHERS)
         return int(graph.weights_bytes * factor)
 
@@ -101,6 +125,21 @@ class OpenVinoBackend:
 
 
 BACKEND = OpenVinoBackend()
+
+
+def on_device(device: str) -> OpenVinoBackend:
+    """The back end on another device than the CPU; see ``OpenVinoBackend``."""
+    return OpenVinoBackend(device)
+
+
+def computes_in_fp16(device: str, precision: GraphPrecision) -> bool:
+    """Whether what is not quantised is computed in fp16: never on a CPU, always on an NPU, as stored on a GPU.
+
+    Args:
+        device: as OpenVINO names it.
+        precision: of the graph.
+    """
+    return device.startswith("NPU") or (device.startswith("GPU") and precision.io == "float16")
 
 
 def cache_dtype(graph: GraphFile) -> np.dtype[Any]:

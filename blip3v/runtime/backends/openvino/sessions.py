@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
-from blip3v.runtime.backends.openvino import cache_dtype
+from blip3v.runtime.backends.openvino import cache_dtype, computes_in_fp16
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.engine_errors import engine_errors
@@ -33,10 +33,6 @@ _POLL_MS = 20
 _CACHE_STEP = 128
 _engine_errors = functools.partial(engine_errors, "OpenVINO", "openvino")
 
-# fp32 arithmetic, and no quantisation that was not asked for: OpenVINO's own defaults are bf16 where the processor has
-# it, and dynamic quantisation.
-_CPU_CONFIG: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-
 
 class OpenVinoVideoEncoder:
     """See ``VideoEncoder``."""
@@ -45,11 +41,11 @@ class OpenVinoVideoEncoder:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(graph, threads)
+            core = open_core(graph, threads, execution.device)
             model = read_model(core, graph)
             compute_in_fp32(model)
             self._outputs = [output.any_name for output in model.outputs]
-            self._compiled: Any | None = core.compile_model(model, "CPU")
+            self._compiled: Any | None = core.compile_model(model, execution.device)
         self._spare: list[Any] = []  # requests that nobody runs: each holds the memory of its activations
         self._lock = threading.Lock()
 
@@ -85,7 +81,7 @@ class OpenVinoDecoder:
     ) -> None:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
-        self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, text, threads, chunk)
+        self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, execution.device, text, threads, chunk)
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
         """See ``Decoder``."""
@@ -99,15 +95,15 @@ class OpenVinoDecoder:
 class _CompiledDecoder:
     """The compiled graph, which every session holds. Runs of several sessions queue up for the same cores."""
 
-    def __init__(self, graph: GraphFile, text: TextConfig, threads: int | None, chunk: int) -> None:
+    def __init__(self, graph: GraphFile, device: str, text: TextConfig, threads: int | None, chunk: int) -> None:
         self.chunk = chunk
         self.text = text
         self.cache_dtype = cache_dtype(graph)
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(graph, threads)
+            core = open_core(graph, threads, device)
             rewritten = read_decoder(core, graph)
             self.window = rewritten.window
-            self._request: Any = core.compile_model(rewritten.model, "CPU").create_infer_request()
+            self._request: Any = core.compile_model(rewritten.model, device).create_infer_request()
         self._lock = threading.Lock()
         self._last_sizes = _sizes(0, 0, 0)  # of the last run that came to its end
         with _engine_errors(f"opening {graph.path}"):
@@ -282,14 +278,27 @@ def _mask(
     return np.where(sees, np.float32(0), np.float32(-np.inf))[:, None]
 
 
-def open_core(graph: GraphFile, threads: int | None) -> Any:
-    """A core for the CPU; ``threads`` inside an operator, None: one for each physical core.
+def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any:
+    """A core for a device, as OpenVINO names it.
 
-    It computes in fp32. Inputs of weights in blocks are rounded to int8, with a scale for each row and block.
+    A CPU computes in fp32; see ``computes_in_fp16`` for others. Inputs of weights in blocks are rounded to int8, with a
+    scale for each row and block; an NPU does as its plugin does.
+
+    Args:
+        graph: what it is to run.
+        threads: inside an operator of a CPU, None: one for each physical core; of no effect on another device.
+        device: such as "GPU.1".
     """
-    config = _CPU_CONFIG | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": graph.precision.group_size or 0}
+    precision = graph.precision
+    hint = "f16" if computes_in_fp16(device, precision) else "f32"
+    # OpenVINO's own defaults are bf16 where the processor has it, and dynamic quantisation that was not asked for.
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+    if not device.startswith("NPU"):
+        config |= {"NUM_STREAMS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": precision.group_size or 0}
+    if device == "CPU" and threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
-    core.set_property("CPU", config if threads is None else config | {"INFERENCE_NUM_THREADS": threads})
+    core.set_property(device, config)
     return core
 
 

@@ -1,7 +1,8 @@
 """What this machine can run and what is missing: first the facts, then what they mean for each verb.
 
 Nothing here installs or changes anything. Versions come from the metadata of installed packages, so that no heavy
-package is imported just for its version; facts about the machine come from the standard library and ``/proc``.
+package is imported just for its version; facts about the machine come from the standard library and ``/proc``. GPUs,
+NPUs and the back ends that use them: ``accelerators.py``.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import av
 import av.codec
 
 import blip3v
+from blip3v.doctor.accelerators import Accelerators, examine_accelerators
 from blip3v.errors import ProviderError
 from blip3v.extras import EXTRAS, Package, pip_line, reinstall_line
-from blip3v.runtime.backends.onnxruntime import load_onnxruntime
 from blip3v.runtime.memory import available_bytes
+from blip3v.runtime.onnxruntime_graph import load_onnxruntime
 
 __all__ = [
     "ENGINES",
+    "Accelerators",
     "Cuda",
     "Engine",
     "Machine",
@@ -220,6 +223,7 @@ class Report:
     engine: Engine
     video: VideoCodecs
     cuda: Cuda
+    accelerators: Accelerators
     models: tuple[str, ...]  # trained models shipped with this installation
     verbs: Mapping[str, Verdict]
 
@@ -236,6 +240,7 @@ def examine() -> Report:
         engine=engine,
         video=video,
         cuda=_cuda(packages["torch"]),
+        accelerators=examine_accelerators(),
         models=_shipped_models(),
         verbs=verdicts(packages, engine, video),
     )

@@ -1,0 +1,231 @@
+"""Video encoder, decoder and decoder sessions over a graph that ONNX Runtime has opened, on any of its providers.
+
+A session's cache lies where its back end puts it (``BoundCache``); all else that goes in and out is host memory. So the
+logits of one position of each row come back to the host with every step: sampling, penalties and log-probabilities are
+computed there.
+
+Letters: B rows, t new tokens, D width, V logits, F frames, M video tokens, S side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.config import TextConfig
+from blip3v.runtime.backends import Execution, FloatArray, still_open
+from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.host_cache import pad_prompts
+from blip3v.runtime.onnxruntime_graph import OpenGraph
+
+__all__ = ["BoundCache", "OnnxRuntimeDecoder", "OnnxRuntimeSession", "OnnxRuntimeVideoEncoder"]
+
+
+class BoundCache(Protocol):
+    """Keys and values of the rows of a session, which the graph reads and writes in place."""
+
+    lengths: list[int]  # tokens that each row holds; what lies behind them is old and never read
+
+    @property
+    def rows(self) -> int:
+        """Sequences that are in use."""
+        ...
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for ``tokens`` in each row.
+
+        Raises:
+            OutOfMemoryError: it does not fit into memory.
+        """
+        ...
+
+    def drop_row(self, row: int) -> None:
+        """Removes a finished sequence: the last row moves into its place."""
+        ...
+
+    def bind(self, binding: Any, first: int, last: int) -> None:
+        """Binds rows ``first`` to ``last`` (exclusive) as past and as present.
+
+        The same memory as both: this is what makes the attention write in place.
+        """
+        ...
+
+    def layer(self, layer: int, first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Keys and values (B,H,S,K) of rows ``first`` to ``last`` (exclusive), as the host sees them."""
+        ...
+
+
+class OnnxRuntimeVideoEncoder:
+    """See ``VideoEncoder``."""
+
+    def __init__(self, graph: OpenGraph, execution: Execution) -> None:
+        self._graph: OpenGraph | None = graph
+        self.execution = execution
+
+    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+        """See ``VideoEncoder``."""
+        graph = still_open(self._graph, "video encoder")
+        frames = np.ascontiguousarray(frames_BF3SS, graph.dtype)
+        with graph.running("running the video encoder", deadline) as options:
+            return dict(zip(graph.outputs, graph.session.run(None, {"frames": frames}, options), strict=True))
+
+    def close(self) -> None:
+        """See ``VideoEncoder``."""
+        self._graph = None
+
+
+class OnnxRuntimeDecoder:
+    """See ``Decoder``.
+
+    Args:
+        graph: the opened decoder.
+        execution: what it is computed with.
+        text: its geometry.
+        chunk: tokens of a prompt that go through the graph at once, at most.
+        new_cache: returns an empty cache for the graph, the geometry and a number of rows.
+    """
+
+    def __init__(
+        self,
+        graph: OpenGraph,
+        execution: Execution,
+        text: TextConfig,
+        chunk: int,
+        new_cache: Callable[[OpenGraph, TextConfig, int], BoundCache],
+    ) -> None:
+        self.execution = execution
+        self.dtype = graph.dtype
+        self._graph: OpenGraph | None = graph
+        self._text = text
+        self._chunk = chunk
+        self._new_cache = new_cache
+
+    def session(self, num_rows: int, num_tokens: int) -> OnnxRuntimeSession:
+        """See ``Decoder``."""
+        graph = still_open(self._graph, "decoder")
+        cache = self._new_cache(graph, self._text, num_rows)
+        cache.reserve(num_tokens)
+        return OnnxRuntimeSession(graph, self._text, self._chunk, cache)
+
+    def close(self) -> None:
+        """See ``Decoder``."""
+        self._graph = None
+
+
+class OnnxRuntimeSession:
+    """See ``DecoderSession``.
+
+    GroupQueryAttention takes more than one new token after earlier ones for a single row only. So long prompts
+    go in row by row and in chunks; short ones with nothing before them together, padded on the right.
+    """
+
+    def __init__(self, graph: OpenGraph, text: TextConfig, chunk: int, cache: BoundCache) -> None:
+        self._open_graph: OpenGraph | None = graph
+        self._text = text
+        self._chunk = chunk
+        self._cache: BoundCache | None = cache
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """See ``DecoderSession``."""
+        return tuple(self.cache.lengths)
+
+    @property
+    def cache(self) -> BoundCache:
+        """The memory behind it."""
+        return still_open(self._cache, "decoder session")
+
+    @property
+    def _graph(self) -> OpenGraph:
+        return still_open(self._open_graph, "decoder session")
+
+    def reserve(self, num_tokens: int) -> None:
+        """See ``DecoderSession``."""
+        self.cache.reserve(num_tokens)
+
+    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache = self.cache
+        assert len(rows) == cache.rows
+        assert all(len(row) for row in rows)
+        cache.reserve(max(length + len(row) for length, row in zip(cache.lengths, rows, strict=True)))
+        if len(rows) > 1 and max(map(len, rows)) <= self._chunk:
+            return self._prefill_padded(rows, deadline)
+        return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
+
+    def step(self, embeds_BD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache = self.cache
+        cache.reserve(max(cache.lengths) + 1)
+        lengths = [length + 1 for length in cache.lengths]
+        logits_BV = self._run(0, cache.rows, embeds_BD[:, None], [0] * cache.rows, lengths)
+        cache.lengths = lengths
+        return logits_BV
+
+    def truncate(self, num_tokens: int) -> None:
+        """See ``DecoderSession``."""
+        assert self.cache.rows == 1
+        assert num_tokens <= self.cache.lengths[0]
+        self.cache.lengths = [num_tokens]
+
+    def drop_row(self, row: int) -> None:
+        """See ``DecoderSession``."""
+        self.cache.drop_row(row)
+
+    def close(self) -> None:
+        """See ``DecoderSession``."""
+        self._cache = self._open_graph = None
+
+    def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        assert not any(self.cache.lengths)
+        logits_BV = []
+        for first, embeds_BtD, lengths in pad_prompts(rows, self._graph.dtype):
+            last = first + len(lengths)
+            logits_BV.append(self._run(first, last, embeds_BtD, [n - 1 for n in lengths], lengths, deadline))
+            self.cache.lengths[first:last] = lengths
+        return np.concatenate(logits_BV)
+
+    def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
+        """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
+        cache = self.cache
+        for start in range(0, len(embeds_tD), self._chunk):
+            part_tD = embeds_tD[start : start + self._chunk]
+            length = cache.lengths[row] + len(part_tD)
+            logits_1V = self._run(row, row + 1, part_tD[None], [len(part_tD) - 1], [length], deadline)
+            cache.lengths[row] = length
+        return logits_1V
+
+    def _run(
+        self,
+        first: int,
+        last: int,
+        embeds_BtD: FloatArray,
+        logits_index: list[int],
+        lengths: list[int],
+        deadline: Deadline | None = None,
+    ) -> NDArray[np.float32]:
+        """Runs the graph on rows ``first`` to ``last`` (exclusive); ``lengths`` include the new tokens."""
+        graph = self._graph
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeds_BtD, graph.dtype),
+            "logits_index": np.array(logits_index, np.int64),
+        }
+        if graph.takes_write_indices:
+            inputs["write_indices"] = np.array(self.cache.lengths[first:last], np.int64)
+        else:
+            inputs["seqlens_k"] = np.array(lengths, np.int32) - np.int32(1)
+            inputs["total_sequence_length"] = np.array(max(lengths), np.int32)
+        logits_BV = np.empty((last - first, self._text.num_logits), np.float32)
+        with graph.running("running the decoder", deadline) as options:
+            binding = graph.onnxruntime.IOBinding(graph.session)
+            for name, array in inputs.items():
+                binding.bind_ortvalue_input(name, graph.value(array))
+            binding.bind_ortvalue_output("logits", graph.value(logits_BV))
+            self.cache.bind(binding, first, last)
+            binding.synchronize_inputs()
+            graph.session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
+        return logits_BV

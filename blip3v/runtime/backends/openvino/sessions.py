@@ -76,6 +76,8 @@ class OpenVinoVideoEncoder:
 class OpenVinoDecoder:
     """See ``Decoder``."""
 
+    max_rows: int | None = None
+
     def __init__(
         self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
     ) -> None:

@@ -45,7 +45,7 @@ class TensorRtBackend:
     name = "tensorrt"
     devices = ("cuda",)
     targets: tuple[Target, ...] = ("tensorrt", "tensorrt-rtx", "tensorrt-legacy")
-    rank: Mapping[GraphName, int] = {"video_encoder": 5, "decoder": 5}
+    rank: Mapping[GraphName, int] = {"video_encoder": 4, "decoder": 4}
     cuda_graphs = True
 
     def is_installed(self) -> bool:

@@ -40,7 +40,9 @@ class TensorRtDecoder:
         engine = OpenEngine(graph, "decoder")
         self.execution = engine.execution(execution)
         self.dtype = np.dtype(graph.precision.io)
-        self._opened: _OpenDecoder | None = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
+        opened = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
+        self.max_rows: int | None = opened.max_rows
+        self._opened: _OpenDecoder | None = opened
 
     def session(self, num_rows: int, num_tokens: int) -> TensorRtSession:
         """See ``Decoder``. Its cache takes the engine's whole capacity, however few tokens are asked for.

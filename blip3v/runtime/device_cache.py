@@ -23,7 +23,7 @@ from blip3v.runtime.onnxruntime_graph import OpenGraph, onnxruntime_errors
 __all__ = ["DeviceCache"]
 
 # Tokens by which the capacity of a cache grows.
-_STEP = 256
+_STEP = 64
 _NAMES = ((past_key, present_key), (past_value, present_value))
 
 
@@ -41,7 +41,6 @@ class DeviceCache:
         self._graph = graph
         self._text = text
         self._device = device
-        self._capacity_rows = rows
         self._layers: list[list[Any]] = [[None, None] for _ in range(text.num_layers)]  # OrtValues (B,H,S,K)
         self.lengths = [0] * rows
 
@@ -100,12 +99,12 @@ class DeviceCache:
 
     def _grown(self, value: Any, capacity: int) -> Any:
         """An OrtValue of more room that begins like ``value``; zeros behind that, since kernels may read there."""
-        shape = (self._capacity_rows, self._text.num_kv_heads, capacity, self._text.head_dim)
+        shape = (self.rows, self._text.num_kv_heads, capacity, self._text.head_dim)
         array_BHSK = np.zeros(shape, self._graph.cache_dtype)
         held = max(self.lengths)
         with onnxruntime_errors("making room for the KV cache"):
             if held:
-                array_BHSK[:, :, :held] = value.numpy()[:, :, :held]
+                array_BHSK[:, :, :held] = value.numpy()[: self.rows, :, :held]
             return self._graph.onnxruntime.OrtValue.ortvalue_from_numpy(array_BHSK, self._device)
 
 

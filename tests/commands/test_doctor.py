@@ -25,6 +25,7 @@ from blip3v.doctor import (
     accelerators,
     examine_machine,
     examine_packages,
+    installed_version,
     verdicts,
 )
 from blip3v.doctor.accelerators import run_apart
@@ -66,12 +67,12 @@ def test_the_table_of_extras_is_that_of_pyproject():
     assert table == declared
 
 
-def test_every_module_of_the_table_belongs_to_its_package():
+def test_every_module_of_the_table_that_is_installed_belongs_to_its_package():
     providers = importlib.metadata.packages_distributions()
     for packages in extras.EXTRAS.values():
         for package in packages:
-            # Both packages of ONNX Runtime own one folder, and only one is installed; TensorRT itself needs a GPU.
-            if package.name not in (*ENGINES, "tensorrt"):
+            # Those of ONNX Runtime own the same folder; CUDA's and TensorRT's are not installed where there is no GPU.
+            if package.name not in ENGINES and installed_version(package.name) is not None:
                 assert package.name in [name.replace("_", "-") for name in providers[package.module]]
 
 

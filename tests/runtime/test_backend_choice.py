@@ -79,12 +79,13 @@ def test_back_ends_are_named_for_both_graphs_or_each(text: str, expected: dict[s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("onnx", "'onnx' is unknown; allowed: auto, onnxruntime, onnxruntime-cuda, openvino, tensorrt"),
-        ("auto:cpu", "'auto:cpu' is unknown"),
+        ("vulkan", "'vulkan' is unknown; allowed: auto, onnxruntime"),
         ("", "'' is unknown"),
         ("vision=openvino", "'vision' is not a graph"),
         ("decoder=openvino,decoder=auto", "'decoder' is named twice"),
         ("decoder=", "'' is unknown"),
+        ("auto:cpu", "'auto:cpu' is unknown"),
+        ("onnxruntime_cuda", "'onnxruntime_cuda' is unknown; allowed: auto, onnxruntime, onnxruntime-cuda"),
     ],
 )
 def test_unknown_back_ends_and_graphs_are_refused(text: str, message: str) -> None:
@@ -99,3 +100,13 @@ def test_every_back_end_is_named_after_its_module_and_keeps_the_protocol() -> No
         assert get_backend(f"{name}:{backend.devices[0]}") is backend
         assert backend.targets
         assert all(backend.refusal(spec) is None or name in str(backend.refusal(spec)) for spec in FP16.graphs.values())
+
+
+def test_a_back_end_that_does_not_run_a_bundles_target_is_refused_with_those_that_do() -> None:
+    for name in ("openvino", "onnxruntime-cuda"):
+        expected = f"{name} does not run graphs exported for tensorrt; export with the target onnxruntime, or choose"
+        with pytest.raises(ProviderError, match=f"{expected} the back end .*onnxruntime"):
+            choose_backend(name, "decoder", target="tensorrt")
+    with pytest.raises(ProviderError, match="openvino:npu does not run graphs exported for tensorrt"):
+        choose_backend("auto", "decoder", "npu", target="tensorrt")
+    assert choose_backend("auto", "decoder", "cpu", target="tensorrt").name == "onnxruntime"

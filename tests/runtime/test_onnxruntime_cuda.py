@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from toy_bundle import write_bundle
-from toy_graphs import Weights, toy_config, write_decoder, write_video_encoder
+from toy_graphs import Weights, reference_logits, toy_config, write_decoder, write_video_encoder
 from toy_parts import FAKE_CUDA, FakeCudaBackend, graph_file, open_backend
 
 from blip3v.bundle import Precision
@@ -223,18 +223,22 @@ def test_the_cache_stays_where_it_is_until_it_has_to_grow(tmp_path: Path, rng: n
     def addresses() -> list[int]:
         return [value.data_ptr() for pair in cache._layers for value in pair]
 
-    assert cache.capacity == 256
+    assert cache.capacity == 128
     before = addresses()
     session.prefill([rng.normal(size=(n, 64)).astype(np.float32) for n in (30, 5)], Deadline())
     session.step(rng.normal(size=(2, 64)).astype(np.float32))
-    session.reserve(256)
+    session.reserve(128)
     assert addresses() == before
     keys, _ = cache.layer(0, 0, 2)
     assert keys[0, :, :31].any(axis=(0, 2)).all()
     assert not keys[1, :, 31:].any()
-    session.reserve(257)
-    assert cache.capacity == 512
+    session.reserve(129)
+    assert cache.capacity == 192
     assert np.array_equal(cache.layer(0, 0, 2)[0][:, :, :31], keys[:, :, :31])
+    session.drop_row(0)
+    session.reserve(193)
+    assert np.array_equal(cache.layer(0, 0, 1)[0][0, :, :6], keys[1, :, :6])
+    assert cache.layer(0, 0, 9)[0].shape == (1, 2, 256, 16)
     session.close()
 
 
@@ -250,3 +254,36 @@ def test_a_device_without_room_is_out_of_memory(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", full)
     with pytest.raises(OutOfMemoryError, match="making room for the KV cache: ONNX Runtime ran out of memory: CUDA"):
         decoder.session(1, 100)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not get_backend(NAME).is_installed(), reason="needs an NVIDIA GPU and ONNX Runtime's build for it")
+def test_on_a_gpu_sessions_stay_near_the_formula_and_answers_those_of_the_cpu(
+    fp16_path: Path, film: np.ndarray, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    config = toy_config()
+    weights = Weights.random(config.text)
+    path = tmp_path / "decoder.onnx"
+    write_decoder(path, config, weights, "float16")
+    graph = graph_file(path, decoder_io(config), "float16")
+    session = get_backend(NAME).open_decoder(graph, config.text, chunk=8).session(3, 70)
+    rows = [rng.normal(size=(length, 64)).astype(np.float32) for length in (24, 9, 15)]
+    expected = [reference_logits(config.text, weights, row) for row in rows]
+
+    def off(found: np.ndarray, ahead: int) -> float:
+        wanted = np.stack([logits[ahead - 7] for logits in expected])
+        return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+    assert off(session.prefill([row[:-6].astype(np.float16) for row in rows], Deadline()), 0) < 5e-2
+    for step in range(1, 4):
+        assert off(session.step(np.stack([row[step - 7] for row in rows]).astype(np.float16)), step) < 5e-2
+    session.drop_row(0)
+    rows, expected = [rows[2], rows[1]], [expected[2], expected[1]]
+    session.reserve(200)
+    for step in range(4, 7):
+        assert off(session.step(np.stack([row[step - 7] for row in rows]).astype(np.float16)), step) < 5e-2
+    session.close()
+    with VideoLM.open(fp16_path, backend=NAME) as on_gpu, VideoLM.open(fp16_path, device="cpu") as on_cpu:
+        first, second = on_gpu.ask(film, "Which way?"), on_cpu.ask(film, "Which way?")
+        assert first.backend.decoder.device == "CUDA"
+        assert first.token_ids[:4] == second.token_ids[:4]

@@ -92,6 +92,10 @@ class FakeDevice:
     def end_capture(self, stream: int) -> list[_Work]:
         return self._captured.pop(stream)
 
+    def discard(self, stream: int) -> None:
+        """Forgets what is in a stream: none of it was done."""
+        self._queues[stream] = []
+
     def run(self, stream: int) -> None:
         """Does everything that is in a stream."""
         assert not self.is_capturing(stream), "a stream that is being captured is waited for"
@@ -210,6 +214,8 @@ def _checked(module: ModuleType, device: FakeDevice, function: Callable[..., Any
         status = module.cudaError_t[error]
         if error != "cudaSuccess":
             assert len(arguments) == len(parameters)
+            if function.__name__ == "cudaStreamSynchronize":
+                device.discard(*arguments)
             return status, None
         result = function(*arguments)
         return (status,) if result is None else (status, result)

@@ -333,16 +333,21 @@ def test_what_cuda_refuses_is_our_error(
         decoder.session(1, 10)
 
 
-def test_a_step_that_fails_leaves_the_session_as_it_was(make: Maker, gpu: FakeDevice, rng: np.random.Generator) -> None:
-    config, weights, decoder = make()
+@pytest.mark.parametrize("is_aliased", [True, False], ids=["one-cache", "two-caches"])
+def test_a_step_that_fails_leaves_the_session_as_it_was(
+    make: Maker, gpu: FakeDevice, rng: np.random.Generator, is_aliased: bool
+) -> None:
+    config, weights, decoder = make(is_aliased=is_aliased)
     embeds = _embeds(rng, 12)
     session = decoder.session(1, 20)
     session.prefill([embeds[:6]], Deadline())
     for i in range(6, 12):
-        gpu.fails["cudaGraphLaunch" if i > 7 and gpu.library == "tensorrt" else "cudaMemcpyAsync"] = "cudaErrorUnknown"
-        with pytest.raises(BackendError, match="CUDA failed"):
-            session.step(embeds[i : i + 1])
-        gpu.fails.clear()
+        launched = i > 7 and is_aliased and gpu.library == "tensorrt"
+        for function in ["cudaMemcpyAsync" if i == 6 else "cudaStreamSynchronize"] + ["cudaGraphLaunch"] * launched:
+            gpu.fails[function] = "cudaErrorUnknown"
+            with pytest.raises(BackendError, match="CUDA failed"):
+                session.step(_embeds(rng, 1))
+            gpu.fails.clear()
         assert session.lengths == (i,)
         found = session.step(embeds[i : i + 1])
     assert close(found[0], reference_logits(config.text, weights, embeds)[-1])

@@ -129,8 +129,8 @@ class _OpenDecoder:
                     self._graph.forget()
                 bind()
                 enqueue()
-            cache.written(first, last)
             self._engine.stream.synchronize()
+            cache.written(first, last)
             return self._buffers.logits(num_rows)
 
     def _bind(self, context: Context, cache: DeviceCache, first: int, num_rows: int, num_new: int) -> None:

@@ -91,7 +91,7 @@ class DeviceCache:
         return found
 
     def written(self, first: int, last: int) -> None:
-        """Is called when a run on rows ``first`` to ``last`` (exclusive) is enqueued: makes present the next past."""
+        """Is called after a run on rows ``first`` to ``last`` (exclusive): what it wrote is what the next one reads."""
         if self.is_aliased:
             return
         if (first, last) == (0, self.rows):

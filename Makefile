@@ -3,6 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS := cpu,openvino,export,train,eval,bench
+# TensorRT-RTX, which builds engines without a GPU, has no wheels for other systems.
+ifeq ($(shell uname -sm),Linux x86_64)
+EXTRAS := $(EXTRAS),tensorrt-rtx
+endif
 # Never `.`: the links at the repository's root would list the same files again under other names.
 SOURCES := blip3v tests scripts
 

@@ -33,6 +33,13 @@ class Package:
 
 
 _TORCH = (Package("torch", "2.11", "torch"), Package("transformers", "5.17", "transformers"))
+# What reads the graphs that an engine is built from.
+_GRAPHS = (
+    Package("onnx", "1.20", "onnx"),
+    Package("onnx-ir", "1.1", "onnx_ir"),
+    Package("filelock", "4.2", "filelock"),
+)
+_CUDA = Package("cuda-bindings", "12.8", "cuda")  # memory and streams of the GPU
 
 # In the order in which a missing module is looked up: the first extra that installs it is the one to suggest.
 EXTRAS: dict[str, tuple[Package, ...]] = {
@@ -46,6 +53,13 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("onnxscript", "0.7", "onnxscript"),
         Package("onnx-ir", "1.1", "onnx_ir"),
         Package("filelock", "4.2", "filelock"),
+    ),
+    "tensorrt": (Package("tensorrt", "10.3", "tensorrt"), _CUDA, *_GRAPHS),
+    "tensorrt-rtx": (
+        Package("tensorrt-rtx-cu13-libs", "1.7", "tensorrt_rtx_libs"),
+        Package("tensorrt-rtx-cu13-bindings", "1.7", "tensorrt_rtx_bindings"),
+        _CUDA,
+        *_GRAPHS,
     ),
     "train": (*_TORCH, Package("accelerate", "1.10", "accelerate")),
     "eval": (Package("matplotlib", "3.9", "matplotlib"),),

@@ -10,7 +10,10 @@ from contextlib import ExitStack, contextmanager
 from blip3v.errors import CancelledError, RequestError, RequestTimeoutError
 from blip3v.runtime.checks import check_timeout
 
-__all__ = ["CancelToken", "Deadline"]
+__all__ = ["CancelToken", "Deadline", "held"]
+
+# How long a wait for a lock goes on after its deadline.
+_POLL_S = 0.02
 
 
 class CancelToken:
@@ -117,6 +120,22 @@ class Deadline:
     def remaining_s(self) -> float | None:
         """Seconds left; None: no limit."""
         return None if self._timeout_s is None else self._timeout_s - self.elapsed_s
+
+
+@contextmanager
+def held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
+    """Holds ``lock`` while the block runs; the deadline ends the wait for it.
+
+    Raises:
+        CancelledError, RequestTimeoutError: from ``deadline``.
+    """
+    deadline.check()
+    while not lock.acquire(timeout=_POLL_S):
+        deadline.check()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

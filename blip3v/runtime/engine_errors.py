@@ -17,6 +17,7 @@ _MEMORY_WORDS = (
     "cannot allocate memory",
     "failed to allocate",
     "out of memory",
+    "outofmemory",
     "std::length_error",
 )
 # What engines raise besides classes of their own. UnicodeError, for a name or path that is not UTF-8, is a ValueError.

@@ -124,11 +124,11 @@ def answer_in_pieces(owner: ModelOwner, request: Request, deadline: Deadline) ->
 
 
 def answer_together(model: Model, requests: Sequence[Request], deadline: Deadline) -> list[Answer]:
-    """Answers several requests, as many at a time as their cache fits the budget and the free memory."""
+    """Answers several requests: as many at a time as the decoder takes, and their cache fits budget and free memory."""
     answers: list[Answer] = []
     with model.caches.take(0, 0) as share:
         while len(answers) < len(requests):
-            left = requests[len(answers) :]
+            left = requests[len(answers) :][: model.decoder.max_rows]
             num_rows = share.resize_to_rows([request.num_tokens for request in left], memory.available_bytes())
             answers += _answer_rows(model, left[:num_rows], deadline)
     return answers

@@ -88,6 +88,8 @@ class OnnxRuntimeDecoder:
         new_cache: returns an empty cache for the graph, the geometry and a number of rows.
     """
 
+    max_rows: int | None = None
+
     def __init__(
         self,
         graph: OpenGraph,

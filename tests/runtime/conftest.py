@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorrt_stand_in
+from cuda_stand_in import FakeDevice
 from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config, write_decoder
 from toy_parts import BACKENDS, Clock, DecoderMaker, graph_file, open_backend
@@ -47,6 +49,16 @@ def make_decoder(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Deco
         return config, weights, open_backend(backend).open_decoder(graph, config.text, threads=1, chunk=chunk)
 
     return make
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt_rtx"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[FakeDevice]:
+    """A fake GPU with one of the libraries and cuda-bindings, importable while the tests of a module run."""
+    real = pytest.importorskip("tensorrt_rtx_bindings")  # the fake is made from its names
+    device = FakeDevice(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        tensorrt_stand_in.install(patch, device, real)
+        yield device
 
 
 @pytest.fixture

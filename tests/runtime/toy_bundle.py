@@ -12,6 +12,7 @@ from blip3v.bundle.embeddings import write_embeddings
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.manifest import GraphEntry, KVGeometry, Limits, Manifest, Source, WeightCount
 from blip3v.bundle.precision import Precision
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.bundle.writer import BundleWriter
 from blip3v.config import ModelConfig
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
@@ -27,8 +28,12 @@ def write_bundle(
     random_init: bool = False,
     encoder_seed: int = 1,
     max_new_tokens: int = 24,
+    graphs_for: Target = DEFAULT_TARGET,
 ) -> Path:
-    """Writes a bundle of the toy model and gives its folder; ``precision`` is a name, or one for each graph."""
+    """Writes a bundle of the toy model and gives its folder.
+
+    ``precision`` is a name, or one for each graph; ``graphs_for`` says which engines the graphs are written for.
+    """
     specs = Precision.parse(precision)
     with BundleWriter(target) as writer:
         folder = writer.path
@@ -40,9 +45,10 @@ def write_bundle(
         (folder / layout.CHAT_TEMPLATE).write_text(RELEASED_TEMPLATE, "utf-8")
         (folder / layout.CARD).write_text("toy\n", "utf-8")
         write_embeddings(folder / layout.EMBEDDINGS, toy_table(config, specs.decoder.io))
-        write_decoder(folder / layout.graph_file("decoder"), config, weights, specs.decoder.io)
-        write_video_encoder(folder / layout.graph_file("video_encoder"), config, specs.video_encoder.io, encoder_seed)
-        return writer.publish(_manifest(folder, config, specs, random_init))
+        write_decoder(folder / layout.graph_file("decoder"), config, weights, specs.decoder.io, graphs_for)
+        path = folder / layout.graph_file("video_encoder")
+        write_video_encoder(path, config, specs.video_encoder.io, encoder_seed, graphs_for)
+        return writer.publish(_manifest(folder, config, specs, random_init, graphs_for))
 
 
 def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
@@ -51,8 +57,8 @@ def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
     return np.random.default_rng(5).normal(size=shape).astype(dtype)
 
 
-def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_init: bool) -> Manifest:
-    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config)}
+def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_init: bool, target: Target) -> Manifest:
+    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
     sizes = {name: (folder / layout.graph_file(name)).stat().st_size for name in ios}
     return Manifest(
         created_by={"toy": "1"},
@@ -62,7 +68,7 @@ def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_in
         num_frames=config.num_frames,
         num_video_tokens=config.num_video_tokens,
         precision=precision,
-        target="onnxruntime",
+        target=target,
         opset=23,
         graphs={name: GraphEntry.of(name, io, precision.graphs[name]) for name, io in ios.items()},
         kv=KVGeometry.of(config, precision.decoder),

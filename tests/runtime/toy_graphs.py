@@ -27,6 +27,7 @@ from blip3v.bundle.graph_io import (
     present_value,
     video_encoder_io,
 )
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.config import ModelConfig, ResamplerConfig, TemporalConfig, TextConfig, VisionConfig
 
 FloatArray = NDArray[np.float32]
@@ -157,19 +158,30 @@ def rotate(w: dict[str, FloatArray], x_HtK: NDArray[np.float64]) -> NDArray[np.f
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def write_decoder(path: Path, config: ModelConfig, weights: Weights, precision: str = "float32") -> None:
-    """The toy decoder as a real graph with GroupQueryAttention and shared past and present."""
+def write_decoder(
+    path: Path,
+    config: ModelConfig,
+    weights: Weights,
+    precision: str = "float32",
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """The toy decoder as a real graph, with shared past and present.
+
+    Its attention is GroupQueryAttention, or for TensorRT TensorScatter and Attention with a mask.
+    """
     builder = _Builder(precision)
     text = config.text
     for name, value in weights.values.items():
         builder.weight(name, value)
+    if is_tensorrt(target):
+        _positions_and_mask(builder, text)
     x = "inputs_embeds"
     for layer in range(text.num_layers):
-        x = _layer(builder, text, layer, x, in_int8=weights.cache_in_int8)
+        x = _layer(builder, text, layer, x, target, in_int8=weights.cache_in_int8)
     x = _last_tokens(builder, text, builder.rms(x, "norm", text.rms_norm_eps))
     logits = builder.node("MatMul", [x, "head"])
     builder.node("Cast", [logits], outputs=["logits"], to=TensorProto.FLOAT)
-    builder.save(path, decoder_io(config), TensorProto.INT8 if weights.cache_in_int8 else None)
+    builder.save(path, decoder_io(config, target), TensorProto.INT8 if weights.cache_in_int8 else None)
 
 
 def _last_tokens(builder: _Builder, text: TextConfig, x: str) -> str:
@@ -181,12 +193,23 @@ def _last_tokens(builder: _Builder, text: TextConfig, x: str) -> str:
     return builder.node("Squeeze", [builder.node("GatherElements", [x, index], axis=1), "axis1"])
 
 
-def _layer(builder: _Builder, text: TextConfig, layer: int, x: str, *, in_int8: bool) -> str:
+def _layer(builder: _Builder, text: TextConfig, layer: int, x: str, target: Target, *, in_int8: bool) -> str:
     qkv = builder.node("MatMul", [builder.rms(x, f"{layer}.norm1", text.rms_norm_eps), f"{layer}.qkv"])
+    if is_tensorrt(target):
+        mixed = _masked_attention(builder, text, layer, qkv)
+    else:
+        mixed = _grouped_attention(builder, text, layer, qkv, in_int8=in_int8)
+    x = builder.node("Add", [x, builder.node("MatMul", [mixed, f"{layer}.out"])])
+    up = builder.node("MatMul", [builder.rms(x, f"{layer}.norm2", text.rms_norm_eps), f"{layer}.up"])
+    gated = builder.node("Mul", [up, builder.node("Sigmoid", [up])])
+    return builder.node("Add", [x, builder.node("MatMul", [gated, f"{layer}.down"])])
+
+
+def _grouped_attention(builder: _Builder, text: TextConfig, layer: int, qkv: str, *, in_int8: bool) -> str:
     scales = ["", "", "", f"{layer}.key_scale", f"{layer}.value_scale"] if in_int8 else []
     types = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8} if in_int8 else {}
     past = [past_key(layer), past_value(layer)]
-    mixed = builder.node(
+    return builder.node(
         "GroupQueryAttention",
         [qkv, "", "", *past, "seqlens_k", "total_sequence_length", "cos", "sin", *scales],
         outputs=[f"mixed.{layer}", present_key(layer), present_value(layer)],
@@ -197,13 +220,52 @@ def _layer(builder: _Builder, text: TextConfig, layer: int, x: str, *, in_int8: 
         local_window_size=-1 if text.sliding_window is None else text.sliding_window,
         **types,
     )
-    x = builder.node("Add", [x, builder.node("MatMul", [mixed, f"{layer}.out"])])
-    up = builder.node("MatMul", [builder.rms(x, f"{layer}.norm2", text.rms_norm_eps), f"{layer}.up"])
-    gated = builder.node("Mul", [up, builder.node("Sigmoid", [up])])
-    return builder.node("Add", [x, builder.node("MatMul", [gated, f"{layer}.down"])])
 
 
-def write_video_encoder(path: Path, config: ModelConfig, precision: str = "float32", seed: int = 1) -> None:
+def _positions_and_mask(builder: _Builder, text: TextConfig) -> None:
+    """Positions (B,t) of the new tokens, and which slots of the cache each of them sees, (B,1,t,S)."""
+    for name, value in {"zero": 0, "one": 1}.items():
+        builder.scalar(name, value)
+    for name, values in {"at0": [0], "at1": [1], "at2": [2], "window": [text.sliding_window or 0]}.items():
+        builder.ints(name, values)
+
+    def count(tensor: str, axis: int) -> str:
+        shape = builder.node("Shape", [tensor], start=axis, end=axis + 1)
+        return builder.node("Range", ["zero", builder.node("Squeeze", [shape, "at0"]), "one"])
+
+    first = builder.node("Unsqueeze", ["write_indices", "at1"])
+    positions = builder.node("Add", [first, count("inputs_embeds", 1)], outputs=["positions"])
+    last_seen, slots = builder.node("Unsqueeze", [positions, "at2"]), count(past_key(0), 2)
+    seen = builder.node("LessOrEqual", [slots, last_seen])
+    if text.sliding_window is not None:
+        recent = builder.node("Greater", [slots, builder.node("Sub", [last_seen, "window"])])
+        seen = builder.node("And", [seen, recent])
+    builder.node("Unsqueeze", [seen, "at1"], outputs=["mask"])
+
+
+def _masked_attention(builder: _Builder, text: TextConfig, layer: int, qkv: str) -> str:
+    counts, head = (text.num_heads, text.num_kv_heads, text.num_kv_heads), text.head_dim
+    builder.ints(f"{layer}.sizes", [count * head for count in counts])
+    parts = [f"{layer}.{part}" for part in "qkv"]
+    builder.node("Split", [qkv, f"{layer}.sizes"], outputs=parts, axis=-1)
+    for part, count in zip(parts, counts, strict=True):
+        builder.ints(f"{part}.shape", [0, 0, count, head])
+    q, k, v = (
+        builder.node("Transpose", [builder.node("Reshape", [part, f"{part}.shape"])], perm=[0, 2, 1, 3])
+        for part in parts
+    )
+    q, k = (builder.node("RotaryEmbedding", [x, "cos", "sin", "positions"]) for x in (q, k))
+    for new, past, present in ((k, past_key, present_key), (v, past_value, present_value)):
+        inputs = [past(layer), new, "write_indices"]
+        builder.node("TensorScatter", inputs, outputs=[present(layer)], axis=-2)
+    mixed = builder.node("Attention", [q, present_key(layer), present_value(layer), "mask"])
+    builder.ints(f"{layer}.flat", [0, 0, text.num_heads * head])
+    return builder.node("Reshape", [builder.node("Transpose", [mixed], perm=[0, 2, 1, 3]), f"{layer}.flat"])
+
+
+def write_video_encoder(
+    path: Path, config: ModelConfig, precision: str = "float32", seed: int = 1, target: Target = DEFAULT_TARGET
+) -> None:
     """Patches through one Linear, mean over frames: (B,F,3,side,side) to (B,M,D), M = 8."""
     rng = np.random.default_rng(seed)
     side, count, width = config.vision.image_size, config.num_video_tokens, config.text.hidden_size
@@ -214,7 +276,7 @@ def write_video_encoder(path: Path, config: ModelConfig, precision: str = "float
     patches = builder.node("Reshape", ["frames", "tokens_shape"])
     projected = builder.node("MatMul", [patches, "project"])
     builder.node("ReduceMean", [projected, "frame_axis"], outputs=["video_tokens"], keepdims=0)
-    builder.save(path, video_encoder_io(config))
+    builder.save(path, video_encoder_io(config, target))
 
 
 class _Builder:
@@ -232,6 +294,9 @@ class _Builder:
 
     def ints(self, name: str, values: list[int]) -> None:
         self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+
+    def scalar(self, name: str, value: int) -> None:
+        self.weights.append(numpy_helper.from_array(np.array(value, np.int64), name))
 
     def node(
         self, kind: str, inputs: list[str], outputs: list[str] | None = None, domain: str = "", **attributes: Any
@@ -252,6 +317,9 @@ class _Builder:
             return [helper.make_tensor_value_info(p.name, types[p.dtype], p.axes) for p in ports]
 
         graph = helper.make_graph(self.nodes, path.stem, infos(io.inputs), infos(io.outputs), self.weights)
-        opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+        opsets = [
+            helper.make_opsetid("", 24 if "TensorScatter" in {node.op_type for node in self.nodes} else 23),
+            helper.make_opsetid("com.microsoft", 1),
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), path)

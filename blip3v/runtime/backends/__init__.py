@@ -189,6 +189,7 @@ class Decoder(Protocol):
 
     execution: Execution
     dtype: np.dtype[Any]  # of the embeddings that it takes: float32 or float16
+    max_rows: int | None  # of a session; None: as many as fit into memory
 
     def session(self, num_rows: int, num_tokens: int) -> DecoderSession:
         """A new session of ``num_rows`` empty rows with room for ``num_tokens`` each, to be closed by the caller.

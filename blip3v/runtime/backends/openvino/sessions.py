@@ -21,7 +21,7 @@ from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
 from blip3v.runtime.backends.openvino import cache_dtype, computes_in_fp16
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
-from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.host_cache import KVCache, pad_prompts
 
@@ -76,6 +76,8 @@ class OpenVinoVideoEncoder:
 class OpenVinoDecoder:
     """See ``Decoder``."""
 
+    max_rows: int | None = None
+
     def __init__(
         self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
     ) -> None:
@@ -118,7 +120,7 @@ class _CompiledDecoder:
         """
         num_rows, num_new = inputs["positions"].shape
         sizes = _sizes(num_rows, num_new, inputs["mask"].shape[3])
-        with _held(self._lock, deadline), _engine_errors("running the decoder"):
+        with held(self._lock, deadline), _engine_errors("running the decoder"):
             try:
                 outputs = self._infer(inputs, deadline)
             except BaseException:
@@ -276,18 +278,6 @@ def _mask(
         sees_new_Btt = sees_new_Btt & (news_t > news_t[:, None] - window)
     sees = np.concatenate([sees_cache_BtS, sees_new_Btt], axis=2)
     return np.where(sees, np.float32(0), np.float32(-np.inf))[:, None]
-
-
-@contextlib.contextmanager
-def _held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
-    """Holds ``lock``; the deadline ends the wait for it."""
-    deadline.check()
-    while not lock.acquire(timeout=_POLL_MS / 1000):
-        deadline.check()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any:

@@ -1,0 +1,319 @@
+"""The opened decoder on TensorRT and its sessions.
+
+Letters: B rows, t new tokens, S cache capacity, D width, V logits.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3v.bundle.graph_io import past_key, present_key
+from blip3v.config import TextConfig
+from blip3v.errors import ArtifactError, RequestError
+from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
+from blip3v.runtime.backends.tensorrt.cuda import DeviceMemory, PinnedArray
+from blip3v.runtime.backends.tensorrt.device_cache import DeviceCache
+from blip3v.runtime.backends.tensorrt.engine import Context, OpenEngine
+from blip3v.runtime.backends.tensorrt.step_graph import StepGraph
+from blip3v.runtime.cancellation import Deadline, held
+from blip3v.runtime.host_cache import pad_prompts
+
+__all__ = ["TensorRtDecoder", "TensorRtSession"]
+
+_EMBEDS, _INDEX, _WRITE, _LOGITS = "inputs_embeds", "logits_index", "write_indices", "logits"
+_LONGER = "build engines with a larger `max_seq_len`"
+_MORE_ROWS = "ask fewer questions at once, or build engines with a larger `max_batch_size`"
+_ALIGNMENT_BYTES = 256  # of every address that TensorRT is given
+
+
+class TensorRtDecoder:
+    """See ``Decoder``. Runs of several sessions queue up: they share the contexts and one stream."""
+
+    def __init__(
+        self, graph: GraphFile, execution: Execution, text: TextConfig, chunk: int, *, cuda_graphs: bool
+    ) -> None:
+        engine = OpenEngine(graph, "decoder")
+        self.execution = engine.execution(execution)
+        self.dtype = np.dtype(graph.precision.io)
+        opened = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
+        self.max_rows: int | None = opened.max_rows
+        self._opened: _OpenDecoder | None = opened
+
+    def session(self, num_rows: int, num_tokens: int) -> TensorRtSession:
+        """See ``Decoder``. Its cache takes the engine's whole capacity, however few tokens are asked for.
+
+        Raises:
+            RequestError: more rows or tokens than the engine was built for.
+        """
+        return TensorRtSession(still_open(self._opened, "decoder"), num_rows, num_tokens)
+
+    def close(self) -> None:
+        """See ``Decoder``."""
+        self._opened = None
+
+
+class _OpenDecoder:
+    """The engine, which every session holds: a context for each profile and buffers for the largest run."""
+
+    def __init__(self, engine: OpenEngine, text: TextConfig, chunk: int, *, cuda_graphs: bool) -> None:
+        self.lock = threading.Lock()  # held for whatever goes into the stream, which may be capturing
+        self.text = text
+        self._engine = engine
+        past = next(tensor for tensor in engine.inputs if tensor.name == past_key(0))
+        self.cache_dtype = np.dtype(past.dtype)
+        self.capacity = self._fixed_capacity(past.axes[2])
+        self.is_aliased = engine.is_aliased(present_key(0))
+        prefill, step = self._profiles()
+        self._prefill = engine.context(prefill)
+        self._step = self._prefill if step == prefill else engine.context(step, cuda_graphs=cuda_graphs)
+        self._graph = StepGraph(engine.stream, captures=cuda_graphs and not engine.trt.tensorrt.is_rtx)
+        self.chunk = min(chunk, self._prefill.largest(_EMBEDS)[1])
+        self.max_rows = self._step.largest(_EMBEDS)[0]
+        self.max_prefill_rows = self._prefill.largest(_EMBEDS)[0]
+        self._buffers = _Buffers(engine, max(self.max_rows, self.max_prefill_rows), self.chunk, text)
+
+    def new_cache(self, num_rows: int) -> DeviceCache:
+        """An empty cache, which the stream may still be filling with zeros."""
+        engine = self._engine
+        with self.lock:
+            return DeviceCache(
+                engine.cuda,
+                engine.stream,
+                self.text,
+                self.cache_dtype,
+                rows=num_rows,
+                capacity=self.capacity,
+                is_aliased=self.is_aliased,
+            )
+
+    def run(
+        self,
+        cache: DeviceCache,
+        first: int,
+        embeds_BtD: FloatArray,
+        logits_index: Sequence[int],
+        deadline: Deadline | None = None,
+    ) -> NDArray[np.float32]:
+        """Runs the engine on the rows from ``first`` on and returns logits (B,V); lengths stay as they are.
+
+        Args:
+            cache: of the session.
+            first: the first row.
+            embeds_BtD: new tokens; what follows a row's last one is padding.
+            logits_index: of each row, the position whose logits are returned.
+            deadline: ends the wait for other sessions; None: does not.
+        """
+        num_rows, num_new, _ = embeds_BtD.shape
+        last = first + num_rows
+        with held(self.lock, deadline or Deadline()), self._engine.trt.calling("running the decoder"):
+            self._buffers.fill(embeds_BtD, logits_index, cache.lengths[first:last])
+            context = self._step if num_new == 1 else self._prefill
+
+            def bind() -> None:
+                self._bind(context, cache, first, num_rows, num_new)
+
+            def enqueue() -> None:
+                self._buffers.to_device(num_rows, num_new)
+                context.enqueue()
+                self._buffers.to_host(num_rows)
+
+            if num_new == 1:
+                self._graph.run((cache.id, cache.turn, first, num_rows), bind, enqueue)
+            else:
+                if context is self._step:
+                    self._graph.forget()
+                bind()
+                enqueue()
+            self._engine.stream.synchronize()
+            cache.written(first, last)
+            return self._buffers.logits(num_rows)
+
+    def _bind(self, context: Context, cache: DeviceCache, first: int, num_rows: int, num_new: int) -> None:
+        text = self.text
+        context.set_shape(_EMBEDS, (num_rows, num_new, text.hidden_size))
+        context.set_shape(_INDEX, (num_rows,))
+        context.set_shape(_WRITE, (num_rows,))
+        pasts = {tensor.name for tensor in self._engine.inputs} - {_EMBEDS, _INDEX, _WRITE}
+        for name, address in cache.addresses(first).items():
+            if name in pasts:
+                context.set_shape(name, (num_rows, text.num_kv_heads, self.capacity, text.head_dim))
+            context.set_address(name, address)
+        for name, address in self._buffers.addresses().items():
+            context.set_address(name, address)
+
+    def _profiles(self) -> tuple[int, int]:
+        """The profile for chunks of a prompt and the one for steps, which is the same if there is one only."""
+        engine = self._engine
+        longest = {i: engine.smallest_and_largest(_EMBEDS, i)[1][1] for i in range(engine.num_profiles)}
+        return max(longest, key=lambda i: longest[i]), min(longest, key=lambda i: longest[i])
+
+    def _fixed_capacity(self, axis: object) -> int:
+        text, path = self.text, self._engine.path
+        if not isinstance(axis, int):
+            raise ArtifactError(f"{path}: the capacity of its cache is free; a fixed one is expected; build it again")
+        row_bytes = text.num_kv_heads * axis * text.head_dim * self.cache_dtype.itemsize
+        if row_bytes % _ALIGNMENT_BYTES:
+            raise ArtifactError(
+                f"{path}: a row of its cache has {row_bytes} bytes, and TensorRT takes rows at multiples of "
+                f"{_ALIGNMENT_BYTES}",
+                remedy="build engines whose `max_seq_len` is a multiple of 64",
+            )
+        return axis
+
+
+class _Buffers:
+    """Inputs and logits of one run, on the host and on the device, allocated once for the largest run."""
+
+    def __init__(self, engine: OpenEngine, max_rows: int, max_new: int, text: TextConfig) -> None:
+        self._stream = engine.stream
+        cuda, self._text = engine.cuda, text
+        dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in [*engine.inputs, *engine.outputs]}
+        shapes = {
+            _EMBEDS: (max_rows, max_new, text.hidden_size),
+            _INDEX: (max_rows,),
+            _WRITE: (max_rows,),
+            _LOGITS: (max_rows, text.num_logits),
+        }
+        self._itemsize = {name: dtypes[name].itemsize for name in shapes}
+        self._host = {name: PinnedArray(cuda, shape, dtypes[name]) for name, shape in shapes.items()}
+        self._device = {
+            name: DeviceMemory(cuda, math.prod(shape) * self._itemsize[name], "inputs and outputs of the decoder")
+            for name, shape in shapes.items()
+        }
+
+    def fill(self, embeds_BtD: FloatArray, logits_index: Sequence[int], lengths: Sequence[int]) -> None:
+        """Writes the inputs into pinned memory."""
+        self._host[_EMBEDS].view(embeds_BtD.shape)[...] = embeds_BtD
+        self._host[_INDEX].view((len(lengths),))[...] = logits_index
+        self._host[_WRITE].view((len(lengths),))[...] = lengths
+
+    def to_device(self, num_rows: int, num_new: int) -> None:
+        """Enqueues the copies of the inputs."""
+        counts = {_EMBEDS: num_rows * num_new * self._text.hidden_size, _INDEX: num_rows, _WRITE: num_rows}
+        for name, count in counts.items():
+            num_bytes = count * self._itemsize[name]
+            self._stream.to_device(self._device[name].address, self._host[name].address, num_bytes)
+
+    def to_host(self, num_rows: int) -> None:
+        """Enqueues the copy of the logits."""
+        num_bytes = num_rows * self._text.num_logits * self._itemsize[_LOGITS]
+        self._stream.to_host(self._host[_LOGITS].address, self._device[_LOGITS].address, num_bytes)
+
+    def logits(self, num_rows: int) -> NDArray[np.float32]:
+        """The logits (B,V), once the stream is through."""
+        found: NDArray[np.float32] = self._host[_LOGITS].view((num_rows, self._text.num_logits)).copy()
+        return found
+
+    def addresses(self) -> dict[str, int]:
+        """Where the inputs and the logits are on the device, by name."""
+        return {name: memory.address for name, memory in self._device.items()}
+
+
+class TensorRtSession:
+    """See ``DecoderSession``. A run that failed leaves the lengths as they were before it.
+
+    Short prompts go in together, padded on the right, with tokens before them or without; long ones row by row and in
+    chunks. A chunk that runs goes on to its end: the deadline is looked at before each.
+    """
+
+    def __init__(self, decoder: _OpenDecoder, num_rows: int, num_tokens: int) -> None:
+        if num_rows > decoder.max_rows:
+            raise RequestError(
+                f"{num_rows} rows at once; the engine was built for at most {decoder.max_rows}", remedy=_MORE_ROWS
+            )
+        _check_tokens(num_tokens, decoder.capacity)
+        self._open_decoder: _OpenDecoder | None = decoder
+        self._cache: DeviceCache | None = decoder.new_cache(num_rows)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """See ``DecoderSession``."""
+        return tuple(self.cache.lengths)
+
+    @property
+    def cache(self) -> DeviceCache:
+        """The memory behind it."""
+        return still_open(self._cache, "decoder session")
+
+    @property
+    def _decoder(self) -> _OpenDecoder:
+        return still_open(self._open_decoder, "decoder session")
+
+    def reserve(self, num_tokens: int) -> None:
+        """See ``DecoderSession``. The room is there from the beginning.
+
+        Raises:
+            RequestError: it is more than the engine's capacity.
+        """
+        _check_tokens(num_tokens, self.cache.capacity)
+
+    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        """See ``DecoderSession``. Several rows may hold earlier tokens."""
+        cache, decoder = self.cache, self._decoder
+        assert len(rows) == cache.rows
+        assert all(len(row) for row in rows)
+        longest = max(map(len, rows))
+        self.reserve(max(length + len(row) for length, row in zip(cache.lengths, rows, strict=True)))
+        # Padding is written behind the tokens of its row and has to find room there.
+        has_room = max(cache.lengths) + longest <= min(cache.capacity, decoder.text.max_context)
+        if 1 < len(rows) <= decoder.max_prefill_rows and longest <= decoder.chunk and has_room:
+            return self._prefill_padded(rows, deadline)
+        return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
+
+    def step(self, embeds_BD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache = self.cache
+        self.reserve(max(cache.lengths) + 1)
+        logits_BV = self._decoder.run(cache, 0, embeds_BD[:, None], [0] * cache.rows)
+        cache.lengths = [length + 1 for length in cache.lengths]
+        return logits_BV
+
+    def truncate(self, num_tokens: int) -> None:
+        """See ``DecoderSession``."""
+        assert self.cache.rows == 1
+        assert num_tokens <= self.cache.lengths[0]
+        self.cache.lengths = [num_tokens]
+
+    def drop_row(self, row: int) -> None:
+        """See ``DecoderSession``."""
+        cache = self.cache
+        with self._decoder.lock:
+            cache.drop_row(row)
+
+    def close(self) -> None:
+        """See ``DecoderSession``."""
+        self._cache = self._open_decoder = None
+
+    def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+        logits_BV, decoder, cache = [], self._decoder, self.cache
+        for first, embeds_BtD, counts in pad_prompts(rows, np.dtype(np.float32)):
+            deadline.check()
+            logits_BV.append(decoder.run(cache, first, embeds_BtD, [count - 1 for count in counts], deadline))
+            for row, count in enumerate(counts, first):
+                cache.lengths[row] += count
+        deadline.check()
+        return np.concatenate(logits_BV)
+
+    def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
+        """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
+        decoder, cache = self._decoder, self.cache
+        for start in range(0, len(embeds_tD), decoder.chunk):
+            deadline.check()
+            part_tD = embeds_tD[start : start + decoder.chunk]
+            logits_1V = decoder.run(cache, row, part_tD[None], [len(part_tD) - 1], deadline)
+            cache.lengths[row] += len(part_tD)
+        deadline.check()
+        return logits_1V
+
+
+def _check_tokens(num_tokens: int, capacity: int) -> None:
+    if num_tokens > capacity:
+        raise RequestError(
+            f"prompt, video tokens and answer together take {num_tokens} tokens; the engine holds at most {capacity}",
+            remedy=f"ask for fewer new tokens with `max_new_tokens`, or {_LONGER}",
+        )

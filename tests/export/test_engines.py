@@ -175,6 +175,7 @@ def unknown_operator(model: onnx.ModelProto) -> None:
 
 def foreign_operator(model: onnx.ModelProto) -> None:
     next(node for node in model.graph.node if node.op_type == "RMSNormalization").domain = "my.ops"
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
 
 
 def rename_output(model: onnx.ModelProto) -> None:
@@ -186,18 +187,32 @@ def rename_output(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "error", "message"),
+    ("edit", "message"),
     [
-        pytest.param(drop_keys, BackendError, r"drops valid, an input of /Attention\.\d+ \(Attention\)", id="dropped"),
-        pytest.param(ignore_logits_index, BackendError, "does not read logits_index of the decoder", id="unread input"),
-        pytest.param(unknown_operator, BackendError, r"cannot parse the decoder: /RMSNorm.* \(Det\)", id="no operator"),
-        pytest.param(foreign_operator, ExportError, "has my.ops::RMSNormalization, which only other", id="domain"),
-        pytest.param(rename_output, BackendError, "leaves logits out of the decoder", id="no output"),
+        pytest.param(drop_keys, r"drops valid, an input of /Attention\.\d+ \(Attention\)", id="dropped"),
+        pytest.param(ignore_logits_index, "does not read logits_index of the decoder", id="unread input"),
+        pytest.param(unknown_operator, r"cannot parse the decoder: /RMSNorm.* \(Det\)", id="no operator"),
+        pytest.param(rename_output, "leaves logits out of the decoder", id="no output"),
     ],
 )
-def test_a_graph_that_would_be_computed_otherwise_is_refused(tmp_path: Path, edit, error, message: str) -> None:
+def test_a_network_that_is_not_the_graph_is_refused(tmp_path: Path, rtx: TensorRT, edit: Any, message: str) -> None:
+    """What the parser says nothing about is seen in what it made."""
+    bundle = open_bundle(write_trt_bundle(tmp_path / "toy", edit=edit))
+    with pytest.raises(BackendError, match=message):
+        parse_graph(rtx, tmp_path / "toy" / "onnx" / "decoder.onnx", bundle.manifest.graphs["decoder"], capacity=64)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        pytest.param(drop_keys, r"/Attention\.\d+: .*it drops others", id="dropped"),
+        pytest.param(foreign_operator, r"my\.ops", id="domain"),
+        pytest.param(unknown_operator, "Det", id="no operator"),
+    ],
+)
+def test_a_graph_that_breaks_a_rule_is_not_built(tmp_path: Path, edit: Any, message: str) -> None:
     bundle = write_trt_bundle(tmp_path / "toy", edit=edit)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ExportError, match=message):
         build_engines(bundle, SMALL)
     assert not any((bundle / "engines").iterdir())
 
@@ -239,12 +254,11 @@ def test_shapes_that_the_builder_fails_at_are_told_with_others_to_try(tmp_path: 
     build_engines(bundle, EngineRequest(max_seq_len=64, prefill_chunk=16, max_batch_size=2))
 
 
-def test_frames_that_are_fixed_in_the_graph_are_the_only_ones(tmp_path: Path) -> None:
-    fixed = video_encoder_model(trt_config(), fixed_frames=4)
-    bundle = write_trt_bundle(tmp_path / "toy", video_encoder=fixed)
-    assert build_engines(bundle, SMALL).record.limits.max_frames == 4
-    with pytest.raises(UsageError, match="num_frames of the video_encoder is 4 in its graph, and 8 was asked for"):
-        build_engines(bundle, EngineRequest(max_frames=8, compute_capability=("8.6",)))
+def test_a_batch_that_is_fixed_in_the_graph_is_the_only_one(tmp_path: Path) -> None:
+    bundle = write_trt_bundle(tmp_path / "toy", video_encoder=video_encoder_model(trt_config(), batch=1))
+    assert build_engines(bundle, SMALL).is_new
+    with pytest.raises(UsageError, match="batch of the video_encoder is 1 in its graph, and 2 was asked for"):
+        build_engines(bundle, EngineRequest(max_batch_size=2, compute_capability=("8.6",)))
 
 
 def test_progress_goes_forward_through_both_graphs(tmp_path: Path) -> None:

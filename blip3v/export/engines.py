@@ -23,8 +23,9 @@ from blip3v.bundle import layout
 from blip3v.bundle.engines import RECORD, BuiltGraph, EngineHost, EngineLimits, EngineRecord, check_engine, engine_file
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.bundle.scan import hash_file
 from blip3v.bundle.targets import Target
-from blip3v.errors import ArtifactError, EngineMismatchError, ExportError, ProviderError, UsageError
+from blip3v.errors import ArtifactError, ArtifactHashError, EngineMismatchError, ExportError, ProviderError, UsageError
 from blip3v.export.engine_builder import EngineJob, default_level, rtx_capabilities
 from blip3v.export.engine_network import LayerPrecisions
 from blip3v.export.engine_progress import Progress
@@ -114,6 +115,7 @@ def build_engines(
         unreadable = no_report(planned, compute_capability())
         if is_new:
             _require_room(bundle, engines)
+            _check_files(bundle, progress)
             _check_graphs(bundle, progress)
             with new_folder(folder) as staging:
                 record, layers = _build(bundle, tensorrt, request, planned, staging, progress)
@@ -240,6 +242,21 @@ def _require_room(bundle: Bundle, engines: Path) -> None:
     advice = "close other programs, or build on a machine with more memory"
     memory.require(_FIXED_BYTES + _WEIGHT_COPIES * max(sizes), f"building the engines of {bundle.path}", advice)
     require_disk(engines, sum(sizes), f"building the engines of {bundle.path}")
+
+
+def _check_files(bundle: Bundle, progress: Progress) -> None:
+    """Raises if a graph's files changed since the export: the engines would be recorded as built from the old ones.
+
+    Opening a bundle hashes its small files alone.
+    """
+    for name in GRAPHS:
+        progress(f"hash the {name}")
+        for file in bundle.graph_files(name):
+            if hash_file(bundle.path / file) != bundle.manifest.files[file].sha256:
+                raise ArtifactHashError(
+                    f"{bundle.path / file} is not the file that was written (sha256 differs); copy the bundle again, "
+                    "or run `blip3v export` again"
+                )
 
 
 def _check_graphs(bundle: Bundle, progress: Progress) -> None:

@@ -22,10 +22,19 @@ import pytest
 from onnx import helper, numpy_helper
 from toy_tensorrt import FP16, decoder_model, int8_decoder, trt_config, video_encoder_model, write_trt_bundle
 
+from blip3v.bundle import reader
 from blip3v.bundle.engines import EngineHost, EngineLimits, EngineRecord, check_engine
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.verify import verify_bundle
-from blip3v.errors import ArtifactError, BackendError, EngineMismatchError, ExportError, ProviderError, UsageError
+from blip3v.errors import (
+    ArtifactError,
+    ArtifactHashError,
+    BackendError,
+    EngineMismatchError,
+    ExportError,
+    ProviderError,
+    UsageError,
+)
 from blip3v.export import engine_builder, engines
 from blip3v.export.engine_network import layer_precisions, parse_graph
 from blip3v.export.engine_report import layer_report, no_report
@@ -152,6 +161,15 @@ def test_several_gpus_are_served_by_one_engine(tmp_path: Path) -> None:
         build_engines(bundle, EngineRequest(compute_capability=("9.0",)))
 
 
+def test_weights_that_changed_are_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_trt_bundle(tmp_path / "toy")
+    data = bundle / "onnx" / "decoder.data"
+    data.write_bytes(b"\0" + data.read_bytes()[1:])
+    monkeypatch.setattr(reader, "HASH_ON_OPEN_BYTES", 0)  # as if the file were large
+    with pytest.raises(ArtifactHashError, match=r"decoder\.data is not the file that was written"):
+        build_engines(bundle, SMALL)
+
+
 def drop_keys(model: onnx.ModelProto) -> None:
     """Attention with nonpad_kv_seqlen in place of the mask: the parser takes it and leaves the lengths out."""
     at = next(index for index, node in enumerate(model.graph.node) if node.op_type == "Squeeze")
@@ -266,6 +284,8 @@ def test_progress_goes_forward_through_both_graphs(tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     build_engines(bundle, SMALL, progress=lambda stage, done=0, total=0: calls.append((stage, done, total)))
     assert list(dict.fromkeys(stage for stage, *_ in calls)) == [
+        "hash the video_encoder",
+        "hash the decoder",
         "check the video_encoder",
         "check the decoder",
         "parse the video_encoder",

@@ -160,7 +160,13 @@ def _name_matrix(graph: ir.Graph, matrix: ir.Value) -> None:
     """Torch transposes the matrix of a linear layer, and records which parameter it was."""
     sources = ast.literal_eval(matrix.metadata_props.get(_FOLDED_FROM, "[]"))
     in_products = all(node.op_type == "MatMul" and index == 1 for node, index in matrix.uses())
-    if len(sources) != 1 or sources[0] in graph.initializers or not in_products:
+    if len(sources) != 1 or not in_products:
+        return
+    known = graph.initializers.get(sources[0])
+    if known is not None:
+        if TRANSPOSED in known.metadata_props:  # of another step of an unrolled recurrence
+            ir.convenience.replace_all_uses_with(matrix, known)
+            del graph.initializers[str(matrix.name)]
         return
     matrix.name = sources[0]
     matrix.metadata_props[TRANSPOSED] = "1"

@@ -33,9 +33,9 @@ from blip3v.bundle import (
 )
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.bundle.target_precision import for_target
-from blip3v.bundle.targets import DEFAULT_TARGET, Target
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.config import ModelConfig
-from blip3v.errors import UsageError
+from blip3v.errors import ExportError, UsageError
 from blip3v.export.accuracy import AccuracyReport, save_report
 from blip3v.export.accuracy_run import runnable_backends
 from blip3v.export.cache_scales import prompt_cache_scales
@@ -49,6 +49,7 @@ from blip3v.export.parity_video import VideoCheck, check_video_encoder
 from blip3v.export.passes import weight_counts
 from blip3v.export.quantization import Quantization, QuantizationOptions, open_quantization
 from blip3v.export.source import ExportSource
+from blip3v.export.tensorrt_operators import check_tensorrt_operators
 from blip3v.export.to_onnx import OPSETS, decoder_to_onnx, save_graph, video_encoder_to_onnx
 from blip3v.export.weight_check import check_weights
 from blip3v.model.language import embedding_table
@@ -127,7 +128,7 @@ def export_bundle(
         CalibrationError: the calibration cannot be used, or none can be made.
         OutOfMemoryError: the estimate exceeds the free memory; nothing was started.
         ArtifactError: the disk has no space, the weights cannot be used, or the bundle cannot be written.
-        ExportError: the weights do not fit ``precision``, or torch cannot make a graph.
+        ExportError: the weights do not fit ``precision``, torch cannot make a graph, or TensorRT cannot compute one.
         ParityError: a graph does not match PyTorch, or loses too much accuracy.
         ProviderError: the check needs ONNX Runtime, which is not installed.
     """
@@ -346,7 +347,17 @@ class _Job:
         self._progress(f"export {name}")
         graph = make()
         save_graph(graph, path, partial(self._progress, f"write {name}"))
+        if is_tensorrt(self._target):
+            _check_operators(path, self._target)
         return weight_counts(graph)
+
+
+def _check_operators(path: Path, target: Target) -> None:
+    """A graph that TensorRT's parser accepts may still not be computed as it says, so its documentation decides."""
+    violations = check_tensorrt_operators(path, target).violations
+    if violations:
+        more = f" (and {len(violations) - 1} more places)" if len(violations) > 1 else ""
+        raise ExportError(f"{path.name} does not suit the target {target}: {violations[0]}{more}")
 
 
 def _check_fits(config: ModelConfig, prompt: Prompt) -> None:

@@ -102,7 +102,8 @@ class Quantization:
             found[graph] = read_layers(path, self._names[graph])
             if spec.is_quantized:
                 check_quantized(found[graph], self._wanted(graph, found[graph]))
-                _check_portable(path, found[graph], self.target)
+                if not is_tensorrt(self.target):  # whose graphs are checked node by node when they are written
+                    _check_portable(path, found[graph])
         return found
 
     def accuracy(self, folder: Path, stored: dict[str, list[StoredLayer]]) -> AccuracyReport:
@@ -189,9 +190,9 @@ class Quantization:
                 )
 
 
-def _check_portable(path: Path, layers: list[StoredLayer], target: Target) -> None:
-    """Every graph that is not for ONNX Runtime and OpenVINO alone, as MatMulNBits is, must suit what reads Q/DQ."""
-    if not is_tensorrt(target) and any(layer.weights.endswith("-block") for layer in layers):
+def _check_portable(path: Path, layers: list[StoredLayer]) -> None:
+    """A graph without blocks, which are for ONNX Runtime and OpenVINO alone, must suit every engine that reads Q/DQ."""
+    if any(layer.weights.endswith("-block") for layer in layers):
         return
     violations = check_tensorrt_rules(path).violations
     if violations:

@@ -63,16 +63,19 @@ def test_a_decoder_computes_what_pytorch_does_with_rounded_numbers(name: str, tm
     assert np.linalg.norm(np.stack(got) - expected) < 0.08 * np.linalg.norm(expected)
 
 
-def test_an_unrolled_recurrence_reads_each_weight_from_one_tensor(tmp_path: Path) -> None:
-    """Its matrices were transposed in the graph once for each frame, and no layer was found that reads them."""
-    config = small_config("gttm")
+@pytest.mark.parametrize("encoder", ["gttm", "ttm"])
+def test_an_unrolled_recurrence_reads_each_weight_from_one_tensor(encoder: str, tmp_path: Path) -> None:
+    """Its matrices were transposed once for each frame: large ones in the graph, where no layer was found that reads
+    them, and small ones by torch, in copies that had no weight to load."""
+    config = small_config(encoder)
     model, path = random_model(config), tmp_path / "video_encoder.onnx"
     spec = for_target(Precision.parse("fp16"), TARGET).video_encoder
     save_graph(video_encoder_to_onnx(config, model.state_dict(), spec, target=TARGET), path)
     layers = Counter(layer.layer for layer in read_layers(path, layer_names(config)["video_encoder"]))
-    steps = [count for layer, count in layers.items() if "ttm_unit.process_layers" in layer]
+    steps = [count for layer, count in layers.items() if "ttm_unit" in layer]
     assert steps
-    assert set(steps) == {config.num_frames}
+    # What the last step writes into the memory, an output by frame does not need.
+    assert set(steps) <= {config.num_frames - 1, config.num_frames}
     graph = onnx.load(path, load_external_data=False).graph
     weights = {value.name for value in graph.initializer}
     assert not [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]

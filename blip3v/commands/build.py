@@ -15,7 +15,7 @@ from blip3v.bundle import layout
 from blip3v.bundle.engines import HardwareCompatibility, Library, engine_file
 from blip3v.bundle.manifest import Manifest
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
-from blip3v.commands.next_command import after_export
+from blip3v.commands.next_command import after_build
 from blip3v.commands.output import print_made, quiet_option, talk_console
 from blip3v.commands.program import command_line
 from blip3v.commands.stages import show_stages
@@ -142,7 +142,7 @@ def _next(bundle: Path, result: EngineBuild) -> str:
     """A bundle whose engines run here can be asked; elsewhere, what this machine lacks is of interest."""
     if result.unreadable is not None:
         return command_line("doctor")
-    return after_export(Manifest.load(bundle / layout.MANIFEST), bundle)
+    return after_build(Manifest.load(bundle / layout.MANIFEST), bundle)
 
 
 def _print_engines(result: EngineBuild, console: Console) -> None:

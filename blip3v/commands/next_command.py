@@ -7,10 +7,11 @@ from pathlib import Path
 
 from blip3v.bundle.manifest import Manifest
 from blip3v.bundle.precision import DEFAULT_PRECISION
+from blip3v.bundle.targets import is_tensorrt
 from blip3v.commands.program import command_line
 from blip3v.folders import example_clip
 
-__all__ = ["after_export", "ask_film", "shorter"]
+__all__ = ["after_build", "after_export", "ask_film", "shorter"]
 
 _FILM_QUESTION = "Which way does the red circle turn?"  # about the example clip, to a model of synthetic films
 _ANY_QUESTION = "What happens in this video?"
@@ -19,7 +20,12 @@ _DEMO_BUNDLE = Path("blip3v-demo") / f"blip3v-tiny-tokenlearner-32tok-{DEFAULT_P
 
 
 def after_export(manifest: Manifest, path: Path) -> str:
-    """The command to run next on a bundle; untrained weights are only good for benchmarks."""
+    """The command to run next on a new bundle: ``after_build``, unless TensorRT has to build its engines first."""
+    return command_line("build", str(path)) if is_tensorrt(manifest.target) else after_build(manifest, path)
+
+
+def after_build(manifest: Manifest, path: Path) -> str:
+    """The command to run next on a bundle that can be opened; untrained weights are only good for benchmarks."""
     if manifest.source.random_init or not manifest.source.trained:
         return command_line("bench", str(path))
     clip = example_clip()

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blip3v.bundle import layout
 from blip3v.bundle.engines import RECORD, BuiltGraph, EngineHost, EngineLimits, EngineRecord, check_engine, engine_file
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
+from blip3v.bundle.scan import hash_file
 from blip3v.bundle.targets import Target
-from blip3v.errors import ArtifactError, EngineMismatchError, ExportError, ProviderError, UsageError
+from blip3v.errors import ArtifactError, ArtifactHashError, EngineMismatchError, ExportError, ProviderError, UsageError
 from blip3v.export.engine_builder import EngineJob, default_level, rtx_capabilities
 from blip3v.export.engine_network import LayerPrecisions
 from blip3v.export.engine_progress import Progress
@@ -37,9 +37,6 @@ from blip3v.runtime import memory
 from blip3v.runtime.backends import GRAPHS
 from blip3v.runtime.opening import graph_hash
 from blip3v.runtime.tensorrt_library import EXTRA_OF, TensorRT, compute_capability, host_platform, load_tensorrt
-
-if TYPE_CHECKING:
-    from blip3v.export.tensorrt_rules import TensorRTReport
 
 __all__ = ["EngineBuild", "build_engines"]
 
@@ -96,7 +93,7 @@ def build_engines(
         UsageError: the bundle is not for TensorRT, or cannot do what was asked for.
         ArtifactError: the bundle cannot be read, or the engines cannot be written.
         ProviderError: TensorRT is not installed or too old, or there is no GPU that it builds for.
-        ExportError: the quantisation breaks a rule of TensorRT, or an operator is not one of ONNX.
+        ExportError: a graph breaks a rule of TensorRT's parser or of its quantisation.
         OutOfMemoryError: building needs more memory than is free.
         BackendError: TensorRT refuses a graph, or does not build what was asked for.
         KeyboardInterrupt: Ctrl-C, at the next step of the build; nothing is left behind.
@@ -118,7 +115,8 @@ def build_engines(
         unreadable = no_report(planned, compute_capability())
         if is_new:
             _require_room(bundle, engines)
-            _check_rules(bundle, progress)
+            _check_files(bundle, progress)
+            _check_graphs(bundle, progress)
             with new_folder(folder) as staging:
                 record, layers = _build(bundle, tensorrt, request, planned, staging, progress)
                 if unreadable is None:
@@ -246,21 +244,33 @@ def _require_room(bundle: Bundle, engines: Path) -> None:
     require_disk(engines, sum(sizes), f"building the engines of {bundle.path}")
 
 
-def _check_rules(bundle: Bundle, progress: Progress) -> None:
-    from blip3v.export.tensorrt_rules import check_tensorrt_rules  # imports onnx-ir
+def _check_files(bundle: Bundle, progress: Progress) -> None:
+    """Raises if a graph's files changed since the export: the engines would be recorded as built from the old ones.
+
+    Opening a bundle hashes its small files alone.
+    """
+    for name in GRAPHS:
+        progress(f"hash the {name}")
+        for file in bundle.graph_files(name):
+            if hash_file(bundle.path / file) != bundle.manifest.files[file].sha256:
+                raise ArtifactHashError(
+                    f"{bundle.path / file} is not the file that was written (sha256 differs); copy the bundle again, "
+                    "or run `blip3v export` again"
+                )
+
+
+def _check_graphs(bundle: Bundle, progress: Progress) -> None:
+    """Raises unless TensorRT's parser takes every node of both graphs, and means the same by it."""
+    from blip3v.export.tensorrt_operators import check_tensorrt_operators  # imports onnx
 
     for name in GRAPHS:
         progress(f"check the {name}")
-        report: TensorRTReport = check_tensorrt_rules(bundle.path / layout.graph_file(name))
-        if not report.passed:
-            more = f", and {len(report.violations) - 1} more" if len(report.violations) > 1 else ""
+        path = bundle.path / layout.graph_file(name)
+        violations = check_tensorrt_operators(path, bundle.manifest.target).violations
+        if violations:
+            more = f", and {len(violations) - 1} more" if len(violations) > 1 else ""
             raise ExportError(
-                f"TensorRT would refuse the {name} of {bundle.path}, or compute something else: "
-                f"{report.violations[0]}{more}; run `blip3v export` again"
-            )
-        if report.other_operators:
-            raise ExportError(
-                f"the {name} of {bundle.path} has {', '.join(report.other_operators)}, which only other engines have; "
+                f"TensorRT would refuse the {name} of {bundle.path}, or compute something else: {violations[0]}{more}; "
                 "run `blip3v export` again"
             )
 

@@ -28,7 +28,7 @@ def test_the_defaults_are_the_bundles_own(bundle: Bundle) -> None:
 
 
 def test_what_is_asked_for_is_taken(bundle: Bundle) -> None:
-    asked: Any = {"max_batch_size": 3, "max_frames": 9, "max_seq_len": 10, "prefill_chunk": 7}
+    asked: Any = {"max_batch_size": 3, "max_frames": 4, "max_seq_len": 10, "prefill_chunk": 7}
     assert engine_limits(bundle, EngineRequest(**asked)) == EngineLimits(**asked)
     assert engine_limits(bundle, EngineRequest(max_seq_len=20)).prefill_chunk == 20
 
@@ -40,6 +40,7 @@ def test_what_is_asked_for_is_taken(bundle: Bundle) -> None:
         pytest.param({"max_seq_len": 257}, "max_seq_len is 257; the model's context has 256 tokens", id="too long"),
         pytest.param({"max_seq_len": 9}, "8 video tokens, a prompt and an answer need at least 10", id="too short"),
         pytest.param({"max_seq_len": 64, "prefill_chunk": 65}, "at most max_seq_len, 64, is allowed", id="chunk"),
+        pytest.param({"max_frames": 9}, "was exported for 4 frames, no others", id="more frames than its graph has"),
         pytest.param({"max_frames": 3}, "max_frames is 3; a clip has 4 frames", id="fewer frames than a clip has"),
     ],
 )

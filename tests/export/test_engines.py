@@ -22,10 +22,19 @@ import pytest
 from onnx import helper, numpy_helper
 from toy_tensorrt import FP16, decoder_model, int8_decoder, trt_config, video_encoder_model, write_trt_bundle
 
+from blip3v.bundle import reader
 from blip3v.bundle.engines import EngineHost, EngineLimits, EngineRecord, check_engine
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.verify import verify_bundle
-from blip3v.errors import ArtifactError, BackendError, EngineMismatchError, ExportError, ProviderError, UsageError
+from blip3v.errors import (
+    ArtifactError,
+    ArtifactHashError,
+    BackendError,
+    EngineMismatchError,
+    ExportError,
+    ProviderError,
+    UsageError,
+)
 from blip3v.export import engine_builder, engines
 from blip3v.export.engine_network import layer_precisions, parse_graph
 from blip3v.export.engine_report import layer_report, no_report
@@ -152,6 +161,15 @@ def test_several_gpus_are_served_by_one_engine(tmp_path: Path) -> None:
         build_engines(bundle, EngineRequest(compute_capability=("9.0",)))
 
 
+def test_weights_that_changed_are_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_trt_bundle(tmp_path / "toy")
+    data = bundle / "onnx" / "decoder.data"
+    data.write_bytes(b"\0" + data.read_bytes()[1:])
+    monkeypatch.setattr(reader, "HASH_ON_OPEN_BYTES", 0)  # as if the file were large
+    with pytest.raises(ArtifactHashError, match=r"decoder\.data is not the file that was written"):
+        build_engines(bundle, SMALL)
+
+
 def drop_keys(model: onnx.ModelProto) -> None:
     """Attention with nonpad_kv_seqlen in place of the mask: the parser takes it and leaves the lengths out."""
     at = next(index for index, node in enumerate(model.graph.node) if node.op_type == "Squeeze")
@@ -175,6 +193,7 @@ def unknown_operator(model: onnx.ModelProto) -> None:
 
 def foreign_operator(model: onnx.ModelProto) -> None:
     next(node for node in model.graph.node if node.op_type == "RMSNormalization").domain = "my.ops"
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
 
 
 def rename_output(model: onnx.ModelProto) -> None:
@@ -186,18 +205,32 @@ def rename_output(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "error", "message"),
+    ("edit", "message"),
     [
-        pytest.param(drop_keys, BackendError, r"drops valid, an input of /Attention\.\d+ \(Attention\)", id="dropped"),
-        pytest.param(ignore_logits_index, BackendError, "does not read logits_index of the decoder", id="unread input"),
-        pytest.param(unknown_operator, BackendError, r"cannot parse the decoder: /RMSNorm.* \(Det\)", id="no operator"),
-        pytest.param(foreign_operator, ExportError, "has my.ops::RMSNormalization, which only other", id="domain"),
-        pytest.param(rename_output, BackendError, "leaves logits out of the decoder", id="no output"),
+        pytest.param(drop_keys, r"drops valid, an input of /Attention\.\d+ \(Attention\)", id="dropped"),
+        pytest.param(ignore_logits_index, "does not read logits_index of the decoder", id="unread input"),
+        pytest.param(unknown_operator, r"cannot parse the decoder: /RMSNorm.* \(Det\)", id="no operator"),
+        pytest.param(rename_output, "leaves logits out of the decoder", id="no output"),
     ],
 )
-def test_a_graph_that_would_be_computed_otherwise_is_refused(tmp_path: Path, edit, error, message: str) -> None:
+def test_a_network_that_is_not_the_graph_is_refused(tmp_path: Path, rtx: TensorRT, edit: Any, message: str) -> None:
+    """What the parser says nothing about is seen in what it made."""
+    bundle = open_bundle(write_trt_bundle(tmp_path / "toy", edit=edit))
+    with pytest.raises(BackendError, match=message):
+        parse_graph(rtx, tmp_path / "toy" / "onnx" / "decoder.onnx", bundle.manifest.graphs["decoder"], capacity=64)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        pytest.param(drop_keys, r"/Attention\.\d+: .*it drops others", id="dropped"),
+        pytest.param(foreign_operator, r"my\.ops", id="domain"),
+        pytest.param(unknown_operator, "Det", id="no operator"),
+    ],
+)
+def test_a_graph_that_breaks_a_rule_is_not_built(tmp_path: Path, edit: Any, message: str) -> None:
     bundle = write_trt_bundle(tmp_path / "toy", edit=edit)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ExportError, match=message):
         build_engines(bundle, SMALL)
     assert not any((bundle / "engines").iterdir())
 
@@ -239,12 +272,11 @@ def test_shapes_that_the_builder_fails_at_are_told_with_others_to_try(tmp_path: 
     build_engines(bundle, EngineRequest(max_seq_len=64, prefill_chunk=16, max_batch_size=2))
 
 
-def test_frames_that_are_fixed_in_the_graph_are_the_only_ones(tmp_path: Path) -> None:
-    fixed = video_encoder_model(trt_config(), fixed_frames=4)
-    bundle = write_trt_bundle(tmp_path / "toy", video_encoder=fixed)
-    assert build_engines(bundle, SMALL).record.limits.max_frames == 4
-    with pytest.raises(UsageError, match="num_frames of the video_encoder is 4 in its graph, and 8 was asked for"):
-        build_engines(bundle, EngineRequest(max_frames=8, compute_capability=("8.6",)))
+def test_a_batch_that_is_fixed_in_the_graph_is_the_only_one(tmp_path: Path) -> None:
+    bundle = write_trt_bundle(tmp_path / "toy", video_encoder=video_encoder_model(trt_config(), batch=1))
+    assert build_engines(bundle, SMALL).is_new
+    with pytest.raises(UsageError, match="batch of the video_encoder is 1 in its graph, and 2 was asked for"):
+        build_engines(bundle, EngineRequest(max_batch_size=2, compute_capability=("8.6",)))
 
 
 def test_progress_goes_forward_through_both_graphs(tmp_path: Path) -> None:
@@ -252,6 +284,8 @@ def test_progress_goes_forward_through_both_graphs(tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     build_engines(bundle, SMALL, progress=lambda stage, done=0, total=0: calls.append((stage, done, total)))
     assert list(dict.fromkeys(stage for stage, *_ in calls)) == [
+        "hash the video_encoder",
+        "hash the decoder",
         "check the video_encoder",
         "check the decoder",
         "parse the video_encoder",

@@ -6,7 +6,6 @@ capacity, D width, H heads, K head width.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from blip3v.bundle.graph_io import (
 )
 from blip3v.bundle.manifest import GraphEntry, KVGeometry, Limits, Manifest, Source, WeightCount
 from blip3v.bundle.precision import Precision
+from blip3v.bundle.target_precision import for_target
 from blip3v.bundle.targets import Target
 from blip3v.bundle.writer import BundleWriter
 from blip3v.config import ModelConfig
@@ -48,9 +48,8 @@ FP16 = Precision.parse("fp16")
 
 
 def int8_decoder() -> Precision:
-    """An int8 decoder whose floats are halves, as TensorRT has no attention in fp32."""
-    precision = Precision.parse("video_encoder=fp16,decoder=int8")
-    return dataclasses.replace(precision, decoder=dataclasses.replace(precision.decoder, io="float16", cache="float16"))
+    """An int8 decoder as it is for TensorRT, whose floats are halves."""
+    return for_target(Precision.parse("video_encoder=fp16,decoder=int8"), "tensorrt-rtx")
 
 
 def trt_config() -> ModelConfig:
@@ -154,17 +153,17 @@ def _layer(graph: Graph, config: ModelConfig, layer: int, x: str, mask: str, *, 
     return graph.node("Add", [x, graph.linear(flat, f"{layer}.out", width, width, int8=int8, zero_point=zero_point)])
 
 
-def video_encoder_model(config: ModelConfig, *, fixed_frames: int | None = None) -> onnx.ModelProto:
-    """Patches through one Linear, mean over frames."""
+def video_encoder_model(config: ModelConfig, *, batch: int | None = None) -> onnx.ModelProto:
+    """Patches through one Linear, mean over frames; any batch, or the one that is given."""
     graph, side, count = Graph(), config.vision.image_size, config.num_video_tokens
     inputs = 3 * side * side // count
     graph.ints("tokens", 0, 0, count, inputs)
     graph.ints("frame_axis", 1)
     projected = graph.linear(graph.node("Reshape", ["frames", "tokens"]), "project", inputs, config.text.hidden_size)
     graph.node("ReduceMean", [projected, "frame_axis"], "video_tokens", keepdims=0)
-    model = graph.model("video_encoder", video_encoder_io(config))
-    if fixed_frames is not None:
-        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = fixed_frames
+    model = graph.model("video_encoder", video_encoder_io(config, "tensorrt-rtx"))
+    if batch is not None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     return model
 
 
@@ -216,7 +215,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _manifest(config: ModelConfig, precision: Precision, target: Target) -> Manifest:
-    ios = {"video_encoder": video_encoder_io(config), "decoder": decoder_io(config, target)}
+    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
     return Manifest(
         created_by={"toy": "1"},
         source=Source(name="toy", sha256={}, random_init=False, trained=True),

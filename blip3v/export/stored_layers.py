@@ -44,7 +44,7 @@ class StoredLayer:
     values: ir.TensorProtocol  # as they are stored; read from the file when asked for
     scales: ir.TensorProtocol | None  # None: a float
     input_scale: float | None  # of static int8; None: inputs are floats
-    dequantized: bool  # whether the weight is a float again in front of the product
+    dequantized: bool = False  # whether the weight is a float again in front of the product
 
     @property
     def is_quantized(self) -> bool:

@@ -70,6 +70,10 @@ class EngineJob:
             OSError: the file cannot be written.
             KeyboardInterrupt: Ctrl-C, at the next step of the build.
         """
+        with tensorrt_log(self.tensorrt.module).showing_warnings():
+            return self._run(source, target, progress)
+
+    def _run(self, source: Path, target: Path, progress: Progress) -> tuple[BuiltGraph, LayerPrecisions]:
         started = time.perf_counter()
         manifest, limits, name = self.bundle.manifest, self.planned.limits, self.name
         progress(f"parse the {name}")
@@ -91,6 +95,7 @@ class EngineJob:
 
     def _build(self, network: Network, file: EngineFile, progress: Progress, stop: threading.Event) -> None:
         trt, builder = self.tensorrt.module, network.builder
+        tensorrt_log(trt).forget()
         with engine_errors(self.tensorrt.name, trt.__name__, f"building the {self.name}"):
             config = self._config(network)
             monitor = progress_monitor(trt, f"build the {self.name}", progress, stop)

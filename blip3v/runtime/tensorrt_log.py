@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["TensorRTLog", "tensorrt_log"]
@@ -23,26 +26,42 @@ _EXPECTED = "has Int64 binding"
 
 
 class TensorRTLog:
-    """The log of one TensorRT package; ``logger`` is what its classes take."""
+    """The log of one TensorRT package; ``logger`` is what its classes take. Threads have errors of their own."""
 
     logger: Any
 
     def __init__(self) -> None:
-        self._errors: deque[str] = deque(maxlen=_MAX_ERRORS)
+        self._errors: deque[tuple[int, str]] = deque(maxlen=_MAX_ERRORS)
+        self._level = logging.DEBUG
 
     def forget(self) -> None:
-        """Forgets the errors so far: what follows is about something else."""
-        self._errors.clear()
+        """Forgets the errors of this thread so far: what follows is about something else."""
+        this = threading.get_ident()
+        self._errors = deque((error for error in self._errors if error[0] != this), maxlen=_MAX_ERRORS)
 
     def reasons(self) -> str:
-        """The first errors since ``forget``, in a line."""
-        errors = list(dict.fromkeys(self._errors))
+        """The first errors of this thread since ``forget``, in a line."""
+        this = threading.get_ident()
+        errors = list(dict.fromkeys(text for thread, text in self._errors if thread == this))
         causes = [error for error in errors if _NO_DRIVER not in error] or errors
         return "; ".join(causes[:_MAX_SHOWN]) or "no reason given"
 
+    @contextmanager
+    def showing_warnings(self) -> Iterator[None]:
+        """Logs TensorRT's warnings as warnings while the block runs, and not for debugging only."""
+        self._level = logging.WARNING
+        try:
+            yield
+        finally:
+            self._level = logging.DEBUG
+
     def add_error(self, text: str) -> None:
         """Keeps an error."""
-        self._errors.append(" ".join(text.split()))
+        self._errors.append((threading.get_ident(), " ".join(text.split())))
+
+    def add_warning(self, text: str) -> None:
+        """Passes a warning to logging."""
+        _LOGGER.log(logging.DEBUG if _EXPECTED in text else self._level, "TensorRT: %s", text)
 
 
 @functools.cache
@@ -62,7 +81,7 @@ def tensorrt_log(module: Any) -> TensorRTLog:
             if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
                 log.add_error(text)
             elif severity == module.ILogger.WARNING:
-                _LOGGER.log(logging.DEBUG if _EXPECTED in text else logging.WARNING, "TensorRT: %s", text)
+                log.add_warning(text)
 
     log.logger = Logger()
     return log

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import get_args
 
 from blip3v.bundle.engines import LIBRARY_NAMES, Library
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_line
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.tensorrt_library import TensorRT, is_installed, load_tensorrt
+from blip3v.runtime.tensorrt_log import tensorrt_log
 
 __all__ = ["Caller", "installed_libraries", "load_only", "needed_libraries"]
-
-_LOG = logging.getLogger(__name__)
-_KEPT_MESSAGES = 5
 
 
 def installed_libraries() -> tuple[Library, ...]:
@@ -63,12 +58,13 @@ class Caller:
     def __init__(self, tensorrt: TensorRT) -> None:
         self.tensorrt = tensorrt
         self.module = tensorrt.module
-        self.logger = _logger_of(tensorrt.module)
+        self._log = tensorrt_log(tensorrt.module)
+        self.logger = self._log.logger
 
     @contextmanager
     def calling(self, doing: str) -> Iterator[None]:
         """Turns what the library raises inside the block into our errors; ``doing`` begins the message."""
-        self.logger.messages().clear()
+        self._log.forget()
         with engine_errors(LIBRARY_NAMES[self.tensorrt.library], self.module.__name__, doing):
             yield
 
@@ -76,29 +72,4 @@ class Caller:
         """Raises if a call says that it failed, with what the library logged. Only inside ``calling``."""
         if not succeeded:
             # As the library itself would raise it: ``engine_errors`` tells a lack of memory from the rest.
-            raise RuntimeError(f"{doing}: {'; '.join(self.logger.messages()) or 'no reason given'}")
-
-
-@functools.cache
-def _logger_of(module: Any) -> Any:
-    """The only logger of a library in this process, which is what it expects.
-
-    It keeps the last errors of each thread for our messages and passes warnings to ``logging``.
-    """
-
-    class Logger(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-            self._of_thread = threading.local()
-
-        def messages(self) -> list[str]:
-            found: list[str] = self._of_thread.__dict__.setdefault("messages", [])
-            return found
-
-        def log(self, level: Any, message: str) -> None:
-            if level in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
-                self.messages()[_KEPT_MESSAGES - 1 :] = [message]
-            elif level == module.ILogger.WARNING:
-                _LOG.debug("%s", message)
-
-    return Logger()
+            raise RuntimeError(f"{doing}: {self._log.reasons()}")

@@ -33,7 +33,7 @@ def ready_graphs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
         "video_encoder": ir.load(export_video_encoder(tmp_path_factory.getbasetemp(), "tokenlearner", "fp32").path),
         "decoder": ir.load(export_decoder(tmp_path_factory.getbasetemp(), "fp32").path),
     }
-    monkeypatch.setattr(pipeline, "video_encoder_to_onnx", lambda *_: graphs["video_encoder"])
+    monkeypatch.setattr(pipeline, "video_encoder_to_onnx", lambda *_, **__: graphs["video_encoder"])
     monkeypatch.setattr(pipeline, "decoder_to_onnx", lambda *_, **__: graphs["decoder"])
     return graphs
 
@@ -150,7 +150,8 @@ def test_an_int8_cache_is_in_the_name_of_the_precision_and_of_the_folder(
         (["--init", "random"], 2, "--init has no effect with --model"),
         (["--encoder", "gttm"], 2, "holds the encoder tokenlearner, not gttm"),
         (["--tokens", "16"], 2, "produce 32 tokens from 8 frames, not 16"),
-        (["--target", "tensorrt"], 2, "is not 'onnxruntime'"),
+        (["--target", "tensorflow"], 2, "is not one of 'onnxruntime'"),
+        (["--target", "tensorrt", "--precision", "fp32"], 2, "TensorRT's attention computes in half precision"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

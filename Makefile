@@ -13,16 +13,19 @@ SOURCES := blip3v tests scripts
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test engines check bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## Export, check, ask and measure on a real clip
 	$(VENV)/bin/blip3v demo
 
 test: $(VENV)/.installed-dev ## Run the test suite
 	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+engines: $(VENV)/.installed-dev ## Build TensorRT-RTX engines of the shipped models, which needs no GPU
+	$(VENV)/bin/python -m pytest -m slow tests/export/test_tiny_engines.py
 
 check: $(VENV)/.installed-dev ## Check lint, format, types and layers; changes no file
 	$(VENV)/bin/ruff check $(SOURCES)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,7 @@ from blip3v.calibration.layers import HEAD, linear_layers
 from blip3v.export.stored_layers import check_quantized, read_layers
 from blip3v.export.tensorrt_rules import check_tensorrt_rules
 from blip3v.export.to_onnx import decoder_to_onnx, layer_names, save_graph, video_encoder_to_onnx
+from blip3v.model.temporal import with_encoder
 from blip3v.model.weights import random_model
 from blip3v.runtime.backends import GraphFile, get_backend
 from blip3v.runtime.cancellation import Deadline
@@ -67,7 +69,7 @@ def test_a_decoder_computes_what_pytorch_does_with_rounded_numbers(name: str, tm
 def test_an_unrolled_recurrence_reads_each_weight_from_one_tensor(encoder: str, tmp_path: Path) -> None:
     """Its matrices were transposed once for each frame: large ones in the graph, where no layer was found that reads
     them, and small ones by torch, in copies that had no weight to load."""
-    config = small_config(encoder)
+    config = with_encoder(dataclasses.replace(small_config(), num_frames=3), encoder)
     model, path = random_model(config), tmp_path / "video_encoder.onnx"
     spec = for_target(Precision.parse("fp16"), TARGET).video_encoder
     save_graph(video_encoder_to_onnx(config, model.state_dict(), spec, target=TARGET), path)

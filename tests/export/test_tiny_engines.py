@@ -20,6 +20,7 @@ from blip3v.folders import shipped_model
 from blip3v.runtime.tensorrt_library import is_installed
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.trt,
     pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed"),
 ]

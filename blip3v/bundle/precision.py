@@ -254,8 +254,9 @@ class Precision:
 
         Both end in ``+kv-int8`` if the decoder has that cache and its precision has another.
         """
-        default = PRECISIONS[self.decoder.name].decoder.cache
-        cache = "" if self.decoder.cache == default else f"{_CACHE_MARK}{self.decoder.cache}"
+        own_cache, cache = PRECISIONS[self.decoder.name].decoder.cache, ""
+        if self.decoder.cache in CACHE_DTYPES and self.decoder.cache != own_cache:
+            cache = f"{_CACHE_MARK}{self.decoder.cache}"
         own = {graph: spec.name for graph, spec in self.graphs.items()}
         for name, entry in PRECISIONS.items():
             if own == {"video_encoder": entry.video_encoder.name, "decoder": entry.decoder.name}:

@@ -54,7 +54,7 @@ def command(bundle: Path, as_json: bool) -> None:
     manifest, next_command = opened.manifest, after_export(opened.manifest, bundle)
     if as_json:
         values = {"path": str(bundle), "size_bytes": manifest.size_bytes, "manifest": manifest.to_dict()}
-        computed = stored_and_computed(manifest.precision)
+        computed = stored_and_computed(manifest.precision, manifest.target)
         click.echo(json.dumps({**values, "stored_and_computed": computed, "next": next_command}))
         return
     console = Console(highlight=False)
@@ -78,7 +78,7 @@ def _summary(opened: Bundle) -> Table:
     window = "no sliding window" if kv.sliding_window is None else f"sliding window {kv.sliding_window}"
     rows = {
         "video": f"{frames} to {tokens}",
-        "precision": stored_and_computed(manifest.precision),
+        "precision": stored_and_computed(manifest.precision, manifest.target),
         **{f"  {name}": str(spec) for name, spec in manifest.precision.graphs.items()},
         "target": f"{manifest.target}, opset {manifest.opset}",
         "weights": _provenance(manifest),

@@ -159,7 +159,7 @@ def export_bundle(
             progress("hash the checkpoint")
         record = None if quantized is None else quantized.record()
         manifest = _manifest(source, source.hashed_provenance(), precision, target, weights, report, record)
-        (writer.path / "README.md").write_text(render_card(manifest, stored_and_computed(precision)), "utf-8")
+        (writer.path / "README.md").write_text(render_card(manifest, stored_and_computed(precision, target)), "utf-8")
         if report is not None:
             on_parity(report)
             report.check()

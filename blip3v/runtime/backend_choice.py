@@ -12,7 +12,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Literal
 
 from blip3v.bundle.precision import GraphPrecision, Precision
-from blip3v.bundle.targets import DEFAULT_TARGET, Target
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.errors import ProviderError, UsageError
 from blip3v.runtime.checks import shown
 
@@ -176,8 +176,13 @@ def _kind(device: str) -> str:
     return device.lower().partition(".")[0]
 
 
-def stored_and_computed(precision: Precision) -> str:
-    """How a bundle's weights are stored, and what each back end computes them in on a CPU, installed or not."""
-    on_cpu = [backend for backend in map(get_backend, backend_names()) if backend.devices[0] == "cpu"]
-    computed = dict.fromkeys(str(backend.execution(spec)) for backend in on_cpu for spec in precision.graphs.values())
+def stored_and_computed(precision: Precision, target: Target = DEFAULT_TARGET) -> str:
+    """How a bundle's weights are stored, and what each back end computes them in, installed or not.
+
+    Those are the back ends of the CPU, and for graphs that were exported for TensorRT that one too.
+    """
+    known = [backend for backend in map(get_backend, backend_names()) if target in backend.targets]
+    known = [backend for backend in known if backend.devices[0] == "cpu" or is_tensorrt(target)]
+    known.sort(key=lambda backend: -backend.rank["decoder"])
+    computed = dict.fromkeys(str(backend.execution(spec)) for backend in known for spec in precision.graphs.values())
     return f"stored {precision.name}, computed {' or '.join(computed)}"

@@ -122,5 +122,6 @@ def test_for_tensorrt_all_floats_of_a_quantised_graph_are_half() -> None:
     for target in TARGETS[1:]:
         precision = for_target(Precision.parse("int8"), target)
         assert (precision.decoder.io, precision.decoder.cache) == ("float16", "float16")
+        assert precision.name == "int8"
         assert {island.weights for island in precision.video_encoder.islands} == {"float16"}
     assert for_target(Precision.parse("int8"), "onnxruntime") == Precision.parse("int8")

@@ -31,6 +31,12 @@ def test_people_are_told_what_is_stored_and_computed() -> None:
     assert stored_and_computed(MIXED) == mixed
 
 
+def test_people_are_told_what_computes_graphs_for_tensorrt() -> None:
+    text = stored_and_computed(FP16, "tensorrt")
+    assert text.startswith("stored fp16, computed fp16 on TensorRT")
+    assert text.endswith("or fp32 on ONNX Runtime CPU")
+
+
 def test_auto_takes_the_highest_rank_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("auto", "video_encoder").name == "openvino"
     assert choose_backend("auto", "decoder").name == "onnxruntime"

@@ -22,26 +22,18 @@ from typing import Any
 
 from blip3v.bench.environment import describe_environment
 from blip3v.bundle.targets import Target
+from blip3v.model.temporal import encoder_names
 from blip3v.publishing import write_file
 from scripts.page_tables import replace_table
 
 SCRIPT = "support_matrix.py"
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = ROOT / "examples" / "turn.mp4"
+NUM_QUESTIONS = 200  # of the accuracy check of a quantised row
 QUESTION = "Which way does the red circle turn?"
 
 SHIPPED = ("tokenlearner", "gttm", "none")
-UNTRAINED = (
-    "ttm",
-    "transformer",
-    "perceiver",
-    "mean",
-    "max",
-    "per-frame",
-    "space-time-pool",
-    "single-frame",
-    "mambalike",
-)
+UNTRAINED = tuple(name for name in encoder_names() if name not in SHIPPED)
 PRECISIONS: dict[Target, tuple[str, ...]] = {
     "onnxruntime": ("fp32", "fp16", "int8", "int4"),
     "tensorrt-rtx": ("fp16", "int8", "int4"),
@@ -103,6 +95,8 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
     calibration = _calibration(case, folder) if case.precision in ("int8", "int4") else []
     made = {"--encoder": case.encoder, "--precision": case.precision, "--target": case.target}
     words = ["export", *weights, *itertools.chain(*made.items()), *calibration]
+    if calibration:
+        words += ["--questions", str(NUM_QUESTIONS)]
     row: dict[str, Any] = {"command": " ".join(["blip3v", *words]).replace(str(folder), "FOLDER"), "error": None}
     try:
         row |= _checked(_json([*words, "-o", str(bundle), "--force"]))

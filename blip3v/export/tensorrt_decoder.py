@@ -52,37 +52,34 @@ class TensorRTAttention:
         """See ``CacheAttention``."""
         assert scales is None, "caches for TensorRT are floats"
         q, k, v = split_heads(qkv_BtE, self._config)
-        q, k = (
-            torch.onnx.ops.rotary_embedding(part, state.cos_PK, state.sin_PK, state.positions_Bt) for part in (q, k)
+        q, k = self._rotated(q, state), self._rotated(k, state)
+        key, value = self._written(past_key_BGSK, k, state), self._written(past_value_BGSK, v, state)
+        grouped = self._config.num_heads != self._config.num_kv_heads
+        mixed_BHtK = F.scaled_dot_product_attention(q, key, value, attn_mask=state.sees_B1tS, enable_gqa=grouped)
+        return mixed_BHtK.transpose(1, 2).flatten(2), key, value
+
+    def _rotated(self, x_BHtK: Tensor, state: WrittenState) -> Tensor:
+        return torch.onnx.ops.rotary_embedding(x_BHtK, state.cos_PK, state.sin_PK, state.positions_Bt)
+
+    def _written(self, past_BGSK: Tensor, new_BGtK: Tensor, state: WrittenState) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            [past_BGSK, new_BGtK, state.write_indices_B],
+            {"axis": -2},
+            dtype=past_BGSK.dtype,
+            shape=past_BGSK.shape,
+            version=24,
         )
-        key, value = (
-            _scattered(past, new, state.write_indices_B) for past, new in ((past_key_BGSK, k), (past_value_BGSK, v))
-        )
-        return _attended(q, key, value, state), key, value
 
 
-class LegacyAttention:
+class LegacyAttention(TensorRTAttention):
     """The same in operators that TensorRT 10.3 has; PyTorch can run it."""
 
-    def __init__(self, config: TextConfig) -> None:
-        self._config = config
+    def _rotated(self, x_BHtK: Tensor, state: WrittenState) -> Tensor:
+        return rotated(x_BHtK, state.cos_PK[state.positions_Bt], state.sin_PK[state.positions_Bt])
 
-    def __call__(
-        self,
-        qkv_BtE: Tensor,
-        past_key_BGSK: Tensor,
-        past_value_BGSK: Tensor,
-        state: WrittenState,
-        scales: LayerScales | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``CacheAttention``."""
-        assert scales is None, "caches for TensorRT are floats"
-        q, k, v = split_heads(qkv_BtE, self._config)
-        q, k = (rotated(part, state.cos_PK[state.positions_Bt], state.sin_PK[state.positions_Bt]) for part in (q, k))
-        key, value = (
-            written(past, new, state.positions_Bt) for past, new in ((past_key_BGSK, k), (past_value_BGSK, v))
-        )
-        return _attended(q, key, value, state), key, value
+    def _written(self, past_BGSK: Tensor, new_BGtK: Tensor, state: WrittenState) -> Tensor:
+        return written(past_BGSK, new_BGtK, state.positions_Bt)
 
 
 class TensorRTDecoderGraph(DecoderGraph):
@@ -121,24 +118,3 @@ class LegacyDecoderGraph(TensorRTDecoderGraph):
     """The same with norms in operators that TensorRT 10.3 has; their statistics are fp32."""
 
     rms_norm: RMSNorm = staticmethod(_plain_rms_norm)
-
-
-def _scattered(past_BGSK: Tensor, new_BGtK: Tensor, write_indices_B: Tensor) -> Tensor:
-    cache: Tensor = torch.onnx.ops.symbolic(
-        "TensorScatter",
-        [past_BGSK, new_BGtK, write_indices_B],
-        {"axis": -2},
-        dtype=past_BGSK.dtype,
-        shape=past_BGSK.shape,
-        version=24,
-    )
-    return cache
-
-
-def _attended(q_BHtK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor, state: WrittenState) -> Tensor:
-    """The mixed values (B, t, H*K)."""
-    grouped = q_BHtK.shape[1] != key_BGSK.shape[1]
-    mixed_BHtK = F.scaled_dot_product_attention(
-        q_BHtK, key_BGSK, value_BGSK, attn_mask=state.sees_B1tS, enable_gqa=grouped
-    )
-    return mixed_BHtK.transpose(1, 2).flatten(2)

@@ -42,13 +42,13 @@ ASKS = 3  # of each precision on each back end
 WHOLE = ("int8", "int4")
 # Of cut models: speed does not depend on the values of scales and weights.
 SHORT_CALIBRATION = ("--clips", "2", "--prompts", "4")
-SHORT_RECIPE = ("--no-smoothing", "--ranges", "minmax", "--rounding", "nearest")
+SHORT_RECIPE = ("--no-smoothing", "--ranges", "minmax")
 TEMPORAL = ("--quantize", "video_encoder:/scan/*")  # the products of gttm
 
 FORMS: dict[str, tuple[str, ...]] = {
     "fp32": ("--precision", "fp32"),
     "int8": ("--precision", "int8"),
-    "int4": ("--precision", "int4"),
+    "int4": ("--precision", "int4", "--rounding", "nearest"),
     "int8, temporal encoder too": ("--precision", "int8", *TEMPORAL),
 }
 

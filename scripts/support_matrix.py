@@ -79,7 +79,7 @@ def measure(folder: Path, output: Path) -> None:
     done = {
         tuple(row[name] for name in ("encoder", "precision", "target")) for row in values["rows"] if not row["error"]
     }
-    for case in cases():
+    for case in sorted(cases(), key=lambda case: case.precision not in ("fp16", "fp32")):  # the quick ones first
         if tuple(case.key.values()) in done:
             continue
         print(*case.key.values(), file=sys.stderr)
@@ -170,7 +170,8 @@ def table(values: dict[str, Any]) -> str:
         "| target | encoder | precision | against PyTorch | TensorRT-RTX built | answered on |",
         "|---|---|---|---|---|---|",
     ]
-    for row in values["rows"]:
+    order = [tuple(case.key.values()) for case in cases()]
+    for row in sorted(values["rows"], key=lambda row: order.index((row["encoder"], row["precision"], row["target"]))):
         target = TARGET_NAMES.get(row["target"], row["target"])
         encoder = row["encoder"] if row["trained"] else f"{row['encoder']} (random weights)"
         cells = (target, encoder, row["precision"], _against(row), _engines(row), ", ".join(row.get("answers", {})))

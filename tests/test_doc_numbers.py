@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from doc_pages import ROOT
 
-from scripts import plot_full_size_quantized, plot_quantization
+from scripts import full_size_tensorrt, plot_full_size_quantized, plot_quantization, support_matrix
 from scripts.page_tables import replace_table
 from scripts.plot_full_size_quantized import speeds as speeds_of_quantized
 from scripts.plot_full_size_quantized import tables as tables_of_full_size
@@ -123,6 +123,20 @@ def test_the_readme_says_what_quantising_the_4b_model_gives() -> None:
     assert f"the video encoder is {ratios['whole video encoder', 'int8']}" in text
     assert f"read a prompt {ratios[f'{decoder}, prompt of 160 tokens', 'int8']}" in text
     assert f"write a token {ratios[f'{decoder}, one token', 'int4']}" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "page", "result"),
+    [
+        (support_matrix, "support-matrix.md", "support-matrix.json"),
+        (full_size_tensorrt, "tensorrt.md", "full-size-tensorrt.json"),
+    ],
+    ids=["support matrix", "engines at full width"],
+)
+def test_the_tables_of_tensorrt_are_made_from_the_results(script: Any, page: str, result: str) -> None:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    made = replace_table(text, script.SCRIPT, script.table(read(f"benchmarks/results/{result}")))
+    assert made == text, f"run scripts/{script.SCRIPT}, as the page says"
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_the_lines_that_install_name_extras_and_pin_pytorch() -> None:
     lines = [shlex.split(line, comments=True) for line in block.text.splitlines() if line.startswith("pip")]
     assert len(lines) > 2
     for *options, requirement in lines:
-        match = re.fullmatch(r"\.\[([a-z,]+)\]", requirement)
+        match = re.fullmatch(r"\.\[([a-z,-]+)\]", requirement)
         assert match is not None, requirement
         packages = [package.name for extra in match[1].split(",") for package in extras.EXTRAS[extra]]
         assert options == ["pip", "install", *(["-c", "constraints.txt"] if "torch" in packages else [])]

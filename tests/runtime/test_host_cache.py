@@ -124,7 +124,6 @@ def test_only_what_may_be_written_has_to_be_free(monkeypatch: pytest.MonkeyPatch
                 cache.reserve(tokens)
 
 
-@pytest.mark.slow  # passes alone; beside the other tests of the runtime its patch sometimes reaches another module
 def test_a_session_of_either_engine_asks_for_the_tokens_of_its_request(
     backend: str, make_decoder: DecoderMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ class DecoderProcess:
         self._timer.cancel()
         self._process.kill()
         self._process.wait()
+        self._timer.join()  # it may be ending the process right now
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             try:

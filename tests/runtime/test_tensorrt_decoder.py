@@ -15,7 +15,7 @@ from cuda_stand_in import FakeDevice
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_engines import LIMITS, write_engines
-from toy_graphs import Weights, reference_logits, toy_config, write_decoder
+from toy_graphs import Weights, close, reference_logits, toy_config, write_decoder
 from toy_parts import graph_file
 
 from blip3v.bundle.engines import EngineLimits
@@ -60,11 +60,6 @@ def make(gpu: FakeDevice, tmp_path_factory: pytest.TempPathFactory) -> Maker:
         return config, weights, opened[key]
 
     return open_one
-
-
-def close(found: object, expected: object) -> bool:
-    """As in test_decoder_session.py: a token in the wrong place changes logits by more than 1."""
-    return np.allclose(np.asarray(found), np.asarray(expected), rtol=1e-4, atol=1e-3)
 
 
 def _embeds(rng: np.random.Generator, count: int) -> np.ndarray:

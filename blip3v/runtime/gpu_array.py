@@ -21,7 +21,7 @@ _HOST = (1, 3)  # kDLCPU; kDLCUDAHost, which is pinned host memory
 _CUDA = 2  # kDLCUDA
 _LEGACY_STREAM = 1  # CUDA's legacy default stream, by DLPack's number
 _ALIGNMENT_BYTES = 256  # of every address that TensorRT is given, and of what CUDA itself allocates
-_CODES = {(2, 16): "float16", (2, 32): "float32"}  # (code, bits) -> numpy's name
+_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}  # by DLPack's code of a dtype
 _UNREADABLE = (AssertionError, AttributeError, BufferError, RuntimeError, TypeError, ValueError)  # of producers
 
 
@@ -54,7 +54,7 @@ class GpuMemory:
 
     address: int
     shape: tuple[int, ...]
-    dtype: str  # as numpy names it
+    dtype: str  # "float32", and so on
     owner: object  # keeps the memory
 
     def __len__(self) -> int:
@@ -80,10 +80,10 @@ class GpuArray:
 
     Attributes:
         shape: of the array.
-        dtype: "float16" or "float32".
+        dtype: of its values, "float32" and so on.
 
     Raises:
-        RequestError: it is on another device, has gaps or another dtype, or cannot be read.
+        RequestError: it is on another device, has gaps, or cannot be read.
     """
 
     def __init__(self, array: DlpackArray) -> None:
@@ -172,12 +172,6 @@ def _read(array: DlpackArray, stream: int) -> GpuMemory:
     shape = tuple(tensor.shape[: tensor.num_axes])
     if tensor.strides and not _is_dense(shape, tuple(tensor.strides[: tensor.num_axes])):
         raise RequestError("the array on the GPU has gaps or another order of axes; pass a contiguous copy")
-    dtype = _CODES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
-    if dtype is None:
-        raise RequestError(
-            f"the array on the GPU has DLPack's dtype ({tensor.code}, {tensor.bits}, {tensor.lanes}); "
-            "float16 or float32 is expected"
-        )
     address = (tensor.data or 0) + tensor.byte_offset
     if address % _ALIGNMENT_BYTES:
         raise RequestError(
@@ -185,7 +179,12 @@ def _read(array: DlpackArray, stream: int) -> GpuMemory:
             "first item of an allocation does; pass a copy"
         )
     # The capsule, which nobody consumes, frees what it holds when it goes.
-    return GpuMemory(address=address, shape=shape, dtype=dtype, owner=capsule)
+    return GpuMemory(address=address, shape=shape, dtype=_dtype(tensor), owner=capsule)
+
+
+def _dtype(tensor: _DLTensor) -> str:
+    lanes = "" if tensor.lanes == 1 else f"x{tensor.lanes}"
+    return f"{_KINDS.get(tensor.code, 'unknown')}{tensor.bits}{lanes}"
 
 
 def _pointer(capsule: object) -> int:

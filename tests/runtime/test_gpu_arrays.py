@@ -131,6 +131,8 @@ def test_what_the_gpu_s_graphs_do_not_take_is_refused(on_gpu: OnGpu, pixels: np.
     lm, gpu = on_gpu.lm, on_gpu.gpu
     with pytest.raises(RequestError, match=r"the pixels on the GPU are float16, and \S+ takes float32 from there"):
         lm.encode_pixels(ArrayOnGpu(gpu, pixels.astype(np.float16)))
+    with pytest.raises(RequestError, match=r"pixels is uint8 of shape \(4, 16, 16, 3\); .* raw frames go to encode"):
+        lm.encode_pixels(ArrayOnGpu(gpu, np.zeros((4, 16, 16, 3), np.uint8)))
     with pytest.raises(RequestError, match=r"pixels is float32 of shape \(3, 3, 16, 16\); .* shape \(4, 3, 16, 16\)"):
         lm.encode_pixels(ArrayOnGpu(gpu, pixels[:3]))
     half = VideoTokens(tokens=ArrayOnGpu(gpu, np.ones((8, 64), np.float16)), frames=(), encoder=lm.encoder)
@@ -158,7 +160,7 @@ def _transposed(array: ArrayOnGpu) -> ArrayOnGpu:
         (lambda gpu, values: ArrayOnGpu(gpu, values, (10, 0)), r"device \(10, 0\); host memory or the first CUDA"),
         (lambda gpu, values: _transposed(ArrayOnGpu(gpu, values)), "gaps or another order.*pass a contiguous copy"),
         (lambda gpu, values: _shifted(ArrayOnGpu(gpu, values)), "not a multiple of 256 bytes"),
-        (lambda gpu, values: ArrayOnGpu(gpu, values.astype(np.float64)), "float16 or float32 is expected"),
+        (lambda gpu, values: ArrayOnGpu(gpu, values.astype(np.float64)), r"tokens is float64 of shape \(8, 64\)"),
         (lambda gpu, values: ArrayOnGpu(gpu, values[0]), r"tokens is float32 of shape \(64,\)"),
         (lambda gpu, values: ArrayOnGpu(gpu, values.astype(">f4")), "cannot be read through DLPack"),
     ],

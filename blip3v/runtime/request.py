@@ -235,9 +235,9 @@ def check_gpu_array(what: str, array: GpuArray, reader: VideoEncoder | Decoder) 
     """
     if reader.gpu_dtype is None:
         raise RequestError(
-            f"the {what} are on a GPU, and {reader.execution.backend} takes them from host memory alone; pass a copy "
-            "there",
-            remedy="or open a bundle with `backend='tensorrt'` or `backend='onnxruntime-cuda'`",
+            f"the {what} are on a GPU, and {reader.execution.backend} takes them from host memory alone",
+            remedy="pass a copy in host memory, or open a bundle with `backend='tensorrt'` or "
+            "`backend='onnxruntime-cuda'`",
         )
     if array.dtype != reader.gpu_dtype.name:
         raise RequestError(

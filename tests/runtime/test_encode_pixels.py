@@ -11,6 +11,7 @@ from cuda_stand_in import ArrayOnGpu, FakeDevice
 from blip3v.bundle import open_bundle
 from blip3v.errors import CancelledError, RequestError, UsageError
 from blip3v.runtime import CancelToken, GenerationOptions, VideoLM, VideoTokens
+from blip3v.runtime.gpu_array import GpuArray
 from blip3v.video import load_pixels, preprocess
 
 torch = pytest.importorskip("torch")
@@ -74,7 +75,7 @@ def test_arrays_on_a_gpu_are_refused_by_name(lm: VideoLM, video: VideoTokens, ba
     gpu = FakeDevice()
     pixels, tokens = ArrayOnGpu(gpu, GIVEN), ArrayOnGpu(gpu, video.tokens)
     there = VideoTokens(tokens=tokens, frames=video.frames, encoder=lm.encoder)
-    advice = r"host memory alone; pass a copy there; or open a bundle with `backend='tensorrt'` or"
+    advice = r"host memory alone; pass a copy in host memory, or open a bundle with `backend='tensorrt'` or"
     with pytest.raises(RequestError, match=rf"the pixels are on a GPU, and {backend} takes them from {advice}"):
         lm.encode_pixels(pixels)
     for ask in (lm.ask, lm.stream):
@@ -105,3 +106,31 @@ def test_encoding_pixels_ends_with_its_request_and_its_model(bundle_path: Any, l
     closed.close()
     with pytest.raises(UsageError, match="the VideoLM is closed"):
         closed.encode_pixels(GIVEN)
+
+
+def test_torch_s_own_capsules_are_read() -> None:
+    """The arrays of the fake GPU hand out numpy's."""
+
+    class OfTorch:
+        def __init__(self, tensor: Any) -> None:
+            self.tensor = tensor
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, *, stream: Any = None) -> Any:
+            return self.tensor.__dlpack__()
+
+    gpu = FakeDevice()
+    address = gpu.allocate(3 * 8 * 128 * 2, "device")
+    tensor = torch.from_numpy(gpu.view(address, 3 * 8 * 128 * 2, "device").view(np.float16).reshape(3, 8, 128))
+    memory = GpuArray(OfTorch(tensor[1:])).memory()
+    assert (memory.shape, memory.dtype, memory.address) == ((2, 8, 128), "float16", address + 2048)
+    assert memory[1:].address == address + 4096
+    for wrong in (tensor.mT, tensor[:, 1:2]):
+        with pytest.raises(RequestError, match="has gaps or another order of axes"):
+            GpuArray(OfTorch(wrong))
+    with pytest.raises(RequestError, match="tokens is bfloat16 of shape"):
+        VideoTokens(tokens=OfTorch(tensor[0].view(torch.bfloat16)), frames=(), encoder="abc")
+    with pytest.raises(RequestError, match=r"cannot be read through DLPack: .*use tensor.detach"):
+        GpuArray(OfTorch(tensor.float().requires_grad_()))

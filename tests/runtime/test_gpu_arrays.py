@@ -19,7 +19,7 @@ from toy_graphs import Weights, toy_config
 from toy_parts import FakeCudaBackend
 
 from blip3v.bundle import open_bundle
-from blip3v.errors import RequestError
+from blip3v.errors import BackendError, RequestError
 from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens
 from blip3v.runtime.backends import SplicedPrompt, onnxruntime_cuda
 from blip3v.runtime.cancellation import Deadline
@@ -141,6 +141,14 @@ def test_what_the_gpu_s_graphs_do_not_take_is_refused(on_gpu: OnGpu, pixels: np.
     wide = VideoTokens(tokens=ArrayOnGpu(gpu, np.ones((8, 65), np.float32)), frames=(), encoder=lm.encoder)
     with pytest.raises(RequestError, match=r"video tokens have shape \(8, 65\); \(M, 64\)"):
         lm.ask(wide, "Why?")
+
+
+def test_tokens_on_the_gpu_that_are_not_finite_end_the_answer(on_gpu: OnGpu) -> None:
+    values = np.ones((8, 64), np.float32)
+    values[3, 5] = np.nan
+    broken = VideoTokens(tokens=ArrayOnGpu(on_gpu.gpu, values), frames=(), encoder=on_gpu.lm.encoder)
+    with pytest.raises(BackendError, match=r"logits that are not finite; .* video tokens that were given on a GPU"):
+        on_gpu.lm.ask(broken, "Why?")
 
 
 def _shifted(array: ArrayOnGpu) -> ArrayOnGpu:

@@ -29,6 +29,8 @@ class FakeDevice:
     """The memory and the streams of the fake GPU, and which TensorRT there is on its machine.
 
     Attributes:
+        memory_bytes: what there is of device memory.
+        activation_bytes: what an engine says that a context takes of it; the fake takes none.
         num_rtx_graphs: contexts that TensorRT-RTX was told to capture the runs of.
         fails: the name of a function -> the name of the error that its next call ends with.
         num_calls: of each function so far.
@@ -39,6 +41,8 @@ class FakeDevice:
         self.version = VERSIONS[library]
         self.capability = (8, 6)
         self.num_devices = 1
+        self.memory_bytes = 2**33
+        self.activation_bytes = 4096
         self.num_rtx_graphs = 0
         self.fails: dict[str, str] = {}
         self.num_calls: dict[str, int] = {}
@@ -49,6 +53,10 @@ class FakeDevice:
     def in_use_bytes(self, kind: str = "device") -> int:
         """Memory that is allocated and not freed; ``kind``: device or pinned."""
         return sum(size for _, size, of in self._memory.values() if of == kind)
+
+    def free_bytes(self) -> int:
+        """Device memory that is not allocated."""
+        return self.memory_bytes - self.in_use_bytes()
 
     def allocate(self, size: int, kind: str) -> int:
         assert size > 0

@@ -22,9 +22,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from cuda_stand_in import FakeDevice, fake_cuda
+from driver_stand_in import FakeDriver
 
 from blip3v.bundle.engines import Library
-from blip3v.runtime import tensorrt_library
+from blip3v.runtime import nvidia, tensorrt_library
 
 _NUMPY = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
@@ -88,7 +89,10 @@ def fake_tensorrt(real: ModuleType, device: FakeDevice) -> ModuleType:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, real: ModuleType) -> None:
-    """Makes the fakes importable as cuda-bindings and the library of the device, and hides the other library."""
+    """Makes the fakes importable as cuda-bindings and the library of the device, and loadable as the driver.
+
+    The other library is hidden.
+    """
     modules = {name: ModuleType(name) for name in ("cuda", "cuda.bindings")}
     modules["cuda"].__path__ = modules["cuda.bindings"].__path__ = []
     modules |= {"cuda.bindings.runtime": fake_cuda(device), device.library: fake_tensorrt(real, device)}
@@ -96,6 +100,8 @@ def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, real: ModuleTyp
         each.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, each)
     own = tensorrt_library._MODULES[device.library]
+    driver = FakeDriver(["Fake GPU"], free=device.free_bytes)
+    monkeypatch.setattr(nvidia, "_load", lambda: driver)
     monkeypatch.setattr(
         tensorrt_library, "_MODULES", {device.library: own, _other(device.library): ("absent", "absent")}
     )
@@ -154,6 +160,10 @@ class _Engine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         assert name in self._inputs
         return [tuple(shape) for shape in self._plan["profiles"][profile_index][name]]
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        assert profile_index < self.num_optimization_profiles
+        return self._device.activation_bytes
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         is_aliased = self._plan["is_aliased"] and name.startswith("present.")

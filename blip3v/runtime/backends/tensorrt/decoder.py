@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, present_key
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, RequestError
+from blip3v.runtime import nvidia
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
 from blip3v.runtime.backends.tensorrt.cuda import DeviceMemory, PinnedArray
 from blip3v.runtime.backends.tensorrt.device_cache import DeviceCache
 from blip3v.runtime.backends.tensorrt.engine import Context, OpenEngine
 from blip3v.runtime.backends.tensorrt.step_graph import StepGraph
 from blip3v.runtime.cancellation import Deadline, held
-from blip3v.runtime.host_cache import pad_prompts
+from blip3v.runtime.host_cache import cache_bytes, pad_prompts
 
 __all__ = ["TensorRtDecoder", "TensorRtSession"]
 
@@ -42,6 +43,9 @@ class TensorRtDecoder:
         self.dtype = np.dtype(graph.precision.io)
         opened = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
         self.max_rows: int | None = opened.max_rows
+        self.memory = nvidia.gpu_memory()
+        self.token_bytes = cache_bytes(text, opened.cache_dtype, 1, 1) * (1 if opened.is_aliased else 2)
+        self.row_tokens = opened.capacity
         self._opened: _OpenDecoder | None = opened
 
     def session(self, num_rows: int, num_tokens: int) -> TensorRtSession:

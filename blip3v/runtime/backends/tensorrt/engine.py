@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from blip3v.bundle.engines import LIBRARY_NAMES, EngineHost, Library
-from blip3v.errors import ArtifactError
+from blip3v.errors import ArtifactError, OutOfMemoryError
+from blip3v.runtime import nvidia
 from blip3v.runtime.backends import Execution, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.backends.tensorrt.cuda import Cuda, Stream
 from blip3v.runtime.backends.tensorrt.library import Caller, needed_libraries
 from blip3v.runtime.backends.tensorrt.selection import built_with, choose_engine
 from blip3v.runtime.engine_errors import path_for_engine
-from blip3v.runtime.tensorrt_library import host_platform, load_tensorrt
+from blip3v.runtime.tensorrt_library import context_bytes, host_platform, load_tensorrt
+from blip3v.units import format_bytes
 
 __all__ = ["Context", "OpenEngine", "this_machine"]
 
@@ -61,6 +63,7 @@ class OpenEngine:
         ProviderError: a package or a GPU is missing.
         EngineMismatchError: no engine was built for this machine.
         ArtifactError: its file or record is damaged, or its inputs or outputs are not those of ``graph.io``.
+        OutOfMemoryError: the GPU has too little memory for its weights, or for its activations.
         BackendError: TensorRT does not load it.
     """
 
@@ -77,6 +80,7 @@ class OpenEngine:
             self.trt.require(self._engine is not None, "reading the plan")
             self.inputs, self.outputs = self._tensors("INPUT"), self._tensors("OUTPUT")
         check_io(self.inputs, self.outputs, graph)
+        self._require_memory(context_bytes(self._engine))
         self.stream = Stream(self.cuda)
         _LOG.info("opened %s", found.path)
 
@@ -122,6 +126,16 @@ class OpenEngine:
             self.trt.require(chosen, f"choosing the optimisation profile {profile}")
         self.stream.synchronize()
         return Context(self, context, profile)
+
+    def _require_memory(self, num_bytes: int) -> None:
+        memory = nvidia.gpu_memory()
+        free = memory.free_bytes()
+        if free is not None and num_bytes > free:
+            raise OutOfMemoryError(
+                f"{memory.name} has {format_bytes(free)} free, and {self.path} needs {format_bytes(num_bytes)} for "
+                "activations",
+                remedy="end other programs that use it, or build engines with a smaller `max_batch_size`",
+            )
 
     def _tensors(self, mode: str) -> list[FoundTensor]:
         wanted = getattr(self.trt.module.TensorIOMode, mode)

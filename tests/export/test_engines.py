@@ -35,7 +35,7 @@ from blip3v.errors import (
     ProviderError,
     UsageError,
 )
-from blip3v.export import engine_builder, engines
+from blip3v.export import engine_builder, engine_report, engines
 from blip3v.export.engine_network import layer_precisions, parse_graph
 from blip3v.export.engine_report import no_report, read_engine
 from blip3v.export.engine_request import EngineRequest
@@ -364,6 +364,30 @@ def test_a_layer_report_needs_the_gpu(built: tuple[Path, EngineBuild], rtx: Tens
     if compute_capability() is None:
         with pytest.raises(BackendError, match=r"cannot read .*decoder\.engine: .*CUDA driver version is insufficient"):
             read_engine(rtx, result.path / "decoder.engine")
+
+
+def test_what_engines_take_of_a_gpu_is_recorded_where_they_can_be_read(
+    built: tuple[Path, EngineBuild], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtx: TensorRT
+) -> None:
+    """Without a GPU nothing is known of it. ``FakeEngine`` is one that was read."""
+
+    class FakeEngine:
+        num_optimization_profiles = 2
+
+        def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+            assert hasattr(rtx.module.ICudaEngine, "get_device_memory_size_for_profile_v2")
+            return 100 + profile_index
+
+    record = built[1].record
+    if compute_capability() is None:
+        assert [each.activation_bytes for each in record.graphs.values()] == [None, None]
+    monkeypatch.setattr(engine_report, "read_engine", lambda tensorrt, engine, **options: FakeEngine())
+    monkeypatch.setattr(engine_report, "layer_report", lambda tensorrt, engine: {})
+    found = engine_report.write_layer_reports(rtx, tmp_path, record)
+    assert [each.activation_bytes for each in found.graphs.values()] == [201, 201]
+    assert found.key == record.key
+    found.save(tmp_path)
+    assert EngineRecord.load(tmp_path) == found
 
 
 @pytest.mark.gpu

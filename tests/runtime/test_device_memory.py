@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openvino
@@ -187,7 +187,7 @@ def test_weights_of_onnxruntime_lie_on_the_gpu_and_pass_through_the_machine(monk
 class FakeCore:
     """An OpenVINO with a part of the processor and a card, which this machine lacks."""
 
-    PROPERTIES: dict[tuple[str, str], Any] = {
+    PROPERTIES: ClassVar[dict[tuple[str, str], Any]] = {
         ("GPU.0", "DEVICE_TYPE"): "Type.INTEGRATED",
         ("GPU.1", "DEVICE_TYPE"): "Type.DISCRETE",
         ("GPU.1", "GPU_DEVICE_TOTAL_MEM_SIZE"): 12 * GIB,

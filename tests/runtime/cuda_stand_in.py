@@ -32,6 +32,7 @@ class FakeDevice:
         memory_bytes: what there is of device memory.
         activation_bytes: what an engine says that a context takes of it; the fake takes none.
         num_rtx_graphs: contexts that TensorRT-RTX was told to capture the runs of.
+        num_compiled: kernels that TensorRT-RTX had to compile because its runtime cache did not have them.
         fails: the name of a function -> the name of the error that its next call ends with.
         num_calls: of each function so far.
     """
@@ -44,6 +45,7 @@ class FakeDevice:
         self.memory_bytes = 2**33
         self.activation_bytes = 4096
         self.num_rtx_graphs = 0
+        self.num_compiled = 0
         self.fails: dict[str, str] = {}
         self.num_calls: dict[str, int] = {}
         self._memory: dict[int, tuple[Any, int, str]] = {}

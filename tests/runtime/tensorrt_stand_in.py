@@ -81,6 +81,7 @@ def fake_tensorrt(real: ModuleType, device: FakeDevice) -> ModuleType:
     mirrored(_Engine, real.ICudaEngine)
     mirrored(_Context, real.IExecutionContext)
     mirrored(_RuntimeConfig, real.IRuntimeConfig)
+    mirrored(_RuntimeCache, real.IRuntimeCache)
     module.Runtime = Runtime  # type: ignore[attr-defined]
     own = ["ILogger", "TensorIOMode", "ExecutionContextAllocationStrategy"]
     for name in own + ["CudaGraphStrategy"] * (device.library == "tensorrt_rtx"):
@@ -171,14 +172,14 @@ class _Engine:
 
     def create_runtime_config(self) -> Any:
         assert self._device.library == "tensorrt_rtx"
-        return _RuntimeConfig(self._real)
+        return _RuntimeConfig(self._real, self._device)
 
     def create_execution_context(self, strategy: Any) -> Any:
         if isinstance(strategy, _RuntimeConfig):
             self._device.num_rtx_graphs += strategy.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-        else:
-            assert isinstance(strategy, self._real.ExecutionContextAllocationStrategy)
-        return _Context(self)
+            return _Context(self, strategy._cache)
+        assert isinstance(strategy, self._real.ExecutionContextAllocationStrategy)
+        return _Context(self, None)
 
     def _node(self, name: str) -> Any:
         return (self._inputs | self._outputs)[name]
@@ -188,8 +189,9 @@ class _Engine:
 
 
 class _RuntimeConfig:
-    def __init__(self, real: ModuleType) -> None:
-        self._real = real
+    def __init__(self, real: ModuleType, device: FakeDevice) -> None:
+        self._real, self._device = real, device
+        self._cache: _RuntimeCache | None = None
         self._graphs = real.CudaGraphStrategy.DISABLED
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
@@ -204,10 +206,39 @@ class _RuntimeConfig:
         assert isinstance(strategy, self._real.CudaGraphStrategy)
         self._graphs = strategy
 
+    def create_runtime_cache(self) -> Any:
+        return _RuntimeCache(self._device)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        assert isinstance(cache, _RuntimeCache)
+        self._cache = cache
+        return True
+
+
+class _RuntimeCache:
+    """Names of kernels, with the version and GPU that they are for."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._host = [device.version, list(device.capability)]
+        self._kernels: set[str] = set()
+
+    def deserialize(self, blob: Any) -> bool:
+        try:
+            host, kernels = json.loads(bytes(memoryview(blob)))
+        except ValueError:
+            return False
+        if host != self._host:
+            return False
+        self._kernels |= set(kernels)
+        return True
+
+    def serialize(self) -> Any:
+        return memoryview(json.dumps([self._host, sorted(self._kernels)]).encode())
+
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
-        self._engine, self._profile = engine, 0
+    def __init__(self, engine: _Engine, cache: _RuntimeCache | None) -> None:
+        self._engine, self._profile, self._cache = engine, 0, cache
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._is_fresh = False  # whether a run since the last change of shapes has done what a capture must not hold
@@ -255,6 +286,7 @@ class _Context:
         assert self._is_fresh or not is_captured, "captured before a run with these shapes"
         assert not is_captured or device.library == "tensorrt", "TensorRT-RTX captures by itself"
         self._is_fresh = True
+        self._compile()
 
         def run() -> None:
             if is_captured:
@@ -267,6 +299,13 @@ class _Context:
 
         device.enqueue(stream_handle, run)
         return True
+
+    def _compile(self) -> None:
+        """What TensorRT-RTX does before a kernel first runs."""
+        kernel = f"{Path(self._engine._plan['graph']).stem} {self._profile}"
+        if self._cache is not None and kernel not in self._cache._kernels:
+            self._cache._kernels.add(kernel)
+            self._engine._device.num_compiled += 1
 
     def _view(self, name: str, addresses: Mapping[str, int], shape: tuple[int, ...]) -> Any:
         dtype = self._engine._dtype(name)

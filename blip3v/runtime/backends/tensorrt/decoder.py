@@ -57,8 +57,10 @@ class TensorRtDecoder:
         return TensorRtSession(still_open(self._opened, "decoder"), num_rows, num_tokens)
 
     def close(self) -> None:
-        """See ``Decoder``."""
-        self._opened = None
+        """See ``Decoder``. Keeps the kernels that were compiled, once no session is running."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.keep_kernels()
 
 
 class _OpenDecoder:
@@ -80,6 +82,11 @@ class _OpenDecoder:
         self.max_rows = self._step.largest(_EMBEDS)[0]
         self.max_prefill_rows = self._prefill.largest(_EMBEDS)[0]
         self._buffers = _Buffers(engine, max(self.max_rows, self.max_prefill_rows), self.chunk, text)
+
+    def keep_kernels(self) -> None:
+        """See ``OpenEngine``."""
+        with self.lock:
+            self._engine.keep_kernels()
 
     def new_cache(self, num_rows: int) -> DeviceCache:
         """An empty cache, which the stream may still be filling with zeros."""

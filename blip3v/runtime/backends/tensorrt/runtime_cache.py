@@ -64,7 +64,7 @@ class RuntimeCache:
                 self._trt.require(blob is not None, "serialising it")
                 content = bytes(memoryview(blob))
             digest = hashlib.sha256(content).digest()
-            if digest != self._saved:
+            if content and digest != self._saved:
                 write_file(self._path, content)
                 self._saved = digest
                 _LOG.info("kept the compiled kernels in %s", self._path)
@@ -82,7 +82,7 @@ class RuntimeCache:
             _LOG.info("%s is not read: %s", self._path, in_words(error, self._path))
             return
         assert self._cache is not None
-        if self._cache.deserialize(content):
+        if content and self._cache.deserialize(content):
             self._saved = hashlib.sha256(content).digest()
         else:
             _LOG.info("%s was made by another version, GPU or driver, or is damaged; kernels are compiled", self._path)

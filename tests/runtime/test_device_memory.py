@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import openvino
 import pytest
+import tensorrt_stand_in
 from cuda_stand_in import FakeDevice
 from driver_stand_in import FakeDriver
 from toy_bundle import write_bundle
@@ -24,7 +25,7 @@ from blip3v.bundle.engines import EngineRecord, Library
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.bundle.targets import Target
 from blip3v.errors import BackendError, OutOfMemoryError
-from blip3v.runtime import DeviceNeed, OpenEstimate, VideoLM, memory, nvidia
+from blip3v.runtime import DeviceNeed, GenerationOptions, OpenEstimate, VideoLM, memory, nvidia
 from blip3v.runtime.backends import GraphFile, get_backend
 from blip3v.runtime.cache_budget import CacheBudget
 from blip3v.runtime.engine_errors import engine_errors
@@ -236,6 +237,43 @@ def test_a_row_takes_the_room_that_the_engine_gives_it() -> None:
             assert share.resize_to_rows([5, 120, 5], 350) == 2
             assert share.resize_to_rows([5, 5, 5], 350) == 3
             assert budget.in_use_bytes == 500
+
+
+@pytest.mark.parametrize("call", ["deserialize_cuda_engine", "execute_async_v3"])
+def test_what_tensorrt_cannot_allocate_as_it_loads_and_runs_is_out_of_memory(
+    built: Path, film: np.ndarray, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fails(self: Any, *arguments: Any) -> None:
+        owner = getattr(self, "_engine", self)
+        owner._logger.log(owner._real.ILogger.ERROR, "[defaultAllocator.cpp::allocate] Cuda Runtime (out of memory)")
+
+    owner = "_Runtime" if call == "deserialize_cuda_engine" else "_Context"
+    monkeypatch.setattr(getattr(tensorrt_stand_in, owner), call, fails)
+    with (
+        pytest.raises(OutOfMemoryError, match=r"TensorRT\S* ran out of memory: .*Cuda Runtime"),
+        VideoLM.open(built, backend="tensorrt") as lm,
+    ):
+        lm.ask(film, "Why?")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("cudaMalloc", r"the GPU has no \S+ \S+ free for "),
+        ("cudaMallocHost", r"\S+ [KM]iB of host memory cannot be pinned"),
+        ("cudaGraphInstantiate", "CUDA failed: cudaErrorMemoryAllocation"),
+        ("cudaStreamSynchronize", "CUDA failed: cudaErrorMemoryAllocation"),
+    ],
+)
+def test_what_cuda_cannot_allocate_is_out_of_memory(
+    built: Path, gpu: FakeDevice, film: np.ndarray, function: str, message: str
+) -> None:
+    if function == "cudaGraphInstantiate" and gpu.library == "tensorrt_rtx":
+        pytest.skip("TensorRT-RTX captures by itself")
+    gpu.fails[function] = "cudaErrorMemoryAllocation"
+    with pytest.raises(OutOfMemoryError, match=message), VideoLM.open(built, backend="tensorrt") as lm:
+        lm.ask(film, "Why?", options=GenerationOptions(max_new_tokens=4, ignore_stop_token=True))
+    assert function not in gpu.fails
 
 
 @pytest.mark.parametrize(

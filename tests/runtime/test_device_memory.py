@@ -174,6 +174,13 @@ def _graph(precision: str) -> GraphFile:
     return GraphFile(path=Path("decoder.onnx"), io=decoder_io(toy_config()), precision=spec, weights_bytes=GIB)
 
 
+def test_an_engine_of_the_older_form_has_two_caches() -> None:
+    text, graph = toy_config().text, _graph("fp16")
+    backend = get_backend("tensorrt")
+    older = dataclasses.replace(graph, target="tensorrt-legacy")
+    assert backend.kv_bytes_per_token(text, older) == 2 * backend.kv_bytes_per_token(text, graph) == TOKEN_BYTES
+
+
 def test_weights_of_onnxruntime_lie_on_the_gpu_and_pass_through_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia, "_load", lambda: FakeDriver(["a card"]))
     found = get_backend("onnxruntime-cuda").footprint(_graph("fp16"))

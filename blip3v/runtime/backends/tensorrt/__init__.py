@@ -134,6 +134,7 @@ BACKEND = TensorRtBackend()
 
 def _planned(graph: GraphFile) -> tuple[EngineRecord, BuiltGraph] | None:
     """The engine that opening takes; None: there is none, or no library or GPU for it, which opening says."""
+    # Not before: the runtime must stay light where TensorRT is not used.
     from blip3v.runtime.backends.tensorrt.engine import this_machine
     from blip3v.runtime.backends.tensorrt.selection import built_with, planned_engine
 

@@ -37,13 +37,14 @@ _TORCH = (Package("torch", "2.11", "torch"), Package("transformers", "5.17", "tr
 _GRAPHS = (
     Package("onnx", "1.20", "onnx"),
     Package("onnx-ir", "1.1", "onnx_ir"),
-    Package("filelock", "4.2", "filelock"),
+    Package("filelock", "4.1", "filelock"),
 )
 _CUDA = Package("cuda-bindings", "12.8", "cuda")  # memory and streams of the GPU
 
 # In the order in which a missing module is looked up: the first extra that installs it is the one to suggest.
 EXTRAS: dict[str, tuple[Package, ...]] = {
-    "cpu": (Package("onnxruntime", "1.31", "onnxruntime"),),
+    # 1.23.2 is the last one for Python 3.10.
+    "cpu": (Package("onnxruntime", "1.31" if sys.version_info >= (3, 11) else "1.23.2", "onnxruntime"),),
     "cuda": (Package("onnxruntime-gpu", "1.31", "onnxruntime"),),
     "openvino": (Package("openvino", "2026.4", "openvino"),),
     "export": (
@@ -52,7 +53,7 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("onnx", "1.20", "onnx"),
         Package("onnxscript", "0.7", "onnxscript"),
         Package("onnx-ir", "1.1", "onnx_ir"),
-        Package("filelock", "4.2", "filelock"),
+        Package("filelock", "4.1", "filelock"),
     ),
     "tensorrt": (Package("tensorrt", "10.3", "tensorrt"), _CUDA, *_GRAPHS),
     "tensorrt-rtx": (

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-import tomllib
+import sys
 from pathlib import Path
 
 import pytest
 
 from blip3v.errors import ArtifactError, ArtifactMissingError
 from blip3v.folders import MODEL_FILES, check_bundle, check_checkpoint, example_clip, is_model_folder, kind_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 

@@ -28,7 +28,7 @@ def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
     """
     processors = _processors(root / "proc/cpuinfo")
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": (processors[0].get("model name") if processors else None) or platform.processor() or None,
         "physical_cores": _physical_cores(processors),
         "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

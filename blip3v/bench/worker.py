@@ -16,13 +16,13 @@ from typing import Any
 
 from blip3v import errors
 from blip3v.bench.measure import Sample, measure_sample
+from blip3v.python_arguments import code_arguments
 from blip3v.runtime import BackendReport, Execution, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
 
 __all__ = ["Job", "Worker", "child_environment", "main"]
 
-# -P keeps the working directory out of the import path: a file there named numpy.py is not ours.
-_COMMAND = (sys.executable, "-P", "-c", "from blip3v.bench.worker import main; main()")
+_COMMAND = (sys.executable, *code_arguments("from blip3v.bench.worker import main; main()"))
 _END_TIMEOUT_S = 10.0
 
 

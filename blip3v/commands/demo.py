@@ -33,6 +33,7 @@ from blip3v.data.film_files import AskedQuestion, ClipRecord
 from blip3v.errors import UsageError
 from blip3v.folders import example_clip
 from blip3v.publishing import check_writable
+from blip3v.python_arguments import code_arguments
 from blip3v.strict_json import dumps, read_json
 from blip3v.units import format_count, format_duration, format_frame
 
@@ -45,11 +46,11 @@ _BUNDLE = _FOLDER / f"blip3v-tiny-tokenlearner-32tok-{DEFAULT_PRECISION}"
 _KINDS = ("turn", "direction", "shape")  # one question of each; the first two need time
 _WARMUP, _REPETITIONS = 1, 5
 _BARRED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir")
+_COMMAND_LINE = "from blip3v.cli import main; main()"
 _WITHOUT_TORCH = f"""\
 import sys
 sys.modules.update(dict.fromkeys({_BARRED!r}))  # from here on, importing one of these raises
-from blip3v.cli import main
-main(sys.argv[1:])
+{_COMMAND_LINE}
 """
 
 Say = Callable[[str], None]
@@ -155,7 +156,7 @@ def _export(models: Path | None, say: Say) -> None:
     source = [] if models is None else ["-m", str(models / f"tiny-{_ROW.encoder}")]
     arguments = ["export", "--encoder", _ROW.encoder, "--precision", DEFAULT_PRECISION, *source, "-o", str(_BUNDLE)]
     say(f"$ {command_line(*arguments)}")
-    made = json.loads(_run(["-m", "blip3v"], [*arguments, "--json"], quiet=is_quiet()))
+    made = json.loads(_run(_COMMAND_LINE, [*arguments, "--json"], quiet=is_quiet()))
     say(made_line(made["output"], made["size_bytes"], made["seconds"], made["peak_rss_bytes"]))
 
 
@@ -166,7 +167,7 @@ def _ask(clip: Path, record: ClipRecord, say: Say) -> list[CheckedAnswer]:
     for item in _questions(record):
         arguments = ["ask", str(clip), item.question, "-m", str(_BUNDLE)]
         say(f"$ {command_line(*arguments)}")
-        values = json.loads(_run(["-c", _WITHOUT_TORCH], [*arguments, "--json"], quiet=True))
+        values = json.loads(_run(_WITHOUT_TORCH, [*arguments, "--json"], quiet=True))
         answer = CheckedAnswer(
             question=item.question,
             answer=values["text"],
@@ -198,14 +199,14 @@ def _bench(clip: Path, models: Path | None, say: Say, console: Console) -> Bench
     return report
 
 
-def _run(python: Sequence[str], arguments: Sequence[str], *, quiet: bool = False) -> str:
+def _run(code: str, arguments: Sequence[str], *, quiet: bool = False) -> str:
     """Runs the command line in its own process and returns its stdout.
 
     Its stderr goes to ours; with ``quiet`` only if it fails. A process that fails ends the demo with its exit code.
     """
     sys.stdout.flush()
     done = subprocess.run(
-        [sys.executable, "-P", *python, *arguments],
+        [sys.executable, *code_arguments(code, *arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if quiet else None,
         text=True,

@@ -27,6 +27,7 @@ import blip3v
 from blip3v.doctor.accelerators import Accelerators, examine_accelerators
 from blip3v.errors import ProviderError
 from blip3v.extras import EXTRAS, Package, pip_line, reinstall_line
+from blip3v.python_arguments import code_arguments
 from blip3v.runtime.memory import available_bytes
 from blip3v.runtime.onnxruntime_graph import load_onnxruntime
 
@@ -309,7 +310,7 @@ def _cuda(torch: PackageState) -> Cuda:
     # In a separate process: importing a build that does not suit the machine can crash the process that tries.
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", "-c", _CUDA_PROBE],
+            [sys.executable, "-W", "ignore", *code_arguments(_CUDA_PROBE)],
             capture_output=True,
             text=True,
             timeout=_PROBE_TIMEOUT_S,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3v.errors import ProviderError
+from blip3v.python_arguments import code_arguments
 from blip3v.runtime.backends import backend_names, get_backend
 from blip3v.runtime.nvidia import Driver, Gpu, free_bytes, query
 
@@ -118,7 +119,7 @@ def run_apart(function: str, *arguments: str) -> Any:
     code = f"import json, sys; from {__name__} import {function} as f; print(json.dumps(f(*sys.argv[1:])))"
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", "-c", code, *arguments],
+            [sys.executable, "-W", "ignore", *code_arguments(code, *arguments)],
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,

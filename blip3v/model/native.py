@@ -87,7 +87,8 @@ def _load(path: Path) -> dict[str, Tensor]:
     """Maps the file and returns its tensors by names without prefixes; the map is released with the last of them."""
     try:
         _check_uncompressed(path)
-        with warnings.catch_warnings(action="ignore"):  # anything odd about the file is an error below
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # anything odd about the file is an error below
             values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a broken pickle can raise anything
         # Without the cause: PyTorch's own text advises loading the file with ``weights_only=False``.

@@ -169,8 +169,10 @@ def _refusal(backend: Backend, target: Target, precision: GraphPrecision | None)
     if target in backend.targets:
         return None if precision is None else backend.refusal(precision)
     others = [name for name in backend_names() if target in get_backend(name).targets]
+    # Anywhere else it runs every target.
+    here = " on Python 3.10, whose last ONNX Runtime is 1.23" if backend.name == "onnxruntime" else ""
     return (
-        f"{backend.name} does not run graphs exported for {target}; export with the target "
+        f"{backend.name} does not run graphs exported for {target}{here}; export with the target "
         f"{' or '.join(backend.targets)}, or choose the back end {' or '.join(others)}"
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,11 @@ from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
 from blip3v.model.temporal import encoder_names, with_encoder
 from blip3v.units import format_count
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 __all__ = ["PlannedStage", "Recipe", "Stage", "Task", "load_recipe", "read_recipe", "recipe_names"]
 

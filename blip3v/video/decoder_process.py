@@ -25,6 +25,7 @@ from blip3v.errors import (
     VideoTimeoutError,
     VideoTooLargeError,
 )
+from blip3v.python_arguments import code_arguments
 from blip3v.video.interpreter import REMEDY, find_python
 from blip3v.video_decoder.greeting import greeting
 from blip3v.video_decoder.limits import VideoLimits
@@ -213,8 +214,7 @@ class DecoderProcess:
 
 
 def _command() -> tuple[str, ...]:
-    # -P keeps the working directory out of the import path: a file there named av.py is not ours.
-    return find_python(), "-P", "-m", "blip3v.video_decoder"
+    return find_python(), *code_arguments("from blip3v.video_decoder.__main__ import main; main()")
 
 
 def _environment() -> dict[str, str]:

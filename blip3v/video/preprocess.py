@@ -124,8 +124,8 @@ def _pixels(frame_HWC: np.ndarray, config: PreprocessorConfig) -> np.ndarray:
     # float32 throughout and in this order: torchvision's ToTensor and Normalize, bit for bit.
     mean_C, std_C = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
     scaled_SSC = np.asarray(image, np.float32) / np.float32(255)
-    normalised_SSC: np.ndarray = (scaled_SSC - mean_C) / std_C
-    return normalised_SSC.transpose(2, 0, 1)
+    normalised_CSS: np.ndarray = ((scaled_SSC - mean_C) / std_C).transpose(2, 0, 1)
+    return normalised_CSS
 
 
 def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:

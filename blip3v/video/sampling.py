@@ -57,7 +57,8 @@ def sample_indices(
     assert rng is not None, "_check requires rng for the train rule"
     stride = num_source_frames // num_frames
     room = num_source_frames - (num_frames - 1) * stride
-    return rng.integers(room) + stride * np.arange(num_frames, dtype=np.int64)
+    indices: np.ndarray = rng.integers(room) + stride * np.arange(num_frames, dtype=np.int64)
+    return indices
 
 
 def _check(num_source_frames: int, num_frames: int, rule: str, rng: np.random.Generator | None) -> None:

@@ -56,7 +56,7 @@ def describe_run(plan: Plan, stages: tuple[str, ...], *, commit: str | None) -> 
         commit: the commit of a checkout without ``.git``; None: ask git.
     """
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or _output_of("git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
         "stages": list(stages),
         "seconds_a_stage": plan.seconds,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
 import termios
@@ -59,7 +60,7 @@ def run(args: list[str], environment: dict[str, str]) -> subprocess.CompletedPro
 def run_at_a_terminal(args: list[str], environment: dict[str, str], answer: str) -> tuple[int, str]:
     """The exit code, and what the terminal shows."""
     terminal, theirs = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 120))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
     # Not pty.fork(): in a process with the threads of an engine its child may crash before it becomes another program.
     child = subprocess.Popen(
         [sys.executable, "-m", "blip3v", *args], env=environment, stdin=theirs, stdout=theirs, stderr=theirs
@@ -155,23 +156,25 @@ def test_at_a_terminal_the_user_is_asked(
     assert ("embeddings.safetensors: 100%" in shown) == (answer == "y")
 
 
-def test_a_mistyped_path_is_not_looked_up_on_the_hub(environment: dict[str, str], hub: Hub, tmp_path: Path) -> None:
+def test_a_mistyped_path_is_not_looked_up_on_the_hub(
+    environment: dict[str, str], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "acme").mkdir()
-    with contextlib.chdir(tmp_path):
-        code, shown = run_at_a_terminal(
-            ["verify", ID], environment | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}, "y"
-        )
+    monkeypatch.chdir(tmp_path)
+    code, shown = run_at_a_terminal(
+        ["verify", ID], environment | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}, "y"
+    )
     assert (code, "-m blip3v verify acme/video --download" in shown) == (3, True), shown
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("typed", ["./acme/video", "acme/video/", "acme//video"])
 def test_what_was_typed_as_a_path_is_no_hub_id(
-    environment: dict[str, str], hub: Hub, tmp_path: Path, typed: str
+    environment: dict[str, str], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
     """`./runs/model --download` in the wrong folder fetched somebody's runs/model."""
-    with contextlib.chdir(tmp_path):
-        done = run(["verify", typed, "--download"], environment | {"PYTHONPATH": str(Path(cli.__file__).parents[1])})
+    monkeypatch.chdir(tmp_path)
+    done = run(["verify", typed, "--download"], environment | {"PYTHONPATH": str(Path(cli.__file__).parents[1])})
     assert done.returncode == 3
     assert f"{tmp_path}/acme/video does not exist" in done.stderr
     assert hub.requests == []

@@ -108,6 +108,16 @@ def test_every_back_end_is_named_after_its_module_and_keeps_the_protocol() -> No
         assert all(backend.refusal(spec) is None or name in str(backend.refusal(spec)) for spec in FP16.graphs.values())
 
 
+def test_on_python_3_10_graphs_that_its_onnx_runtime_does_not_know_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime 1.23 said that opset 24 is under development."""
+    monkeypatch.setattr(get_backend("onnxruntime"), "targets", ("tensorrt-legacy",))
+    refusal = r"exported for onnxruntime on Python 3\.10.*target tensorrt-legacy, or choose the back end .*openvino"
+    with pytest.raises(ProviderError, match=refusal):
+        choose_backend("onnxruntime", "decoder")
+    assert choose_backend("auto", "decoder", "cpu").name == "openvino"
+    assert choose_backend("auto", "decoder", "cpu", target="tensorrt-legacy").name == "onnxruntime"
+
+
 def test_a_back_end_that_does_not_run_a_bundles_target_is_refused_with_those_that_do() -> None:
     for name in ("openvino", "onnxruntime-cuda"):
         expected = f"{name} does not run graphs exported for tensorrt; export with the target onnxruntime, or choose"

@@ -122,7 +122,7 @@ def test_an_end_that_is_not_after_the_start(lm: VideoLM, film: np.ndarray, start
 def test_times_may_be_numbers_of_numpy(lm: VideoLM, film: np.ndarray) -> None:
     """They could not be sent to the decoder process."""
     times = {"start": np.float32(2), "end": np.int64(6), "fps": np.int64(1)}
-    assert lm.encode(film, **times).frames == lm.encode(film, start=2, end=6, fps=1).frames  # type: ignore[arg-type]
+    assert lm.encode(film, **times).frames == lm.encode(film, start=2, end=6, fps=1).frames
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.bundle.precision import GraphPrecision
-from blip3v.bundle.targets import TARGETS
+from blip3v.bundle.targets import TARGETS, Target
 from blip3v.config import TextConfig
 from blip3v.runtime.backends import PREFILL_CHUNK, Execution, Footprint, GraphFile, GraphName, product_dtype
 from blip3v.runtime.host_cache import KVCache, cache_bytes
@@ -37,14 +38,15 @@ _MAPPED_ABOVE_BYTES = 2**30
 class OnnxRuntimeBackend:
     """See ``Backend``. On x86 it has no fp16 matrix product: graphs stored in fp16 are computed in fp32.
 
-    It runs the graphs of every target, so that one exported for TensorRT can be checked where TensorRT is not.
+    It runs the graphs of every target, so that one exported for TensorRT can be checked where TensorRT is not. On
+    Python 3.10 it runs the oldest form alone: the last ONNX Runtime for that, 1.23, does not know ONNX 24.
 
     Weights in blocks are multiplied by inputs that its kernel rounds to int8, with a scale for each row and block.
     """
 
     name = "onnxruntime"
     devices: tuple[str, ...] = ("cpu",)
-    targets = TARGETS
+    targets: tuple[Target, ...] = TARGETS if sys.version_info >= (3, 11) else ("tensorrt-legacy",)
     rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
 
     def is_installed(self) -> bool:

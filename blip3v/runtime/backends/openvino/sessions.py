@@ -287,7 +287,8 @@ def _mask(
         sees_cache_BtS = sees_cache_BtS & (slots_S > positions_Bt[..., None] - window)
         sees_new_Btt = sees_new_Btt & (news_t > news_t[:, None] - window)
     sees = np.concatenate([sees_cache_BtS, sees_new_Btt], axis=2)
-    return np.where(sees, np.float32(0), np.float32(-np.inf))[:, None]
+    scores: NDArray[np.float32] = np.where(sees, np.float32(0), np.float32(-np.inf))[:, None]
+    return scores
 
 
 def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any:

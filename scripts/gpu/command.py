@@ -36,6 +36,7 @@ _STAGES: dict[str, Callable[[Plan, Report], None]] = {
 }
 # Layers share their code, and every length and batch size is another shape; beyond this limit dynamo gives up.
 _MAX_SHAPES = 64
+_WIDTH = 180
 
 
 @click.command()
@@ -105,12 +106,17 @@ def gpu_check(
             talk.print(f"{stage} ...")
             with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):
                 _STAGES[stage](plan, report)
-        print_report(report.content, Console())
+        print_report(report.content, _wide(Console()))
         talk.print(f"written: {output}")
         _check_misses(report)
     except Blip3vError as error:
         talk.print(f"error: {error}", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def _wide(console: Console) -> Console:
+    """The console, or if it is no terminal, one that is wide enough for the tables."""
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _checked(plan: Plan, only: str) -> tuple[str, ...]:

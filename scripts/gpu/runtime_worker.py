@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from blip3v.runtime.request import Model, checked_prompt
 __all__ = ["Job", "Outputs", "RuntimeWorker", "main"]
 
 _COMMAND = (sys.executable, "-P", "-c", "from scripts.gpu.runtime_worker import main; main()")
+_ROOT = Path(__file__).resolve().parents[2]
 _END_TIMEOUT_S = 20.0
 
 
@@ -72,7 +74,7 @@ class RuntimeWorker:
         """
         self._job = job
         self._process = subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=child_environment()
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
         )
         try:
             opened = self._exchange(dataclasses.asdict(job))
@@ -142,6 +144,12 @@ class RuntimeWorker:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    """In which the child finds this checkout, installed or not."""
+    environment = child_environment()
+    return environment | {"PYTHONPATH": os.pathsep.join((str(_ROOT), environment["PYTHONPATH"]))}
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ class _Bench:
 
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
         self.base: Case | None = None
+        self._base_worker: RuntimeWorker | None = None
         self._plan = plan
         self._stack = stack
         self._bundles = Bundles(plan)
@@ -109,17 +110,20 @@ class _Bench:
         bundle, facts = self._bundles.get(case)
         reference = self._reference
         engines = build(bundle) if is_tensorrt(case.target) else None
-        base = None if self.base is None else self._base_worker
+        base = self._opened_base()
         before_bytes = self._device_bytes()
-        with RuntimeWorker(self._job(bundle, case)) as worker:
+        with ExitStack() as own:
+            worker = own.enter_context(RuntimeWorker(self._job(bundle, case)))
             got = worker.outputs(reference.token_ids, self._folder / "outputs.npz")
-            precision = for_target(Precision.parse(case.precision), case.target)
-            parity = compare(got, reference, precision)
+            parity = compare(got, reference, for_target(Precision.parse(case.precision), case.target))
             counts = [row.num_video_tokens for row in self._plan.rows]
             first_s = worker.sample(max(counts)).whole_chain_s
             after_bytes = self._device_bytes()
             workers = {"case": worker} | ({} if base is None else {"base": base})
             samples = self._take_turns(workers, counts, budget)
+            if base is None:
+                self.base, self._base_worker = case, worker
+                self._stack.enter_context(own.pop_all())
         return {
             **case._asdict(),
             **parity,
@@ -144,11 +148,14 @@ class _Bench:
     def _reference(self) -> Reference:
         return reference_of(self._bundles, self._plan)
 
-    @cached_property
-    def _base_worker(self) -> RuntimeWorker:
-        assert self.base is not None
-        bundle, _ = self._bundles.get(self.base)
-        return self._stack.enter_context(RuntimeWorker(self._job(bundle, self.base)))
+    def _opened_base(self) -> RuntimeWorker | None:
+        """The base, opened unless it is; None: this is the first case."""
+        if self.base is None:
+            return None
+        if self._base_worker is None or not self._base_worker.is_running:
+            bundle, _ = self._bundles.get(self.base)
+            self._base_worker = self._stack.enter_context(RuntimeWorker(self._job(bundle, self.base)))
+        return self._base_worker
 
     def _job(self, bundle: Path, case: Case) -> Job:
         frames = self._folder / "frames.npy"

@@ -93,6 +93,11 @@ class RuntimeWorker:
     ) -> None:
         self._end()
 
+    @property
+    def is_running(self) -> bool:
+        """False after an error: whatever the child raised ended it."""
+        return self._process.poll() is None
+
     def sample(self, num_video_tokens: int) -> Sample:
         """Answers once with that many video tokens: the encoder's own, repeated or cut.
 
@@ -129,6 +134,7 @@ class RuntimeWorker:
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
+            self._end()
             raise BackendError(answer["error"])
         self.peak_rss_bytes = answer["peak_rss_bytes"]
         return answer

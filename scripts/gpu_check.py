@@ -22,8 +22,8 @@ On the GPU machine, once all files of the folder parts are there:
     python scripts/gpu/wheels.py install parts
     python scripts/gpu_check.py --only runtime --seconds 480 --output benchmarks/results/gpu.json
 
-onnxruntime-gpu 1.31 needs CUDA 13 and cuDNN 9, which PyTorch's own packages bring if it was built for CUDA 13. TensorRT
-comes in the same way: all of tensorrt_cu13, tensorrt_cu13_bindings and tensorrt_cu13_libs, with cuda-bindings.
+onnxruntime-gpu 1.31 needs CUDA 13 and cuDNN 9, which PyTorch brings if it was built for CUDA 13. The wheels of
+TensorRT-RTX, tensorrt_rtx_cu13_libs and tensorrt_rtx_cu13_bindings, come in the same way.
 """
 
 from __future__ import annotations

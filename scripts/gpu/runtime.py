@@ -53,9 +53,9 @@ Turns = dict[tuple[str, int], list[Sample]]  # by case and number of video token
 
 def runtime(plan: Plan, report: Report) -> None:
     """Measures every case that is not in the report yet."""
-    gc.collect()
-    if plan.device.type == "cuda":
-        torch.cuda.empty_cache()  # of the stages before
+    if plan.device.type == "cuda":  # what the stages before have left
+        gc.collect()
+        torch.cuda.empty_cache()
     report.describe(STAGE, "what", _WHAT)
     with ExitStack() as stack:
         bench, budget = _Bench(plan, stack), Budget(plan.seconds)

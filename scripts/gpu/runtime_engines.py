@@ -34,7 +34,7 @@ def build(bundle: Path) -> dict[str, Any]:
     ran = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if ran.returncode:
         lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"]
-        raise BackendError(f"blip3v build: {lines[-1]}")
+        raise BackendError(lines[-1].removeprefix("error: "))
     made = json.loads(ran.stdout)
     graphs = made["engines"].pop("graphs")
     return {

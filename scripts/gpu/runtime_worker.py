@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -38,6 +39,7 @@ __all__ = ["Job", "Outputs", "RuntimeWorker", "main"]
 _COMMAND = (sys.executable, "-P", "-c", "from scripts.gpu.runtime_worker import main; main()")
 _ROOT = Path(__file__).resolve().parents[2]
 _END_TIMEOUT_S = 20.0
+_LIMIT_S = 240.0  # of one request; a cold 4B model opens in less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +128,15 @@ class RuntimeWorker:
         with contextlib.suppress(BrokenPipeError):  # its output may still say why it ended
             self._process.stdin.write(json.dumps(values) + "\n")
             self._process.stdin.flush()
+        limit = threading.Timer(_LIMIT_S, self._process.kill)
+        limit.start()
         line = self._process.stdout.readline()
+        limit.cancel()
         if not line.endswith("\n"):
             raise BackendError(
                 f"the process that ran {self._job.bundle} on {self._job.backend} ended with code "
-                f"{self._process.wait()}; -11 is a crash of the engine, -9 a lack of host memory"
+                f"{self._process.wait()}; -11 is a crash of the engine, -9 a lack of host memory, or no answer within "
+                f"{_LIMIT_S:g} s"
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

@@ -25,6 +25,7 @@ __all__ = [
     "in_words",
     "is_write_error",
     "new_folder",
+    "one_at_a_time",
     "replace_file",
     "replace_folder",
     "require_disk",
@@ -285,3 +286,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Lets one process at a time into the block for ``target``; the others wait. Its parent folder has to exist."""
+    from filelock import FileLock  # part of the extras that write bundles and engines
+
+    path = target.with_name(f".{target.name}.blip3v-lock")
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows deletes it when it is released
+                path.unlink(missing_ok=True)

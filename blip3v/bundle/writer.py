@@ -7,13 +7,11 @@ Not here: the contents of the files (``export/``).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,7 +21,7 @@ from blip3v.bundle.manifest import FileEntry, Manifest
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.errors import ArtifactError, UsageError
-from blip3v.publishing import cannot_write, check_writable, is_write_error, replace_folder, sync_tree
+from blip3v.publishing import cannot_write, check_writable, is_write_error, one_at_a_time, replace_folder, sync_tree
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -60,7 +58,7 @@ class BundleWriter:
         check_target(self._target, force=self._force)
         try:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            with _publishing(self._target):
+            with one_at_a_time(self._target):  # so that renames never interleave
                 _clean_up(self._target)
                 self._sibling.mkdir()
                 self._lock = _try_lock(self._sibling)
@@ -108,7 +106,7 @@ class BundleWriter:
             dataclasses.replace(manifest, files=_entries(staging)).save(staging / layout.MANIFEST)
             open_bundle(staging)
             sync_tree(staging)
-            with _publishing(self._target):
+            with one_at_a_time(self._target):  # so that renames never interleave
                 check_target(self._target, force=self._force)
                 replace_folder(staging, self._target, aside=self._sibling / _OLD)
             self._published = True
@@ -171,20 +169,6 @@ def _entries(staging: Path) -> dict[str, FileEntry]:
         if not layout.is_hashed(name):
             raise ArtifactError(f"{name} was written into the bundle but does not belong there; see bundle/layout.py")
     return {name: FileEntry(sha256=hash_file(staging / name), size_bytes=size) for name, size in sorted(sizes.items())}
-
-
-@contextlib.contextmanager
-def _publishing(target: Path) -> Iterator[None]:
-    """Lets one writer at a time start, clean up or publish at ``target``, so that renames never interleave."""
-    from filelock import FileLock  # part of the extras that write; reading a bundle does not need it
-
-    path = target.with_name(f".{target.name}.blip3v-lock")
-    with FileLock(path):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows deletes it when it is released
-                path.unlink(missing_ok=True)
 
 
 def _try_lock(sibling: Path) -> BaseFileLock | None:

@@ -32,7 +32,7 @@ from blip3v.export.engine_progress import Progress
 from blip3v.export.engine_report import no_report, write_layer_reports
 from blip3v.export.engine_request import EngineRequest, chosen_library, engine_limits
 from blip3v.extras import pip_line
-from blip3v.publishing import cannot_write, check_writable, new_folder, require_disk
+from blip3v.publishing import cannot_write, check_writable, new_folder, one_at_a_time, require_disk
 from blip3v.runtime import memory
 from blip3v.runtime.backends import GRAPHS
 from blip3v.runtime.opening import graph_hash
@@ -200,17 +200,10 @@ def _capabilities(tensorrt: TensorRT, request: EngineRequest) -> tuple[str, ...]
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Lets one process at a time build the engines of a key; the next one then finds them there."""
-    from filelock import FileLock  # part of the extras that write
-
-    lock = folder.with_name(f".{folder.name}.lock")
     try:
         folder.parent.mkdir(exist_ok=True)
-        with FileLock(lock):
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # Windows deletes it when it is released
-                    lock.unlink(missing_ok=True)
+        with one_at_a_time(folder):
+            yield
     except OSError as error:
         raise cannot_write(folder, error) from error
 

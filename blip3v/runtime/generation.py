@@ -325,8 +325,8 @@ class Sampler:
         """
         if not np.isfinite(logits_V).all():
             raise BackendError(
-                "the decoder gave logits that are not finite; its weights or its precision are broken: "
-                "run `blip3v verify` on the bundle, or export it in fp32"
+                "the decoder gave logits that are not finite; its weights or its precision are broken, or so are video "
+                "tokens that were given on a GPU: run `blip3v verify` on the bundle, or export it in fp32"
             )
         options = self._options
         scores_V = penalise(logits_V, earlier, options.repetition_penalty)

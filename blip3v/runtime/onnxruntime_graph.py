@@ -23,6 +23,7 @@ from blip3v.extras import pip_command, pip_line
 from blip3v.runtime.backends import FoundTensor, GraphFile, check_io
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.engine_errors import engine_errors, path_for_engine
+from blip3v.runtime.gpu_array import GpuMemory
 
 __all__ = [
     "CPU_PROVIDER",
@@ -94,6 +95,14 @@ class OpenGraph:
         """``array``, which must be contiguous, as an OrtValue that shares its memory and must not outlive it."""
         assert array.flags.c_contiguous
         return self.onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+    def bind_gpu_input(self, binding: Any, name: str, device: str | None, memory: GpuMemory) -> None:
+        """Binds memory on the GPU as an input, which must live until the run has ended.
+
+        ``synchronize_inputs`` waits for the whole device, so for what its producer has yet to do.
+        """
+        assert device is not None
+        binding.bind_input(name, device, 0, np.dtype(memory.dtype).type, list(memory.shape), memory.address)
 
     @contextlib.contextmanager
     def running(self, doing: str, deadline: Deadline | None) -> Iterator[Any]:

@@ -9,15 +9,16 @@ Letters: B rows, t new tokens, D width, V logits, F frames, M video tokens, S si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.config import TextConfig
-from blip3v.runtime.backends import Execution, FloatArray, still_open
+from blip3v.runtime.backends import Execution, FloatArray, PromptRow, SplicedPrompt, host_prompts, still_open
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.gpu_array import GpuArray, GpuMemory
 from blip3v.runtime.host_cache import pad_prompts
 from blip3v.runtime.onnxruntime_graph import OpenGraph
 
@@ -59,18 +60,39 @@ class BoundCache(Protocol):
 
 
 class OnnxRuntimeVideoEncoder:
-    """See ``VideoEncoder``."""
+    """See ``VideoEncoder``.
 
-    def __init__(self, graph: OpenGraph, execution: Execution) -> None:
+    Args:
+        graph: the opened video encoder.
+        execution: what it is computed with.
+        gpu: the device that arrays on the GPU are bound on, as ONNX Runtime names it; None: none are taken.
+    """
+
+    def __init__(self, graph: OpenGraph, execution: Execution, gpu: str | None = None) -> None:
         self._graph: OpenGraph | None = graph
+        self._gpu = gpu
         self.execution = execution
+        self.gpu_dtype: np.dtype[Any] | None = None if gpu is None else graph.dtype
 
-    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+    def run(self, frames_BF3SS: NDArray[np.float32] | GpuArray, deadline: Deadline) -> dict[str, FloatArray]:
         """See ``VideoEncoder``."""
         graph = still_open(self._graph, "video encoder")
+        if isinstance(frames_BF3SS, GpuArray):
+            return self._run_on_gpu(graph, frames_BF3SS.memory(), deadline)
         frames = np.ascontiguousarray(frames_BF3SS, graph.dtype)
         with graph.running("running the video encoder", deadline) as options:
             return dict(zip(graph.outputs, graph.session.run(None, {"frames": frames}, options), strict=True))
+
+    def _run_on_gpu(self, graph: OpenGraph, frames: GpuMemory, deadline: Deadline) -> dict[str, FloatArray]:
+        with graph.running("running the video encoder", deadline) as options:
+            binding = graph.onnxruntime.IOBinding(graph.session)
+            graph.bind_gpu_input(binding, "frames", self._gpu, frames)
+            for name in graph.outputs:
+                binding.bind_output(name)
+            binding.synchronize_inputs()
+            graph.session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
+            return dict(zip(graph.outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     def close(self) -> None:
         """See ``VideoEncoder``."""
@@ -86,6 +108,7 @@ class OnnxRuntimeDecoder:
         text: its geometry.
         chunk: tokens of a prompt that go through the graph at once, at most.
         new_cache: returns an empty cache for the graph, the geometry and a number of rows.
+        gpu: the device that arrays on the GPU are bound on, as ONNX Runtime names it; None: none are taken.
     """
 
     max_rows: int | None = None
@@ -97,9 +120,12 @@ class OnnxRuntimeDecoder:
         text: TextConfig,
         chunk: int,
         new_cache: Callable[[OpenGraph, TextConfig, int], BoundCache],
+        gpu: str | None = None,
     ) -> None:
         self.execution = execution
         self.dtype = graph.dtype
+        self.gpu_dtype: np.dtype[Any] | None = None if gpu is None else graph.dtype
+        self._gpu = gpu
         self._graph: OpenGraph | None = graph
         self._text = text
         self._chunk = chunk
@@ -110,7 +136,7 @@ class OnnxRuntimeDecoder:
         graph = still_open(self._graph, "decoder")
         cache = self._new_cache(graph, self._text, num_rows)
         cache.reserve(num_tokens)
-        return OnnxRuntimeSession(graph, self._text, self._chunk, cache)
+        return OnnxRuntimeSession(graph, self._text, self._chunk, cache, self._gpu)
 
     def close(self) -> None:
         """See ``Decoder``."""
@@ -121,14 +147,18 @@ class OnnxRuntimeSession:
     """See ``DecoderSession``.
 
     GroupQueryAttention takes more than one new token after earlier ones for a single row only. So long prompts
-    go in row by row and in chunks; short ones with nothing before them together, padded on the right.
+    go in row by row and in chunks; short ones with nothing before them together, padded on the right. Video tokens on
+    the GPU are chunks of their own, which the graph reads where they are.
     """
 
-    def __init__(self, graph: OpenGraph, text: TextConfig, chunk: int, cache: BoundCache) -> None:
+    def __init__(
+        self, graph: OpenGraph, text: TextConfig, chunk: int, cache: BoundCache, gpu: str | None = None
+    ) -> None:
         self._open_graph: OpenGraph | None = graph
         self._text = text
         self._chunk = chunk
         self._cache: BoundCache | None = cache
+        self._gpu = gpu
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -148,14 +178,15 @@ class OnnxRuntimeSession:
         """See ``DecoderSession``."""
         self.cache.reserve(num_tokens)
 
-    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+    def prefill(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:
         """See ``DecoderSession``."""
         cache = self.cache
         assert len(rows) == cache.rows
         assert all(len(row) for row in rows)
         cache.reserve(max(length + len(row) for length, row in zip(cache.lengths, rows, strict=True)))
-        if len(rows) > 1 and max(map(len, rows)) <= self._chunk:
-            return self._prefill_padded(rows, deadline)
+        is_spliced = any(isinstance(row, SplicedPrompt) for row in rows)
+        if len(rows) > 1 and max(map(len, rows)) <= self._chunk and not is_spliced:
+            return self._prefill_padded(host_prompts(rows), deadline)
         return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
 
     def step(self, embeds_BD: FloatArray) -> NDArray[np.float32]:
@@ -190,13 +221,13 @@ class OnnxRuntimeSession:
             self.cache.lengths[first:last] = lengths
         return np.concatenate(logits_BV)
 
-    def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
+    def _prefill_row(self, row: int, prompt: PromptRow, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
         cache = self.cache
-        for start in range(0, len(embeds_tD), self._chunk):
-            part_tD = embeds_tD[start : start + self._chunk]
+        for part_tD in _chunks(prompt, self._chunk):
             length = cache.lengths[row] + len(part_tD)
-            logits_1V = self._run(row, row + 1, part_tD[None], [len(part_tD) - 1], [length], deadline)
+            part_1tD = part_tD.as_batch() if isinstance(part_tD, GpuMemory) else part_tD[None]
+            logits_1V = self._run(row, row + 1, part_1tD, [len(part_tD) - 1], [length], deadline)
             cache.lengths[row] = length
         return logits_1V
 
@@ -204,17 +235,16 @@ class OnnxRuntimeSession:
         self,
         first: int,
         last: int,
-        embeds_BtD: FloatArray,
+        embeds_BtD: FloatArray | GpuMemory,
         logits_index: list[int],
         lengths: list[int],
         deadline: Deadline | None = None,
     ) -> NDArray[np.float32]:
         """Runs the graph on rows ``first`` to ``last`` (exclusive); ``lengths`` include the new tokens."""
         graph = self._graph
-        inputs = {
-            "inputs_embeds": np.ascontiguousarray(embeds_BtD, graph.dtype),
-            "logits_index": np.array(logits_index, np.int64),
-        }
+        inputs: dict[str, NDArray[Any]] = {"logits_index": np.array(logits_index, np.int64)}
+        if not isinstance(embeds_BtD, GpuMemory):
+            inputs["inputs_embeds"] = np.ascontiguousarray(embeds_BtD, graph.dtype)
         if graph.takes_write_indices:
             inputs["write_indices"] = np.array(self.cache.lengths[first:last], np.int64)
         else:
@@ -225,9 +255,24 @@ class OnnxRuntimeSession:
             binding = graph.onnxruntime.IOBinding(graph.session)
             for name, array in inputs.items():
                 binding.bind_ortvalue_input(name, graph.value(array))
+            if isinstance(embeds_BtD, GpuMemory):
+                graph.bind_gpu_input(binding, "inputs_embeds", self._gpu, embeds_BtD)
             binding.bind_ortvalue_output("logits", graph.value(logits_BV))
             self.cache.bind(binding, first, last)
             binding.synchronize_inputs()
             graph.session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
         return logits_BV
+
+
+def _chunks(prompt: PromptRow, size: int) -> Iterator[FloatArray | GpuMemory]:
+    """The embeddings (t,D) of a prompt in order, at most ``size`` tokens at a time."""
+    parts: list[FloatArray | GpuMemory]
+    if isinstance(prompt, SplicedPrompt):
+        before_TD, after_TD = prompt.text_TD[: prompt.position], prompt.text_TD[prompt.position :]
+        parts = [before_TD, prompt.video.memory(), after_TD]
+    else:
+        parts = [prompt]
+    for part in parts:
+        for start in range(0, len(part), size):
+            yield part[start : start + size]

@@ -15,16 +15,25 @@ from numpy.typing import NDArray
 
 from blip3v.config import ModelConfig
 from blip3v.errors import RequestError
-from blip3v.runtime.backends import Decoder, FloatArray, VideoEncoder
+from blip3v.runtime.backends import Decoder, FloatArray, PromptRow, SplicedPrompt, VideoEncoder
 from blip3v.runtime.cache_budget import CacheBudget
 from blip3v.runtime.checks import check_number, check_timeout, check_whole, shown
+from blip3v.runtime.gpu_array import GpuArray
 from blip3v.runtime.types import BackendReport, VideoTokens
 from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prompt, continue_prompt, splice
 from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig
 
-__all__ = ["GenerationOptions", "Model", "Request", "checked_options", "checked_pairs", "checked_prompt"]
+__all__ = [
+    "GenerationOptions",
+    "Model",
+    "Request",
+    "check_gpu_array",
+    "checked_options",
+    "checked_pairs",
+    "checked_prompt",
+]
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 256
@@ -156,12 +165,15 @@ class Model:
         rows_tD: FloatArray = self.table_VD[np.asarray(ids, np.int64)].astype(self.decoder.dtype, copy=False)
         return rows_tD
 
-    def embed_prompt(self, request: Request) -> FloatArray:
+    def embed_prompt(self, request: Request) -> PromptRow:
         """Embeddings (t,D) of what the session does not hold yet, with the video tokens in their place."""
         embeds_tD = self.embed(request.ids)
         if request.image_position is None:
             return embeds_tD
-        video_MD = request.video.tokens.astype(self.decoder.dtype, copy=False)  # its encoder's precision may differ
+        tokens: NDArray[Any] | GpuArray = request.video.tokens
+        if isinstance(tokens, GpuArray):
+            return SplicedPrompt(np.delete(embeds_tD, request.image_position, axis=0), request.image_position, tokens)
+        video_MD = tokens.astype(self.decoder.dtype, copy=False)  # its encoder's precision may differ
         spliced_tD: FloatArray = splice(embeds_tD, request.image_position, video_MD)
         return spliced_tD
 
@@ -200,13 +212,38 @@ class Model:
                 f"the video tokens come from the encoder {video.encoder[:12]} and this bundle's is "
                 f"{self.encoder_hash[:12]}; encode the video again with this bundle"
             )
+        tokens: NDArray[Any] | GpuArray = video.tokens
         width = self.config.text.hidden_size
-        if video.tokens.ndim != 2 or video.tokens.shape[1] != width or not len(video):
-            raise RequestError(
-                f"video tokens have shape {video.tokens.shape}; (M, {width}) with M of at least 1 is expected"
-            )
-        if not np.isfinite(video.tokens).all():
+        if tokens.shape[1] != width:
+            raise RequestError(f"video tokens have shape {tokens.shape}; (M, {width}) with M of at least 1 is expected")
+        if isinstance(tokens, GpuArray):
+            check_gpu_array("video tokens", tokens, self.decoder)
+        elif not np.isfinite(tokens).all():
             raise RequestError("the video tokens hold values that are not finite; encode the video again")
+
+
+def check_gpu_array(what: str, array: GpuArray, reader: VideoEncoder | Decoder) -> None:
+    """Raises unless an opened graph reads an array on the GPU where it is.
+
+    Args:
+        what: the array holds, in the plural.
+        array: the array.
+        reader: the graph.
+
+    Raises:
+        RequestError: its back end reads host memory alone, or it takes another dtype.
+    """
+    if reader.gpu_dtype is None:
+        raise RequestError(
+            f"the {what} are on a GPU, and {reader.execution.backend} takes them from host memory alone",
+            remedy="pass a copy in host memory, or open a bundle with `backend='tensorrt'` or "
+            "`backend='onnxruntime-cuda'`",
+        )
+    if array.dtype != reader.gpu_dtype.name:
+        raise RequestError(
+            f"the {what} on the GPU are {array.dtype}, and {reader.execution.backend} takes {reader.gpu_dtype.name} "
+            "from there; convert them on the GPU, or pass a copy in host memory"
+        )
 
 
 def checked_prompt(parts: _Prompted, question: str, options: GenerationOptions, system: str | None = None) -> Prompt:

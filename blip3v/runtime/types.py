@@ -18,6 +18,7 @@ from blip3v.errors import ArtifactError, ArtifactMissingError, RequestError
 from blip3v.publishing import write_file
 from blip3v.runtime.backends import Execution
 from blip3v.runtime.checks import shown
+from blip3v.runtime.gpu_array import GpuArray, as_array
 
 __all__ = [
     "Answer",
@@ -29,6 +30,7 @@ __all__ = [
     "TokenLogprob",
     "Usage",
     "VideoTokens",
+    "is_frame",
 ]
 
 FinishReason = Literal["stop", "length"]
@@ -131,8 +133,14 @@ class Answer:
 class VideoTokens:
     """An encoded video: all that questions about it need.
 
+    ``encode`` makes it. Tokens of your own pipeline may be an array of any library that speaks DLPack (torch, cupy). In
+    host memory they are copied. On the first CUDA GPU they stay where they are: the decoder has to run there, take
+    their dtype, and reads them with each first question, so they must not change; nothing looks at their values, and
+    those that are not finite end an answer with a ``BackendError``.
+
     Attributes:
-        tokens: (M,D) float16 or float32, M and D at least 1; read-only, since requests share it.
+        tokens: (M,D) float16 or float32, M and D at least 1. A read-only numpy array, since requests share it; of an
+            array on a GPU an object with ``shape``, ``dtype`` and ``__dlpack__``.
         frames: the frames that it was made of.
         encoder: hash of the video encoder that made it; another encoder refuses it.
         file_decode_s: seconds that reading and decoding the file took; 0 after ``load``.
@@ -143,7 +151,7 @@ class VideoTokens:
         RequestError: tokens, frames or encoder of another form. ``ask`` refuses tokens that are not finite.
     """
 
-    tokens: NDArray[Any]
+    tokens: Any  # NDArray[Any] or GpuArray
     frames: tuple[Frame, ...]
     encoder: str
     file_decode_s: float = 0.0
@@ -151,23 +159,18 @@ class VideoTokens:
     encode_s: float = 0.0
 
     def __post_init__(self) -> None:
-        tokens = self.tokens
-        if not isinstance(tokens, np.ndarray):
-            raise RequestError(
-                f"tokens has type {type(tokens).__name__}; an array (M, D) is expected, as encode makes it"
-            )
-        if tokens.ndim != 2 or not tokens.size or tokens.dtype.name not in ("float16", "float32"):
-            raise RequestError(
-                f"tokens is {tokens.dtype} of shape {tokens.shape}; float16 or float32 (M, D) is expected"
-            )
-        if not isinstance(self.frames, tuple) or not all(map(_is_frame, self.frames)):
+        tokens = as_array("tokens", self.tokens, "an array (M, D) is expected, as encode makes it")
+        shape = tuple(tokens.shape)
+        if len(shape) != 2 or 0 in shape or str(tokens.dtype) not in ("float16", "float32"):
+            raise RequestError(f"tokens is {tokens.dtype} of shape {shape}; float16 or float32 (M, D) is expected")
+        if not isinstance(self.frames, tuple) or not all(map(is_frame, self.frames)):
             raise RequestError(f"frames is {shown(self.frames)}; a tuple of (number, time in seconds) is expected")
         if not isinstance(self.encoder, str):
             raise RequestError(f"encoder is {shown(self.encoder)}; the hash of a video encoder is expected")
-        if tokens.flags.writeable or not tokens.flags.owndata:  # somebody may change the memory
-            tokens = tokens.copy()
+        if isinstance(tokens, np.ndarray) and (tokens.flags.writeable or not tokens.flags.owndata):
+            tokens = tokens.copy()  # somebody may change the memory
             tokens.flags.writeable = False
-            object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "tokens", tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -182,13 +185,16 @@ class VideoTokens:
         return dataclasses.replace(self, file_decode_s=0.0, preprocess_s=0.0, encode_s=0.0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file atomically.
+        """Writes a safetensors file atomically. Tokens on a GPU are copied to the host for that.
 
         Raises:
+            RequestError: the library that holds tokens on a GPU makes no copy in host memory.
             ArtifactError: the file cannot be written.
         """
+        tokens: NDArray[Any] | GpuArray = self.tokens
+        tokens_MD = tokens.on_host() if isinstance(tokens, GpuArray) else tokens
         metadata = {"format": _FORMAT, "encoder": self.encoder, "frames": json.dumps(self.frames)}
-        data = safetensors.numpy.save({"video_tokens": np.ascontiguousarray(self.tokens)}, metadata)
+        data = safetensors.numpy.save({"video_tokens": np.ascontiguousarray(tokens_MD)}, metadata)
         try:
             write_file(Path(path), data)
         except OSError as error:
@@ -225,7 +231,8 @@ class VideoTokens:
         return video
 
 
-def _is_frame(frame: object) -> bool:
+def is_frame(frame: object) -> bool:
+    """Whether ``frame`` has the form of a ``Frame``."""
     if not isinstance(frame, tuple) or len(frame) != 2:
         return False
     return type(frame[0]) is int and (frame[1] is None or isinstance(frame[1], int | float))

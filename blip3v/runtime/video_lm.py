@@ -12,11 +12,12 @@ from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.chat import Chat
 from blip3v.runtime.checks import checked_path
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
+from blip3v.runtime.gpu_array import DlpackArray
 from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
 from blip3v.runtime.owner import ModelOwner
 from blip3v.runtime.request import GenerationOptions, Model, checked_options, checked_pairs, checked_prompt
-from blip3v.runtime.types import Answer, BackendReport, VideoTokens
-from blip3v.runtime.video_encoding import encode_video
+from blip3v.runtime.types import Answer, BackendReport, Frame, VideoTokens
+from blip3v.runtime.video_encoding import encode_pixels, encode_video
 from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.source import VideoInput
@@ -109,6 +110,12 @@ class VideoLM:
         with self._owner.lease() as model:
             return model.backend
 
+    @property
+    def encoder(self) -> str:
+        """Hash of the video encoder, which ``VideoTokens`` of this bundle name as theirs."""
+        with self._owner.lease() as model:
+            return model.encoder_hash
+
     def encode(
         self,
         video: VideoInput,
@@ -140,6 +147,35 @@ class VideoLM:
         with self._owner.lease() as model:
             return encode_video(model, video, start, end, fps, deadline)
 
+    def encode_pixels(
+        self,
+        pixels: DlpackArray,
+        *,
+        frames: Sequence[Frame] | None = None,
+        timeout_s: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> VideoTokens:
+        """Encodes a clip whose frames are picked, resized and normalised already.
+
+        Args:
+            pixels: float16 or float32 (F,3,S,S) with the F frames and the side S of the bundle's config, as
+                ``blip3v.video.preprocess`` and ``load_pixels`` make them: in [-1, 1] with the released mean and std. Of
+                numpy, or of any library that speaks DLPack (torch, cupy). On the first CUDA GPU they are read where
+                they are: the video encoder has to run there, and they have to be without gaps and of its own dtype;
+                nobody looks at their values.
+            frames: number and time in seconds of each frame, for the record; None: 0 to F - 1, without times.
+            timeout_s: as for ``encode``.
+            cancel: as for ``encode``.
+
+        Raises:
+            RequestError: pixels of another shape, dtype or range, or on a device that the video encoder does not read;
+                CancelledError or RequestTimeoutError if it was cancelled or took too long.
+            BackendError: the inference engine failed.
+        """
+        deadline = Deadline(timeout_s, cancel)
+        with self._owner.lease() as model:
+            return encode_pixels(model, pixels, frames, deadline)
+
     def ask(
         self,
         video: VideoInput | VideoTokens,
@@ -155,7 +191,7 @@ class VideoLM:
         """Answers a question about a video.
 
         Args:
-            video: a video, or what ``encode`` gave.
+            video: a video, or what ``encode`` or ``encode_pixels`` gave.
             question: plain text.
             options: how to answer; None: greedy, to the bundle's own limit of tokens.
             system: text of the system turn, which goes before the question; None: the model's own; blank: no such turn.

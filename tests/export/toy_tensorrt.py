@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from toy_bundle import toy_table
+from toy_bundle import toy_manifest, toy_table
 from toy_graphs import toy_config
 
 from blip3v.bundle import layout
@@ -28,7 +28,6 @@ from blip3v.bundle.graph_io import (
     present_value,
     video_encoder_io,
 )
-from blip3v.bundle.manifest import GraphEntry, KVGeometry, Limits, Manifest, Source, WeightCount
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.target_precision import for_target
 from blip3v.bundle.targets import Target
@@ -200,7 +199,7 @@ def write_trt_bundle(
         write_embeddings(folder / layout.EMBEDDINGS, toy_table(config, specs.decoder.embeddings))
         _save(decoder, folder / layout.graph_file("decoder"))
         _save(video_encoder or video_encoder_model(config), folder / layout.graph_file("video_encoder"))
-        return writer.publish(_manifest(config, specs, target))
+        return writer.publish(toy_manifest(folder, config, specs, target))
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
@@ -211,24 +210,4 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
         location=f"{path.stem}.data",
         size_threshold=1024,
         convert_attribute=False,
-    )
-
-
-def _manifest(config: ModelConfig, precision: Precision, target: Target) -> Manifest:
-    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
-    return Manifest(
-        created_by={"toy": "1"},
-        source=Source(name="toy", sha256={}, random_init=False, trained=True),
-        model=config.name,
-        encoder=config.temporal.encoder,
-        num_frames=config.num_frames,
-        num_video_tokens=config.num_video_tokens,
-        precision=precision,
-        target=target,
-        opset=24,
-        graphs={name: GraphEntry.of(name, io, precision.graphs[name]) for name, io in ios.items()},
-        kv=KVGeometry.of(config, precision.decoder),
-        limits=Limits(max_context=config.text.max_context),
-        weights={name: {"float16": WeightCount(num_tensors=1, num_elements=1, size_bytes=2)} for name in ios},
-        parity=None,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections import Counter
 from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType, SimpleNamespace
@@ -32,6 +33,7 @@ class FakeDevice:
         num_rtx_graphs: contexts that TensorRT-RTX was told to capture the runs of.
         fails: the name of a function -> the name of the error that its next call ends with.
         num_calls: of each function so far.
+        copied_bytes: by single copies so far, from and to which memory: "pinned to device".
     """
 
     def __init__(self, library: Library = "tensorrt_rtx") -> None:
@@ -42,6 +44,7 @@ class FakeDevice:
         self.num_rtx_graphs = 0
         self.fails: dict[str, str] = {}
         self.num_calls: dict[str, int] = {}
+        self.copied_bytes: Counter[str] = Counter()
         self._memory: dict[int, tuple[Any, int, str]] = {}
         self._queues: dict[int, list[_Work]] = {}
         self._captured: dict[int, list[_Work]] = {}
@@ -104,6 +107,49 @@ class FakeDevice:
             work()
 
 
+class ArrayOnGpu:
+    """An array of another library in the memory of the fake GPU, as DLPack shows it.
+
+    Args:
+        gpu: whose memory.
+        values: that it holds.
+        device: kind and number, as DLPack numbers them.
+        copies: whether the library makes copies in host memory.
+
+    Attributes:
+        streams: that it was made ready for, one for each time that it was read.
+        num_host_copies: that were made.
+    """
+
+    def __init__(
+        self, gpu: FakeDevice, values: np.ndarray, device: tuple[int, int] = (2, 0), *, copies: bool = True
+    ) -> None:
+        address = gpu.allocate(values.nbytes, "device")
+        self.values = gpu.view(address, values.nbytes, "device").view(values.dtype).reshape(values.shape)
+        self.values[...] = values
+        self.streams: list[int] = []
+        self.num_host_copies = 0
+        self._gpu = gpu  # whose memory lives as long
+        self._device = device
+        self._copies = copies
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device
+
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> object:
+        if "dl_device" in options:
+            if not self._copies:
+                raise BufferError("no copies")
+            self.num_host_copies += 1
+            return self.values.copy().__dlpack__(max_version=options["max_version"])
+        assert stream is not None
+        self.streams.append(stream)
+        return self.values.__dlpack__()
+
+    def __array__(self, *_: object) -> np.ndarray:
+        raise AssertionError("an array on the GPU is copied to the host")
+
+
 class _Functions:
     """What the functions do; results without the status."""
 
@@ -138,6 +184,7 @@ class _Functions:
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: IntEnum, stream: int) -> None:  # noqa: N802
         source, target = _kinds(kind)
+        self._device.copied_bytes[f"{source} to {target}"] += count
 
         def copy() -> None:
             self._device.view(dst, count, target)[...] = self._device.view(src, count, source)

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 from toy_bundle import write_bundle
 from toy_graphs import Weights, reference_logits, toy_config, write_decoder, write_video_encoder
-from toy_parts import FAKE_CUDA, FakeCudaBackend, graph_file, open_backend
+from toy_parts import FAKE_CUDA, FakeCudaBackend, check_arrays_of_torch_on_a_gpu, graph_file, open_backend
 
 from blip3v.bundle import Precision
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
@@ -287,3 +287,10 @@ def test_on_a_gpu_sessions_stay_near_the_formula_and_answers_those_of_the_cpu(
         first, second = on_gpu.ask(film, "Which way?"), on_cpu.ask(film, "Which way?")
         assert first.backend.decoder.device == "CUDA"
         assert first.token_ids[:4] == second.token_ids[:4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not get_backend(NAME).is_installed(), reason="needs an NVIDIA GPU and ONNX Runtime's build for it")
+def test_on_a_gpu_arrays_of_torch_are_read_where_they_are(fp16_path: Path) -> None:
+    with VideoLM.open(fp16_path, backend=NAME) as lm:
+        check_arrays_of_torch_on_a_gpu(lm, "float16")

@@ -1,11 +1,11 @@
-"""The example of docs/services.md runs."""
+"""The examples of docs/services.md run."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
+from doc_pages import blocks
 
 from blip3v.runtime import VideoLM
 
@@ -13,10 +13,13 @@ ROOT = Path(__file__).parents[2]
 FILM = ROOT / "examples" / "turn.mp4"
 
 
-def test_the_example_streams_an_answer(bundle_path: Path, lm: VideoLM, capsys: pytest.CaptureFixture[str]) -> None:
-    found = re.search(r"```python\n(.*?)```", (ROOT / "docs/services.md").read_text("utf-8"), re.DOTALL)
-    assert found is not None
-    code = found[1].replace('"my-bundle"', repr(str(bundle_path))).replace('"film.mp4"', repr(str(FILM)))
+@pytest.mark.parametrize("index", [0, 1], ids=["streaming", "pixels"])
+def test_the_examples_print_an_answer(
+    bundle_path: Path, lm: VideoLM, capsys: pytest.CaptureFixture[str], index: int
+) -> None:
+    examples = [block.text for block in blocks(ROOT / "docs/services.md") if block.language == "python"]
+    assert len(examples) == 2
+    code = examples[index].replace('"my-bundle"', repr(str(bundle_path))).replace('"film.mp4"', repr(str(FILM)))
     exec(code, {})
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().out.rstrip("\n")
     assert printed == lm.ask(FILM, "What happens first?").text != ""

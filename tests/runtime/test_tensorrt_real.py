@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy_bundle import write_bundle
 from toy_graphs import Weights, reference_logits, toy_config
+from toy_parts import check_arrays_of_torch_on_a_gpu
 
 from blip3v.bundle import open_bundle
 from blip3v.bundle.engines import EngineHost, Library
@@ -93,3 +94,9 @@ def test_on_a_gpu_answers_begin_as_those_of_the_cpu(built: Path, film: np.ndarra
             found, expected = (lm.ask(film, question, options=options) for lm in (on_gpu, on_cpu))
             assert found.token_ids == expected.token_ids
             assert found.backend.decoder.backend == "tensorrt"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_arrays_of_torch_are_read_where_they_are(built: Path) -> None:
+    with VideoLM.open(built, backend="tensorrt") as lm:
+        check_arrays_of_torch_on_a_gpu(lm, "float16")

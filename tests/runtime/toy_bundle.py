@@ -12,7 +12,7 @@ from blip3v.bundle.embeddings import write_embeddings
 from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.manifest import GraphEntry, KVGeometry, Limits, Manifest, Source, WeightCount
 from blip3v.bundle.precision import Precision
-from blip3v.bundle.targets import DEFAULT_TARGET, Target
+from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
 from blip3v.bundle.writer import BundleWriter
 from blip3v.config import ModelConfig
 from blip3v.text import RELEASED_TEMPLATE, GenerationConfig, train_tokenizer
@@ -48,7 +48,7 @@ def write_bundle(
         write_decoder(folder / layout.graph_file("decoder"), config, weights, specs.decoder.io, graphs_for)
         path = folder / layout.graph_file("video_encoder")
         write_video_encoder(path, config, specs.video_encoder.io, encoder_seed, graphs_for)
-        return writer.publish(_manifest(folder, config, specs, random_init, graphs_for))
+        return writer.publish(toy_manifest(folder, config, specs, graphs_for, random_init=random_init))
 
 
 def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
@@ -57,7 +57,10 @@ def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
     return np.random.default_rng(5).normal(size=shape).astype(dtype)
 
 
-def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_init: bool, target: Target) -> Manifest:
+def toy_manifest(
+    folder: Path, config: ModelConfig, precision: Precision, target: Target, *, random_init: bool = True
+) -> Manifest:
+    """The manifest of a bundle whose graphs lie in ``folder``; each counts as one tensor of its file's size."""
     ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
     sizes = {name: (folder / layout.graph_file(name)).stat().st_size for name in ios}
     return Manifest(
@@ -69,7 +72,7 @@ def _manifest(folder: Path, config: ModelConfig, precision: Precision, random_in
         num_video_tokens=config.num_video_tokens,
         precision=precision,
         target=target,
-        opset=23,
+        opset=24 if is_tensorrt(target) else 23,
         graphs={name: GraphEntry.of(name, io, precision.graphs[name]) for name, io in ios.items()},
         kv=KVGeometry.of(config, precision.decoder),
         limits=Limits(max_context=config.text.max_context),

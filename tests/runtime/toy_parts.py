@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
 from toy_graphs import Weights
 
 from blip3v.bundle.graph_io import GraphIO
 from blip3v.bundle.precision import PRECISIONS, GraphPrecision
 from blip3v.config import ModelConfig
+from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens
 from blip3v.runtime.backends import Backend, Decoder, GraphFile, backend_names, get_backend
 from blip3v.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 
@@ -66,3 +69,30 @@ class Clock:
 
     def perf_counter(self) -> float:
         return self.now_s
+
+
+def check_arrays_of_torch_on_a_gpu(lm: VideoLM, dtype: str) -> None:
+    """Compares what a toy bundle makes of arrays on a real GPU with what it makes of the same ones in host memory.
+
+    The arrays are the last thing in a stream that is busy: a reader that does not wait for it sees zeros.
+    """
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs torch's build for CUDA")
+    options = GenerationOptions(max_new_tokens=8, ignore_stop_token=True)
+    pixels = np.random.default_rng(4).uniform(-1, 1, (4, 3, 16, 16)).astype(dtype)
+    on_host = lm.encode_pixels(pixels)
+    with torch.cuda.stream(torch.cuda.Stream()):
+
+        def late(values: np.ndarray) -> object:
+            source, target = torch.from_numpy(values.copy()).cuda(), torch.zeros(values.shape, device="cuda")
+            target = target.to(source.dtype)
+            torch.cuda._sleep(100_000_000)
+            return target.copy_(source)
+
+        assert np.array_equal(lm.encode_pixels(late(pixels)).tokens, on_host.tokens)  # type: ignore[arg-type]
+        there = VideoTokens(tokens=late(on_host.tokens), frames=on_host.frames, encoder=lm.encoder)
+        for question in ("Which way?", "Why? " * 20):
+            found, expected = (lm.ask(video, question, options=options) for video in (there, on_host))
+            assert found.token_ids[:4] == expected.token_ids[:4]  # prompts are cut elsewhere, and rounded in fp16
+        assert np.array_equal(there.tokens.on_host(), on_host.tokens)

@@ -60,6 +60,7 @@ def verdicts(output: str) -> dict[str, str]:
     return {what: verdict for _, _, what, _, verdict in lines}
 
 
+@pytest.mark.slow
 def test_altered_weights_are_found_and_what_does_not_read_them_is_equal(tmp_path: Path) -> None:
     copy = copy_package(tmp_path)
     path = copy / "blip3v" / "models" / MODEL / "model.safetensors"
@@ -78,7 +79,7 @@ def test_altered_weights_are_found_and_what_does_not_read_them_is_equal(tmp_path
 @pytest.mark.slow
 def test_altered_code_is_found(tmp_path: Path) -> None:
     copy = copy_package(tmp_path)
-    path = copy / "blip3v" / "runtime" / "sampling.py"
+    path = copy / "blip3v" / "runtime" / "generation.py"
     code = path.read_text("utf-8")
     path.write_text(code.replace("scores_V.argmax()", "scores_V.argsort()[-2]"), "utf-8")
     assert path.read_text("utf-8") != code

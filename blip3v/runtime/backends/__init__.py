@@ -34,6 +34,7 @@ from blip3v.runtime.backend_choice import (
     stored_and_computed,
 )
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.gpu_array import GpuArray
 
 __all__ = [
     "AUTO",
@@ -47,11 +48,14 @@ __all__ = [
     "FoundTensor",
     "GraphFile",
     "GraphName",
+    "PromptRow",
+    "SplicedPrompt",
     "VideoEncoder",
     "backend_names",
     "check_io",
     "choose_backend",
     "get_backend",
+    "host_prompts",
     "parse_backends",
     "product_dtype",
     "still_open",
@@ -104,16 +108,32 @@ class FoundTensor(NamedTuple):
     axes: Sequence[object]  # an int is fixed, anything else is free
 
 
+@dataclass(frozen=True, eq=False)
+class SplicedPrompt:
+    """A prompt of t tokens whose video tokens are on the GPU, in ``Decoder.gpu_dtype``. Letters: M video tokens."""
+
+    text_TD: FloatArray  # embeddings of the t - M tokens of text, in host memory
+    position: int  # tokens of text before the video tokens
+    video: GpuArray  # (M,D)
+
+    def __len__(self) -> int:
+        return len(self.text_TD) + len(self.video)
+
+
+PromptRow = FloatArray | SplicedPrompt  # (t,D)
+
+
 class VideoEncoder(Protocol):
     """The opened video encoder. Several threads may use it at once."""
 
     execution: Execution
+    gpu_dtype: np.dtype[Any] | None  # of frames on the first CUDA GPU, read where they are; None: host memory alone
 
-    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+    def run(self, frames_BF3SS: NDArray[np.float32] | GpuArray, deadline: Deadline) -> dict[str, FloatArray]:
         """Every output of the graph by name, ``video_tokens`` (B,M,D) among them.
 
         Args:
-            frames_BF3SS: pixels in [-1, 1], B clips of F frames.
+            frames_BF3SS: pixels in [-1, 1], B clips of F frames; on the GPU only in ``gpu_dtype``.
             deadline: interrupts the engine.
 
         Raises:
@@ -146,12 +166,12 @@ class DecoderSession(Protocol):
         """
         ...
 
-    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+    def prefill(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:
         """Appends a prompt to each row.
 
         Args:
-            rows: embeddings (t,D) of at least one token for each row. A single row may hold earlier tokens; several
-                rows must be empty.
+            rows: embeddings (t,D) of at least one token for each row; a ``SplicedPrompt`` only if the decoder has a
+                ``gpu_dtype``. A single row may hold earlier tokens; several rows must be empty.
             deadline: checked between chunks; interrupts the engine.
 
         Returns:
@@ -189,6 +209,7 @@ class Decoder(Protocol):
 
     execution: Execution
     dtype: np.dtype[Any]  # of the embeddings that it takes: float32 or float16
+    gpu_dtype: np.dtype[Any] | None  # of video tokens on the first CUDA GPU; None: host memory alone
     max_rows: int | None  # of a session; None: as many as fit into memory
 
     def session(self, num_rows: int, num_tokens: int) -> DecoderSession:
@@ -305,6 +326,13 @@ def still_open(part: _Part | None, what: str) -> _Part:
     if part is None:
         raise UsageError(f"the {what} is closed; open another one")
     return part
+
+
+def host_prompts(rows: Sequence[PromptRow]) -> list[FloatArray]:
+    """``rows`` for a back end without a ``gpu_dtype``, which is given no others."""
+    prompts = [row for row in rows if not isinstance(row, SplicedPrompt)]
+    assert len(prompts) == len(rows)
+    return prompts
 
 
 def check_io(inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], graph: GraphFile) -> None:

@@ -74,7 +74,8 @@ class OnnxRuntimeCudaBackend:
 
     Args:
         provider: of ONNX Runtime.
-        device: whose memory holds the caches, as ONNX Runtime names it. Both are CUDA's except in tests.
+        device: whose memory holds the caches, and arrays on the GPU, as ONNX Runtime names it. Both are CUDA's except
+            in tests.
     """
 
     name = "onnxruntime-cuda"
@@ -164,14 +165,15 @@ class OnnxRuntimeCudaBackend:
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
         """See ``Backend``. ``threads`` are those of the few operators on the CPU."""
-        return OnnxRuntimeVideoEncoder(self._open(graph, threads), self.execution(graph.precision))
+        return OnnxRuntimeVideoEncoder(self._open(graph, threads), self.execution(graph.precision), self._device)
 
     def open_decoder(
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
     ) -> OnnxRuntimeDecoder:
         """See ``Backend``. ``threads`` are those of the few operators on the CPU."""
         new_cache = functools.partial(DeviceCache, device=self._device)
-        return OnnxRuntimeDecoder(self._open(graph, threads), self.execution(graph.precision), text, chunk, new_cache)
+        opened, execution = self._open(graph, threads), self.execution(graph.precision)
+        return OnnxRuntimeDecoder(opened, execution, text, chunk, new_cache, self._device)
 
     def _open(self, graph: GraphFile, threads: int | None) -> OpenGraph:
         self.check_installed()

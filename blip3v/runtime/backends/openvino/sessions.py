@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import past_key, past_value
 from blip3v.config import TextConfig
-from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
+from blip3v.runtime.backends import Execution, FloatArray, GraphFile, PromptRow, host_prompts, still_open
 from blip3v.runtime.backends.openvino import cache_dtype, computes_in_fp16
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
 from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.engine_errors import engine_errors
+from blip3v.runtime.gpu_array import GpuArray
 from blip3v.runtime.host_cache import KVCache, pad_prompts
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
@@ -38,6 +39,8 @@ _BINDINGS = threading.Lock()
 class OpenVinoVideoEncoder:
     """See ``VideoEncoder``."""
 
+    gpu_dtype: np.dtype[Any] | None = None
+
     def __init__(self, graph: GraphFile, execution: Execution, threads: int | None) -> None:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
@@ -50,8 +53,9 @@ class OpenVinoVideoEncoder:
         self._spare: list[Any] = []  # requests that nobody runs: each holds the memory of its activations
         self._lock = threading.Lock()
 
-    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+    def run(self, frames_BF3SS: NDArray[np.float32] | GpuArray, deadline: Deadline) -> dict[str, FloatArray]:
         """See ``VideoEncoder``."""
+        assert isinstance(frames_BF3SS, np.ndarray)
         with _engine_errors("running the video encoder"), self._request() as request:
             request.set_tensor("frames", _tensor(np.ascontiguousarray(frames_BF3SS, np.float32)))
             deadline.check()
@@ -78,6 +82,7 @@ class OpenVinoDecoder:
     """See ``Decoder``."""
 
     max_rows: int | None = None
+    gpu_dtype: np.dtype[Any] | None = None
 
     def __init__(
         self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
@@ -194,15 +199,16 @@ class OpenVinoSession:
         """Only checks that the memory is there: the cache grows as tokens come."""
         self.cache.check_memory(num_tokens)
 
-    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+    def prefill(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:
         """See ``DecoderSession``."""
         assert len(rows) == self.cache.rows
         assert all(len(row) for row in rows)
+        prompts = host_prompts(rows)
         before = list(self.cache.lengths)
         try:
-            if len(rows) > 1 and max(map(len, rows)) <= self._decoder.chunk:
-                return self._prefill_padded(rows, deadline)
-            return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(rows)])
+            if len(prompts) > 1 and max(map(len, prompts)) <= self._decoder.chunk:
+                return self._prefill_padded(prompts, deadline)
+            return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(prompts)])
         except BaseException:
             self.cache.lengths = before
             raise

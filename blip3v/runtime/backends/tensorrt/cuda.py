@@ -173,6 +173,11 @@ class Stream:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._cuda.call("cudaMemcpyAsync", target, source, num_bytes, kind, self._stream)
 
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        """Copies within the device."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._cuda.call("cudaMemcpyAsync", target, source, num_bytes, kind, self._stream)
+
     def copy_blocks(self, target: int, source: int, block_bytes: int, pitch_bytes: int, count: int) -> None:
         """Copies ``count`` blocks within the device that begin ``pitch_bytes`` apart, on both sides."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice

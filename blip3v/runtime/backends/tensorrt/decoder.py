@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, present_key
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, RequestError
-from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
+from blip3v.runtime.backends import Execution, FloatArray, GraphFile, PromptRow, SplicedPrompt, still_open
 from blip3v.runtime.backends.tensorrt.cuda import DeviceMemory, PinnedArray
 from blip3v.runtime.backends.tensorrt.device_cache import DeviceCache
 from blip3v.runtime.backends.tensorrt.engine import Context, OpenEngine
 from blip3v.runtime.backends.tensorrt.step_graph import StepGraph
 from blip3v.runtime.cancellation import Deadline, held
+from blip3v.runtime.gpu_array import GpuArray, GpuMemory
 from blip3v.runtime.host_cache import pad_prompts
 
 __all__ = ["TensorRtDecoder", "TensorRtSession"]
@@ -40,6 +42,7 @@ class TensorRtDecoder:
         engine = OpenEngine(graph, "decoder")
         self.execution = engine.execution(execution)
         self.dtype = np.dtype(graph.precision.io)
+        self.gpu_dtype: np.dtype[Any] | None = self.dtype
         opened = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
         self.max_rows: int | None = opened.max_rows
         self._opened: _OpenDecoder | None = opened
@@ -55,6 +58,15 @@ class TensorRtDecoder:
     def close(self) -> None:
         """See ``Decoder``."""
         self._opened = None
+
+
+class _Placed(NamedTuple):
+    """Video tokens on the GPU that are part of a run."""
+
+    row: int  # of the run
+    position: int  # of the first among the new tokens of its row
+    video: GpuArray  # (M,D)
+    part: slice  # of its tokens
 
 
 class _OpenDecoder:
@@ -98,6 +110,7 @@ class _OpenDecoder:
         embeds_BtD: FloatArray,
         logits_index: Sequence[int],
         deadline: Deadline | None = None,
+        placed: Sequence[_Placed] = (),
     ) -> NDArray[np.float32]:
         """Runs the engine on the rows from ``first`` on and returns logits (B,V); lengths stay as they are.
 
@@ -107,10 +120,13 @@ class _OpenDecoder:
             embeds_BtD: new tokens; what follows a row's last one is padding.
             logits_index: of each row, the position whose logits are returned.
             deadline: ends the wait for other sessions; None: does not.
+            placed: what takes the place of some of ``embeds_BtD``.
         """
         num_rows, num_new, _ = embeds_BtD.shape
         last = first + num_rows
         with held(self.lock, deadline or Deadline()), self._engine.trt.calling("running the decoder"):
+            # Inside the lock: the producers put their events into the stream. Held until the run is through.
+            videos = [(each, each.video.memory(self._engine.stream.handle)[each.part]) for each in placed]
             self._buffers.fill(embeds_BtD, logits_index, cache.lengths[first:last])
             context = self._step if num_new == 1 else self._prefill
 
@@ -119,10 +135,12 @@ class _OpenDecoder:
 
             def enqueue() -> None:
                 self._buffers.to_device(num_rows, num_new)
+                for each, memory in videos:
+                    self._buffers.place(memory, each.row * num_new + each.position)
                 context.enqueue()
                 self._buffers.to_host(num_rows)
 
-            if num_new == 1:
+            if num_new == 1 and not placed:  # a captured step would repeat the copy
                 self._graph.run((cache.id, cache.turn, first, num_rows), bind, enqueue)
             else:
                 if context is self._step:
@@ -199,6 +217,11 @@ class _Buffers:
             num_bytes = count * self._itemsize[name]
             self._stream.to_device(self._device[name].address, self._host[name].address, num_bytes)
 
+    def place(self, video: GpuMemory, position: int) -> None:
+        """Enqueues the copy of video tokens over the embeddings, from the token at ``position`` of all rows on."""
+        target = self._device[_EMBEDS].address + position * video.row_bytes
+        self._stream.copy(target, video.address, len(video) * video.row_bytes)
+
     def to_host(self, num_rows: int) -> None:
         """Enqueues the copy of the logits."""
         num_bytes = num_rows * self._text.num_logits * self._itemsize[_LOGITS]
@@ -252,8 +275,11 @@ class TensorRtSession:
         """
         _check_tokens(num_tokens, self.cache.capacity)
 
-    def prefill(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
-        """See ``DecoderSession``. Several rows may hold earlier tokens."""
+    def prefill(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:
+        """See ``DecoderSession``. Several rows may hold earlier tokens.
+
+        Video tokens on the GPU are copied there to their place between the embeddings of the text.
+        """
         cache, decoder = self.cache, self._decoder
         assert len(rows) == cache.rows
         assert all(len(row) for row in rows)
@@ -289,26 +315,53 @@ class TensorRtSession:
         """See ``DecoderSession``."""
         self._cache = self._open_decoder = None
 
-    def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
+    def _prefill_padded(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:
         logits_BV, decoder, cache = [], self._decoder, self.cache
-        for first, embeds_BtD, counts in pad_prompts(rows, np.dtype(np.float32)):
+        for first, embeds_BtD, counts in pad_prompts([_with_zeros(row) for row in rows], np.dtype(np.float32)):
             deadline.check()
-            logits_BV.append(decoder.run(cache, first, embeds_BtD, [count - 1 for count in counts], deadline))
+            placed = _placed(rows[first : first + len(counts)], 0, max(counts))
+            index = [count - 1 for count in counts]
+            logits_BV.append(decoder.run(cache, first, embeds_BtD, index, deadline, placed))
             for row, count in enumerate(counts, first):
                 cache.lengths[row] += count
         deadline.check()
         return np.concatenate(logits_BV)
 
-    def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
+    def _prefill_row(self, row: int, prompt: PromptRow, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
         decoder, cache = self._decoder, self.cache
+        embeds_tD = _with_zeros(prompt)
         for start in range(0, len(embeds_tD), decoder.chunk):
             deadline.check()
             part_tD = embeds_tD[start : start + decoder.chunk]
-            logits_1V = decoder.run(cache, row, part_tD[None], [len(part_tD) - 1], deadline)
+            placed = _placed([prompt], start, start + len(part_tD))
+            logits_1V = decoder.run(cache, row, part_tD[None], [len(part_tD) - 1], deadline, placed)
             cache.lengths[row] += len(part_tD)
         deadline.check()
         return logits_1V
+
+
+def _with_zeros(prompt: PromptRow) -> FloatArray:
+    """A prompt as the host has it: zeros where its video tokens go."""
+    if not isinstance(prompt, SplicedPrompt):
+        return prompt
+    zeros_MD = np.zeros_like(prompt.text_TD, shape=prompt.video.shape)
+    before_TD, after_TD = np.split(prompt.text_TD, [prompt.position])
+    embeds_tD: FloatArray = np.concatenate([before_TD, zeros_MD, after_TD])
+    return embeds_tD
+
+
+def _placed(rows: Sequence[PromptRow], start: int, stop: int) -> list[_Placed]:
+    """The video tokens on the GPU among the tokens from ``start`` to ``stop`` (exclusive) of each row."""
+    placed = []
+    for row, prompt in enumerate(rows):
+        if isinstance(prompt, SplicedPrompt):
+            first = max(start, prompt.position)
+            last = min(stop, prompt.position + len(prompt.video))
+            if first < last:
+                part = slice(first - prompt.position, last - prompt.position)
+                placed.append(_Placed(row, first - start, prompt.video, part))
+    return placed
 
 
 def _check_tokens(num_tokens: int, capacity: int) -> None:

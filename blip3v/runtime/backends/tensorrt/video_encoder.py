@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from blip3v.errors import RequestError
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, still_open
 from blip3v.runtime.backends.tensorrt.cuda import DeviceMemory, PinnedArray
-from blip3v.runtime.backends.tensorrt.device_array import DeviceArray, as_device_array
 from blip3v.runtime.backends.tensorrt.engine import OpenEngine
 from blip3v.runtime.cancellation import Deadline, held
+from blip3v.runtime.gpu_array import GpuArray, GpuMemory
 
 __all__ = ["TensorRtVideoEncoder"]
 
@@ -29,16 +30,14 @@ class TensorRtVideoEncoder:
     def __init__(self, graph: GraphFile, execution: Execution) -> None:
         engine = OpenEngine(graph, "video_encoder")
         self.execution = engine.execution(execution)
+        self.gpu_dtype: np.dtype[Any] | None = np.dtype(engine.inputs[0].dtype)
         self._opened: _OpenVideoEncoder | None = _OpenVideoEncoder(engine)
 
-    def run(self, frames_BF3SS: NDArray[np.float32], deadline: Deadline) -> dict[str, FloatArray]:
+    def run(self, frames_BF3SS: NDArray[np.float32] | GpuArray, deadline: Deadline) -> dict[str, FloatArray]:
         """See ``VideoEncoder``.
 
-        Frames that are already on its GPU (objects with ``__dlpack__``, of the engine's own dtype and without gaps)
-        are read where they are.
-
         Raises:
-            RequestError: more clips or frames than the engine was built for, or frames on another device.
+            RequestError: more clips or frames than the engine was built for.
         """
         opened = still_open(self._opened, "video encoder")
         with held(opened.lock, deadline):
@@ -74,14 +73,14 @@ class _OpenVideoEncoder:
             for name, shape in largest.items()
         }
 
-    def run(self, frames_BF3SS: NDArray[np.float32]) -> dict[str, FloatArray]:
+    def run(self, frames_BF3SS: NDArray[np.float32] | GpuArray) -> dict[str, FloatArray]:
         """Every output, for frames on the host or on the device."""
-        on_device = as_device_array(frames_BF3SS, self._engine.stream.handle)
-        self._check(tuple(frames_BF3SS.shape))
+        self._check(frames_BF3SS.shape)
         stream = self._engine.stream
+        frames = self._on_device(frames_BF3SS)  # held until the run is through
         with self._engine.trt.calling("running the video encoder"):
-            self._context.set_shape(_FRAMES, tuple(frames_BF3SS.shape))
-            self._context.set_address(_FRAMES, self._address(frames_BF3SS, on_device))
+            self._context.set_shape(_FRAMES, frames.shape)
+            self._context.set_address(_FRAMES, frames.address)
             shapes = {name: self._context.shape(name) for name in self._outputs}
             for name, memory in self._outputs.items():
                 self._context.set_address(name, memory.address)
@@ -92,16 +91,15 @@ class _OpenVideoEncoder:
         stream.synchronize()
         return {name: self._host_outputs[name].view(shape).copy() for name, shape in shapes.items()}
 
-    def _address(self, frames_BF3SS: NDArray[np.float32], on_device: DeviceArray | None) -> int:
-        """Where the frames are on the device; frames of the host are copied there first."""
-        if on_device is not None:
-            if on_device.dtype != self._dtype.name:
-                raise RequestError(f"frames on the GPU are {on_device.dtype}; this engine takes {self._dtype.name}")
-            return on_device.address
-        pinned = self._host_frames.view(tuple(frames_BF3SS.shape))
+    def _on_device(self, frames_BF3SS: NDArray[np.float32] | GpuArray) -> GpuMemory:
+        """The frames on the device; those of the host are copied there first."""
+        stream = self._engine.stream
+        if isinstance(frames_BF3SS, GpuArray):
+            return frames_BF3SS.memory(stream.handle)
+        pinned = self._host_frames.view(frames_BF3SS.shape)
         pinned[...] = frames_BF3SS
-        self._engine.stream.to_device(self._frames.address, self._host_frames.address, pinned.nbytes)
-        return self._frames.address
+        stream.to_device(self._frames.address, self._host_frames.address, pinned.nbytes)
+        return GpuMemory(address=self._frames.address, shape=pinned.shape, dtype=self._dtype.name, owner=self._frames)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         fits = len(shape) == len(self._largest) and all(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -292,11 +293,14 @@ def test_the_whole_stage_runs_without_pyav_and_sees_wrong_weights(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_wheel_that_came_in_parts_is_installed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
-    root = Path(__file__).parents[2]
-    subprocess.run(command, check=True, cwd=root, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    wheels.split(wheel, tmp_path / "parts", part_bytes=100_000)
-    install = [sys.executable, str(root / "scripts/gpu/wheels.py"), "install", str(tmp_path / "parts")]
-    subprocess.run([*install, "--target", str(tmp_path / "site")], check=True, capture_output=True)
-    assert (tmp_path / "site" / "blip3v" / "__init__.py").is_file()
+    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("thing.py", "ANSWER = 42\n")
+        file.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        file.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr("thing-1.0.dist-info/RECORD", "")
+    wheels.split(wheel, tmp_path / "parts", part_bytes=200)
+    path = Path(__file__).parents[2] / "scripts/gpu/wheels.py"
+    command = [sys.executable, str(path), "install", str(tmp_path / "parts"), "--target", str(tmp_path / "site")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "site" / "thing.py").read_text("utf-8") == "ANSWER = 42\n"

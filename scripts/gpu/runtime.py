@@ -24,6 +24,7 @@ from blip3v.bench.measure import NEW_TOKENS, Sample
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.target_precision import for_target
 from blip3v.bundle.targets import is_tensorrt
+from blip3v.errors import ProviderError
 from scripts.gpu.plan import BASELINE, QUESTION_TOKENS, Budget, Plan, first_line
 from scripts.gpu.report import Report
 from scripts.gpu.runtime_bundles import Bundles
@@ -80,6 +81,8 @@ def _measure(case: Case, bench: _Bench, budget: Budget, report: Report) -> None:
         report.put(STAGE, str(case), {"failed": "the check ended while it was measured", "passed": False})
         try:
             row = bench.measure(case, budget)
+        except ProviderError as error:  # known only once there is a graph or an engine
+            row = {"refused": _portable(str(error))}
         except Exception as error:  # whatever an engine or an export raises is a result, and fails the command
             row = {"failed": _portable(first_line(error)), "passed": False}
         report.put(STAGE, str(case), row)
@@ -106,17 +109,21 @@ class _Bench:
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blip3v-gpu-check-")))
 
     def measure(self, case: Case, budget: Budget) -> dict[str, Any]:
-        """Everything about one case."""
+        """Everything about one case.
+
+        Raises:
+            ProviderError: the library refuses it, now that there is a graph or an engine.
+            Exception: whatever else an export or an engine raises.
+        """
         bundle, facts = self._bundles.get(case)
         reference = self._reference
         engines = build(bundle) if is_tensorrt(case.target) else None
         base = self._opened_base()
+        counts = [row.num_video_tokens for row in self._plan.rows]
         before_bytes = self._device_bytes()
         with ExitStack() as own:
             worker = own.enter_context(RuntimeWorker(self._job(bundle, case)))
             got = worker.outputs(reference.token_ids, self._folder / "outputs.npz")
-            parity = compare(got, reference, for_target(Precision.parse(case.precision), case.target))
-            counts = [row.num_video_tokens for row in self._plan.rows]
             first_s = worker.sample(max(counts)).whole_chain_s
             after_bytes = self._device_bytes()
             workers = {"case": worker} | ({} if base is None else {"base": base})
@@ -126,7 +133,7 @@ class _Bench:
                 self._stack.enter_context(own.pop_all())
         return {
             **case._asdict(),
-            **parity,
+            **compare(got, reference, for_target(Precision.parse(case.precision), case.target)),
             "computed": worker.computed,
             "bundle": facts,
             "engines": engines,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3v.bench.worker import child_environment
-from blip3v.errors import BackendError
+from blip3v.errors import BackendError, ProviderError, UsageError
 from blip3v.export.engine_report import layers_file
 
 __all__ = ["build", "count_layers"]
@@ -28,13 +28,15 @@ def build(bundle: Path) -> dict[str, Any]:
         Seconds, bytes, the library, and how many layers of each graph compute in what, as the engine inspector says.
 
     Raises:
-        BackendError: they cannot be built, in the library's own words.
+        ProviderError: the library refuses to: it is not installed, or does not build for this GPU.
+        BackendError: it fails. Both are in the library's own words.
     """
     command = [sys.executable, "-P", "-m", "blip3v", "build", str(bundle), "--json", "--quiet"]
     ran = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if ran.returncode:
         lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"]
-        raise BackendError(lines[-1].removeprefix("error: "))
+        refused = ran.returncode in (UsageError.exit_code, ProviderError.exit_code)
+        raise (ProviderError if refused else BackendError)(lines[-1].removeprefix("error: "))
     made = json.loads(ran.stdout)
     graphs = made["engines"].pop("graphs")
     return {

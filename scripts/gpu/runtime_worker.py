@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from blip3v.bench.measure import Sample, measure_sample
 from blip3v.bench.worker import child_environment
-from blip3v.errors import BackendError, Blip3vError
+from blip3v.errors import BackendError, Blip3vError, ProviderError
 from blip3v.runtime import GenerationOptions, VideoLimits, VideoLM
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
@@ -72,7 +72,8 @@ class RuntimeWorker:
         """Starts the process and opens the bundle.
 
         Raises:
-            BackendError: it cannot be opened, in the words of the child.
+            ProviderError: the back end does not run it on this machine.
+            BackendError: it cannot be opened. Both are in the words of the child.
         """
         self._job = job
         self._process = subprocess.Popen(
@@ -141,7 +142,7 @@ class RuntimeWorker:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             self._end()
-            raise BackendError(answer["error"])
+            raise (ProviderError if answer["refused"] else BackendError)(answer["error"])
         self.peak_rss_bytes = answer["peak_rss_bytes"]
         return answer
 
@@ -179,7 +180,7 @@ def main() -> None:
         _serve(Job(**json.loads(sys.stdin.readline())), write)
     except Exception as error:  # whatever an engine raises is a result
         kind = "" if isinstance(error, Blip3vError) else f"{type(error).__name__}: "
-        write({"error": kind + str(error)})
+        write({"error": kind + str(error), "refused": isinstance(error, ProviderError)})
 
 
 def _serve(job: Job, write: Callable[[dict[str, Any]], None]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from toy_graphs import Weights, toy_config
 
 from blip3v.bench.measure import Sample
 from blip3v.bundle.precision import Precision
-from blip3v.errors import BackendError
+from blip3v.errors import BackendError, ProviderError
 from blip3v.runtime import VideoLimits, VideoLM
 from blip3v.runtime.opening import open_model
 from blip3v.runtime.tensorrt_library import is_installed
@@ -34,7 +35,7 @@ from scripts.gpu.runtime_bundles import KeptWeights
 from scripts.gpu.runtime_cases import Case, cases, refusal
 from scripts.gpu.runtime_engines import build, count_layers
 from scripts.gpu.runtime_reference import Reference, compare
-from scripts.gpu.runtime_worker import Outputs, _outputs
+from scripts.gpu.runtime_worker import Job, Outputs, RuntimeWorker, _outputs
 from scripts.gpu.tables import print_report
 
 QUESTION = "which way does the circle turn"
@@ -142,6 +143,17 @@ def test_what_does_not_run_has_the_librarys_reason(report: Report) -> None:
     assert report.misses() == [str(BROKEN)]
     assert not report.holds("runtime", str(REFUSED))
     assert not report.holds("runtime", str(BROKEN))
+
+
+def test_a_worker_says_what_was_refused_and_what_failed(report: Report, plan: Plan, tmp_path: Path) -> None:
+    np.save(tmp_path / "frames.npy", ToyBundles.frames)
+    job = Job(
+        bundle=str(plan.folder / "fp32"), backend="openvino:npu", frames=str(tmp_path / "frames.npy"), question="?"
+    )
+    with pytest.raises(ProviderError, match="NPU"):
+        RuntimeWorker(job)
+    with pytest.raises(BackendError, match=r"FileNotFoundError: .*nowhere\.npy"):
+        RuntimeWorker(replace(job, frames=str(tmp_path / "nowhere.npy")))
 
 
 def test_the_table_has_the_speeds_and_the_reasons(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +284,7 @@ def test_engines_are_built_and_described_where_they_cannot_be_read(tmp_path: Pat
     made = build(path)
     assert all(graph["size_bytes"] > 0 and graph["build_s"] > 0 for graph in made["graphs"].values())
     assert (made["layers"]["decoder"] is None) is (made["unreadable"] is not None)
-    with pytest.raises(BackendError, match="was exported for onnxruntime"):
+    with pytest.raises(ProviderError, match="was exported for onnxruntime"):
         build(write_bundle(tmp_path / "other", config, weights))
 
 

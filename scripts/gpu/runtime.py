@@ -8,6 +8,7 @@ at each number of video tokens. A case that the libraries refuse has their words
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from scripts.gpu.runtime_worker import Job, RuntimeWorker
 __all__ = ["runtime", "speeds"]
 
 STAGE = "runtime"
-_ROOT = Path(__file__).resolve().parents[2]
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.@+-]+/)+")
 _WHAT = {
     "weights": "random, the same for every case and for the reference",
     "text": f"{QUESTION_TOKENS} question tokens and the chat template's, {NEW_TOKENS} answer tokens, no stop token",
@@ -89,8 +90,8 @@ def _measure(case: Case, bench: _Bench, budget: Budget, report: Report) -> None:
 
 
 def _portable(text: str) -> str:
-    """A message without the places of this machine."""
-    return text.replace(sys.executable, "python").replace(str(_ROOT), ".")
+    """A message without the folders of this machine: of a path the last name is left."""
+    return _FOLDERS.sub("", text.replace(sys.executable, "python"))
 
 
 class _Bench:

@@ -132,13 +132,13 @@ def _runtime(rows: dict[str, Any], title: str) -> Table:
             "" if row["device_bytes"] is None else format_bytes(row["device_bytes"]),
             "" if row["passed"] else "MISSED",
         )
-    reasons = (
-        f"{key} {kind}: {row[kind]}"
-        for key, row in rows.items()
-        for kind in ("refused", "failed", "skipped")
-        if kind in row
-    )
-    table.caption, table.caption_justify = Text("\n".join(reasons)), "left"
+    told: dict[str, list[str]] = {}
+    for key, row in rows.items():
+        for kind in ("refused", "failed", "skipped"):
+            if kind in row:
+                told.setdefault(f"{kind}: {row[kind]}", []).append(key)
+    table.caption = Text("\n".join(f"{'; '.join(keys)}\n  {why}" for why, keys in told.items()))
+    table.caption_justify = "left"
     return table
 
 

@@ -49,6 +49,7 @@ FROZEN = {
         "CancelToken",
         "Chat",
         "Delta",
+        "DeviceNeed",
         "Execution",
         "FinishReason",
         "Frame",

@@ -72,6 +72,7 @@ class BuiltGraph:
     size_bytes: int
     build_s: float
     peak_rss_bytes: int | None  # of the process that built it
+    activation_bytes: int | None = None  # that its contexts take on the GPU; None: it was built without one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from blip3v.commands.output import quiet_option
 from blip3v.commands.tables import print_table
 from blip3v.doctor import ENGINES, Machine, PackageState, Report, examine
 from blip3v.errors import ProviderError
+from blip3v.runtime.nvidia import Gpu
 from blip3v.strict_json import dumps
 from blip3v.units import format_bytes
 
@@ -98,7 +99,7 @@ def _accelerator_table(report: Report) -> Table:
     found = report.accelerators
     driver, gpus = found.driver, found.driver.gpus
     version = driver.version or "of unknown version"
-    devices = [f"{gpu.name} ({format_bytes(gpu.memory_bytes)}, {gpu.compute_capability})" for gpu in gpus]
+    devices = [f"{gpu.name} ({_gpu_memory(gpu)}, {gpu.compute_capability})" for gpu in gpus]
     rows = {
         "NVIDIA driver": f"{version}, runs CUDA up to {driver.cuda}" if driver.cuda else "none",
         "NVIDIA GPUs": ", ".join(devices) or f"none: {driver.problem}",
@@ -161,6 +162,13 @@ def _table(title: str, rows: dict[str, str]) -> Table:
 def _instructions(flags: dict[str, bool]) -> str:
     has, lacks = (" ".join(name for name, found in flags.items() if found is wanted) for wanted in (True, False))
     return "; ".join(filter(None, (has and f"has {has}", lacks and f"lacks {lacks}")))
+
+
+def _gpu_memory(gpu: Gpu) -> str:
+    if gpu.is_integrated:
+        return "the machine's memory"
+    free = "" if gpu.free_bytes is None else f"{format_bytes(gpu.free_bytes)} free of "
+    return free + format_bytes(gpu.memory_bytes)
 
 
 def _size(num_bytes: int | None) -> str:

@@ -101,7 +101,8 @@ def _cost(opened: Bundle) -> str:
     except ProviderError as error:
         return error.message
     free = "" if needed.free_bytes is None else f" of the {format_bytes(needed.free_bytes)} free"
-    return f"{format_bytes(needed.memory_bytes)}{free}, and about {needed.seconds:.1f} s; {needed.backend.computed}"
+    sizes = ", ".join([f"{format_bytes(needed.memory_bytes)}{free}", *map(str, needed.devices)])
+    return f"{sizes}, and about {needed.seconds:.1f} s; {needed.backend.computed}"
 
 
 def _provenance(manifest: Manifest) -> str:

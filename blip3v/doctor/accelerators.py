@@ -20,7 +20,7 @@ from typing import Any
 
 from blip3v.errors import ProviderError
 from blip3v.runtime.backends import backend_names, get_backend
-from blip3v.runtime.nvidia import Driver, Gpu, query
+from blip3v.runtime.nvidia import Driver, Gpu, free_bytes, query
 
 __all__ = ["Accelerators", "Library", "examine_accelerators", "query_backend", "query_nvidia", "query_openvino"]
 
@@ -80,9 +80,13 @@ def examine_accelerators(run: Callable[..., Any] | None = None) -> Accelerators:
 
 
 def query_nvidia() -> dict[str, Any]:
-    """The driver, and the versions of the libraries that the loader finds."""
+    """The driver, what is free on the GPU that back ends use, and the versions of libraries that the loader finds."""
     system = {name: _loaded(files, function) for name, (_, files, function) in _LIBRARIES.items()}
-    return {"driver": dataclasses.asdict(query()), "system": system}
+    driver = query()
+    if driver.gpus and not driver.gpus[0].is_integrated:
+        first = dataclasses.replace(driver.gpus[0], free_bytes=free_bytes())
+        driver = dataclasses.replace(driver, gpus=(first, *driver.gpus[1:]))
+    return {"driver": dataclasses.asdict(driver), "system": system}
 
 
 def query_openvino() -> dict[str, str] | str:

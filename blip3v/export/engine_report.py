@@ -1,7 +1,8 @@
-"""What the layers of a built engine compute and how, from TensorRT's inspector. Reading an engine needs its GPU."""
+"""What a built engine says of itself: what its layers compute and how, and its memory. Reading one needs its GPU."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 from blip3v.bundle.engines import EngineRecord, engine_file
 from blip3v.errors import BackendError
 from blip3v.publishing import write_file
-from blip3v.runtime.tensorrt_library import TensorRT
+from blip3v.runtime.tensorrt_library import TensorRT, context_bytes
 from blip3v.runtime.tensorrt_log import tensorrt_log
 from blip3v.strict_json import dumps
 
-__all__ = ["layer_report", "layers_file", "no_report", "write_layer_reports"]
+__all__ = ["layer_report", "layers_file", "no_report", "read_engine", "write_layer_reports"]
 
 
 def layers_file(graph: str) -> str:
@@ -38,19 +39,31 @@ def no_report(record: EngineRecord, capability: str | None) -> str | None:
     return None
 
 
-def write_layer_reports(tensorrt: TensorRT, folder: Path, record: EngineRecord) -> None:
+def write_layer_reports(tensorrt: TensorRT, folder: Path, record: EngineRecord) -> EngineRecord:
     """Writes the layer report of every engine in ``folder``, which this machine's GPU has to be able to read.
+
+    Returns:
+        The record, with the memory that each engine says its contexts take: one for each profile.
 
     Raises:
         BackendError: TensorRT cannot read an engine that it has just built.
     """
-    for graph in record.graphs:
-        report = layer_report(tensorrt, folder / engine_file(graph), version_compatible=record.version_compatible)
-        write_file(folder / layers_file(graph), dumps(report))
+    graphs = {}
+    for graph, built in record.graphs.items():
+        engine = read_engine(tensorrt, folder / engine_file(graph), version_compatible=record.version_compatible)
+        write_file(folder / layers_file(graph), dumps(layer_report(tensorrt, engine)))
+        graphs[graph] = dataclasses.replace(built, activation_bytes=context_bytes(engine))
+    return dataclasses.replace(record, graphs=graphs)
 
 
-def layer_report(tensorrt: TensorRT, engine: Path, *, version_compatible: bool = False) -> Any:
-    """Every layer of an engine with its precision and tactic, as the inspector's JSON describes it.
+def layer_report(tensorrt: TensorRT, engine: Any) -> Any:
+    """Every layer of an engine with its precision and tactic, as the inspector's JSON describes it."""
+    inspector = engine.create_engine_inspector()
+    return json.loads(inspector.get_engine_information(tensorrt.module.LayerInformationFormat.JSON))
+
+
+def read_engine(tensorrt: TensorRT, engine: Path, *, version_compatible: bool = False) -> Any:
+    """The engine, read to be asked about.
 
     Args:
         tensorrt: the library that built it.
@@ -68,5 +81,4 @@ def layer_report(tensorrt: TensorRT, engine: Path, *, version_compatible: bool =
     opened = runtime.deserialize_cuda_engine(np.memmap(engine, np.uint8, "r"))
     if opened is None:
         raise BackendError(f"{tensorrt.name} cannot read {engine}: {log.reasons()}; run `blip3v doctor`")
-    inspector = opened.create_engine_inspector()
-    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return opened

@@ -121,7 +121,8 @@ def build_engines(
                 record, layers = _build(bundle, tensorrt, request, planned, staging, progress)
                 if unreadable is None:
                     progress("read the layers")
-                    write_layer_reports(tensorrt, staging, record)
+                    record = write_layer_reports(tensorrt, staging, record)
+                    record.save(staging)
         else:
             record, layers = _intact(folder, planned), {}
     return EngineBuild(

@@ -11,8 +11,8 @@ Files are decoded in a process of their own, which needs a Python to run. A prog
 from blip3v.runtime.backends import Execution
 from blip3v.runtime.cancellation import CancelToken
 from blip3v.runtime.chat import Chat
+from blip3v.runtime.estimate import DeviceNeed, OpenEstimate
 from blip3v.runtime.generation import AnswerStream
-from blip3v.runtime.opening import OpenEstimate
 from blip3v.runtime.request import GenerationOptions
 from blip3v.runtime.types import (
     Answer,
@@ -35,6 +35,7 @@ __all__ = [
     "CancelToken",
     "Chat",
     "Delta",
+    "DeviceNeed",
     "Execution",
     "FinishReason",
     "Frame",

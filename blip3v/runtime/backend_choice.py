@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from typing import TYPE_CHECKING, Literal
 
 from blip3v.bundle.precision import GraphPrecision, Precision
@@ -34,6 +35,7 @@ GraphName = Literal["video_encoder", "decoder"]
 GRAPHS: tuple[GraphName, ...] = ("video_encoder", "decoder")
 AUTO = "auto"
 _PACKAGE = "blip3v.runtime.backends"
+_NUMBERED_CUDA = re.compile(r"cuda[:.](\d+)", re.IGNORECASE | re.ASCII)  # one NVIDIA GPU of several
 
 
 def backend_names() -> tuple[str, ...]:
@@ -46,7 +48,7 @@ def get_backend(name: str) -> Backend:
     """The back end ``NAME`` or ``NAME:DEVICE``.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or the device is an NVIDIA GPU with a number.
         ProviderError: it does not run on that device.
     """
     engine, colon, device = name.partition(":")
@@ -54,6 +56,7 @@ def get_backend(name: str) -> Backend:
         raise UsageError(f"back end {name!r} is unknown; allowed: {', '.join((AUTO, *backend_names()))}")
     module = importlib.import_module(f"{_PACKAGE}.{engine.replace('-', '_')}")
     backend: Backend = module.BACKEND
+    _check_no_number(device)
     if not colon or device.lower() == backend.devices[0]:
         return backend
     if _kind(device) not in backend.devices or not hasattr(module, "on_device"):
@@ -119,6 +122,7 @@ def choose_backend(
     """
     everyone = [get_backend(each) for each in backend_names()]
     devices = sorted({known for backend in everyone for known in backend.devices})
+    _check_no_number(device)
     if device != AUTO and _kind(device) not in devices:
         raise UsageError(f"no back end runs on device {device!r}; allowed: {', '.join((AUTO, *devices))}")
     if name != AUTO:
@@ -169,6 +173,18 @@ def _refusal(backend: Backend, target: Target, precision: GraphPrecision | None)
         f"{backend.name} does not run graphs exported for {target}; export with the target "
         f"{' or '.join(backend.targets)}, or choose the back end {' or '.join(others)}"
     )
+
+
+def _check_no_number(device: str) -> None:
+    """Raises for ``cuda:1``: which NVIDIA GPU is the first is decided for the whole process, by its environment."""
+    match = _NUMBERED_CUDA.fullmatch(device)
+    if match is not None:
+        number = int(match[1])
+        first = f"set CUDA_VISIBLE_DEVICES={number} in the environment before the program starts, and "
+        raise UsageError(
+            f"device {device!r} names an NVIDIA GPU by its number; every back end runs on the first that CUDA shows",
+            remedy=f"{first if number else ''}choose `device='cuda'`",
+        )
 
 
 def _kind(device: str) -> str:

@@ -1,6 +1,6 @@
 """A bound on the KV caches of all unfinished answers together, whichever call or engine they belong to.
 
-Not here: whether the machine has the memory at this moment (``memory.py``), which each cache asks as it grows.
+Not here: whether the machine or its device has the memory at this moment (``memory.py``, ``nvidia.py``).
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ class CacheBudget:
     Args:
         limit_bytes: at least 1.
         token_bytes: keys and values of one token in all layers.
+        row_tokens: that each row of a cache has room for, however few it holds.
     """
 
-    def __init__(self, limit_bytes: int, token_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, token_bytes: int, row_tokens: int = 0) -> None:
         self.limit_bytes = limit_bytes
         self.token_bytes = token_bytes
+        self.row_tokens = row_tokens
         self._held: dict[int, int] = {}  # bytes of each share; one that nobody holds removes itself, from any thread
         self._keys = itertools.count()
         # Reentrant: the garbage collector may end another answer of this thread while it is held.
@@ -78,6 +80,7 @@ class CacheShare:
             OutOfMemoryError: it would have to grow and does not fit; it stays as it was.
         """
         budget = self._budget
+        tokens = max(tokens, budget.row_tokens)
         wanted = rows * tokens * budget.token_bytes
         with budget._lock:
             if self._is_closed:  # by the garbage collector, which may finalise the answer that it belongs to later
@@ -110,7 +113,7 @@ class CacheShare:
             others = budget.in_use_bytes - budget._held.get(self._key, 0)
             left_bytes = budget.limit_bytes - others
             fitting = min(left_bytes, left_bytes if free_bytes is None else free_bytes) // budget.token_bytes
-            longest = list(itertools.accumulate(tokens, max))
+            longest = [max(each, budget.row_tokens) for each in itertools.accumulate(tokens, max)]
             rows = max(1, sum(row * length <= fitting for row, length in enumerate(longest, 1)))
             self.resize(1, max(rows * longest[rows - 1], longest[-1]))
             return rows

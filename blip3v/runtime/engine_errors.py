@@ -10,15 +10,23 @@ from blip3v.errors import BackendError, Blip3vError, OutOfMemoryError, UsageErro
 
 __all__ = ["engine_errors", "path_for_engine"]
 
+# Of hosts and devices, with blanks for underscores: CUDA_ERROR_OUT_OF_MEMORY, CUBLAS_STATUS_ALLOC_FAILED.
 _MEMORY_WORDS = (
+    "alloc failed",
+    "allocation failed",
+    "allocation failure",
     "allocatorimpl",
-    "bad_alloc",
+    "bad alloc",
     "bfcarena",
     "cannot allocate memory",
+    "exceeded max size of memory",
     "failed to allocate",
+    "memoryallocation",
+    "out of device memory",
+    "out of host memory",
     "out of memory",
     "outofmemory",
-    "std::length_error",
+    "std::length error",
 )
 # What engines raise besides classes of their own. UnicodeError, for a name or path that is not UTF-8, is a ValueError.
 _BUILT_IN = (RuntimeError, TypeError, ValueError)
@@ -48,7 +56,8 @@ def engine_errors(engine: str, package: str, doing: str) -> Iterator[None]:
         if not isinstance(error, _BUILT_IN) and type(error).__module__.split(".")[0] != package:
             raise
         text = " ".join(str(error).split())[:_MAX_CHARS]
-        if any(word in text.lower() for word in _MEMORY_WORDS):
+        plain = text.lower().replace("_", " ")
+        if any(word in plain for word in _MEMORY_WORDS):
             raise OutOfMemoryError(f"{doing}: {engine} ran out of memory: {text}") from error
         raise BackendError(f"{doing}: {engine} failed: {text}") from error
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.errors import BackendError, RequestError
-from blip3v.runtime import memory
 from blip3v.runtime.backends import DecoderSession
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.owner import ModelOwner
@@ -129,7 +128,8 @@ def answer_together(model: Model, requests: Sequence[Request], deadline: Deadlin
     with model.caches.take(0, 0) as share:
         while len(answers) < len(requests):
             left = requests[len(answers) :][: model.decoder.max_rows]
-            num_rows = share.resize_to_rows([request.num_tokens for request in left], memory.available_bytes())
+            free_bytes = model.decoder.memory.free_bytes()
+            num_rows = share.resize_to_rows([request.num_tokens for request in left], free_bytes)
             answers += _answer_rows(model, left[:num_rows], deadline)
     return answers
 

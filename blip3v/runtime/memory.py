@@ -1,18 +1,41 @@
 """Memory that this process took and may still take, and refusals with numbers before it takes more.
 
-What it may take is known on Linux only (``/proc/meminfo`` and control groups); elsewhere nothing is refused here.
+What it may take is known on Linux only (``/proc/meminfo`` and control groups); elsewhere nothing is refused here. Not
+here: what devices have, which ``nvidia.py`` and the back ends know.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from blip3v.errors import OutOfMemoryError
 from blip3v.units import format_bytes
 
-__all__ = ["available_bytes", "peak_rss_bytes", "require", "return_freed"]
+__all__ = ["HOST", "Memory", "available_bytes", "peak_rss_bytes", "require", "return_freed"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory that weights and caches lie in: the machine's, or that of a device which has its own.
+
+    Args:
+        name: for sentences: "the GPU".
+        ask: returns the bytes that ``free_bytes`` does.
+        bound: what those are: what is free, or, where no one tells that, what there is in all.
+    """
+
+    name: str
+    ask: Callable[[], int | None] = field(compare=False)
+    bound: Literal["free", "in all"] = "free"
+
+    def free_bytes(self) -> int | None:
+        """What may still be taken at most; None where that is not known."""
+        return self.ask()
 
 
 def require(num_bytes: int, what: str, advice: str) -> None:
@@ -71,6 +94,14 @@ def return_freed() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
         if trim is not None:
             trim(0)
+
+
+def _free_on_host() -> int | None:
+    return available_bytes()  # by its name, which tests replace
+
+
+# A device that shares the machine's memory has this one too.
+HOST = Memory("the machine", _free_on_host)
 
 
 def _meminfo(path: Path) -> int | None:

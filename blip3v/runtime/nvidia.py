@@ -1,4 +1,7 @@
-"""The NVIDIA driver and its GPUs, asked through the driver's own library; no CUDA, no package of its is needed."""
+"""The NVIDIA driver and its GPUs, asked through the driver's own library; no CUDA, no package of its is needed.
+
+The first GPU is the one that every back end runs on; ``CUDA_VISIBLE_DEVICES`` decides which that is, here too.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Driver", "Gpu", "query"]
+from blip3v.runtime.memory import HOST, Memory
+
+__all__ = ["Driver", "Gpu", "free_bytes", "gpu_memory", "query"]
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Of enum CUdevice_attribute.
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 18, 75, 76
+_OUT_OF_MEMORY = 2  # of enum CUresult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,8 @@ class Gpu:
     name: str
     memory_bytes: int
     compute_capability: str  # such as "8.6"
+    is_integrated: bool = False  # has no memory but the machine's, as on a Jetson
+    free_bytes: int | None = None  # of its memory; None: not asked, not known, or the machine's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,52 @@ def query(root: Path = Path("/")) -> Driver:
         return Driver(version=version, cuda=name, gpus=(), problem=f"the NVIDIA driver says: {_said(library, code)}")
     gpus = tuple(_gpu(library, index) for index in range(_number(library, "cuDeviceGetCount")))
     return Driver(version=version, cuda=name, gpus=gpus, problem="" if gpus else "the NVIDIA driver has no GPU")
+
+
+def gpu_memory() -> Memory:
+    """Where what the first GPU works with lies: its own memory, or the machine's if it shares that.
+
+    For a GPU that shares it, the driver counts as used what the system would give back: the machine knows better.
+    """
+    gpus = query().gpus
+    return HOST if gpus and gpus[0].is_integrated else _GPU
+
+
+def free_bytes() -> int | None:
+    """What is free of the first GPU's memory, in a CUDA context; None: the driver does not tell.
+
+    Uses the context that this process has on the GPU. Without one, it makes one and destroys it, which takes part of a
+    second: what is free then is what such a process can really take.
+    """
+    try:
+        library = _load()
+    except OSError:
+        return None
+    if library.cuInit(0) or not _number(library, "cuDeviceGetCount"):
+        return None
+    device = _number(library, "cuDeviceGet", 0)
+    context = ctypes.c_void_p()
+    code = library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    if code:
+        return 0 if code == _OUT_OF_MEMORY else None
+    try:
+        return _free_in(library, context)
+    finally:
+        library.cuDevicePrimaryCtxRelease_v2(device)
+
+
+_GPU = Memory("the GPU", free_bytes)
+
+
+def _free_in(library: Any, context: ctypes.c_void_p) -> int | None:
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    if library.cuCtxPushCurrent_v2(context):
+        return None
+    try:
+        code = library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    finally:
+        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    return None if code else free.value
 
 
 def _load() -> Any:
@@ -86,6 +140,7 @@ def _gpu(library: Any, index: int) -> Gpu:
         name=name.value.decode(errors="replace"),
         memory_bytes=memory_bytes.value,
         compute_capability=f"{major}.{minor}",
+        is_integrated=bool(_number(library, "cuDeviceGetAttribute", _INTEGRATED, device)),
     )
 
 

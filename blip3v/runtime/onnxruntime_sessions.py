@@ -19,7 +19,8 @@ from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, PromptRow, SplicedPrompt, host_prompts, still_open
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.gpu_array import GpuArray, GpuMemory
-from blip3v.runtime.host_cache import pad_prompts
+from blip3v.runtime.host_cache import cache_bytes, pad_prompts
+from blip3v.runtime.memory import HOST, Memory
 from blip3v.runtime.onnxruntime_graph import OpenGraph
 
 __all__ = ["BoundCache", "OnnxRuntimeDecoder", "OnnxRuntimeSession", "OnnxRuntimeVideoEncoder"]
@@ -108,10 +109,12 @@ class OnnxRuntimeDecoder:
         text: its geometry.
         chunk: tokens of a prompt that go through the graph at once, at most.
         new_cache: returns an empty cache for the graph, the geometry and a number of rows.
+        memory: where it lies.
         gpu: the device that arrays on the GPU are bound on, as ONNX Runtime names it; None: none are taken.
     """
 
     max_rows: int | None = None
+    row_tokens = 0
 
     def __init__(
         self,
@@ -120,12 +123,16 @@ class OnnxRuntimeDecoder:
         text: TextConfig,
         chunk: int,
         new_cache: Callable[[OpenGraph, TextConfig, int], BoundCache],
+        *,
+        memory: Memory = HOST,
         gpu: str | None = None,
     ) -> None:
         self.execution = execution
         self.dtype = graph.dtype
         self.gpu_dtype: np.dtype[Any] | None = None if gpu is None else graph.dtype
         self._gpu = gpu
+        self.memory = memory
+        self.token_bytes = cache_bytes(text, graph.cache_dtype, 1, 1)
         self._graph: OpenGraph | None = graph
         self._text = text
         self._chunk = chunk

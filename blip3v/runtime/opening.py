@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle import layout
@@ -16,11 +15,9 @@ from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig, TextConfig
 from blip3v.errors import UsageError
-from blip3v.runtime import memory
 from blip3v.runtime.backends import (
     AUTO,
     GRAPHS,
-    PREFILL_CHUNK,
     Backend,
     Decoder,
     GraphFile,
@@ -31,42 +28,12 @@ from blip3v.runtime.backends import (
 )
 from blip3v.runtime.cache_budget import CacheBudget, default_limit
 from blip3v.runtime.checks import is_whole, shown
+from blip3v.runtime.estimate import OpenEstimate, estimate
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
-from blip3v.units import format_bytes, format_duration
 from blip3v.video.limits import VideoLimits
 
-__all__ = ["OpenEstimate", "check_threads", "encoder_hash", "estimate_open", "graph_files", "open_model"]
-
-# Memory of the engines and the tokenizer, without weights and cache.
-_FIXED_BYTES = 192 * 2**20
-# Activations at their widest, in values: a prefill chunk's gate and up, or attention scores and MLP of a clip's frames.
-_WIDENED_BYTES = 4
-# Question and answer of an ordinary request, tokens.
-_USUAL_TOKENS = 256
-# A model of this size takes long enough to open to say so first.
-_LARGE_BYTES = 2**30
-# Of opening, whatever the size.
-_OPEN_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenEstimate:
-    """Rough cost of opening a bundle and asking an ordinary question."""
-
-    backend: BackendReport  # what would compute it
-    memory_bytes: int  # that must be free; mapped files, which the system can drop, are not counted
-    free_bytes: int | None  # what is free now; None if the system does not say
-    seconds: float  # of opening
-
-    @property
-    def is_large(self) -> bool:
-        """Whether opening takes long enough to say so first."""
-        return self.memory_bytes >= _LARGE_BYTES
-
-    def __str__(self) -> str:
-        free = "" if self.free_bytes is None else f" of {format_bytes(self.free_bytes)} that are free"
-        return f"about {format_bytes(self.memory_bytes)} of memory{free}, {format_duration(self.seconds)}"
+__all__ = ["check_threads", "encoder_hash", "estimate_open", "graph_files", "open_model"]
 
 
 def open_model(
@@ -93,14 +60,14 @@ def open_model(
         )
     config = _with_context(bundle.config, max_context)
     graphs = graph_files(bundle)
-    needed = _estimate(bundle, config, graphs, backends)
+    needed = estimate(bundle, config, graphs, backends)
     on_estimate(needed)
-    memory.require(needed.memory_bytes, f"opening {bundle.path}", "free some, or use a smaller model")
+    needed.require(f"opening {bundle.path}")
     with real_files(bundle.path, [file for name in GRAPHS for file in bundle.graph_files(name)]) as folder:
         graphs = graph_files(bundle, folder)
         video_encoder, decoder = _open_graphs(backends, graphs, config.text, threads)
-    token_bytes = backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
-    context_bytes = config.text.max_context * token_bytes
+    context_bytes = (decoder.row_tokens or config.text.max_context) * decoder.token_bytes
+    limit_bytes = max_cache_bytes or default_limit(decoder.memory.free_bytes(), context_bytes)
     return Model(
         config=config,
         tokenizer=bundle.tokenizer,
@@ -111,7 +78,7 @@ def open_model(
         table_VD=bundle.embeddings(),
         video_encoder=video_encoder,
         decoder=decoder,
-        caches=CacheBudget(max_cache_bytes or default_limit(memory.available_bytes(), context_bytes), token_bytes),
+        caches=CacheBudget(limit_bytes, decoder.token_bytes, decoder.row_tokens),
         encoder_hash=encoder_hash(bundle),
         backend=BackendReport(
             stored=bundle.manifest.precision.name, video_encoder=video_encoder.execution, decoder=decoder.execution
@@ -146,7 +113,7 @@ def estimate_open(
 ) -> OpenEstimate:
     """The estimate for the bundle with the cache of one ordinary request; see ``VideoLM.estimate``."""
     config = _with_context(bundle.config, max_context)
-    return _estimate(bundle, config, graph_files(bundle), _choose(backend, device, bundle))
+    return estimate(bundle, config, graph_files(bundle), _choose(backend, device, bundle))
 
 
 def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
@@ -161,6 +128,7 @@ def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, G
             weights_bytes=sum(manifest.files[file].size_bytes for file in bundle.graph_files(name)),
             digest=graph_hash(bundle, name),
             engines=bundle.path / layout.ENGINES,
+            target=manifest.target,
         )
         for name in GRAPHS
     }
@@ -172,34 +140,6 @@ def _choose(backend: str, device: str, bundle: Bundle) -> dict[GraphName, Backen
         graph: choose_backend(name, graph, device, bundle.manifest.target, precisions[graph])
         for graph, name in parse_backends(backend).items()
     }
-
-
-def _estimate(
-    bundle: Bundle,
-    config: ModelConfig,
-    graphs: Mapping[GraphName, GraphFile],
-    backends: Mapping[GraphName, Backend],
-) -> OpenEstimate:
-    """Weights, the cache of an ordinary request and the widest activations; the embedding table is mapped."""
-    num_tokens = min(bundle.manifest.num_video_tokens + _USUAL_TOKENS, config.text.max_context)
-    cache_bytes = num_tokens * backends["decoder"].kv_bytes_per_token(config.text, graphs["decoder"])
-    weights_bytes = sum(backends[name].resident_bytes(graph) for name, graph in graphs.items())
-    executions = {name: backends[name].execution(graph.precision) for name, graph in graphs.items()}
-    return OpenEstimate(
-        backend=BackendReport(stored=bundle.manifest.precision.name, **executions),
-        memory_bytes=_FIXED_BYTES + weights_bytes + cache_bytes + _activation_bytes(config),
-        free_bytes=memory.available_bytes(),
-        seconds=_OPEN_S + max(backends[name].open_s(graph) for name, graph in graphs.items()),
-    )
-
-
-def _activation_bytes(config: ModelConfig) -> int:
-    """The widest activations of one clip or of one chunk of a prompt, whichever is more."""
-    vision, text = config.vision, config.text
-    clip_tokens = config.num_frames * vision.num_patches
-    of_a_clip = clip_tokens * (2 * vision.intermediate_size + vision.num_heads * vision.num_patches)
-    of_a_chunk = PREFILL_CHUNK * (4 * text.intermediate_size + text.num_heads * PREFILL_CHUNK)
-    return _WIDENED_BYTES * max(of_a_clip, of_a_chunk)
 
 
 def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:

@@ -24,6 +24,7 @@ __all__ = [
     "EXTRA_OF",
     "TensorRT",
     "compute_capability",
+    "context_bytes",
     "host_platform",
     "is_installed",
     "library_of",
@@ -99,6 +100,12 @@ def load_tensorrt(library: Library) -> TensorRT:
                 f"{name} is installed and cannot be used ({' '.join(str(error).split())}); run: {pip_line(extra)}"
             ) from error
     raise ProviderError(f"{name} is not installed; run: {pip_line(extra)}")
+
+
+def context_bytes(engine: Any) -> int:
+    """Memory that an engine says the contexts that run it take on the GPU, one for each of its profiles."""
+    profiles = range(engine.num_optimization_profiles)
+    return sum(int(engine.get_device_memory_size_for_profile_v2(profile)) for profile in profiles)
 
 
 def host_platform() -> str:

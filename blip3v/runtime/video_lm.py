@@ -11,9 +11,10 @@ from blip3v.errors import RequestError, UsageError
 from blip3v.runtime.cancellation import CancelToken, Deadline
 from blip3v.runtime.chat import Chat
 from blip3v.runtime.checks import checked_path
+from blip3v.runtime.estimate import OpenEstimate
 from blip3v.runtime.generation import AnswerStream, answer_in_pieces, answer_together
 from blip3v.runtime.gpu_array import DlpackArray
-from blip3v.runtime.opening import OpenEstimate, estimate_open, open_model
+from blip3v.runtime.opening import estimate_open, open_model
 from blip3v.runtime.owner import ModelOwner
 from blip3v.runtime.request import GenerationOptions, Model, checked_options, checked_pairs, checked_prompt
 from blip3v.runtime.types import Answer, BackendReport, Frame, VideoTokens
@@ -65,9 +66,9 @@ class VideoLM:
                 model's own context.
             max_cache_bytes: at most this many bytes of keys and values for all unfinished answers, batches and
                 conversations together, as they may become: prompt and ``max_new_tokens``. None: a third of the
-                memory that is free once the weights are loaded (of 6 GiB, where the system does not tell, as outside
-                Linux), but at least one whole context. An answer that does not fit is refused, an ``ask_batch``
-                runs in parts.
+                memory that is free once the weights are loaded, the GPU's if the caches lie there (of 6 GiB, where
+                the system does not tell, as outside Linux), but at least one whole context. An answer that does not
+                fit is refused, an ``ask_batch`` runs in parts.
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
             on_estimate: told what opening takes, before anything is loaded.
@@ -75,7 +76,7 @@ class VideoLM:
         Raises:
             ArtifactError: not a bundle, or one that is not as it was written.
             ProviderError: the engine is not installed, or installed twice, or does not run on ``device``.
-            OutOfMemoryError: the model does not fit into the free memory.
+            OutOfMemoryError: the model does not fit into the free memory of the machine or of the device.
             UsageError: a bundle of random weights, an unknown back end or device, ``threads`` below 1 or more than
                 the logical CPUs, a ``max_context`` beyond the model's, a ``max_cache_bytes`` below 1, or a path that is
                 not UTF-8.

@@ -33,7 +33,7 @@ from blip3v.runtime import (
     GenerationOptions,
     VideoLM,
     VideoTokens,
-    opening,
+    estimate,
     video_encoding,
     video_lm,
 )
@@ -66,7 +66,7 @@ def test_only_the_answer_is_on_stdout(bundle_path: Path, lm: VideoLM) -> None:
 
 def test_the_cost_of_opening_a_large_model_is_printed_first(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "opening" not in _ask(CLIP, QUESTION, "-m", str(bundle_path)).stderr
-    monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
+    monkeypatch.setattr(estimate, "_LARGE_BYTES", 2**20)
     lines = _ask(CLIP, QUESTION, "-m", str(bundle_path), "--max-context", "128").stderr.splitlines()
     assert re.fullmatch(rf"opening {bundle_path}: about \d\S* MiB of memory of .* that are free, \d\S* m?s", lines[0])
     assert re.fullmatch(r"memory: .* at the peak, and .* in the process that decodes the video", lines[-1])
@@ -360,7 +360,7 @@ def test_a_system_text_reaches_the_model(bundle_path: Path, lm: VideoLM) -> None
 
 
 def test_quiet_leaves_the_answer_alone(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_LARGE_BYTES", 2**20)
+    monkeypatch.setattr(estimate, "_LARGE_BYTES", 2**20)
     loud, quiet = (_ask(CLIP, QUESTION, "-m", str(bundle_path), *flags) for flags in ([], ["-q"]))
     assert (quiet.stdout, quiet.stderr) == (loud.stdout, "")
 

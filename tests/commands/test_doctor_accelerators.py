@@ -100,6 +100,14 @@ def test_driver_gpus_and_libraries_have_their_versions(monkeypatch: pytest.Monke
     assert "OpenVINO's devices CPU (a processor), GPU (Arc (dGPU))" in lines
 
 
+def test_what_is_free_on_a_gpu_is_shown_and_a_jetson_has_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    orin = {"name": "Orin", "memory_bytes": 2**35, "compute_capability": "8.7", "is_integrated": True}
+    gpus = [GPU | {"free_bytes": 120 * 2**30}, orin]
+    finding(monkeypatch, query_nvidia={**WITH_GPU, "driver": {**WITH_GPU["driver"], "gpus": gpus}})
+    line = "NVIDIA GPUs NVIDIA H200 (120 GiB free of 139 GiB, 9.0), Orin (the machine's memory, 8.7)"
+    assert line in shown()
+
+
 def test_what_a_back_end_lacks_is_one_line_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     no_libraries = "ONNX Runtime cannot use the GPU; install both: `pip install onnxruntime-gpu[cuda,cudnn]`"
     no_openvino = "OpenVINO cannot be imported; install it: `pip install blip3v[openvino]`"

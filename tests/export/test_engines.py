@@ -35,9 +35,9 @@ from blip3v.errors import (
     ProviderError,
     UsageError,
 )
-from blip3v.export import engine_builder, engines
+from blip3v.export import engine_builder, engine_report, engines
 from blip3v.export.engine_network import layer_precisions, parse_graph
-from blip3v.export.engine_report import layer_report, no_report
+from blip3v.export.engine_report import no_report, read_engine
 from blip3v.export.engine_request import EngineRequest
 from blip3v.export.engines import EngineBuild, build_engines
 from blip3v.runtime.opening import graph_hash
@@ -315,7 +315,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT) -> TensorRT:
     named = TensorRT("tensorrt", rtx.module, "11.4.0.106")
     monkeypatch.setattr(engines, "load_tensorrt", lambda library: named)
     monkeypatch.setattr(engines, "compute_capability", lambda: "8.7")
-    monkeypatch.setattr(engines, "write_layer_reports", lambda tensorrt, folder, record: None)
+    monkeypatch.setattr(engines, "write_layer_reports", lambda tensorrt, folder, record: record)
     return named
 
 
@@ -363,7 +363,31 @@ def test_a_layer_report_needs_the_gpu(built: tuple[Path, EngineBuild], rtx: Tens
     assert no_report(result.record, "8.6") is None
     if compute_capability() is None:
         with pytest.raises(BackendError, match=r"cannot read .*decoder\.engine: .*CUDA driver version is insufficient"):
-            layer_report(rtx, result.path / "decoder.engine")
+            read_engine(rtx, result.path / "decoder.engine")
+
+
+def test_what_engines_take_of_a_gpu_is_recorded_where_they_can_be_read(
+    built: tuple[Path, EngineBuild], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtx: TensorRT
+) -> None:
+    """Without a GPU nothing is known of it. ``FakeEngine`` is one that was read."""
+
+    class FakeEngine:
+        num_optimization_profiles = 2
+
+        def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+            assert hasattr(rtx.module.ICudaEngine, "get_device_memory_size_for_profile_v2")
+            return 100 + profile_index
+
+    record = built[1].record
+    if compute_capability() is None:
+        assert [each.activation_bytes for each in record.graphs.values()] == [None, None]
+    monkeypatch.setattr(engine_report, "read_engine", lambda tensorrt, engine, **options: FakeEngine())
+    monkeypatch.setattr(engine_report, "layer_report", lambda tensorrt, engine: {})
+    found = engine_report.write_layer_reports(rtx, tmp_path, record)
+    assert [each.activation_bytes for each in found.graphs.values()] == [201, 201]
+    assert found.key == record.key
+    found.save(tmp_path)
+    assert EngineRecord.load(tmp_path) == found
 
 
 @pytest.mark.gpu

@@ -30,7 +30,10 @@ class FakeDevice:
     """The memory and the streams of the fake GPU, and which TensorRT there is on its machine.
 
     Attributes:
+        memory_bytes: what there is of device memory.
+        activation_bytes: what an engine says that a context takes of it; the fake takes none.
         num_rtx_graphs: contexts that TensorRT-RTX was told to capture the runs of.
+        num_compiled: kernels that TensorRT-RTX had to compile because its runtime cache did not have them.
         fails: the name of a function -> the name of the error that its next call ends with.
         num_calls: of each function so far.
         copied_bytes: by single copies so far, from and to which memory: "pinned to device".
@@ -41,7 +44,10 @@ class FakeDevice:
         self.version = VERSIONS[library]
         self.capability = (8, 6)
         self.num_devices = 1
+        self.memory_bytes = 2**33
+        self.activation_bytes = 4096
         self.num_rtx_graphs = 0
+        self.num_compiled = 0
         self.fails: dict[str, str] = {}
         self.num_calls: dict[str, int] = {}
         self.copied_bytes: Counter[str] = Counter()
@@ -52,6 +58,10 @@ class FakeDevice:
     def in_use_bytes(self, kind: str = "device") -> int:
         """Memory that is allocated and not freed; ``kind``: device or pinned."""
         return sum(size for _, size, of in self._memory.values() if of == kind)
+
+    def free_bytes(self) -> int:
+        """Device memory that is not allocated."""
+        return self.memory_bytes - self.in_use_bytes()
 
     def allocate(self, size: int, kind: str) -> int:
         assert size > 0

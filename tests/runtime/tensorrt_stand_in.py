@@ -22,9 +22,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from cuda_stand_in import FakeDevice, fake_cuda
+from driver_stand_in import FakeDriver
 
 from blip3v.bundle.engines import Library
-from blip3v.runtime import tensorrt_library
+from blip3v.runtime import nvidia, tensorrt_library
 
 _NUMPY = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 _DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
@@ -80,6 +81,7 @@ def fake_tensorrt(real: ModuleType, device: FakeDevice) -> ModuleType:
     mirrored(_Engine, real.ICudaEngine)
     mirrored(_Context, real.IExecutionContext)
     mirrored(_RuntimeConfig, real.IRuntimeConfig)
+    mirrored(_RuntimeCache, real.IRuntimeCache)
     module.Runtime = Runtime  # type: ignore[attr-defined]
     own = ["ILogger", "TensorIOMode", "ExecutionContextAllocationStrategy"]
     for name in own + ["CudaGraphStrategy"] * (device.library == "tensorrt_rtx"):
@@ -88,7 +90,10 @@ def fake_tensorrt(real: ModuleType, device: FakeDevice) -> ModuleType:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, real: ModuleType) -> None:
-    """Makes the fakes importable as cuda-bindings and the library of the device, and hides the other library."""
+    """Makes the fakes importable as cuda-bindings and the library of the device, and loadable as the driver.
+
+    The other library is hidden.
+    """
     modules = {name: ModuleType(name) for name in ("cuda", "cuda.bindings")}
     modules["cuda"].__path__ = modules["cuda.bindings"].__path__ = []
     modules |= {"cuda.bindings.runtime": fake_cuda(device), device.library: fake_tensorrt(real, device)}
@@ -96,6 +101,8 @@ def install(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, real: ModuleTyp
         each.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, each)
     own = tensorrt_library._MODULES[device.library]
+    driver = FakeDriver(["Fake GPU"], free=device.free_bytes)
+    monkeypatch.setattr(nvidia, "_load", lambda: driver)
     monkeypatch.setattr(
         tensorrt_library, "_MODULES", {device.library: own, _other(device.library): ("absent", "absent")}
     )
@@ -155,20 +162,24 @@ class _Engine:
         assert name in self._inputs
         return [tuple(shape) for shape in self._plan["profiles"][profile_index][name]]
 
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        assert profile_index < self.num_optimization_profiles
+        return self._device.activation_bytes
+
     def get_aliased_input_tensor(self, name: str) -> str | None:
         is_aliased = self._plan["is_aliased"] and name.startswith("present.")
         return name.replace("present.", "past.") if is_aliased else None
 
     def create_runtime_config(self) -> Any:
         assert self._device.library == "tensorrt_rtx"
-        return _RuntimeConfig(self._real)
+        return _RuntimeConfig(self._real, self._device)
 
     def create_execution_context(self, strategy: Any) -> Any:
         if isinstance(strategy, _RuntimeConfig):
             self._device.num_rtx_graphs += strategy.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-        else:
-            assert isinstance(strategy, self._real.ExecutionContextAllocationStrategy)
-        return _Context(self)
+            return _Context(self, strategy._cache)
+        assert isinstance(strategy, self._real.ExecutionContextAllocationStrategy)
+        return _Context(self, None)
 
     def _node(self, name: str) -> Any:
         return (self._inputs | self._outputs)[name]
@@ -178,8 +189,9 @@ class _Engine:
 
 
 class _RuntimeConfig:
-    def __init__(self, real: ModuleType) -> None:
-        self._real = real
+    def __init__(self, real: ModuleType, device: FakeDevice) -> None:
+        self._real, self._device = real, device
+        self._cache: _RuntimeCache | None = None
         self._graphs = real.CudaGraphStrategy.DISABLED
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
@@ -194,10 +206,39 @@ class _RuntimeConfig:
         assert isinstance(strategy, self._real.CudaGraphStrategy)
         self._graphs = strategy
 
+    def create_runtime_cache(self) -> Any:
+        return _RuntimeCache(self._device)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        assert isinstance(cache, _RuntimeCache)
+        self._cache = cache
+        return True
+
+
+class _RuntimeCache:
+    """Names of kernels, with the version and GPU that they are for."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._host = [device.version, list(device.capability)]
+        self._kernels: set[str] = set()
+
+    def deserialize(self, blob: Any) -> bool:
+        try:
+            host, kernels = json.loads(bytes(memoryview(blob)))
+        except ValueError:
+            return False
+        if host != self._host:
+            return False
+        self._kernels |= set(kernels)
+        return True
+
+    def serialize(self) -> Any:
+        return memoryview(json.dumps([self._host, sorted(self._kernels)]).encode())
+
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
-        self._engine, self._profile = engine, 0
+    def __init__(self, engine: _Engine, cache: _RuntimeCache | None) -> None:
+        self._engine, self._profile, self._cache = engine, 0, cache
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._is_fresh = False  # whether a run since the last change of shapes has done what a capture must not hold
@@ -245,6 +286,7 @@ class _Context:
         assert self._is_fresh or not is_captured, "captured before a run with these shapes"
         assert not is_captured or device.library == "tensorrt", "TensorRT-RTX captures by itself"
         self._is_fresh = True
+        self._compile()
 
         def run() -> None:
             if is_captured:
@@ -257,6 +299,13 @@ class _Context:
 
         device.enqueue(stream_handle, run)
         return True
+
+    def _compile(self) -> None:
+        """What TensorRT-RTX does before a kernel first runs."""
+        kernel = f"{Path(self._engine._plan['graph']).stem} {self._profile}"
+        if self._cache is not None and kernel not in self._cache._kernels:
+            self._cache._kernels.add(kernel)
+            self._engine._device.num_compiled += 1
 
     def _view(self, name: str, addresses: Mapping[str, int], shape: tuple[int, ...]) -> Any:
         dtype = self._engine._dtype(name)

@@ -116,3 +116,18 @@ def test_a_back_end_that_does_not_run_a_bundles_target_is_refused_with_those_tha
     with pytest.raises(ProviderError, match="openvino:npu does not run graphs exported for tensorrt"):
         choose_backend("auto", "decoder", "npu", target="tensorrt")
     assert choose_backend("auto", "decoder", "cpu", target="tensorrt").name == "onnxruntime"
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "CUDA:1", "cuda.1"])
+def test_a_second_nvidia_gpu_is_refused_with_what_makes_it_the_first(device: str) -> None:
+    """No back end takes another GPU than the first, so none may take a number and compute on the first."""
+    expected = r"^device '{}' names an NVIDIA GPU by its number; every back end runs on the first that CUDA shows; "
+    advice = r"set CUDA_VISIBLE_DEVICES=1 in the environment before the program starts, and choose `device='cuda'`$"
+    for name in ("auto", *backend_names()):
+        with pytest.raises(UsageError, match=expected.format(device) + advice):
+            choose_backend(name, "decoder", device)
+        if name != "auto":
+            with pytest.raises(UsageError, match=expected.format(device) + advice):
+                get_backend(f"{name}:{device}")
+    with pytest.raises(UsageError, match=expected.format("cuda:0") + r"choose `device='cuda'`$"):
+        choose_backend("auto", "decoder", "cuda:0")

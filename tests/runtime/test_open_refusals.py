@@ -120,7 +120,7 @@ def test_the_estimate_counts_weights_and_cache(bundle_path: Path) -> None:
     a_token = 2 * 3 * 2 * 16 * 4
     whole, half = (estimate_open(bundle, max_context=size, backend="onnxruntime") for size in (None, 128))
     assert whole.memory_bytes - half.memory_bytes == 128 * a_token
-    weights_bytes = sum(onnxruntime.BACKEND.resident_bytes(graph) for graph in graph_files(bundle).values())
+    weights_bytes = sum(onnxruntime.BACKEND.footprint(graph).weights_bytes for graph in graph_files(bundle).values())
     assert half.memory_bytes > 192 * 2**20 + weights_bytes + 128 * a_token
     assert VideoLM.estimate(bundle_path, max_context=128, backend="onnxruntime").memory_bytes == half.memory_bytes
 

@@ -238,6 +238,13 @@ def test_closing_gives_all_memory_back(built: Path, gpu: FakeDevice, film: np.nd
     assert (gpu.in_use_bytes(), gpu.in_use_bytes("pinned")) == before
 
 
+def test_kernels_are_kept_by_the_library_that_compiles_them_when_it_runs(copy: Path, gpu: FakeDevice) -> None:
+    for path in copy.glob("engines/*/*.kernels"):
+        path.unlink()
+    VideoLM.open(copy, backend="tensorrt").close()
+    assert len(list(copy.glob("engines/*/*.kernels"))) == (2 if gpu.library == "tensorrt_rtx" else 0)
+
+
 def test_what_tensorrt_says_of_a_lack_of_memory_is_told_as_such(
     built: Path, gpu: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from pathlib import Path
 from typing import get_args
@@ -13,12 +14,13 @@ from toy_graphs import Weights, reference_logits, toy_config
 from toy_parts import check_arrays_of_torch_on_a_gpu
 
 from blip3v.bundle import open_bundle
-from blip3v.bundle.engines import EngineHost, Library
+from blip3v.bundle.engines import EngineHost, EngineRecord, Library
 from blip3v.bundle.targets import Target
 from blip3v.export.engine_request import EngineRequest
 from blip3v.export.engines import build_engines
-from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.runtime import GenerationOptions, VideoLM, nvidia
 from blip3v.runtime.backends import GRAPHS, get_backend
+from blip3v.runtime.backends.tensorrt import runtime_cache
 from blip3v.runtime.backends.tensorrt.selection import choose_engine
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.opening import graph_files
@@ -100,3 +102,38 @@ def test_on_a_gpu_answers_begin_as_those_of_the_cpu(built: Path, film: np.ndarra
 def test_on_a_gpu_arrays_of_torch_are_read_where_they_are(built: Path) -> None:
     with VideoLM.open(built, backend="tensorrt") as lm:
         check_arrays_of_torch_on_a_gpu(lm, "float16")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_estimate_is_near_what_opening_takes(built: Path) -> None:
+    before = nvidia.gpu_memory().free_bytes()
+    assert before is not None
+    (folder,) = (path for path in (built / "engines").iterdir() if path.is_dir())
+    assert all(each.activation_bytes is not None for each in EngineRecord.load(folder).graphs.values())
+    estimate = VideoLM.estimate(built, backend="tensorrt")
+    with VideoLM.open(built, backend="tensorrt"):
+        after = nvidia.gpu_memory().free_bytes()
+    assert after is not None
+    # CUDA allocates in pieces of 2 MiB, and its kernels take memory too.
+    assert before - after < sum(need.memory_bytes for need in estimate.devices) + 2**30
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_tensorrt_rtx_takes_back_the_kernels_that_it_compiled(
+    built: Path, film: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder,) = (path for path in (built / "engines").iterdir() if path.is_dir())
+    if EngineRecord.load(folder).library != "tensorrt_rtx":
+        pytest.skip("TensorRT compiles when it builds")
+    for path in folder.glob("*.kernels"):
+        path.unlink()
+    answers = []
+    with caplog.at_level(logging.INFO, logger=runtime_cache.__name__):
+        for _ in range(2):
+            with VideoLM.open(built, backend="tensorrt") as lm:
+                answers.append(lm.ask(film, "Which way?").token_ids)
+    assert answers[0] == answers[1]
+    kept = sorted(folder.glob("*.kernels"))
+    assert [path.name.split(".")[0] for path in kept] == ["decoder", "video_encoder"]
+    said = [record.getMessage() for record in caplog.records]
+    assert all(text.startswith("kept the compiled kernels in") for text in said), said

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from blip3v.bundle.graph_io import GraphIO, TensorSpec
 from blip3v.bundle.precision import GraphPrecision
-from blip3v.bundle.targets import Target
+from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, UsageError
 from blip3v.runtime.backend_choice import (
@@ -35,6 +35,7 @@ from blip3v.runtime.backend_choice import (
 )
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.gpu_array import GpuArray
+from blip3v.runtime.memory import HOST, Memory
 
 __all__ = [
     "AUTO",
@@ -45,6 +46,7 @@ __all__ = [
     "DecoderSession",
     "Execution",
     "FloatArray",
+    "Footprint",
     "FoundTensor",
     "GraphFile",
     "GraphName",
@@ -95,9 +97,25 @@ class GraphFile:
     weights_bytes: int  # as they are stored
     digest: str = ""  # hash of the graph's files, which an engine built from them names; "": not part of a bundle
     engines: Path | None = None  # the folder of the bundle's engines, which may not exist
+    target: Target = DEFAULT_TARGET
     extra_outputs: tuple[
         str, ...
     ] = ()  # in addition to those of ``io``: the stages, in the copy that the parity check makes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What an opened graph takes, and of which memory. Estimates.
+
+    The ``memory`` of a device that has none of its own is the machine's, and so counted once.
+    """
+
+    weights_bytes: int  # in ``memory``; file pages that the system can drop not included
+    memory: Memory = HOST  # where weights and activations lie
+    host_bytes: int = 0  # of the machine's memory in addition
+    activation_bytes: int | None = None  # that the engine holds for its largest run; None: not known
+    caches: Memory = HOST  # where the KV caches of a decoder lie
+    row_tokens: int = 0  # that each row of a cache has room for, however few it holds; 0: as many as are asked for
 
 
 class FoundTensor(NamedTuple):
@@ -211,6 +229,9 @@ class Decoder(Protocol):
     dtype: np.dtype[Any]  # of the embeddings that it takes: float32 or float16
     gpu_dtype: np.dtype[Any] | None  # of video tokens on the first CUDA GPU; None: host memory alone
     max_rows: int | None  # of a session; None: as many as fit into memory
+    memory: Memory  # where the caches of its sessions lie
+    token_bytes: int  # keys and values of one token in all layers
+    row_tokens: int  # that each row of a cache has room for, however few it holds; 0: as many as are asked for
 
     def session(self, num_rows: int, num_tokens: int) -> DecoderSession:
         """A new session of ``num_rows`` empty rows with room for ``num_tokens`` each, to be closed by the caller.
@@ -268,8 +289,8 @@ class Backend(Protocol):
         """
         ...
 
-    def resident_bytes(self, graph: GraphFile) -> int:
-        """Memory that the opened graph takes, file pages that the system can drop not included. An estimate."""
+    def footprint(self, graph: GraphFile) -> Footprint:
+        """What the opened graph takes of the memory of the machine and of the device. May ask the device."""
         ...
 
     def open_s(self, graph: GraphFile) -> float:

@@ -9,7 +9,7 @@ from blip3v.bundle.graph_io import past_key, past_value, present_key, present_va
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.bundle.targets import TARGETS
 from blip3v.config import TextConfig
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName, product_dtype
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, Footprint, GraphFile, GraphName, product_dtype
 from blip3v.runtime.host_cache import KVCache, cache_bytes
 from blip3v.runtime.onnxruntime_graph import (
     PACKAGES,
@@ -70,9 +70,9 @@ class OnnxRuntimeBackend:
         """See ``Backend``."""
         return product_dtype(weights)
 
-    def resident_bytes(self, graph: GraphFile) -> int:
+    def footprint(self, graph: GraphFile) -> Footprint:
         """See ``Backend``."""
-        return resident_bytes(graph.weights_bytes, graph.precision)
+        return Footprint(weights_bytes=resident_bytes(graph.weights_bytes, graph.precision))
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""

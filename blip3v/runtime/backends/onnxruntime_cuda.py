@@ -31,9 +31,10 @@ from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_command, pip_line
 from blip3v.runtime import nvidia
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, Footprint, GraphFile, GraphName
 from blip3v.runtime.device_cache import DeviceCache
 from blip3v.runtime.host_cache import cache_bytes
+from blip3v.runtime.memory import HOST, Memory
 from blip3v.runtime.onnxruntime_graph import (
     GPU_PACKAGE,
     OpenGraph,
@@ -151,9 +152,10 @@ class OnnxRuntimeCudaBackend:
         """See ``Backend``."""
         return _dtype(precision, weights)
 
-    def resident_bytes(self, graph: GraphFile) -> int:
+    def footprint(self, graph: GraphFile) -> Footprint:
         """See ``Backend``. Weights pass through host memory; a Jetson's is its GPU's, and they stay there."""
-        return graph.weights_bytes
+        memory, size = self._memory(), graph.weights_bytes
+        return Footprint(weights_bytes=size, memory=memory, host_bytes=0 if memory is HOST else size, caches=memory)
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""
@@ -173,7 +175,10 @@ class OnnxRuntimeCudaBackend:
         """See ``Backend``. ``threads`` are those of the few operators on the CPU."""
         new_cache = functools.partial(DeviceCache, device=self._device)
         opened, execution = self._open(graph, threads), self.execution(graph.precision)
-        return OnnxRuntimeDecoder(opened, execution, text, chunk, new_cache, self._device)
+        return OnnxRuntimeDecoder(opened, execution, text, chunk, new_cache, memory=self._memory(), gpu=self._device)
+
+    def _memory(self) -> Memory:
+        return HOST if self._device == "cpu" else nvidia.gpu_memory()
 
     def _open(self, graph: GraphFile, threads: int | None) -> OpenGraph:
         self.check_installed()

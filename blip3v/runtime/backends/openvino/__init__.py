@@ -22,8 +22,9 @@ from blip3v.bundle.targets import Target
 from blip3v.config import TextConfig
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_line
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName, product_dtype
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, Footprint, GraphFile, GraphName, product_dtype
 from blip3v.runtime.host_cache import cache_bytes
+from blip3v.runtime.memory import HOST, Memory
 
 if TYPE_CHECKING:
     from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder, OpenVinoVideoEncoder
@@ -93,10 +94,25 @@ class OpenVinoBackend:
         dtype = product_dtype(weights)
         return "fp16" if dtype == "fp32" and computes_in_fp16(self._device, precision) else dtype
 
-    def resident_bytes(self, graph: GraphFile) -> int:
-        """See ``Backend``. Weights stay in their format, but are held twice while they are packed; seen on a CPU."""
-        factor = _RESIDENT.get(graph.precision.weights, _RESIDENT_OF_OTHERS)
-        return int(graph.weights_bytes * factor)
+    def footprint(self, graph: GraphFile) -> Footprint:
+        """See ``Backend``. Weights stay in their format, but are held twice while they are packed; seen on a CPU.
+
+        A GPU with memory of its own is assumed to get them from a host that packs them so.
+        """
+        packed = int(graph.weights_bytes * _RESIDENT.get(graph.precision.weights, _RESIDENT_OF_OTHERS))
+        memory = self._memory()
+        if memory is HOST:
+            return Footprint(weights_bytes=packed)
+        return Footprint(weights_bytes=graph.weights_bytes, memory=memory, host_bytes=packed)
+
+    def _memory(self) -> Memory:
+        """Where weights lie. The KV cache lies in host memory with every device."""
+        if not self._device.startswith("GPU"):
+            return HOST  # an NPU is a part of the processor
+        # Needs OpenVINO, which may not be installed.
+        from blip3v.runtime.backends.openvino.devices import gpu_memory
+
+        return gpu_memory(self._device)
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""

@@ -1,13 +1,16 @@
-"""The devices that OpenVINO has on this machine, and why it does not have one."""
+"""The devices that OpenVINO has on this machine, why it does not have one, and the memory of a GPU."""
 
 from __future__ import annotations
+
+import functools
 
 import openvino
 import openvino.opset16 as ops
 
 from blip3v.errors import ProviderError
+from blip3v.runtime.memory import HOST, Memory
 
-__all__ = ["check_device"]
+__all__ = ["check_device", "gpu_memory"]
 
 _MAX_CHARS = 300
 
@@ -30,6 +33,25 @@ def check_device(device: str) -> None:
         f"OpenVINO has no device {device} here; it has {', '.join(available)}. It says: {_reason(core, device)}; "
         f"install the device's driver, or choose {' or '.join(name.lower() for name in available)}"
     )
+
+
+def gpu_memory(device: str) -> Memory:
+    """Where the weights of a GPU lie: the machine's memory if the GPU is a part of the processor, else its own.
+
+    Args:
+        device: as OpenVINO names it: "GPU.1".
+    """
+    if str(openvino.Core().get_property(device, "DEVICE_TYPE")).endswith("INTEGRATED"):
+        return HOST
+    # OpenVINO tells what it has itself allocated there, and no one what others have.
+    return Memory(f"the {device}", functools.partial(_total_bytes, device), "in all")
+
+
+def _total_bytes(device: str) -> int | None:
+    try:
+        return int(openvino.Core().get_property(device, "GPU_DEVICE_TOTAL_MEM_SIZE"))
+    except RuntimeError:  # a plugin without the property
+        return None
 
 
 def _reason(core: openvino.Core, device: str) -> str:

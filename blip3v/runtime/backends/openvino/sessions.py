@@ -24,7 +24,8 @@ from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder
 from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.gpu_array import GpuArray
-from blip3v.runtime.host_cache import KVCache, pad_prompts
+from blip3v.runtime.host_cache import KVCache, cache_bytes, pad_prompts
+from blip3v.runtime.memory import HOST
 
 __all__ = ["OpenVinoDecoder", "OpenVinoSession", "OpenVinoVideoEncoder"]
 
@@ -83,12 +84,15 @@ class OpenVinoDecoder:
 
     max_rows: int | None = None
     gpu_dtype: np.dtype[Any] | None = None
+    memory = HOST
+    row_tokens = 0
 
     def __init__(
         self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
     ) -> None:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
+        self.token_bytes = cache_bytes(text, cache_dtype(graph), 1, 1)
         self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, execution.device, text, threads, chunk)
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:

@@ -2,7 +2,7 @@
 
 ``selection.py`` finds the engine that fits this machine, ``engine.py`` loads it, ``video_encoder.py`` and
 ``decoder.py`` run it. The native API of TensorRT and cuda-python are used, PyTorch is not. None of these modules is
-imported before a graph is opened. Not here: building engines (``export/engines.py``).
+imported before a graph is opened or what that takes is asked. Not here: building engines (``export/engines.py``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blip3v.bundle.engines import LIBRARY_NAMES
+from blip3v.bundle.engines import LIBRARY_NAMES, BuiltGraph, EngineRecord
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.bundle.targets import Target
 from blip3v.config import TextConfig
-from blip3v.errors import BackendError, ProviderError
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, GraphFile, GraphName
+from blip3v.errors import ArtifactError, BackendError, ProviderError
+from blip3v.runtime import nvidia
+from blip3v.runtime.backends import PREFILL_CHUNK, Execution, Footprint, GraphFile, GraphName
 from blip3v.runtime.backends.tensorrt.cuda import Cuda, has_cuda_python
 from blip3v.runtime.backends.tensorrt.library import installed_libraries, load_only
 from blip3v.runtime.host_cache import cache_bytes
@@ -85,17 +86,29 @@ class TensorRtBackend:
         """See ``Backend``. Weights in blocks are widened to the dtype of their inputs."""
         return _dtype(precision, weights)
 
-    def resident_bytes(self, graph: GraphFile) -> int:
-        """See ``Backend``. Host memory alone: weights, cache and activations are in the GPU's."""
-        return _HOST_BYTES
+    def footprint(self, graph: GraphFile) -> Footprint:
+        """See ``Backend``. As large as the engine that fits; without one, opening has nothing to load."""
+        memory, planned = nvidia.gpu_memory(), _planned(graph)
+        if planned is None:
+            return Footprint(weights_bytes=graph.weights_bytes, memory=memory, host_bytes=_HOST_BYTES, caches=memory)
+        record, built = planned
+        return Footprint(
+            weights_bytes=built.size_bytes,
+            memory=memory,
+            host_bytes=_HOST_BYTES,
+            activation_bytes=built.activation_bytes,
+            caches=memory,
+            row_tokens=record.limits.max_seq_len,
+        )
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""
         return _OPEN_S_PER_GIB * graph.weights_bytes / 2**30
 
     def kv_bytes_per_token(self, text: TextConfig, graph: GraphFile) -> int:
-        """See ``Backend``."""
-        return cache_bytes(text, np.dtype(graph.precision.cache or graph.precision.io), 1, 1)
+        """See ``Backend``. Engines of the older form have two caches, as ``device_cache.py`` says."""
+        num_copies = 2 if graph.target == "tensorrt-legacy" else 1
+        return num_copies * cache_bytes(text, np.dtype(graph.precision.cache or graph.precision.io), 1, 1)
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> TensorRtVideoEncoder:
         """See ``Backend``. ``threads`` has no meaning on a GPU."""
@@ -117,6 +130,17 @@ class TensorRtBackend:
 
 
 BACKEND = TensorRtBackend()
+
+
+def _planned(graph: GraphFile) -> tuple[EngineRecord, BuiltGraph] | None:
+    """The engine that opening takes; None: there is none, or no library or GPU for it, which opening says."""
+    # Not before: the runtime must stay light where TensorRT is not used.
+    from blip3v.runtime.backends.tensorrt.engine import this_machine
+    from blip3v.runtime.backends.tensorrt.selection import built_with, planned_engine
+
+    with contextlib.suppress(ArtifactError, BackendError):
+        return planned_engine(graph, this_machine(Cuda(), built_with(graph)))
+    return None
 
 
 def _dtype(precision: GraphPrecision, weights: str) -> str:

@@ -133,11 +133,20 @@ class PinnedArray:
         cuda: the runtime.
         shape: the largest that is needed.
         dtype: of its values.
+
+    Raises:
+        OutOfMemoryError: the host has not that much that can be pinned.
     """
 
     def __init__(self, cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         num_bytes = max(1, math.prod(shape)) * dtype.itemsize
-        self.address = int(cuda.call("cudaMallocHost", num_bytes))
+        try:
+            self.address = int(cuda.call("cudaMallocHost", num_bytes))
+        except OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{format_bytes(num_bytes)} of host memory cannot be pinned for copies to the GPU; free some, or build "
+                "the engines with a smaller max_batch_size"
+            ) from error
         self._free = weakref.finalize(self, cuda.call, "cudaFreeHost", self.address)
         self._free.atexit = False
         self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(self.address))

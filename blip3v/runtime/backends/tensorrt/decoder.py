@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from blip3v.bundle.graph_io import past_key, present_key
 from blip3v.config import TextConfig
 from blip3v.errors import ArtifactError, RequestError
+from blip3v.runtime import nvidia
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, PromptRow, SplicedPrompt, still_open
 from blip3v.runtime.backends.tensorrt.cuda import DeviceMemory, PinnedArray
 from blip3v.runtime.backends.tensorrt.device_cache import DeviceCache
@@ -23,7 +24,7 @@ from blip3v.runtime.backends.tensorrt.engine import Context, OpenEngine
 from blip3v.runtime.backends.tensorrt.step_graph import StepGraph
 from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.gpu_array import GpuArray, GpuMemory
-from blip3v.runtime.host_cache import pad_prompts
+from blip3v.runtime.host_cache import cache_bytes, pad_prompts
 
 __all__ = ["TensorRtDecoder", "TensorRtSession"]
 
@@ -45,6 +46,9 @@ class TensorRtDecoder:
         self.gpu_dtype: np.dtype[Any] | None = self.dtype
         opened = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
         self.max_rows: int | None = opened.max_rows
+        self.memory = nvidia.gpu_memory()
+        self.token_bytes = cache_bytes(text, opened.cache_dtype, 1, 1) * (1 if opened.is_aliased else 2)
+        self.row_tokens = opened.capacity
         self._opened: _OpenDecoder | None = opened
 
     def session(self, num_rows: int, num_tokens: int) -> TensorRtSession:
@@ -56,8 +60,10 @@ class TensorRtDecoder:
         return TensorRtSession(still_open(self._opened, "decoder"), num_rows, num_tokens)
 
     def close(self) -> None:
-        """See ``Decoder``."""
-        self._opened = None
+        """See ``Decoder``. Keeps the kernels that were compiled, once no session is running."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.keep_kernels()
 
 
 class _Placed(NamedTuple):
@@ -88,6 +94,11 @@ class _OpenDecoder:
         self.max_rows = self._step.largest(_EMBEDS)[0]
         self.max_prefill_rows = self._prefill.largest(_EMBEDS)[0]
         self._buffers = _Buffers(engine, max(self.max_rows, self.max_prefill_rows), self.chunk, text)
+
+    def keep_kernels(self) -> None:
+        """See ``OpenEngine``."""
+        with self.lock:
+            self._engine.keep_kernels()
 
     def new_cache(self, num_rows: int) -> DeviceCache:
         """An empty cache, which the stream may still be filling with zeros."""

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from blip3v.bundle.engines import LIBRARY_NAMES, EngineHost, Library
-from blip3v.errors import ArtifactError
+from blip3v.errors import ArtifactError, BackendError, OutOfMemoryError
+from blip3v.runtime import nvidia
 from blip3v.runtime.backends import Execution, FoundTensor, GraphFile, GraphName, check_io
 from blip3v.runtime.backends.tensorrt.cuda import Cuda, Stream
 from blip3v.runtime.backends.tensorrt.library import Caller, needed_libraries
+from blip3v.runtime.backends.tensorrt.runtime_cache import RuntimeCache, cache_file
 from blip3v.runtime.backends.tensorrt.selection import built_with, choose_engine
 from blip3v.runtime.engine_errors import path_for_engine
-from blip3v.runtime.tensorrt_library import host_platform, load_tensorrt
+from blip3v.runtime.tensorrt_library import context_bytes, host_platform, load_tensorrt
+from blip3v.units import format_bytes
 
 __all__ = ["Context", "OpenEngine", "this_machine"]
 
@@ -61,6 +64,7 @@ class OpenEngine:
         ProviderError: a package or a GPU is missing.
         EngineMismatchError: no engine was built for this machine.
         ArtifactError: its file or record is damaged, or its inputs or outputs are not those of ``graph.io``.
+        OutOfMemoryError: the GPU has too little memory for its weights, or for its activations.
         BackendError: TensorRT does not load it.
     """
 
@@ -77,7 +81,12 @@ class OpenEngine:
             self.trt.require(self._engine is not None, "reading the plan")
             self.inputs, self.outputs = self._tensors("INPUT"), self._tensors("OUTPUT")
         check_io(self.inputs, self.outputs, graph)
+        self._require_memory(context_bytes(self._engine))
         self.stream = Stream(self.cuda)
+        self._kernels: RuntimeCache | None = None
+        if self.trt.tensorrt.is_rtx:
+            path = cache_file(found.path, self.cuda.compute_capability())
+            self._kernels = RuntimeCache(self.trt, self._engine, path)
         _LOG.info("opened %s", found.path)
 
     def execution(self, planned: Execution) -> Execution:
@@ -114,6 +123,8 @@ class OpenEngine:
             if self.trt.tensorrt.is_rtx:
                 strategy, options = options, self._engine.create_runtime_config()
                 options.set_execution_context_allocation_strategy(strategy)
+                if self._kernels is not None:
+                    self._kernels.attach(options)
                 if cuda_graphs:
                     options.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             context = self._engine.create_execution_context(options)
@@ -122,6 +133,30 @@ class OpenEngine:
             self.trt.require(chosen, f"choosing the optimisation profile {profile}")
         self.stream.synchronize()
         return Context(self, context, profile)
+
+    def keep_kernels(self) -> None:
+        """Keeps what TensorRT-RTX compiled in the runs so far for the next opening; raises nothing.
+
+        With TensorRT it does nothing. No run may be on its way.
+        """
+        if self._kernels is None:
+            return
+        try:
+            self.stream.synchronize()  # the first call of a thread makes the GPU's context current
+        except BackendError as error:  # what runs had failed with was told then
+            _LOG.info("compiled kernels are not kept: %s", error)
+            return
+        self._kernels.save()
+
+    def _require_memory(self, num_bytes: int) -> None:
+        memory = nvidia.gpu_memory()
+        free = memory.free_bytes()
+        if free is not None and num_bytes > free:
+            raise OutOfMemoryError(
+                f"{memory.name} has {format_bytes(free)} free, and {self.path} needs {format_bytes(num_bytes)} for "
+                "activations",
+                remedy="end other programs that use it, or build engines with a smaller `max_batch_size`",
+            )
 
     def _tensors(self, mode: str) -> list[FoundTensor]:
         wanted = getattr(self.trt.module.TensorIOMode, mode)
@@ -142,9 +177,10 @@ class Context:
     """
 
     def __init__(self, engine: OpenEngine, context: Any, profile: int) -> None:
+        # First, so that it is freed before the engine and its runtime cache, which have to outlive it.
+        self._context = context
         self.engine = engine
         self.profile = profile
-        self._context = context
 
     def largest(self, name: str) -> Shape:
         """The largest shape of an input that it takes."""

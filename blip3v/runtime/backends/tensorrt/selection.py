@@ -5,11 +5,13 @@ Not here: whether one engine fits, and whether its file is the one that was buil
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blip3v.bundle.engines import (
+    BuiltGraph,
     EngineHost,
     EngineRecord,
     Library,
@@ -18,10 +20,10 @@ from blip3v.bundle.engines import (
     engine_folders,
     find_engine,
 )
-from blip3v.errors import ArtifactMissingError, EngineMismatchError
-from blip3v.runtime.backends import GraphFile, GraphName
+from blip3v.errors import ArtifactError, ArtifactMissingError, EngineMismatchError
+from blip3v.runtime.backends import GRAPHS, GraphFile, GraphName
 
-__all__ = ["FoundEngine", "built_with", "choose_engine"]
+__all__ = ["FoundEngine", "built_with", "choose_engine", "planned_engine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,9 @@ def choose_engine(graph: GraphFile, name: GraphName, hosts: Sequence[EngineHost]
         ArtifactHashError: its file is truncated or changed.
         ArtifactError: a record cannot be read.
     """
-    engines, libraries = _folder(graph), built_with(graph)
-    # What built the engines first, so that a refusal compares them with their own library.
+    engines = _folder(graph)
     refusals = []
-    for host in sorted(hosts, key=lambda host: host.library not in libraries):
+    for host in _in_order(graph, hosts):
         try:
             folder, _ = find_engine(engines, name, graph.digest, host)
         except EngineMismatchError as error:
@@ -57,6 +58,22 @@ def choose_engine(graph: GraphFile, name: GraphName, hosts: Sequence[EngineHost]
             continue
         return FoundEngine(path=folder / engine_file(name), record=check_engine(folder, name, graph.digest, host))
     raise refusals[0]
+
+
+def planned_engine(graph: GraphFile, hosts: Sequence[EngineHost]) -> tuple[EngineRecord, BuiltGraph] | None:
+    """The record of the engine that ``choose_engine`` takes, whose file is not looked at; None: it refuses.
+
+    Args:
+        graph: the file, with the folder of its bundle's engines.
+        hosts: this machine with each library to be tried.
+    """
+    with contextlib.suppress(ArtifactError):
+        for host in _in_order(graph, hosts):
+            for name in GRAPHS:
+                with contextlib.suppress(EngineMismatchError):
+                    _, record = find_engine(_folder(graph), name, graph.digest, host)
+                    return record, record.graphs[name]
+    return None
 
 
 def built_with(graph: GraphFile) -> set[Library]:
@@ -67,6 +84,12 @@ def built_with(graph: GraphFile) -> set[Library]:
         ArtifactError: a record cannot be read.
     """
     return {EngineRecord.load(folder).library for folder in engine_folders(_folder(graph))}
+
+
+def _in_order(graph: GraphFile, hosts: Sequence[EngineHost]) -> list[EngineHost]:
+    """What built the engines first, so that a refusal compares them with their own library."""
+    libraries = built_with(graph)
+    return sorted(hosts, key=lambda host: host.library not in libraries)
 
 
 def _folder(graph: GraphFile) -> Path:

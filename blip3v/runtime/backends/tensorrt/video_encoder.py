@@ -46,8 +46,10 @@ class TensorRtVideoEncoder:
         return outputs
 
     def close(self) -> None:
-        """See ``VideoEncoder``."""
-        self._opened = None
+        """See ``VideoEncoder``. Keeps the kernels that were compiled, once no call is running."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.keep_kernels()
 
 
 class _OpenVideoEncoder:
@@ -72,6 +74,11 @@ class _OpenVideoEncoder:
             name: DeviceMemory(cuda, math.prod(shape) * dtypes[name].itemsize, f"the output {name}")
             for name, shape in largest.items()
         }
+
+    def keep_kernels(self) -> None:
+        """See ``OpenEngine``."""
+        with self.lock:
+            self._engine.keep_kernels()
 
     def run(self, frames_BF3SS: NDArray[np.float32] | GpuArray) -> dict[str, FloatArray]:
         """Every output, for frames on the host or on the device."""

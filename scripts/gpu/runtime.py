@@ -68,6 +68,7 @@ def runtime(plan: Plan, report: Report) -> None:
                 _measure(case, bench, budget, report)
             if report.holds(STAGE, str(case)):
                 bench.base = bench.base or case
+            if not report.rows(STAGE)[str(case)].keys() & {"failed", "skipped"}:  # those are tried again
                 bench.forget(case, wanted[place + 1 :])
 
 
@@ -147,7 +148,7 @@ class _Bench:
         }
 
     def forget(self, case: Case, others: Sequence[Case]) -> None:
-        """Deletes the bundle of a measured case, unless it is the base's or another case needs it."""
+        """Deletes the bundle of a case that is done with, unless it is the base's or another case needs it."""
         needed = {self._bundles.path(other) for other in (self.base, *others) if other is not None}
         if self._bundles.path(case) not in needed:
             self._bundles.drop(case)

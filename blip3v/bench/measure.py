@@ -9,7 +9,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from blip3v.data.questions import questions
 from blip3v.errors import RequestError
 from blip3v.runtime import GenerationOptions, VideoLM
 from blip3v.text import Tokenizer
+from blip3v.video.source import VideoInput
 
 __all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "question_of_length", "take_turns"]
 
@@ -58,12 +58,12 @@ class Sample:
         return self.whole_chain_s - stages_s
 
 
-def measure_sample(lm: VideoLM, clip: Path, question: str, num_video_tokens: int | None = None) -> Sample:
-    """Answers once, from the file to the last token, and returns how long that took.
+def measure_sample(lm: VideoLM, clip: VideoInput, question: str, num_video_tokens: int | None = None) -> Sample:
+    """Answers once, from the video to the last token, and returns how long that took.
 
     Args:
         lm: the opened bundle.
-        clip: the video file.
+        clip: the video file, or its frames.
         question: the question about it.
         num_video_tokens: video tokens that the language model sees, with the encoder's own repeated or cut; None:
             exactly its own.

@@ -1,4 +1,7 @@
-"""Writes a film as an H.264 file: 4:3, with the film's own length and frame rate. ``blip3v.video`` reads files."""
+"""Writes a film as an H.264 file: 4:3, with the film's own length and frame rate. ``blip3v.video`` reads files.
+
+PyAV is imported when a file is written: films are rendered, and models exported, where it is not installed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 
 from blip3v.data.film import Film
@@ -40,6 +42,8 @@ def write_mp4(film: Film, path: Path, *, height: int = 480) -> None:
     """
     if height not in FILE_SIZES:
         raise UsageError(f"height is {height}; allowed: {', '.join(map(str, FILE_SIZES))}")
+    import av  # see above
+
     _check_encoder()
     try:
         _write(film, path, height, FILE_SIZES[height])
@@ -49,6 +53,8 @@ def write_mp4(film: Film, path: Path, *, height: int = 480) -> None:
 
 
 def _check_encoder() -> None:
+    import av
+
     try:
         av.codec.Codec(_CODEC, "w")
     except ValueError as error:
@@ -59,6 +65,8 @@ def _check_encoder() -> None:
 
 
 def _write(film: Film, path: Path, height: int, width: int) -> None:
+    import av
+
     with av.open(str(path), "w", format="mp4", options=_MUXER_OPTIONS) as container:
         stream = container.add_stream(_CODEC, rate=film.fps, options=_ENCODER_OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -96,6 +96,7 @@ def export_bundle(
     target: Target = DEFAULT_TARGET,
     quantization: QuantizationOptions | None = None,
     cache_scales: CacheScales | None = None,
+    clip: ParityClip | None = None,
     check: bool = True,
     force: bool = False,
     progress: Progress = _silent,
@@ -113,6 +114,8 @@ def export_bundle(
         quantization: how to quantise; None: the defaults. Only for a precision in integers.
         cache_scales: of a cache in int8, from calibration; None: taken from the calibration of a quantised precision,
             or from the prompt of the check.
+        clip: what the graphs are compared on and half precision is chosen by; None: a film, written to a file and
+            decoded like a user's, which needs PyAV.
         check: whether to compare the graphs with PyTorch; a mismatch leaves no bundle, nor does a quantised graph that
             loses more than ``quantization.accuracy`` allows.
         force: whether to replace an existing bundle.
@@ -150,7 +153,7 @@ def export_bundle(
             precision = quantized.precision
             cache_scales = cache_scales or quantized.cache_scales()
         check_parity = check and quantized is None
-        job = _Job(source, writer.path, precision, target, quantized, cache_scales, check_parity, progress)
+        job = _Job(source, writer.path, precision, target, quantized, cache_scales, clip, check_parity, progress)
         precision = job.choose_islands(on_islands)
         report, weights = job.graphs()
         job.small_files(report)
@@ -226,9 +229,11 @@ class _Job:
         target: Target,
         quantized: Quantization | None,
         cache_scales: CacheScales | None,
+        clip: ParityClip | None,
         check: bool,
         progress: Progress,
     ) -> None:
+        self._given_clip = clip
         self._quantized = quantized
         self._plan = None if quantized is None else quantized.plan
         self._source = source
@@ -245,7 +250,7 @@ class _Job:
 
     @cached_property
     def _clip(self) -> ParityClip:
-        return film_clip(self._config.num_frames, self._source.preprocessor)
+        return self._given_clip or film_clip(self._config.num_frames, self._source.preprocessor)
 
     def choose_islands(self, on_islands: Callable[[Mapping[str, float]], None]) -> Precision:
         """Adds the islands that the clip and the prompt need to the precision, and returns it."""

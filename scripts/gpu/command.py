@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from blip3v.errors import Blip3vError, ParityError, ProviderError, UsageError
-from scripts.gpu.environment import describe_environment, describe_run
+from scripts.gpu.environment import check_export_packages, describe_environment, describe_run
 from scripts.gpu.generation import generation
 from scripts.gpu.parity import parity
 from scripts.gpu.plan import Plan
@@ -21,13 +21,22 @@ from scripts.gpu.training import training
 
 __all__ = ["gpu_check"]
 
+
+def _runtime(plan: Plan, report: Report) -> None:
+    from scripts.gpu.runtime import runtime  # needs packages that the other stages do not
+
+    runtime(plan, report)
+
+
 _STAGES: dict[str, Callable[[Plan, Report], None]] = {
     "parity": parity,
     "training": training,
     "generation": generation,
+    "runtime": _runtime,
 }
 # Layers share their code, and every length and batch size is another shape; beyond this limit dynamo gives up.
 _MAX_SHAPES = 64
+_WIDTH = 180
 
 
 @click.command()
@@ -62,18 +71,32 @@ _MAX_SHAPES = 64
     show_default=True,
     help="Relative noise on the weights under test, to see parity fail.",
 )
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Plan.folder,
+    show_default=True,
+    help="Where stage runtime keeps bundles and engines until they are measured: 40 GB at full size.",
+)
 @click.option("--commit", help="Commit that is measured, for a checkout without .git.  [default: git describe]")
 def gpu_check(
-    output: Path, only: str, seconds: float, device: str, smallest: bool, perturb: float, commit: str | None
+    output: Path,
+    only: str,
+    seconds: float,
+    device: str,
+    smallest: bool,
+    perturb: float,
+    folder: Path,
+    commit: str | None,
 ) -> None:
-    """Checks parity and measures training and generation on a GPU, with random weights.
+    """Checks parity and measures training, generation and the runtime on a GPU, with random weights.
 
     \b
     Examples:
       python scripts/gpu_check.py -o benchmarks/results/gpu.json
       python scripts/gpu_check.py --device cpu --smallest -o /tmp/gpu.json
     """
-    plan = Plan(device=torch.device(device), smallest=smallest, seconds=seconds, perturb=perturb)
+    plan = Plan(device=torch.device(device), smallest=smallest, seconds=seconds, perturb=perturb, folder=folder)
     talk = Console(stderr=True)
     try:
         stages = _checked(plan, only)
@@ -83,7 +106,7 @@ def gpu_check(
             talk.print(f"{stage} ...")
             with torch._dynamo.config.patch(recompile_limit=_MAX_SHAPES):
                 _STAGES[stage](plan, report)
-        print_report(report.content, Console())
+        print_report(report.content, _wide(Console()))
         talk.print(f"written: {output}")
         _check_misses(report)
     except Blip3vError as error:
@@ -91,11 +114,18 @@ def gpu_check(
         sys.exit(error.exit_code)
 
 
+def _wide(console: Console) -> Console:
+    """The console, or if it is no terminal, one that is wide enough for the tables."""
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
 def _checked(plan: Plan, only: str) -> tuple[str, ...]:
     stages = tuple(name.strip() for name in only.split(","))
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise UsageError(f"--only {only}: {', '.join(unknown)} is not a stage; allowed: {', '.join(STAGES)}")
+    if "runtime" in stages:
+        check_export_packages()
     if plan.device.type == "cpu" and not plan.smallest:
         raise UsageError("--device cpu would take hours with the 4B model; add --smallest")
     if plan.device.type == "cuda" and not torch.cuda.is_available():
@@ -110,6 +140,6 @@ def _check_misses(report: Report) -> None:
     if misses:
         shown = "; ".join(misses[:4]) + (f"; and {len(misses) - 4} more" if len(misses) > 4 else "")
         raise ParityError(
-            f"{len(misses)} rows of parity missed their tolerance: {shown}; the JSON holds every error; "
+            f"{len(misses)} rows of parity failed or missed their tolerance: {shown}; the JSON holds every error; "
             "a miss in float32 means a wrong computation, one in half precision alone an overflow or a tight tolerance"
         )

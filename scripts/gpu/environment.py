@@ -6,6 +6,7 @@ import datetime
 import platform
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 import transformers
 
 import blip3v
+from blip3v.errors import ProviderError
+from blip3v.extras import EXTRAS, Package, pip_command
 from scripts.gpu.plan import Plan
 
-__all__ = ["describe_environment", "describe_run"]
+__all__ = ["check_export_packages", "describe_environment", "describe_run"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _QUERY = (
@@ -28,6 +31,33 @@ _QUERY = (
     "power.limit",
     "temperature.gpu",
 )
+# Of the base install: what prompts and frames go through.
+_BASE = (
+    Package("jinja2", "3.1.6", "jinja2"),
+    Package("pillow", "11", "PIL"),
+)
+
+
+def check_export_packages() -> None:
+    """Raises unless everything is installed that exports bundles; PyAV is not needed.
+
+    Raises:
+        ProviderError: names the packages and the line that installs them.
+    """
+    missing = [package for package in (*EXTRAS["export"], *_BASE) if not _is_installed(package.module)]
+    if missing:
+        line = pip_command("install", *(f"{package.name}>={package.at_least}" for package in missing))
+        names = ", ".join(package.name for package in missing)
+        raise ProviderError(
+            f"stage runtime exports bundles, which needs {names}; run: {line}, or name the other stages with --only"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a test has put None in its place
+        return False
 
 
 def describe_environment(plan: Plan) -> dict[str, Any]:

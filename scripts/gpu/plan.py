@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -51,7 +52,8 @@ class Plan:
     device: torch.device
     smallest: bool  # the smallest form of each stage, for a machine without a GPU
     seconds: float  # that a stage may take; work under way is finished
-    perturb: float = 0.0  # parity: relative noise on the weights under test
+    perturb: float = 0.0  # parity and runtime: relative noise on the weights under test
+    folder: Path = Path("runs/gpu-check")  # runtime: where bundles and engines are until they are measured
 
     @property
     def config(self) -> ModelConfig:

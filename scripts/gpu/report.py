@@ -3,10 +3,11 @@
     {"schema_version": 1, "device": ..., "environment": {...}, "runs": [...],
      "parity":     {"tolerances": ..., "rows": {...}},
      "training":   {"what": ..., "rows": {...}},
-     "generation": {"what": ..., "rows": {...}}}
+     "generation": {"what": ..., "rows": {...}},
+     "runtime":    {"what": ..., "rows": {...}}}
 
-A row that was not measured has the reason under ``skipped``, one that was cut short has ``unfinished``: the next run
-measures both.
+A row that was not measured has the reason under ``skipped``, ``refused`` (by a library) or ``failed``; one that was cut
+short has ``unfinished``. The next run tries all of them again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from blip3v.publishing import write_file
 __all__ = ["SCHEMA_VERSION", "STAGES", "Report"]
 
 SCHEMA_VERSION = 1
-STAGES = ("parity", "training", "generation")
+STAGES = ("parity", "training", "generation", "runtime")
+_NOT_MEASURED = frozenset({"skipped", "refused", "failed"})
+_WITH_PARITY = ("parity", "runtime")
 
 
 class Report:
@@ -53,7 +56,7 @@ class Report:
     def holds(self, stage: str, key: str) -> bool:
         """Whether a row was measured completely."""
         row = self.rows(stage).get(key, {"skipped": ""})
-        return "skipped" not in row and not row.get("unfinished", False)
+        return not _NOT_MEASURED & row.keys() and not row.get("unfinished", False)
 
     def describe(self, stage: str, key: str, value: Any) -> None:
         """Records a fact about a whole stage."""
@@ -71,8 +74,9 @@ class Report:
         self._write()
 
     def misses(self) -> list[str]:
-        """Parity rows that did not pass."""
-        return [key for key, row in self.rows("parity").items() if row.get("passed") is False]
+        """Rows that did not pass, of every stage that compares; a case of ``runtime`` that failed is one."""
+        rows = [row for stage in _WITH_PARITY for row in self.content.get(stage, {}).get("rows", {}).items()]
+        return [key for key, row in rows if row.get("passed") is False]
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

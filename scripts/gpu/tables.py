@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from blip3v.units import format_bytes
 
@@ -21,7 +22,8 @@ def print_report(content: dict[str, Any], console: Console) -> None:
     """
     environment = content["environment"]
     where = f"{environment['device']}{'' if environment['is_gpu'] else ', not a GPU'}"
-    for stage, table in (("parity", _parity), ("training", _training), ("generation", _generation)):
+    stages = (("parity", _parity), ("training", _training), ("generation", _generation), ("runtime", _runtime))
+    for stage, table in stages:
         rows = content.get(stage, {}).get("rows", {})
         if rows:
             console.print(table(rows, f"{stage}: {environment['preset']} on {where}"))
@@ -97,6 +99,46 @@ def _generation(rows: dict[str, Any], title: str) -> Table:
                 f"{row[name]:.3g}" for name in ("encode_ms", "prefill_ms", "token_ms", "tokens_per_s", "samples_per_s")
             ]
             table.add_row(key, str(row["num_video_tokens"]), row["encoder"], *speeds, _gib(row["peak_gib"]))
+    return table
+
+
+def _runtime(rows: dict[str, Any], title: str) -> Table:
+    """Speeds besides samples/s are those at the last number of video tokens; what did not run is told below."""
+    measured = {key: row for key, row in rows.items() if "speeds" in row}
+    counts = list(dict.fromkeys(str(speed["num_video_tokens"]) for row in measured.values() for speed in row["speeds"]))
+    table = _table(
+        title,
+        "case",
+        "largest error",
+        "opens in",
+        "encode ms",
+        "first token ms",
+        "ms/token",
+        *(f"samples/s at {count}" for count in counts),
+        "beside the first",
+        "device",
+        "",
+    )
+    for key, row in measured.items():
+        last = row["speeds"][-1]
+        errors = [found["relative_error"] for found in row["comparisons"]]
+        table.add_row(
+            key,
+            _worst(max, errors, ".1e"),
+            f"{row['open_s']:.1f} s",
+            *(f"{last[name]:.3g}" for name in ("video_encoder_ms", "first_token_ms", "token_ms")),
+            *(f"{speed['samples_per_s']:.3g}" for speed in row["speeds"]),
+            "" if last["times_base"] is None else f"{last['times_base']:.2f}x",
+            "" if row["device_bytes"] is None else format_bytes(row["device_bytes"]),
+            "" if row["passed"] else "MISSED",
+        )
+    told: dict[str, list[str]] = {}
+    for key, row in rows.items():
+        for kind in ("refused", "failed", "skipped"):
+            if kind in row:
+                told.setdefault(f"{kind}: {row[kind]}", []).append(key)
+    table.caption = Text("\n".join(f"{'; '.join(keys)}\n  {why}" for why, keys in told.items()))
+    table.caption_justify = "left"
     return table
 
 

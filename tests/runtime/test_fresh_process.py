@@ -35,6 +35,30 @@ def test_importing_the_runtime_loads_no_engine_and_no_video_library() -> None:
     assert _run(code) == "[]"
 
 
+def test_frames_in_memory_are_answered_about_where_pyav_is_not_installed(bundle_path: Path) -> None:
+    """Rendering films and measuring need it no more than the runtime does."""
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "import numpy as np, blip3v.bench, blip3v.data\n"
+        "from blip3v.runtime import VideoLM\n"
+        "lm = VideoLM.open(sys.argv[1], threads=1)\n"
+        "print(len(lm.ask(np.zeros((6, 20, 30, 3), np.uint8), 'Which way?').frames))"
+    )
+    assert _run(code, str(bundle_path)) == "4"
+
+
+@pytest.mark.slow
+def test_openvino_opens_both_graphs_at_once_however_threads_take_turns(bundle_path: Path) -> None:
+    """Its bindings load numpy at the first use of a dtype: two threads that did it at once waited for ever."""
+    code = (
+        "import faulthandler, sys; faulthandler.dump_traceback_later(60, exit=True); sys.setswitchinterval(1e-6)\n"
+        "from blip3v.runtime import VideoLM\n"
+        "with VideoLM.open(sys.argv[1], backend='openvino', threads=1): print('open')"
+    )
+    for _ in range(20):  # one in five hung, or fewer
+        assert _run(code, str(bundle_path)) == "open"
+
+
 def test_a_script_without_a_main_guard_works(bundle_path: Path, tmp_path: Path) -> None:
     script = tmp_path / "plain.py"
     script.write_text(

@@ -29,7 +29,8 @@ from scripts.gpu.training import Form, Trainee, summary
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PLAN = Plan(device=CPU, smallest=True, seconds=60)
-# Packages that a borrowed GPU machine may lack.
+STAGES = ("--only", "parity,training,generation")  # the fourth is in test_gpu_runtime.py
+# Packages that a machine for these three may lack.
 ABSENT = ("av", "PIL", "jinja2", "accelerate", "psutil", "matplotlib", "onnxscript")
 
 
@@ -51,7 +52,7 @@ def here(*options: str) -> Result:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     path = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    done = script("--device", "cpu", "--smallest", "--output", str(path), "--commit", "abc")
+    done = script("--device", "cpu", "--smallest", *STAGES, "--output", str(path), "--commit", "abc")
     assert done.returncode == 0, done.stderr
     return path, done.stdout
 
@@ -95,7 +96,7 @@ def test_the_same_command_again_measures_nothing_twice(whole: tuple[Path, str], 
     content = json.loads(whole[0].read_text("utf-8"))
     del content["parity"]["rows"]["gttm 128, tiny"]
     path.write_text(json.dumps(content), "utf-8")
-    done = here("--output", str(path))
+    done = here(*STAGES, "--output", str(path))
     assert done.exit_code == 0, done.stderr
     again = json.loads(path.read_text("utf-8"))
     assert len(again["runs"]) == 2
@@ -123,7 +124,7 @@ def test_a_tolerance_that_cannot_be_kept_fails_the_command(tmp_path: Path, monke
 def test_a_stage_whose_time_is_spent_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Budget, "spent", True)
     path = tmp_path / "gpu.json"
-    assert here("--output", str(path)).exit_code == 0
+    assert here(*STAGES, "--output", str(path)).exit_code == 0
     content = json.loads(path.read_text("utf-8"))
     for stage in ("parity", "training", "generation"):
         assert content[stage]["rows"]
@@ -289,6 +290,12 @@ def test_the_picture_refuses_what_no_gpu_measured(whole: tuple[Path, str], tmp_p
 def test_the_picture_is_drawn_from_a_gpus_result(whole: tuple[Path, str], tmp_path: Path) -> None:
     content = json.loads(whole[0].read_text("utf-8"))
     content["environment"] |= {"is_gpu": True, "smallest": False}
+    speeds = [{"num_video_tokens": count, "samples_per_s": 1000 / count} for count in (1024, 128)]
+    rows = {
+        "onnxruntime-cuda, fp16": {"passed": True, "speeds": speeds},
+        "tensorrt, fp16": {"refused": "not installed"},
+    }
+    content["runtime"] = {"what": {"samples_per_s": "answered", "text": "32 tokens"}, "rows": rows}
     result, output = tmp_path / "gpu.json", tmp_path / "gpu.png"
     result.write_text(json.dumps(content), "utf-8")
     subprocess.run([sys.executable, str(ROOT / "scripts/plot_gpu.py"), str(result), str(output)], check=True)

@@ -34,6 +34,7 @@ _POLL_MS = 20
 # Tokens by which the capacity of a cache grows.
 _CACHE_STEP = 128
 _engine_errors = functools.partial(engine_errors, "OpenVINO", "openvino")
+_BINDINGS = threading.Lock()
 
 
 class OpenVinoVideoEncoder:
@@ -310,6 +311,10 @@ def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any
         config |= {"NUM_STREAMS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": precision.group_size or 0}
     if device == "CPU" and threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
+    with _BINDINGS:
+        # The first of these calls in a process loads numpy into the bindings, which must not happen in two threads at
+        # once: one would wait for the other without letting go of the interpreter, and both graphs never open.
+        openvino.Type.f32.to_dtype()
     core = openvino.Core()
     core.set_property(device, config)
     return core

@@ -57,6 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, done.stdout
 
 
+@pytest.mark.slow
 def test_every_stage_writes_what_it_measured(whole: tuple[Path, str]) -> None:
     content = json.loads(whole[0].read_text("utf-8"))
     assert content["schema_version"] == 1
@@ -77,6 +78,7 @@ def test_every_stage_writes_what_it_measured(whole: tuple[Path, str]) -> None:
             assert all(row["samples_per_s"] > 0 for row in group["rows"])
 
 
+@pytest.mark.slow
 def test_half_precision_is_really_used(whole: tuple[Path, str]) -> None:
     """An error of zero would mean that the reference was compared with itself."""
     content = json.loads(whole[0].read_text("utf-8"))
@@ -86,11 +88,13 @@ def test_half_precision_is_really_used(whole: tuple[Path, str]) -> None:
                 assert found["relative_error"] > 1e-5
 
 
+@pytest.mark.slow
 def test_the_tables_name_the_machine(whole: tuple[Path, str]) -> None:
     assert "not a GPU" in whole[1]
     assert all(stage in whole[1] for stage in ("parity", "training", "generation"))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_measures_nothing_twice(whole: tuple[Path, str], tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     content = json.loads(whole[0].read_text("utf-8"))
@@ -277,6 +281,7 @@ def test_both_forms_of_generation_say_what_the_reference_says() -> None:
                 assert answerer.answer()[1].tolist() == want
 
 
+@pytest.mark.slow
 def test_the_picture_refuses_what_no_gpu_measured(whole: tuple[Path, str], tmp_path: Path) -> None:
     output = tmp_path / "gpu.png"
     for result, says in ((whole[0], "says nothing about"), (tmp_path / "none.json", "is not there yet")):
@@ -287,6 +292,7 @@ def test_the_picture_refuses_what_no_gpu_measured(whole: tuple[Path, str], tmp_p
         assert not output.exists()
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_from_a_gpus_result(whole: tuple[Path, str], tmp_path: Path) -> None:
     content = json.loads(whole[0].read_text("utf-8"))
     content["environment"] |= {"is_gpu": True, "smallest": False}

@@ -16,7 +16,6 @@ V logits.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +32,6 @@ from blip3v.runtime.backends import FoundTensor, GraphFile, check_io
 from blip3v.runtime.engine_errors import path_for_engine
 
 __all__ = ["RewrittenDecoder", "compute_in_fp32", "read_decoder", "read_model"]
-
-# The first call of Type.to_dtype fills a table of OpenVINO's: two threads in it at once wait for each other for ever.
-_DTYPES = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -129,8 +125,7 @@ def _found(ports: Sequence[Any], wanted: Set[str]) -> list[FoundTensor]:
 
 def _dtype_name(port: Any) -> str:
     dtype = port.get_element_type()
-    with _DTYPES:
-        return str(dtype) if dtype.is_dynamic() else str(np.dtype(dtype.to_dtype()))
+    return str(dtype) if dtype.is_dynamic() else str(np.dtype(dtype.to_dtype()))
 
 
 def _axes(port: Any) -> list[int | None]:

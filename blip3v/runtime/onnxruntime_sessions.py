@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, PromptRow, SplicedPrompt, host_prompts, still_open
+from blip3v.runtime.cached_session import CachedSession, RowCache
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.gpu_array import GpuArray, GpuMemory
 from blip3v.runtime.host_cache import cache_bytes, pad_prompts
@@ -26,15 +27,8 @@ from blip3v.runtime.onnxruntime_graph import OpenGraph
 __all__ = ["BoundCache", "OnnxRuntimeDecoder", "OnnxRuntimeSession", "OnnxRuntimeVideoEncoder"]
 
 
-class BoundCache(Protocol):
+class BoundCache(RowCache, Protocol):
     """Keys and values of the rows of a session, which the graph reads and writes in place."""
-
-    lengths: list[int]  # tokens that each row holds; what lies behind them is old and never read
-
-    @property
-    def rows(self) -> int:
-        """Sequences that are in use."""
-        ...
 
     def reserve(self, tokens: int) -> None:
         """Makes room for ``tokens`` in each row.
@@ -42,10 +36,6 @@ class BoundCache(Protocol):
         Raises:
             OutOfMemoryError: it does not fit into memory.
         """
-        ...
-
-    def drop_row(self, row: int) -> None:
-        """Removes a finished sequence: the last row moves into its place."""
         ...
 
     def bind(self, binding: Any, first: int, last: int) -> None:
@@ -150,7 +140,7 @@ class OnnxRuntimeDecoder:
         self._graph = None
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(CachedSession[OpenGraph, BoundCache]):
     """See ``DecoderSession``.
 
     GroupQueryAttention takes more than one new token after earlier ones for a single row only. So long prompts
@@ -161,25 +151,10 @@ class OnnxRuntimeSession:
     def __init__(
         self, graph: OpenGraph, text: TextConfig, chunk: int, cache: BoundCache, gpu: str | None = None
     ) -> None:
-        self._open_graph: OpenGraph | None = graph
+        super().__init__(graph, cache)
         self._text = text
         self._chunk = chunk
-        self._cache: BoundCache | None = cache
         self._gpu = gpu
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """See ``DecoderSession``."""
-        return tuple(self.cache.lengths)
-
-    @property
-    def cache(self) -> BoundCache:
-        """The memory behind it."""
-        return still_open(self._cache, "decoder session")
-
-    @property
-    def _graph(self) -> OpenGraph:
-        return still_open(self._open_graph, "decoder session")
 
     def reserve(self, num_tokens: int) -> None:
         """See ``DecoderSession``."""
@@ -205,24 +180,10 @@ class OnnxRuntimeSession:
         cache.lengths = lengths
         return logits_BV
 
-    def truncate(self, num_tokens: int) -> None:
-        """See ``DecoderSession``."""
-        assert self.cache.rows == 1
-        assert num_tokens <= self.cache.lengths[0]
-        self.cache.lengths = [num_tokens]
-
-    def drop_row(self, row: int) -> None:
-        """See ``DecoderSession``."""
-        self.cache.drop_row(row)
-
-    def close(self) -> None:
-        """See ``DecoderSession``."""
-        self._cache = self._open_graph = None
-
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         assert not any(self.cache.lengths)
         logits_BV = []
-        for first, embeds_BtD, lengths in pad_prompts(rows, self._graph.dtype):
+        for first, embeds_BtD, lengths in pad_prompts(rows, self.engine.dtype):
             last = first + len(lengths)
             logits_BV.append(self._run(first, last, embeds_BtD, [n - 1 for n in lengths], lengths, deadline))
             self.cache.lengths[first:last] = lengths
@@ -248,7 +209,7 @@ class OnnxRuntimeSession:
         deadline: Deadline | None = None,
     ) -> NDArray[np.float32]:
         """Runs the graph on rows ``first`` to ``last`` (exclusive); ``lengths`` include the new tokens."""
-        graph = self._graph
+        graph = self.engine
         inputs: dict[str, NDArray[Any]] = {"logits_index": np.array(logits_index, np.int64)}
         if not isinstance(embeds_BtD, GpuMemory):
             inputs["inputs_embeds"] = np.ascontiguousarray(embeds_BtD, graph.dtype)

@@ -21,6 +21,7 @@ from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, PromptRow, host_prompts, still_open
 from blip3v.runtime.backends.openvino import cache_dtype, computes_in_fp16
 from blip3v.runtime.backends.openvino.graph import compute_in_fp32, read_decoder, read_model
+from blip3v.runtime.cached_session import CachedSession
 from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.gpu_array import GpuArray
@@ -173,31 +174,16 @@ def _sizes(num_rows: int, num_new: int, num_seen: int) -> tuple[int, ...]:
     return num_rows, num_new, num_rows * num_new, num_seen
 
 
-class OpenVinoSession:
+class OpenVinoSession(CachedSession[_CompiledDecoder, KVCache]):
     """See ``DecoderSession``. A run that was interrupted or failed leaves the session as it was before.
 
     Short prompts with nothing before them go in together, padded on the right, others row by row and in chunks.
     """
 
     def __init__(self, decoder: _CompiledDecoder, num_rows: int, num_tokens: int) -> None:
-        self._open_decoder: _CompiledDecoder | None = decoder
         # Attention costs what the capacity is, not what is used: it grows with use, in small steps.
-        self._cache: KVCache | None = KVCache(decoder.text, decoder.cache_dtype, num_rows, step=_CACHE_STEP)
+        super().__init__(decoder, KVCache(decoder.text, decoder.cache_dtype, num_rows, step=_CACHE_STEP))
         self.reserve(num_tokens)
-
-    @property
-    def cache(self) -> KVCache:
-        """The memory behind it."""
-        return still_open(self._cache, "decoder session")
-
-    @property
-    def _decoder(self) -> _CompiledDecoder:
-        return still_open(self._open_decoder, "decoder session")
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """See ``DecoderSession``."""
-        return tuple(self.cache.lengths)
 
     def reserve(self, num_tokens: int) -> None:
         """Only checks that the memory is there: the cache grows as tokens come."""
@@ -210,7 +196,7 @@ class OpenVinoSession:
         prompts = host_prompts(rows)
         before = list(self.cache.lengths)
         try:
-            if len(prompts) > 1 and max(map(len, prompts)) <= self._decoder.chunk:
+            if len(prompts) > 1 and max(map(len, prompts)) <= self.engine.chunk:
                 return self._prefill_padded(prompts, deadline)
             return np.concatenate([self._prefill_row(i, row, deadline) for i, row in enumerate(prompts)])
         except BaseException:
@@ -221,34 +207,20 @@ class OpenVinoSession:
         """See ``DecoderSession``."""
         return self._run(0, embeds_BD[:, None], [1] * self.cache.rows, Deadline())
 
-    def truncate(self, num_tokens: int) -> None:
-        """See ``DecoderSession``."""
-        assert self.cache.rows == 1
-        assert num_tokens <= self.cache.lengths[0]
-        self.cache.lengths = [num_tokens]
-
-    def drop_row(self, row: int) -> None:
-        """See ``DecoderSession``."""
-        self.cache.drop_row(row)
-
-    def close(self) -> None:
-        """See ``DecoderSession``."""
-        self._cache = self._open_decoder = None
-
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         parts = pad_prompts(rows, np.dtype(np.float32))
         return np.concatenate([self._run(first, embeds_BtD, counts, deadline) for first, embeds_BtD, counts in parts])
 
     def _prefill_row(self, row: int, embeds_tD: FloatArray, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
-        for start in range(0, len(embeds_tD), self._decoder.chunk):
-            part_tD = embeds_tD[start : start + self._decoder.chunk]
+        for start in range(0, len(embeds_tD), self.engine.chunk):
+            part_tD = embeds_tD[start : start + self.engine.chunk]
             logits_1V = self._run(row, part_tD[None], [len(part_tD)], deadline)
         return logits_1V
 
     def _run(self, first: int, embeds_BtD: FloatArray, counts: list[int], deadline: Deadline) -> NDArray[np.float32]:
         """Appends ``counts`` tokens to the rows from ``first`` on; the rest of ``embeds_BtD`` is padding."""
-        cache, num_layers = self.cache, self._decoder.text.num_layers
+        cache, num_layers = self.cache, self.engine.text.num_layers
         cache.reserve(cache.capacity)  # the same in every layer, even if a growth was interrupted
         rows = slice(first, first + len(counts))
         past_B = np.array(cache.lengths[rows], np.int32)
@@ -256,14 +228,14 @@ class OpenVinoSession:
         inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": np.ascontiguousarray(embeds_BtD, np.float32).reshape(1, -1, embeds_BtD.shape[2]),
             # Padding may lie beyond the context.
-            "positions": np.minimum(positions_Bt, self._decoder.text.max_context - 1),
-            "mask": _mask(past_B, positions_Bt, cache.capacity, self._decoder.window),
+            "positions": np.minimum(positions_Bt, self.engine.text.max_context - 1),
+            "mask": _mask(past_B, positions_Bt, cache.capacity, self.engine.window),
             "logits_index": np.arange(len(counts)) * embeds_BtD.shape[1] + np.array(counts) - 1,
         }
         for layer in range(num_layers):
             inputs[past_key(layer)], inputs[past_value(layer)] = cache.layer(layer, rows.start, rows.stop)
         logits_BV: NDArray[np.float32]
-        logits_BV, *written = self._decoder.run(inputs, deadline)
+        logits_BV, *written = self.engine.run(inputs, deadline)
         cache.reserve(max(int(past) + count for past, count in zip(past_B, counts, strict=True)))
         for index, count in enumerate(counts):
             row, start = first + index, int(past_B[index])

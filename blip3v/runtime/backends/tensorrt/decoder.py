@@ -22,6 +22,7 @@ from blip3v.runtime.backends.tensorrt.cuda import DeviceMemory, PinnedArray
 from blip3v.runtime.backends.tensorrt.device_cache import DeviceCache
 from blip3v.runtime.backends.tensorrt.engine import Context, OpenEngine
 from blip3v.runtime.backends.tensorrt.step_graph import StepGraph
+from blip3v.runtime.cached_session import CachedSession
 from blip3v.runtime.cancellation import Deadline, held
 from blip3v.runtime.gpu_array import GpuArray, GpuMemory
 from blip3v.runtime.host_cache import cache_bytes, pad_prompts
@@ -248,7 +249,7 @@ class _Buffers:
         return {name: memory.address for name, memory in self._device.items()}
 
 
-class TensorRtSession:
+class TensorRtSession(CachedSession[_OpenDecoder, DeviceCache]):
     """See ``DecoderSession``. A run that failed leaves the lengths as they were before it.
 
     Short prompts go in together, padded on the right, with tokens before them or without; long ones row by row and in
@@ -261,22 +262,7 @@ class TensorRtSession:
                 f"{num_rows} rows at once; the engine was built for at most {decoder.max_rows}", remedy=_MORE_ROWS
             )
         _check_tokens(num_tokens, decoder.capacity)
-        self._open_decoder: _OpenDecoder | None = decoder
-        self._cache: DeviceCache | None = decoder.new_cache(num_rows)
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """See ``DecoderSession``."""
-        return tuple(self.cache.lengths)
-
-    @property
-    def cache(self) -> DeviceCache:
-        """The memory behind it."""
-        return still_open(self._cache, "decoder session")
-
-    @property
-    def _decoder(self) -> _OpenDecoder:
-        return still_open(self._open_decoder, "decoder session")
+        super().__init__(decoder, decoder.new_cache(num_rows))
 
     def reserve(self, num_tokens: int) -> None:
         """See ``DecoderSession``. The room is there from the beginning.
@@ -291,7 +277,7 @@ class TensorRtSession:
 
         Video tokens on the GPU are copied there to their place between the embeddings of the text.
         """
-        cache, decoder = self.cache, self._decoder
+        cache, decoder = self.cache, self.engine
         assert len(rows) == cache.rows
         assert all(len(row) for row in rows)
         longest = max(map(len, rows))
@@ -306,28 +292,18 @@ class TensorRtSession:
         """See ``DecoderSession``."""
         cache = self.cache
         self.reserve(max(cache.lengths) + 1)
-        logits_BV = self._decoder.run(cache, 0, embeds_BD[:, None], [0] * cache.rows)
+        logits_BV = self.engine.run(cache, 0, embeds_BD[:, None], [0] * cache.rows)
         cache.lengths = [length + 1 for length in cache.lengths]
         return logits_BV
-
-    def truncate(self, num_tokens: int) -> None:
-        """See ``DecoderSession``."""
-        assert self.cache.rows == 1
-        assert num_tokens <= self.cache.lengths[0]
-        self.cache.lengths = [num_tokens]
 
     def drop_row(self, row: int) -> None:
         """See ``DecoderSession``."""
         cache = self.cache
-        with self._decoder.lock:
+        with self.engine.lock:
             cache.drop_row(row)
 
-    def close(self) -> None:
-        """See ``DecoderSession``."""
-        self._cache = self._open_decoder = None
-
     def _prefill_padded(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:
-        logits_BV, decoder, cache = [], self._decoder, self.cache
+        logits_BV, decoder, cache = [], self.engine, self.cache
         for first, embeds_BtD, counts in pad_prompts([_with_zeros(row) for row in rows], np.dtype(np.float32)):
             deadline.check()
             placed = _placed(rows[first : first + len(counts)], 0, max(counts))
@@ -340,7 +316,7 @@ class TensorRtSession:
 
     def _prefill_row(self, row: int, prompt: PromptRow, deadline: Deadline) -> NDArray[np.float32]:
         """One row, chunk by chunk; the others stay as they are. Returns (1,V)."""
-        decoder, cache = self._decoder, self.cache
+        decoder, cache = self.engine, self.cache
         embeds_tD = _with_zeros(prompt)
         for start in range(0, len(embeds_tD), decoder.chunk):
             deadline.check()

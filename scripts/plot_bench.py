@@ -24,8 +24,9 @@ def main(result: Path, output: Path) -> None:
     """Reads ``result`` and writes the picture to ``output``."""
     report = json.loads(result.read_text("utf-8"))
     report = next((step["bench"] for step in report.get("steps", []) if "bench" in step), report)
-    if report.get("schema_version") != 1:
-        raise SystemExit(f"{result} has schema_version {report.get('schema_version')!r}; 1 is read: run blip3v bench")
+    if report.get("schema_version") not in (1, 2):
+        found = report.get("schema_version")
+        raise SystemExit(f"{result} has schema_version {found!r}; 1 and 2 are read: run blip3v bench")
     rows = sorted(report["rows"], key=lambda row: row["num_video_tokens"])
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), dpi=160)
     for axis, (quantity, title) in zip(axes, _PANELS.items(), strict=True):
@@ -78,8 +79,8 @@ def _caption(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     stored = ", ".join(sorted({f"stored {row['precision']}, computed {row['computed_in']}" for row in rows}))
     return (
         f"{rows[0]['model']}: {rows[0]['num_frames']} frames decoded from {setup['clip']}, "
-        f"{setup['question_tokens']}-token question, {setup['new_tokens']} new tokens, batch {setup['batch_size']}, "
-        f"median of {setup['repetitions']} turns\n"
+        f"{setup['question_tokens']}-token question, {setup['new_tokens']} new tokens, "
+        f"batch {rows[0].get('batch_size', 1)}, median of {setup['repetitions']} turns\n"
         f"{machine['cpu']}, {machine['usable_cpus']} CPUs; {stored}; blip3v {machine['blip3v']}"
     )
 

@@ -41,10 +41,10 @@ def test_json_says_what_was_measured_on_what(result: tuple[Result, Path], bundle
     ran, path = result
     found = json.loads(ran.stdout)
     assert json.loads(path.read_text("utf-8")) == found
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert found["setup"] == {
         **{"clip": "turn.mp4", "clip_sha256": hash_file(CLIP), "warmup": 1, "repetitions": 2, "threads": 1},
-        **{"question_tokens": 32, "new_tokens": 32, "batch_size": 1, "decoding": "greedy, stop token ignored"},
+        **{"question_tokens": 32, "new_tokens": 32, "decoding": "greedy, stop token ignored"},
     }
     assert found["baseline"] == bundles[0].name
     assert {"cpu", "physical_cores", "memory_bytes", "python", "packages", "load_average", "date", "blip3v"} <= set(
@@ -70,13 +70,27 @@ def test_every_stage_of_every_sample_took_time(result: tuple[Result, Path]) -> N
     for entry in json.loads(result[0].stdout)["rows"]:
         assert len(entry["samples"]) == 2
         for sample in entry["samples"]:
-            stages = [
-                value for name, value in sample.items() if name not in ("whole_chain_s", "num_steps", "prompt_tokens")
-            ]
-            assert len(stages) == 5
+            names = ("file_decode_s", "preprocess_s", "video_encoder_s", "prefill_s", "steps_s")
+            stages = [sample[name] for name in names]
             assert all(seconds > 0 for seconds in stages)
             assert sum(stages) < sample["whole_chain_s"]
             assert sample["num_steps"] == 31  # the prefill produces the first of the 32 tokens
+            (request,) = sample["requests"]
+            assert sum(stages[:4]) < request["time_to_first_token_s"] < request["end_to_end_s"]
+            assert request["end_to_end_s"] <= sample["whole_chain_s"]
+            assert request["num_new_tokens"] == 32
+
+
+def test_latencies_and_throughput_are_those_of_the_samples(result: tuple[Result, Path]) -> None:
+    for entry in json.loads(result[0].stdout)["rows"]:
+        metrics, samples = entry["metrics"], entry["samples"]
+        assert metrics["inter_token_latency_s"]["n"] == 2 * 31
+        assert metrics["time_to_first_token_s"]["n"] == 2
+        duration_s = sum(sample["whole_chain_s"] for sample in samples)
+        assert metrics["request_throughput"] == pytest.approx(2 / duration_s)
+        assert metrics["output_token_throughput"] == pytest.approx(64 / duration_s)
+        spans = [one["end_to_end_s"] - one["time_to_first_token_s"] for s in samples for one in s["requests"]]
+        assert metrics["time_per_output_token_s"]["mean"] == pytest.approx(sum(spans) / 62)
 
 
 def test_one_bundle_is_measured_at_several_counts_with_one_decoder(bundles: list[Path]) -> None:
@@ -128,7 +142,7 @@ def test_an_existing_file_is_kept_unless_forced(bundles: list[Path], tmp_path: P
         _bench(*arguments)
     assert output.read_text() == "mine"
     _bench(*arguments, "--force")
-    assert json.loads(output.read_text("utf-8"))["schema_version"] == 1
+    assert json.loads(output.read_text("utf-8"))["schema_version"] == 2
     assert list(tmp_path.iterdir()) == [output]
 
 

@@ -8,7 +8,7 @@ from bench_samples import report, row
 from rich.console import Console
 
 from blip3v.bench import BenchReport
-from blip3v.commands.bench import print_report
+from blip3v.commands.bench_tables import print_report
 
 
 def printed(found: BenchReport) -> str:

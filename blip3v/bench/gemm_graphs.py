@@ -17,10 +17,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GEMM_KINDS", "INPUT", "GemmKind", "gemm_graph"]
+__all__ = ["GEMM_KINDS", "INPUT", "KIND_NAMES", "GemmKind", "gemm_graph"]
 
 GemmKind = Literal["float32", "int8", "int8-block", "int4-block"]
 GEMM_KINDS: tuple[GemmKind, ...] = ("float32", "int8", "int8-block", "int4-block")
+KIND_NAMES: dict[GemmKind, str] = {
+    "float32": "fp32",
+    "int8": "int8",
+    "int8-block": "int8 blocks",
+    "int4-block": "int4 blocks",
+}
 INPUT = "x"
 
 _IR_VERSION, _OPSET = 10, 21

@@ -129,8 +129,8 @@ def _batch(lm: VideoLM, question: Question, shape: Shape) -> Sample:
     num_parts = len({answer.timings.steps_s for answer in answers})  # what ran together took the same time
     if num_parts > 1:
         raise RequestError(
-            f"a batch of {shape.batch_size} does not fit into the memory for caches and was answered in {num_parts} "
-            "parts; measure smaller batches"
+            f"a batch of {shape.batch_size} was answered in {num_parts} parts, since the memory for caches or the "
+            "engine takes no more rows at once; measure smaller batches"
         )
     timings = answers[0].timings  # of the whole batch
     times = RequestTimes(

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from blip3v.bench.limits import Limits
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
 from blip3v.bench.metrics import Metrics
 from blip3v.bench.sample import Sample, Shape
+from blip3v.bench.shares import Share, shares_of
 from blip3v.bench.statistics import Statistics
+from blip3v.bench.work import Work
 from blip3v.bundle import Bundle
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.scan import hash_file
@@ -87,6 +90,7 @@ class ReportRow:
     open_s: float  # to open the bundle, including the start of its process
     peak_rss_bytes: int | None  # of the process that holds only this bundle, without the one that decodes the file
     samples: tuple[Sample, ...]
+    work: Work | None = None  # of a turn; None with requests at once, whose stages overlap
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -97,6 +101,13 @@ class ReportRow:
     def metrics(self) -> Metrics:
         """Latency and throughput of its requests."""
         return Metrics.of(self.samples)
+
+    def shares(self, limits: Limits) -> tuple[Share, ...]:
+        """How much of the machine's limits its stages reach; () with requests at once, whose stages overlap."""
+        if self.work is None:
+            return ()
+        medians = {name: self.statistics(name).p50 for name in ("video_encoder_s", "prefill_s", "per_token_s")}
+        return shares_of(self.work, limits, **medians)
 
     def seconds(self, quantity: str) -> list[float]:
         """The values of a quantity of ``Sample``, by its name, turn by turn."""
@@ -148,6 +159,7 @@ class BenchReport:
     setup: Setup
     rows: tuple[ReportRow, ...]
     environment: dict[str, Any]
+    limits: Limits | None = None  # of the machine; None: not asked for
     command: str | None = None  # that was typed; None: measured from Python
 
     @property
@@ -168,12 +180,13 @@ class BenchReport:
             "command": self.command,
             "setup": dataclasses.asdict(self.setup),
             "environment": self.environment,
+            "limits": None if self.limits is None else dataclasses.asdict(self.limits),
             "baseline": None if baseline is None else baseline.bundle.name,
-            "rows": [_row(row, baseline) for row in self.rows],
+            "rows": [_row(row, baseline, self.limits) for row in self.rows],
         }
 
 
-def _row(row: ReportRow, baseline: ReportRow | None) -> dict[str, Any]:
+def _row(row: ReportRow, baseline: ReportRow | None, limits: Limits | None) -> dict[str, Any]:
     return {
         **dataclasses.asdict(row.bundle),
         "batch_size": row.shape.batch_size,
@@ -189,6 +202,8 @@ def _row(row: ReportRow, baseline: ReportRow | None) -> dict[str, Any]:
         "language_model": _throughput(row, LANGUAGE_MODEL, baseline),
         "metrics": dataclasses.asdict(row.metrics),
         "stages": {name: dataclasses.asdict(row.statistics(name)) for name in (*STAGES, WHOLE_CHAIN, LANGUAGE_MODEL)},
+        "work": None if row.work is None else dataclasses.asdict(row.work),
+        "shares": [] if limits is None else [dataclasses.asdict(share) for share in row.shares(limits)],
         "samples": [sample.to_dict() for sample in row.samples],
     }
 

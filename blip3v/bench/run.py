@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from blip3v.bench.environment import describe_environment, load_average
+from blip3v.bench.limits import Limits
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, question_of_length, take_turns
 from blip3v.bench.report import BenchReport, BundleFacts, ReportRow, Setup
 from blip3v.bench.sample import Shape
+from blip3v.bench.work import work_of
 from blip3v.bench.worker import Job, Worker
 from blip3v.bundle import open_bundle
 from blip3v.bundle.scan import hash_file
@@ -45,6 +47,7 @@ def run_bench(
     new_tokens: int = NEW_TOKENS,
     backends: Sequence[str] = (AUTO,),
     threads: int | None = None,
+    limits: Limits | None = None,
     command: str | None = None,
     on_estimate: Callable[[Path, OpenEstimate], None] = lambda path, needed: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -62,6 +65,7 @@ def run_bench(
         new_tokens: of every answer, at least 2.
         backends: to measure each bundle on, as ``VideoLM.open`` accepts them; at least one.
         threads: per operator; None: one per physical core.
+        limits: of the machine, measured before (``measure_limits``), for the report; None: it has no shares of them.
         command: that was typed, for the report.
         on_estimate: called with what opening each bundle needs, before any is loaded.
         progress: called after each sample with the number of samples taken so far and in total.
@@ -115,6 +119,15 @@ def run_bench(
             open_s=workers[index].open_s,
             peak_rss_bytes=workers[index].peak_rss_bytes,
             samples=samples,
+            work=None
+            if shape.requests_at_once > 1
+            else work_of(
+                opened[pairs[index][0]],
+                workers[index].backend,
+                prompt_tokens=samples[0].prompt_tokens,
+                new_tokens=new_tokens,
+                batch_size=shape.batch_size,
+            ),
         )
         for (index, shape), samples in zip(subjects, turns, strict=True)
     ]
@@ -128,4 +141,4 @@ def run_bench(
         new_tokens=new_tokens,
     )
     environment = describe_environment() | {"load_average": {"before": load_before, "after": load_average()}}
-    return BenchReport(setup=setup, rows=tuple(rows), environment=environment, command=command)
+    return BenchReport(setup=setup, rows=tuple(rows), environment=environment, limits=limits, command=command)

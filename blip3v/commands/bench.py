@@ -6,16 +6,20 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypedDict
 
 import click
 from rich.console import Console
 from rich.progress import Progress
 
 from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
+from blip3v.bench.limits import Limits, measure_limits
+from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
 from blip3v.bench.report import BenchReport
 from blip3v.bench.run import check_clip, run_bench
 from blip3v.bench.sample import Shape
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
+from blip3v.commands.bench_options import COUNTS
 from blip3v.commands.bench_tables import print_report
 from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
@@ -48,6 +52,29 @@ _CACHE = Path("blip3v-bench")
     type=click.IntRange(min=1),
     multiple=True,
     help="Measure with this many video tokens, repeating or cutting the bundle's own; can be given several times.",
+)
+@click.option(
+    "--batch-sizes",
+    type=COUNTS,
+    metavar="N,N...",
+    help="Measure batches of these sizes, for example 1,2,4,8: so many videos and questions answered together.  "
+    "[default: 1]",
+)
+@click.option(
+    "--requests-at-once",
+    type=COUNTS,
+    metavar="N,N...",
+    help="Also measure this many requests at once, for example 8: as many threads ask one opened bundle.",
+)
+@click.option(
+    "--question-tokens",
+    type=click.IntRange(min=1),
+    default=QUESTION_TOKENS,
+    show_default=True,
+    help="Tokens of the question; those of the chat template come on top.",
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=2), default=NEW_TOKENS, show_default=True, help="Tokens of the answer."
 )
 @click.option(
     "--backend",
@@ -83,6 +110,10 @@ def command(
     warmup: int,
     repetitions: int,
     tokens: tuple[int, ...],
+    batch_sizes: tuple[int, ...] | None,
+    requests_at_once: tuple[int, ...] | None,
+    question_tokens: int,
+    new_tokens: int,
     backends: tuple[str, ...],
     threads: int | None,
     clip: Path | None,
@@ -94,10 +125,11 @@ def command(
 ) -> None:
     """Measure samples per second of BUNDLEs, compared with the one without a temporal encoder.
 
-    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy, batch size 1. The
-    bundles take turns, each in its own process. Without BUNDLE, bundles with 1024, 128, 32 and 16 video tokens are
-    exported from the trained models and kept in the folder blip3v-bench; the one with 16 tokens has an untrained
-    encoder and only shows speed.
+    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy. The bundles take turns,
+    each in its own process. First the limits of the machine are measured (memory bandwidth, and how fast each engine
+    multiplies matrices), and each stage is shown as a share of its limit. Without BUNDLE, bundles with 1024, 128, 32
+    and 16 video tokens are exported from the trained models and kept in the folder blip3v-bench; the one with 16 tokens
+    has an untrained encoder and only shows speed.
 
     \b
     Examples:
@@ -105,6 +137,7 @@ def command(
       blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
       blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
+      blip3v bench my-bundle --batch-sizes 1,2,4,8 --requests-at-once 8 --new-tokens 64
     """
     chosen = Precision.parse(precision or DEFAULT_PRECISION)
     check_threads(threads)
@@ -114,10 +147,21 @@ def command(
     for backend in backends:
         for graph, name in parse_backends(backend).items():
             choose_backend(name, graph)
-    console = talk_console()
     if not bundles:
         bundles = tuple(default_bundles(_CACHE, models=models, precision=chosen, progress=talk))
-    report = _measure(bundles, clip, warmup, repetitions, tokens, backends, threads, console)
+    talk("measuring the limits of this machine")
+    asked = _Asked(
+        warmup=warmup,
+        repetitions=repetitions,
+        shapes=_shapes(tokens, batch_sizes, requests_at_once),
+        question_tokens=question_tokens,
+        new_tokens=new_tokens,
+        backends=backends,
+        threads=threads,
+        limits=measure_limits(threads),
+        command=command_line(*sys.argv[1:]),
+    )
+    report = _measure(bundles, clip, asked)
     if output is not None:
         write_json(report.to_dict(), output)
         talk(f"wrote {output}")
@@ -125,6 +169,32 @@ def command(
         click.echo(dumps(report.to_dict()), nl=False)
     else:
         print_report(report, Console(highlight=False))
+
+
+class _Asked(TypedDict):
+    """What ``run_bench`` is asked for besides the bundles and the clip."""
+
+    warmup: int
+    repetitions: int
+    shapes: list[Shape]
+    question_tokens: int
+    new_tokens: int
+    backends: tuple[str, ...]
+    threads: int | None
+    limits: Limits
+    command: str
+
+
+def _shapes(
+    tokens: tuple[int, ...], batch_sizes: tuple[int, ...] | None, requests_at_once: tuple[int, ...] | None
+) -> list[Shape]:
+    """At each number of video tokens first the batches, then the requests at once."""
+    loads = [(size, 1) for size in batch_sizes or (1,)] + [(1, count) for count in requests_at_once or ()]
+    return [
+        Shape(num_video_tokens=count, batch_size=size, requests_at_once=at_once)
+        for count in tokens or (None,)
+        for size, at_once in dict.fromkeys(loads)
+    ]
 
 
 def _check_options(
@@ -150,20 +220,12 @@ def _check_files(
         check_writable(_CACHE / "bundle")
 
 
-def _measure(
-    bundles: tuple[Path, ...],
-    clip: Path | None,
-    warmup: int,
-    repetitions: int,
-    tokens: tuple[int, ...],
-    backends: tuple[str, ...],
-    threads: int | None,
-    console: Console,
-) -> BenchReport:
+def _measure(bundles: tuple[Path, ...], clip: Path | None, asked: _Asked) -> BenchReport:
     def announce(bundle: Path, needed: OpenEstimate) -> None:
         if needed.is_large:
             talk(f"opening {bundle}: {needed}")
 
+    console = talk_console()
     with ExitStack() as stack:
         if clip is None:
             clip = write_default_clip(Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -172,12 +234,7 @@ def _measure(
         return run_bench(
             bundles,
             clip,
-            warmup=warmup,
-            repetitions=repetitions,
-            shapes=[Shape(num_video_tokens=count) for count in tokens or (None,)],
-            command=command_line(*sys.argv[1:]),
-            backends=backends,
-            threads=threads,
+            **asked,
             on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

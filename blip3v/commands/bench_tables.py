@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from blip3v.bench.gemm_graphs import KIND_NAMES
+from blip3v.bench.limits import Limits
 from blip3v.bench.metrics import LATENCIES
 from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
 from blip3v.bench.statistics import Statistics
@@ -24,6 +26,10 @@ def print_report(report: BenchReport, console: Console) -> None:
     print_throughput(report, console)
     print_table(console, _latencies(report))
     print_table(console, _stages(report))
+    if report.limits is not None:
+        print_table(console, _shares(report, report.limits))
+        for line in _limits(report, report.limits):
+            console.print(escape(line), soft_wrap=True)
     for line in _environment(report):
         console.print(escape(line), soft_wrap=True)
 
@@ -139,6 +145,53 @@ def _stages(report: BenchReport) -> Table:
         names = {name: name.removesuffix("_s").replace("_", " ") for name in (*STAGES, WHOLE_CHAIN)}
         _add_figures(table, _with(row), [(shown, row.statistics(name)) for name, shown in names.items()])
     return table
+
+
+def _shares(report: BenchReport, limits: Limits) -> Table:
+    table = _table("shares of this machine's limits")
+    for heading in ("tokens", "stage", "limit", "reached", "of", "share"):
+        right = heading in ("tokens", "reached", "of", "share")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=right)
+    for row in report.rows:
+        for index, share in enumerate(row.shares(limits)):
+            known = share.share is not None
+            table.add_row(
+                "" if index else _with(row),
+                share.stage.replace("_", " "),
+                share.limit if known else f"not known: {share.problem}",
+                _rate(share.reached_per_s, share.unit),
+                _rate(share.limit_per_s, share.unit),
+                f"{100 * share.share:.0f} %" if share.share is not None else "-",
+            )
+        table.add_section()
+    return table
+
+
+def _rate(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{format_number(value / 1e9)} {'GB/s' if unit == 'bytes' else 'Gop/s'}"
+
+
+def _limits(report: BenchReport, limits: Limits) -> Iterator[str]:
+    read = f"not measured ({limits.read_problem})"
+    if limits.read_bytes_per_s is not None:
+        read = _rate(limits.read_bytes_per_s, "bytes")
+    yield f"Limits, measured first with {format_count(limits.threads, 'thread')}: memory read {read}."
+    for backend in dict.fromkeys(rate.backend for rate in limits.gemm):
+        rates = (rate for rate in limits.gemm if rate.backend == backend)
+        found = (f"{KIND_NAMES[rate.kind]} {_rate(rate.operations_per_s, 'operations')}" for rate in rates)
+        yield f"GEMM of {backend}: {', '.join(found)}."
+    yield (
+        "Video encoder and prefill: operations of their matrix products, against the faster engine's GEMM by weights "
+        "of that format. Decode step: bytes of weights and KV cache, against memory."
+    )
+    smallest = min((row.work.step_bytes for row in report.rows if row.work is not None), default=None)
+    if smallest is not None and limits.cache_bytes is not None and smallest < limits.cache_bytes:
+        yield (
+            f"A step reads {format_bytes(smallest)}, which the processor's cache of {format_bytes(limits.cache_bytes)} "
+            "may hold: such a share says little, and can exceed 100 %."
+        )
 
 
 def _milliseconds(title: str, *keys: str) -> Table:

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bench_bundles import small_bundles
 from click.testing import CliRunner, Result
 
+from blip3v.bench.limits import GemmRate, Limits
 from blip3v.bundle import open_bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.commands.bench import command
@@ -19,6 +21,23 @@ from blip3v.runtime import VideoLM
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples" / "turn.mp4"
 FEW = ("-w", "1", "-r", "2", "--threads", "1")
+
+
+LIMITS = Limits(
+    threads=1,
+    read_bytes_per_s=2e10,
+    read_problem=None,
+    cache_bytes=2**20,
+    gemm=(GemmRate(backend="onnxruntime", kind="float32", operations_per_s=1e11),),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_limits() -> Iterator[None]:
+    """Measuring the machine's takes seconds and has its own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blip3v.commands.bench.measure_limits", lambda threads: LIMITS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +127,45 @@ def test_one_bundle_is_measured_at_several_counts_with_one_decoder(bundles: list
     assert few["tokens_per_s"] == pytest.approx(1 / few["stages"]["per_token_s"]["p50"])
 
 
+def test_each_stage_is_a_share_of_a_measured_limit(result: tuple[Result, Path]) -> None:
+    found = json.loads(result[0].stdout)
+    assert Limits.from_dict(found["limits"]) == LIMITS
+    for entry in found["rows"]:
+        encoder, prefill, step = entry["shares"]
+        assert encoder["limit"] == prefill["limit"] == "fp32 GEMM"
+        seconds = {name: entry["stages"][f"{name}_s"]["p50"] for name in ("video_encoder", "prefill", "per_token")}
+        operations = entry["work"]["prefill_operations"]
+        assert prefill["share"] == pytest.approx(operations / seconds["prefill"] / 1e11)
+        assert encoder["share"] > 0
+        assert step["share"] == pytest.approx(entry["work"]["step_bytes"] / seconds["per_token"] / 2e10)
+        cache_bytes = (entry["prompt_tokens"] + 16) * 2 * 128 * 2  # keys and values of one layer in fp16
+        weights_bytes = 4 * (128 * 384 + 128**2 + 3 * 128 * 384 + 128 * 611)  # widened to fp32
+        assert entry["work"]["step_bytes"] == pytest.approx(weights_bytes + cache_bytes, rel=0.02)
+
+
+def test_batches_and_requests_at_once_are_rows_of_their_own(bundles: list[Path]) -> None:
+    shapes = ("--batch-sizes", "1,2", "--requests-at-once", "2", "--question-tokens", "5", "--new-tokens", "3")
+    ran = _bench(str(bundles[1]), *shapes, "-w", "0", "-r", "1", "--threads", "1", "--clip", str(CLIP), "--json")
+    found = json.loads(ran.stdout)
+    rows = found["rows"]
+    assert [(row["batch_size"], row["requests_at_once"]) for row in rows] == [(1, 1), (2, 1), (1, 2)]
+    assert (found["setup"]["question_tokens"], found["setup"]["new_tokens"]) == (5, 3)
+    assert [len(row["samples"][0]["requests"]) for row in rows] == [1, 2, 2]
+    assert [row["metrics"]["inter_token_latency_s"] is None for row in rows] == [False, True, False]
+    assert rows[1]["work"]["prefill_operations"] == 2 * rows[0]["work"]["prefill_operations"]
+    assert (rows[2]["work"], rows[2]["shares"], rows[2]["language_model"]["samples_per_s"]) == (None, [], None)
+    assert found["baseline"] == bundles[1].name
+    assert rows[0]["whole_chain"]["ratio"] == 1.0
+
+
+@pytest.mark.parametrize("counts", ["0", "1,,2", "x", "2,2", "-1", "99999999999"])
+def test_counts_that_cannot_be_measured_are_refused(counts: str) -> None:
+    for option in ("--batch-sizes", "--requests-at-once"):
+        ran = _bench("x", f"{option}={counts}")
+        assert ran.exit_code == 2
+        assert "whole number from 1 to 1024" in ran.stderr or "twice" in ran.stderr
+
+
 def test_fewer_video_tokens_make_the_language_model_faster(result: tuple[Result, Path]) -> None:
     baseline, small = json.loads(result[0].stdout)["rows"]
     assert baseline["language_model"]["ratio"] == 1
@@ -183,7 +241,7 @@ def test_a_clip_that_is_not_a_video_gets_the_error_of_the_runtime(bundles: list[
 
 def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 4
+    assert text.count("blip3v bench ") == 5
     assert "default: 30" in text
 
 

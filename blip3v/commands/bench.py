@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -12,31 +13,40 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from blip3v.bench.compare import Comparison, check_same, compare
 from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
-from blip3v.bench.limits import Limits, measure_limits
+from blip3v.bench.environment import describe_environment
+from blip3v.bench.limits import measure_limits
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
-from blip3v.bench.report import BenchReport
+from blip3v.bench.report import BenchReport, Setup
+from blip3v.bench.results import Result, read_result
 from blip3v.bench.run import check_clip, run_bench
 from blip3v.bench.sample import Shape
+from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
-from blip3v.commands.bench_options import COUNTS
-from blip3v.commands.bench_tables import print_report
+from blip3v.bundle.scan import hash_file
+from blip3v.commands.bench_files import ResultFiles, draw_default
+from blip3v.commands.bench_options import COUNTS, PERCENT
+from blip3v.commands.bench_tables import print_comparison, print_report
 from blip3v.commands.completed_values import completes
+from blip3v.commands.failure import print_json, with_error
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
-from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
+from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
-from blip3v.errors import UsageError
+from blip3v.errors import SlowerError, UsageError
 from blip3v.folders import check_bundle
 from blip3v.publishing import check_writable
 from blip3v.runtime import OpenEstimate
 from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.runtime.opening import check_threads
 from blip3v.strict_json import dumps
+from blip3v.units import format_count, format_ratio
 
 __all__ = ["command"]
 
 _CACHE = Path("blip3v-bench")
+_TOLERANCE = 0.1
 
 
 @click.command("bench", short_help="Measure samples per second against the 1024-token baseline.")
@@ -101,7 +111,27 @@ _CACHE = Path("blip3v-bench")
     help="Folder with the model folders tiny-ENCODER to export; not with BUNDLE.  [default: those in the package]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
-@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Also write a CSV file with one line for each row.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables to this Markdown file.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Also draw samples per second and the stages to this file (.png, .svg or .pdf); needs the extra eval.  "
+    "[default: blip3v-bench/bench.png without BUNDLE, else none]",
+)
+@click.option("--force", is_flag=True, help="Overwrite these files if they exist.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="Compare with this earlier JSON of the same setup, machine and bundles; exits with code 10 if a median is "
+    "slower than the tolerance allows.",
+)
+@click.option(
+    "--tolerance", type=PERCENT, metavar="PERCENT", help="Share by which a median may be slower.  [default: 10%]"
+)
+@click.option(
+    "--allow-other-setup", is_flag=True, help="Compare even if setup, machine or bundles are not the baseline's."
+)
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 @quiet_option
@@ -120,7 +150,13 @@ def command(
     precision: str | None,
     models: Path | None,
     output: Path | None,
+    csv: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
     force: bool,
+    baseline: Path | None,
+    tolerance: float | None,
+    allow_other_setup: bool,
     as_json: bool,
 ) -> None:
     """Measure samples per second of BUNDLEs, compared with the one without a temporal encoder.
@@ -138,18 +174,23 @@ def command(
       blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
       blip3v bench my-bundle --batch-sizes 1,2,4,8 --requests-at-once 8 --new-tokens 64
+      blip3v bench --baseline bench.json --tolerance 15% --markdown bench.md
     """
     chosen = Precision.parse(precision or DEFAULT_PRECISION)
     check_threads(threads)
     _check_options(bundles, tokens, precision, models)
+    _check_baseline(baseline, tolerance, allow_other_setup)
+    files = ResultFiles(output=output, csv=csv, markdown=markdown, plot=plot, force=force)
+    earlier = None if baseline is None else read_result(baseline)
+    exports = not bundles
     bundles = tuple(map(local_model, bundles))
-    _check_files(bundles, models, clip, output, force)
+    files.check()
+    _check_inputs(bundles, models, clip)
     for backend in backends:
         for graph, name in parse_backends(backend).items():
             choose_backend(name, graph)
-    if not bundles:
+    if exports:
         bundles = tuple(default_bundles(_CACHE, models=models, precision=chosen, progress=talk))
-    talk("measuring the limits of this machine")
     asked = _Asked(
         warmup=warmup,
         repetitions=repetitions,
@@ -158,17 +199,28 @@ def command(
         new_tokens=new_tokens,
         backends=backends,
         threads=threads,
-        limits=measure_limits(threads),
         command=command_line(*sys.argv[1:]),
     )
-    report = _measure(bundles, clip, asked)
-    if output is not None:
-        write_json(report.to_dict(), output)
-        talk(f"wrote {output}")
+    report, differences = _measure(bundles, clip, asked, earlier, allow_other_setup)
+    result, comparison = report.to_dict(), None
+    if earlier is not None:
+        comparison = compare(
+            result, earlier, tolerance=_TOLERANCE if tolerance is None else tolerance, differences=differences
+        )
+        result["comparison"] = comparison.to_dict()
+    files.write(result)
+    if exports and plot is None:
+        draw_default(result, _CACHE / "bench.png")
+    slower = None if comparison is None else _slower(comparison)
     if as_json:
-        click.echo(dumps(report.to_dict()), nl=False)
+        print_json(dumps(result if slower is None else with_error(result, slower)))
     else:
-        print_report(report, Console(highlight=False))
+        console = Console(highlight=False)
+        print_report(report, console)
+        if comparison is not None:
+            print_comparison(comparison, console)
+    if slower is not None:
+        raise slower
 
 
 class _Asked(TypedDict):
@@ -181,7 +233,6 @@ class _Asked(TypedDict):
     new_tokens: int
     backends: tuple[str, ...]
     threads: int | None
-    limits: Limits
     command: str
 
 
@@ -207,10 +258,13 @@ def _check_options(
         raise UsageError(f"{option} has no effect on an existing bundle; leave it out, or name no bundle")
 
 
-def _check_files(
-    bundles: tuple[Path, ...], models: Path | None, clip: Path | None, output: Path | None, force: bool
-) -> None:
-    check_file(output, force=force)
+def _check_baseline(baseline: Path | None, tolerance: float | None, allow_other_setup: bool) -> None:
+    if baseline is None and (tolerance is not None or allow_other_setup):
+        option = "--tolerance" if tolerance is not None else "--allow-other-setup"
+        raise UsageError(f"{option} has no effect without --baseline")
+
+
+def _check_inputs(bundles: tuple[Path, ...], models: Path | None, clip: Path | None) -> None:
     if clip is not None:
         check_clip(clip)
     for bundle in bundles:
@@ -220,7 +274,25 @@ def _check_files(
         check_writable(_CACHE / "bundle")
 
 
-def _measure(bundles: tuple[Path, ...], clip: Path | None, asked: _Asked) -> BenchReport:
+def _slower(comparison: Comparison) -> SlowerError | None:
+    """The error of a comparison in which a median is worse."""
+    worse = sorted(comparison.worse, key=lambda median: -median.ratio)
+    if not worse:
+        return None
+    first = worse[0]
+    what = f"{first.quantity.removesuffix('_s').replace('_', ' ')} at {first.row}"
+    return SlowerError(
+        f"{len(worse)} of {format_count(len(comparison.medians), 'median')} are slower than the baseline by more than "
+        f"{100 * comparison.tolerance:g} %, {what} the most ({format_ratio(first.ratio)}); measure again on an idle "
+        "machine, or look for what made it slower"
+    )
+
+
+def _measure(
+    bundles: tuple[Path, ...], clip: Path | None, asked: _Asked, baseline: Result | None, allow_other_setup: bool
+) -> tuple[BenchReport, tuple[str, ...]]:
+    """The report, and in what it differs from the baseline, which is checked before anything is measured."""
+
     def announce(bundle: Path, needed: OpenEstimate) -> None:
         if needed.is_large:
             talk(f"opening {bundle}: {needed}")
@@ -229,12 +301,38 @@ def _measure(bundles: tuple[Path, ...], clip: Path | None, asked: _Asked) -> Ben
     with ExitStack() as stack:
         if clip is None:
             clip = write_default_clip(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        differences = () if baseline is None else _differences(baseline, bundles, clip, asked, allow_other_setup)
+        talk("measuring the limits of this machine")
+        limits = measure_limits(asked["threads"])
         bar = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
         task = bar.add_task("samples", total=None)
-        return run_bench(
+        report = run_bench(
             bundles,
             clip,
             **asked,
+            limits=limits,
             on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    return report, differences
+
+
+def _differences(
+    baseline: Result, bundles: tuple[Path, ...], clip: Path, asked: _Asked, allow_other_setup: bool
+) -> tuple[str, ...]:
+    setup = Setup(
+        clip=clip.name,
+        clip_sha256=hash_file(clip),
+        warmup=asked["warmup"],
+        repetitions=asked["repetitions"],
+        threads=asked["threads"],
+        question_tokens=asked["question_tokens"],
+        new_tokens=asked["new_tokens"],
+    )
+    return check_same(
+        baseline,
+        setup=dataclasses.asdict(setup),
+        environment=describe_environment(),
+        bundles={bundle.name: hash_file(bundle / MANIFEST) for bundle in bundles},
+        allow_other_setup=allow_other_setup,
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
 
-__all__ = ["COUNTS"]
+__all__ = ["COUNTS", "PERCENT"]
 
 _MOST = 1024  # of a batch or of requests at once
 
@@ -34,3 +35,20 @@ class _Counts(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
 
 
 COUNTS = _Counts()
+
+
+class _Percent(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A share written as a percentage: ``10%`` is 0.1."""
+
+    name = "percent"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        if isinstance(value, float):  # a default
+            return value
+        found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)\s*%", str(value).strip(), re.ASCII)
+        if found is None:
+            self.fail(f"{value!r} is not a percentage from 0% up; write for example 10%", parameter, context)
+        return float(found[1]) / 100
+
+
+PERCENT = _Percent()

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from blip3v.bench.compare import Comparison
 from blip3v.bench.gemm_graphs import KIND_NAMES
 from blip3v.bench.limits import Limits
 from blip3v.bench.metrics import LATENCIES
@@ -18,7 +19,7 @@ from blip3v.commands.tables import print_table
 from blip3v.runtime import BackendReport
 from blip3v.units import format_bytes, format_count, format_number, format_ratio
 
-__all__ = ["print_report", "print_throughput"]
+__all__ = ["print_comparison", "print_report", "print_throughput"]
 
 
 def print_report(report: BenchReport, console: Console) -> None:
@@ -38,6 +39,28 @@ def print_throughput(report: BenchReport, console: Console) -> None:
     """Prints samples per second and the notes that explain them."""
     print_table(console, _throughput(report))
     for line in _notes(report):
+        console.print(escape(line), soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Prints the medians beside the baseline's, and which are worse."""
+    table = _table("medians against the baseline, ms")
+    for heading in ("tokens", "median", "before", "now", "now / before", ""):
+        table.add_column(heading, justify="left" if heading in ("tokens", "median", "") else "right")
+    for median in comparison.medians:
+        name = LATENCIES.get(median.quantity) or median.quantity.removesuffix("_s").replace("_", " ")
+        seconds = (format_number(1000 * value) for value in (median.before_s, median.now_s))
+        worse = "worse" if median in comparison.worse else ""
+        table.add_row(median.row, name, *seconds, format_ratio(median.ratio), worse)
+    print_table(console, table)
+    console.print(
+        f"{len(comparison.worse)} of {format_count(len(comparison.medians), 'median')} worse by more than "
+        f"{100 * comparison.tolerance:g} %."
+    )
+    for line in (
+        *(f"Not comparable, and compared as asked: {difference}." for difference in comparison.differences),
+        *(f"Not in the baseline: {label}." for label in comparison.unmatched),
+    ):
         console.print(escape(line), soft_wrap=True)
 
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,18 @@ import pytest
 from bench_bundles import small_bundles
 from click.testing import CliRunner, Result
 
+from blip3v.bench.csv_text import csv_text
 from blip3v.bench.limits import GemmRate, Limits
+from blip3v.bench.markdown_text import markdown_text
 from blip3v.bundle import open_bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.commands.bench import command
-from blip3v.errors import ArtifactMissingError, UnsupportedVideoError, UsageError
+from blip3v.commands.bench_files import draw_default
+from blip3v.commands.failure import failure_of
+from blip3v.errors import ArtifactMissingError, ConfigError, SlowerError, UnsupportedVideoError, UsageError
+from blip3v.extras import pip_line
 from blip3v.runtime import VideoLM
+from scripts import plot_bench
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "examples" / "turn.mp4"
@@ -51,9 +56,13 @@ def _bench(*arguments: str) -> Result:
 
 @pytest.fixture(scope="module")
 def result(bundles: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """One real measurement of both bundles, also written to a file."""
+    """One real measurement of both bundles, also written to files."""
     path = tmp_path_factory.mktemp("results") / "bench.json"
-    return _bench(*map(str, bundles), *FEW, "--clip", str(CLIP), "-o", str(path), "--json"), path
+    files = [("--csv", path.with_suffix(".csv")), ("--markdown", path.with_suffix(".md"))]
+    if importlib.util.find_spec("matplotlib") is not None:
+        files.append(("--plot", path.with_suffix(".svg")))
+    words = [str(word) for pair in files for word in pair]
+    return _bench(*map(str, bundles), *FEW, "--clip", str(CLIP), "-o", str(path), *words, "--json"), path
 
 
 def test_json_says_what_was_measured_on_what(result: tuple[Result, Path], bundles: list[Path]) -> None:
@@ -166,6 +175,13 @@ def test_counts_that_cannot_be_measured_are_refused(counts: str) -> None:
         assert "whole number from 1 to 1024" in ran.stderr or "twice" in ran.stderr
 
 
+@pytest.mark.parametrize("share", ["10", "-1%", "x%", "1e3%", "%"])
+def test_a_tolerance_is_a_percentage(share: str) -> None:
+    ran = _bench("x", f"--tolerance={share}")
+    assert ran.exit_code == 2
+    assert "is not a percentage from 0% up; write for example 10%" in ran.stderr
+
+
 def test_fewer_video_tokens_make_the_language_model_faster(result: tuple[Result, Path]) -> None:
     baseline, small = json.loads(result[0].stdout)["rows"]
     assert baseline["language_model"]["ratio"] == 1
@@ -180,16 +196,61 @@ def test_tables_go_to_stdout_and_a_default_clip_is_made(bundles: list[Path]) -> 
     assert "No ratios" in ran.stdout
 
 
-def test_the_plot_is_drawn_from_the_json(result: tuple[Result, Path], tmp_path: Path) -> None:
+def test_every_file_is_made_from_the_result(result: tuple[Result, Path]) -> None:
+    path = result[1]
+    found = json.loads(path.read_text("utf-8"))
+    assert path.with_suffix(".csv").read_text("utf-8") == csv_text(found)
+    assert path.with_suffix(".md").read_text("utf-8") == markdown_text(found)
+    assert found["command"]
+
+
+def test_the_script_draws_what_the_command_draws(result: tuple[Result, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    output = tmp_path / "bench.png"
-    script = ROOT / "scripts" / "plot_bench.py"
-    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib")}
-    subprocess.run([sys.executable, str(script), str(result[1]), str(output)], check=True, env=environment)
-    assert output.read_bytes().startswith(b"\x89PNG")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 1
-    assert "usage" in done.stderr
+    output = tmp_path / "bench.svg"
+    plot_bench.main(result[1], output)
+    assert output.read_bytes() == result[1].with_suffix(".svg").read_bytes()
+    with pytest.raises(SystemExit, match=r"has to end in .png"):
+        plot_bench.main(result[1], tmp_path / "bench.jpg")
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError) as refused:
+        _bench("x", "--plot", str(tmp_path / "bench.png"))
+    found = failure_of(refused.value, verb="bench")
+    assert found is not None
+    assert found.message == f"the package 'matplotlib' is not installed; run: {pip_line('eval')}"
+
+
+def test_a_result_that_is_slower_than_its_baseline_ends_with_code_10(
+    result: tuple[Result, Path], bundles: list[Path], tmp_path: Path
+) -> None:
+    baseline = json.loads(result[1].read_text("utf-8"))
+    for entry in baseline["rows"]:
+        for figures in entry["stages"].values():
+            figures["p50"] /= 1000
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(baseline))
+    arguments = ("-w", "0", "-r", "1", "--threads", "1", "--clip", str(CLIP), "--baseline", str(path), "--json")
+    ran = CliRunner().invoke(command, [str(bundles[1]), *arguments])
+    assert isinstance(ran.exception, SlowerError)
+    assert ran.exception.exit_code == 10
+    found = json.loads(ran.stdout)
+    assert found["error"]["exit_code"] == 10
+    assert found["comparison"]["tolerance"] == 0.1
+    worse = [median["quantity"] for median in found["comparison"]["medians"] if median["is_worse"]]
+    assert {"prefill_s", "whole_chain_s"} <= set(worse)
+
+
+def test_a_baseline_of_another_setup_is_refused_before_anything_is_measured(
+    result: tuple[Result, Path], bundles: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip3v.commands.bench.run_bench", lambda *of, **how: pytest.fail("measured"))
+    arguments = (str(bundles[1]), "--threads", "1", "--clip", str(CLIP), "--baseline", str(result[1]))
+    with pytest.raises(UsageError, match="new_tokens was 32 and is 8"):
+        _bench(*arguments, "--new-tokens", "8")
 
 
 def test_an_existing_file_is_kept_unless_forced(bundles: list[Path], tmp_path: Path) -> None:
@@ -214,9 +275,15 @@ def test_an_existing_file_is_kept_unless_forced(bundles: list[Path], tmp_path: P
         (["--force"], UsageError, "--force has no effect"),
         (["-o", "nowhere/bench.json"], UsageError, "is not a folder"),
         (["-o", "."], UsageError, "choose a file"),
+        (["--csv", "nowhere/bench.csv"], UsageError, "choose --csv in an existing folder"),
+        (["--csv", "a", "--markdown", "a"], UsageError, "two of --csv, --markdown name the same file"),
+        (["--plot", "bench.jpg"], UsageError, "has to end in .png, .svg, .pdf"),
+        (["--tolerance", "5%"], UsageError, "--tolerance has no effect without --baseline"),
+        (["--allow-other-setup"], UsageError, "--allow-other-setup has no effect without --baseline"),
+        (["--baseline", "nowhere.json"], ConfigError, "nowhere.json cannot be read"),
         (["--models", "nowhere"], ArtifactMissingError, "tiny-none"),
     ],
-    ids=["no-bundle", "nothing", "precision", "models", "force", "no-folder", "folder", "no-models"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_refusals(
     arguments: list[str], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,7 +308,7 @@ def test_a_clip_that_is_not_a_video_gets_the_error_of_the_runtime(bundles: list[
 
 def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 5
+    assert text.count("blip3v bench ") == 6
     assert "default: 30" in text
 
 
@@ -250,3 +317,17 @@ def test_more_threads_than_cpus_are_refused_before_anything_is_exported(monkeypa
     monkeypatch.setattr("blip3v.commands.bench.default_bundles", lambda *a, **k: pytest.fail("exported"))
     with pytest.raises(UsageError, match="threads is 100000; this machine has"):
         _bench("--threads", "100000")
+
+
+def test_the_plot_that_comes_without_asking_says_what_it_needs(
+    result: tuple[Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, path = json.loads(result[1].read_text("utf-8")), tmp_path / "bench.png"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    draw_default(found, path)
+    assert not path.exists()
+    assert f"no plot: matplotlib is not installed; run: {pip_line('eval')}" in capsys.readouterr().err
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    draw_default(found, path)
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -9,9 +9,10 @@ from bench_samples import report, row
 from rich.console import Console
 
 from blip3v.bench import BenchReport, Shape
+from blip3v.bench.compare import compare
 from blip3v.bench.limits import GemmRate, Limits
 from blip3v.bench.work import Work
-from blip3v.commands.bench_tables import print_report
+from blip3v.commands.bench_tables import print_comparison, print_report
 
 
 def printed(found: BenchReport) -> str:
@@ -88,6 +89,21 @@ def test_batches_and_requests_at_once_are_named() -> None:
     assert speeds[2][-3:-1] == ["-", "-"]
     assert "their stages overlap" in text
     assert any(line.startswith("  1024, 4 at once") for line in text.splitlines())
+
+
+def test_a_comparison_shows_what_is_worse() -> None:
+    before, now = report(row([1, 1])).to_dict(), report(row([1, 1])).to_dict()
+    now["rows"][0]["stages"]["prefill_s"]["p50"] *= 1.5
+    found = compare(now, before, tolerance=0.1, differences=["cpu was a and is b"])
+    console = Console(file=io.StringIO(), width=80)
+    print_comparison(found, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    prefill = next(line.split() for line in text.splitlines() if "prefill" in line)
+    assert prefill == ["1024", "prefill", "4000", "6000", "1.50x", "worse"]
+    assert "1 of 8 medians worse by more than 10 %." in text
+    assert "Not comparable, and compared as asked: cpu was a and is b." in text
+    assert next(line.split()[1] for line in text.splitlines() if "10500" in line) == "TTFT"
 
 
 def test_trained_rows_carry_no_warning() -> None:

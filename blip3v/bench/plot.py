@@ -24,7 +24,7 @@ PAPER = {1024: 3.3, 128: 7.5, 32: 8.2, 16: 8.5}  # video tokens -> samples per s
 SUFFIXES = (".png", ".svg", ".pdf")
 
 _GREY = "#495057"
-_LEGEND = {"fontsize": 7, "frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "handlelength": 3.2}
+_LEGEND = {"fontsize": 7, "frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
 _CURVES = ("#2a6f97", "#e07a5f", "#6a994e", "#8e7cc3", "#bc8f00", "#444444")
 _STAGES = {
     "file_decode_s": ("file decode", "#adb5bd"),
@@ -99,10 +99,10 @@ def _curves(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.margins(x=0.1, y=0.12)
+    axis.margins(x=0.1, y=0.15)
     axis.set_xlabel("video tokens")
     axis.set_title("samples per second", fontsize=11, loc="left")
-    axis.legend(**_LEGEND, ncols=2 if len(names) > 1 else 3)
+    axis.legend(**_LEGEND, ncols=2 if len(names) > 1 else 3, handlelength=3)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -120,20 +120,24 @@ def _curve(
         if speed["ratio"] is not None:
             text += f"\n{speed['ratio']:.2f}x"
         point = (count, speed["samples_per_s"])
-        axis.annotate(text, point, xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7)
+        place = {"xytext": (0, -4), "va": "top"} if part == "whole_chain" else {"xytext": (0, 4), "va": "bottom"}
+        axis.annotate(text, point, textcoords="offset points", ha="center", fontsize=7, **place)
 
 
 def _bars(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     """The median seconds of each stage of a turn, in a bar for each row."""
+    seconds = {name: [max(0.0, _stage_s(row, name)) for row in rows] for name in _STAGES}
     left = [0.0] * len(rows)
+    longest_s = max(sum(values) for values in zip(*seconds.values(), strict=True))
+    unit, per_second = ("seconds", 1) if longest_s >= 2 else ("ms", 1000)
     for name, (label, colour) in _STAGES.items():
-        widths = [1000 * max(0.0, _stage_s(row, name)) for row in rows]
+        widths = [per_second * value for value in seconds[name]]
         axis.barh(range(len(rows)), widths, left=left, color=colour, label=label, height=0.62)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.set_yticks(range(len(rows)), row_labels(rows), fontsize=8)
-    axis.set_xlabel("ms of a turn, sum of the medians")
+    axis.set_xlabel(f"{unit} of a turn, sum of the medians")
     axis.set_title("where the time goes", fontsize=11, loc="left")
-    axis.legend(**_LEGEND, ncols=6)
+    axis.legend(**_LEGEND, ncols=6, handlelength=1.2, columnspacing=1.2)
     axis.grid(axis="x", alpha=0.25)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

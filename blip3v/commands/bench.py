@@ -14,17 +14,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 from blip3v.bench.compare import Comparison, check_same, compare
-from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
+from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.environment import describe_environment
 from blip3v.bench.limits import measure_limits
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
+from blip3v.bench.random_preset import random_bundle, token_counts
 from blip3v.bench.report import BenchReport, Setup
 from blip3v.bench.results import Result, read_result
-from blip3v.bench.run import check_clip, run_bench
+from blip3v.bench.run import run_bench
 from blip3v.bench.sample import Shape
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
 from blip3v.bundle.scan import hash_file
+from blip3v.commands.bench_checks import CACHE, check_baseline, check_inputs, check_options, check_preset
 from blip3v.commands.bench_files import ResultFiles, draw_default
 from blip3v.commands.bench_options import COUNTS, PERCENT
 from blip3v.commands.bench_tables import print_comparison, print_report
@@ -34,9 +36,8 @@ from blip3v.commands.local_models import MODEL_PATH, download_option, local_mode
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
-from blip3v.errors import SlowerError, UsageError
-from blip3v.folders import check_bundle
-from blip3v.publishing import check_writable
+from blip3v.config import PRESETS
+from blip3v.errors import SlowerError
 from blip3v.runtime import OpenEstimate
 from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.runtime.opening import check_threads
@@ -45,17 +46,24 @@ from blip3v.units import format_count, format_ratio
 
 __all__ = ["command"]
 
-_CACHE = Path("blip3v-bench")
 _TOLERANCE = 0.1
+_TURNS = 3, 30  # of warm-up, and measured
+_TURNS_OF_PRESET = 1, 3  # which may be large: each turn then takes minutes
 
 
 @click.command("bench", short_help="Measure samples per second against the 1024-token baseline.")
 @click.argument("bundles", nargs=-1, type=MODEL_PATH, metavar="[BUNDLE]...")
 @click.option(
-    "-w", "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Turns to discard first."
+    "-w",
+    "--warmup",
+    type=click.IntRange(min=0),
+    help="Turns to discard first.  [default: 3, with --preset 1]",
 )
 @click.option(
-    "-r", "--repetitions", type=click.IntRange(min=1), default=30, show_default=True, help="Turns to measure."
+    "-r",
+    "--repetitions",
+    type=click.IntRange(min=1),
+    help="Turns to measure.  [default: 30, with --preset 3]",
 )
 @click.option(
     "--tokens",
@@ -110,6 +118,13 @@ _TOLERANCE = 0.1
     type=click.Path(path_type=Path),
     help="Folder with the model folders tiny-ENCODER to export; not with BUNDLE.  [default: those in the package]",
 )
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Measure this model shape with random weights: a bundle is exported, after a word on the memory and disk that "
+    "it takes, and kept in the folder blip3v-bench; needs --init random, not with BUNDLE.",
+)
+@click.option("--init", type=click.Choice(["random"]), help="Random weights, for --preset.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Also write a CSV file with one line for each row.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables to this Markdown file.")
@@ -137,8 +152,8 @@ _TOLERANCE = 0.1
 @quiet_option
 def command(
     bundles: tuple[Path, ...],
-    warmup: int,
-    repetitions: int,
+    warmup: int | None,
+    repetitions: int | None,
     tokens: tuple[int, ...],
     batch_sizes: tuple[int, ...] | None,
     requests_at_once: tuple[int, ...] | None,
@@ -149,6 +164,8 @@ def command(
     clip: Path | None,
     precision: str | None,
     models: Path | None,
+    preset: str | None,
+    init: str | None,
     output: Path | None,
     csv: Path | None,
     markdown: Path | None,
@@ -174,26 +191,32 @@ def command(
       blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
       blip3v bench my-bundle --batch-sizes 1,2,4,8 --requests-at-once 8 --new-tokens 64
+      blip3v bench --preset xgen-mm-vid --init random --precision int8
       blip3v bench --baseline bench.json --tolerance 15% --markdown bench.md
     """
     chosen = Precision.parse(precision or DEFAULT_PRECISION)
     check_threads(threads)
-    _check_options(bundles, tokens, precision, models)
-    _check_baseline(baseline, tolerance, allow_other_setup)
+    check_options(bundles, tokens, precision, models, preset)
+    check_preset(bundles, preset, init, models)
+    check_baseline(baseline, tolerance, allow_other_setup)
     files = ResultFiles(output=output, csv=csv, markdown=markdown, plot=plot, force=force)
     earlier = None if baseline is None else read_result(baseline)
     exports = not bundles
     bundles = tuple(map(local_model, bundles))
     files.check()
-    _check_inputs(bundles, models, clip)
+    check_inputs(bundles, models, clip, trained=preset is None)
     for backend in backends:
         for graph, name in parse_backends(backend).items():
             choose_backend(name, graph)
-    if exports:
-        bundles = tuple(default_bundles(_CACHE, models=models, precision=chosen, progress=talk))
+    if preset is not None:
+        bundles = (random_bundle(CACHE, preset, precision=chosen, backends=backends, progress=talk),)
+        tokens = tokens or token_counts(preset)
+    elif exports:
+        bundles = tuple(default_bundles(CACHE, models=models, precision=chosen, progress=talk))
+    default_warmup, default_repetitions = _TURNS if preset is None else _TURNS_OF_PRESET
     asked = _Asked(
-        warmup=warmup,
-        repetitions=repetitions,
+        warmup=default_warmup if warmup is None else warmup,
+        repetitions=default_repetitions if repetitions is None else repetitions,
         shapes=_shapes(tokens, batch_sizes, requests_at_once),
         question_tokens=question_tokens,
         new_tokens=new_tokens,
@@ -210,7 +233,7 @@ def command(
         result["comparison"] = comparison.to_dict()
     files.write(result)
     if exports and plot is None:
-        draw_default(result, _CACHE / "bench.png")
+        draw_default(result, CACHE / "bench.png")
     slower = None if comparison is None else _slower(comparison)
     if as_json:
         print_json(dumps(result if slower is None else with_error(result, slower)))
@@ -246,32 +269,6 @@ def _shapes(
         for count in tokens or (None,)
         for size, at_once in dict.fromkeys(loads)
     ]
-
-
-def _check_options(
-    bundles: tuple[Path, ...], tokens: tuple[int, ...], precision: str | None, models: Path | None
-) -> None:
-    if tokens and not bundles:
-        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
-    if bundles and (precision is not None or models is not None):
-        option = "--precision" if precision is not None else "--models"
-        raise UsageError(f"{option} has no effect on an existing bundle; leave it out, or name no bundle")
-
-
-def _check_baseline(baseline: Path | None, tolerance: float | None, allow_other_setup: bool) -> None:
-    if baseline is None and (tolerance is not None or allow_other_setup):
-        option = "--tolerance" if tolerance is not None else "--allow-other-setup"
-        raise UsageError(f"{option} has no effect without --baseline")
-
-
-def _check_inputs(bundles: tuple[Path, ...], models: Path | None, clip: Path | None) -> None:
-    if clip is not None:
-        check_clip(clip)
-    for bundle in bundles:
-        check_bundle(bundle)
-    if not bundles:
-        check_models(models)
-        check_writable(_CACHE / "bundle")
 
 
 def _slower(comparison: Comparison) -> SlowerError | None:

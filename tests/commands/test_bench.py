@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from bench_bundles import small_bundles
+from bench_samples import report, row
 from click.testing import CliRunner, Result
 
+from blip3v.bench import BenchReport
 from blip3v.bench.csv_text import csv_text
 from blip3v.bench.limits import GemmRate, Limits
 from blip3v.bench.markdown_text import markdown_text
@@ -280,6 +282,10 @@ def test_an_existing_file_is_kept_unless_forced(bundles: list[Path], tmp_path: P
         (["--plot", "bench.jpg"], UsageError, "has to end in .png, .svg, .pdf"),
         (["--tolerance", "5%"], UsageError, "--tolerance has no effect without --baseline"),
         (["--allow-other-setup"], UsageError, "--allow-other-setup has no effect without --baseline"),
+        (["--init", "random"], UsageError, "--init has no effect without --preset"),
+        (["--preset", "tiny"], UsageError, "--preset tiny is measured with random weights; add --init random"),
+        (["x", "--preset", "tiny", "--init", "random"], UsageError, "--preset and BUNDLE name different things"),
+        (["--preset", "tiny", "--init", "random", "--models", "x"], UsageError, "--preset and --models name different"),
         (["--baseline", "nowhere.json"], ConfigError, "nowhere.json cannot be read"),
         (["--models", "nowhere"], ArtifactMissingError, "tiny-none"),
     ],
@@ -308,7 +314,7 @@ def test_a_clip_that_is_not_a_video_gets_the_error_of_the_runtime(bundles: list[
 
 def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 6
+    assert text.count("blip3v bench ") == 7
     assert "default: 30" in text
 
 
@@ -317,6 +323,33 @@ def test_more_threads_than_cpus_are_refused_before_anything_is_exported(monkeypa
     monkeypatch.setattr("blip3v.commands.bench.default_bundles", lambda *a, **k: pytest.fail("exported"))
     with pytest.raises(UsageError, match="threads is 100000; this machine has"):
         _bench("--threads", "100000")
+
+
+def test_a_preset_is_measured_at_all_counts_in_few_turns(
+    bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle stands for the export, which has its own test."""
+    asked: dict[str, object] = {}
+
+    def export(folder: Path, preset: str, **how: object) -> Path:
+        asked.update(how, preset=preset)
+        return bundles[1]
+
+    def measure(paths: tuple[Path, ...], clip: Path, **how: object) -> BenchReport:
+        asked.update(how, bundles=paths)
+        return report(row([1, 1]))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blip3v-bench").mkdir()
+    monkeypatch.setattr("blip3v.commands.bench.random_bundle", export)
+    monkeypatch.setattr("blip3v.commands.bench.run_bench", measure)
+    ran = _bench("--preset", "xgen-mm-vid", "--init", "random", "--precision", "fp32", "--clip", str(CLIP))
+    assert "samples per second" in ran.stdout
+    assert (asked["preset"], str(asked["precision"]), asked["bundles"]) == ("xgen-mm-vid", "fp32", (bundles[1],))
+    assert (asked["warmup"], asked["repetitions"]) == (1, 3)
+    shapes = asked["shapes"]
+    assert isinstance(shapes, list)
+    assert [shape.num_video_tokens for shape in shapes] == [1024, 128, 32, 16]
 
 
 def test_the_plot_that_comes_without_asking_says_what_it_needs(

@@ -21,11 +21,17 @@ from blip3v.units import format_bytes, format_count, format_number, format_ratio
 
 __all__ = ["print_comparison", "print_report", "print_throughput"]
 
+_WORDS = (
+    "TTFT: from the file to the first token. TPOT: mean time of each further token of an answer. ITL: each gap between "
+    "two tokens. E2EL: from the file to the last token. The words are vLLM's."
+)
+
 
 def print_report(report: BenchReport, console: Console) -> None:
     """Prints samples per second, latencies, the stages, and the machine and bundles that were measured."""
     print_throughput(report, console)
     print_table(console, _latencies(report))
+    console.print(_WORDS, soft_wrap=True)
     print_table(console, _stages(report))
     if report.limits is not None:
         print_table(console, _shares(report, report.limits))
@@ -114,10 +120,6 @@ def _notes(report: BenchReport) -> Iterator[str]:
             "A batch: so many videos and questions, answered together. At once: so many threads that ask one model, "
             "each from its file; their stages overlap and have no speed of their own."
         )
-    yield (
-        "TTFT: from the file to the first token. TPOT: mean time of each further token of an answer. ITL: each gap "
-        "between two tokens. E2EL: from the file to the last token. The words are vLLM's."
-    )
     yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps only."
     turns, warmup = format_count(setup.repetitions, "turn"), format_count(setup.warmup, "turn")
     yield f"Medians of {turns}, bundle after bundle, after {warmup} of warm-up."

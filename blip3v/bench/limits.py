@@ -55,7 +55,7 @@ class Limits:
     cache_bytes: int | None  # the largest of the processor's caches; None: not known
     gemm: tuple[GemmRate, ...]
 
-    def operations_per_s(self, kind: GemmKind) -> GemmRate | None:
+    def fastest(self, kind: GemmKind) -> GemmRate | None:
         """The fastest engine's rate for weights of a format; None: it could not be measured on any."""
         measured = [rate for rate in self.gemm if rate.kind == kind and rate.operations_per_s is not None]
         return max(measured, key=lambda rate: rate.operations_per_s or 0.0, default=None)

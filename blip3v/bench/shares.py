@@ -51,7 +51,7 @@ def _of_gemm(
     kind: GemmKind | None,
     limits: Limits,
 ) -> Share:
-    rate = None if kind is None else limits.operations_per_s(kind)
+    rate = None if kind is None else limits.fastest(kind)
     reached = None if operations is None else operations / seconds
     problem = None
     if operations is None:

@@ -65,10 +65,20 @@ def draw(result: Result, path: Path) -> None:
     figure.text(0.5, 0.012, _caption(result, rows), ha="center", va="bottom", fontsize=7, color=_GREY)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     picture = io.BytesIO()
-    metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
+    metadata = {
+        ".png": {"Software": None, "Description": _origin(result)},
+        ".svg": {"Date": None, "Description": _origin(result)},
+        ".pdf": {"CreationDate": None, "Subject": _origin(result)},
+    }[path.suffix]
     with matplotlib.rc_context({"svg.hashsalt": "blip3v"}):
         figure.savefig(picture, format=path.suffix[1:], metadata=metadata)
     write_file(path, picture.getvalue())
+
+
+def _origin(result: Result) -> str:
+    """What goes into the file unseen: the command, the day and the hash of each bundle."""
+    hashes = {f"{row['name']} {row['manifest_sha256']}": None for row in result["rows"]}
+    return "; ".join([result["command"] or "blip3v bench", result["environment"]["date"], *hashes])
 
 
 def _curves(axis: Any, rows: Sequence[dict[str, Any]]) -> None:

@@ -116,6 +116,7 @@ def test_the_svg_names_the_stages_and_the_paper(tmp_path: Path) -> None:
         "batch 4",
     ):
         assert words in text
+    assert "blip3v bench a|b; 2026-01-01T00:00:00+00:00; bundle-none abab" in text
 
 
 def test_another_ending_is_refused() -> None:

@@ -59,6 +59,7 @@ Exit codes:
   7    video
   8    request
   9    server
+  10   slower than the baseline of bench
   130  interrupted
 """
 

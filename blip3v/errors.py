@@ -22,7 +22,8 @@
     |- RequestError                  8   a request that the model cannot serve (prompt too long, bad options)
     |  |- CancelledError             8     the caller cancelled it
     |  `- RequestTimeoutError        8     it took longer than the caller allowed
-    `- ServerError                   9   the HTTP server
+    |- ServerError                   9   the HTTP server
+    `- SlowerError                   10  a measurement is slower than its baseline allows
 
 A message has three parts: what is wrong with the actual value, what is allowed, and what to run or do next. If the
 last part names parameters, it is the ``remedy``, written as Python arguments; the command line shows them as options.
@@ -51,6 +52,7 @@ __all__ = [
     "RequestError",
     "RequestTimeoutError",
     "ServerError",
+    "SlowerError",
     "UnsupportedVideoError",
     "UsageError",
     "VideoError",
@@ -185,3 +187,9 @@ class ServerError(Blip3vError):
     """The HTTP server could not start or keep running."""
 
     exit_code = 9
+
+
+class SlowerError(Blip3vError):
+    """A median of a measurement is slower than its baseline by more than the tolerance."""
+
+    exit_code = 10

@@ -5,9 +5,12 @@ which may have exported the bundles a moment before.
 """
 
 from blip3v.bench.defaults import ROWS, BundleRow, default_bundles, default_film, write_default_clip
-from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS, Sample
-from blip3v.bench.report import BenchReport, ReportRow, Statistics
+from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
+from blip3v.bench.metrics import Metrics
+from blip3v.bench.report import BenchReport, ReportRow
 from blip3v.bench.run import run_bench
+from blip3v.bench.sample import RequestTimes, Sample, Shape
+from blip3v.bench.statistics import Statistics
 
 __all__ = [
     "NEW_TOKENS",
@@ -15,8 +18,11 @@ __all__ = [
     "ROWS",
     "BenchReport",
     "BundleRow",
+    "Metrics",
     "ReportRow",
+    "RequestTimes",
     "Sample",
+    "Shape",
     "Statistics",
     "default_bundles",
     "default_film",

@@ -23,7 +23,15 @@ from blip3v.model.arguments import check_opening
 if TYPE_CHECKING:
     from blip3v.export import ExportSource
 
-__all__ = ["ROWS", "BundleRow", "check_models", "default_bundles", "default_film", "write_default_clip"]
+__all__ = [
+    "ROWS",
+    "BundleRow",
+    "check_models",
+    "default_bundles",
+    "default_film",
+    "kept_bundle",
+    "write_default_clip",
+]
 
 _FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
 _DEFAULT = Precision.parse(DEFAULT_PRECISION)
@@ -76,7 +84,7 @@ def default_bundles(
         ExportError, ParityError: as ``blip3v export``.
     """
     check_models(models, rows)
-    return [_bundle(_source(row, models), folder, precision, progress) for row in rows]
+    return [kept_bundle(_source(row, models), folder, precision, progress) for row in rows]
 
 
 def check_models(models: Path | None, rows: Sequence[BundleRow] = ROWS) -> None:
@@ -103,8 +111,26 @@ def _source(row: BundleRow, models: Path | None) -> ExportSource:
     return folder_source(model, encoder=row.encoder, num_video_tokens=row.num_video_tokens)
 
 
-def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: Callable[[str], None]) -> Path:
-    from blip3v.export import export_bundle  # as above
+def kept_bundle(
+    source: ExportSource,
+    folder: Path,
+    precision: Precision,
+    progress: Callable[[str], None],
+    *,
+    check: bool = True,
+    before_export: Callable[[Path], None] = lambda path: None,
+) -> Path:
+    """Exports one bundle to ``folder``, or reuses the intact one that is already there; see ``default_bundles``.
+
+    Args:
+        source: what is exported.
+        folder: where bundles are kept.
+        precision: of each graph.
+        progress: called with a line about the bundle.
+        check: whether to compare the graphs with PyTorch.
+        before_export: called with the bundle's path unless it is reused; may raise.
+    """
+    from blip3v.export import export_bundle  # imports PyTorch
     from blip3v.export.accuracy_run import AccuracyOptions
     from blip3v.export.quantization import QuantizationOptions
 
@@ -117,12 +143,16 @@ def _bundle(source: ExportSource, folder: Path, precision: Precision, progress: 
         else:
             progress(f"using {path}")
             return path
+    before_export(path)
     progress(f"exporting {path}")
     folder.mkdir(parents=True, exist_ok=True)
     quantization = None
     if precision.is_quantized:  # of speed alone: a few questions show that the graphs run
         quantization = QuantizationOptions(accuracy=AccuracyOptions(num_questions=_FEW_QUESTIONS, max_drop=100))
-    return export_bundle(source, path, precision=precision, quantization=quantization, force=path.exists()).path
+    exported = export_bundle(
+        source, path, precision=precision, quantization=quantization, check=check, force=path.exists()
+    )
+    return exported.path
 
 
 def _key(source: ExportSource, precision: Precision) -> str:

@@ -17,7 +17,7 @@ import blip3v
 
 __all__ = ["describe_environment", "load_average"]
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "av", "tokenizers")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "av", "tokenizers")
 
 
 def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _versions() -> dict[str, str]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # only one of the two ONNX Runtime packages is installed
+            continue  # engines that are not there
     return versions
 
 

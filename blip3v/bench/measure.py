@@ -1,6 +1,7 @@
-"""What a sample is, how it is timed, and in which order several bundles are measured.
+"""How a turn is timed, and in which order several bundles are measured.
 
-Not here: the process around a bundle (``worker.py``), and the figures computed from the seconds (``report.py``).
+Not here: what a turn gives (``sample.py``), the process around a bundle (``worker.py``), and the figures computed from
+the seconds (``report.py``).
 """
 
 from __future__ import annotations
@@ -8,88 +9,145 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
+from blip3v.bench.sample import RequestTimes, Sample, Shape
 from blip3v.data.film import make_film
 from blip3v.data.questions import questions
 from blip3v.errors import RequestError
-from blip3v.runtime import GenerationOptions, VideoLM
+from blip3v.runtime import Answer, GenerationOptions, VideoLM, VideoTokens
 from blip3v.text import Tokenizer
 from blip3v.video.source import VideoInput
 
-__all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Sample", "measure_sample", "question_of_length", "take_turns"]
+__all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Question", "measure_sample", "question_of_length", "take_turns"]
 
 QUESTION_TOKENS = 32
 NEW_TOKENS = 32
 _QUESTIONS_SEED = 0  # of the film whose questions provide the words
 _PAD = "?"
-_OPTIONS = GenerationOptions(max_new_tokens=NEW_TOKENS, ignore_stop_token=True)  # greedy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Seconds of one sample: a file decoded, a question answered with ``NEW_TOKENS`` tokens."""
+class Question:
+    """What every request of a measurement asks."""
 
-    whole_chain_s: float  # wall-clock time of the call; exceeds the sum of the stages by other_s
-    file_decode_s: float
-    preprocess_s: float
-    video_encoder_s: float
-    prefill_s: float  # yields the first new token
-    steps_s: float  # all decoding steps
-    num_steps: int
-    prompt_tokens: int  # positions before the answer: video tokens, question, chat template
+    clip: VideoInput  # the video file, which each request decodes, or frames
+    text: str
+    num_new_tokens: int = NEW_TOKENS  # of the answer, at least 2; the stop token does not end it
 
     @property
-    def per_token_s(self) -> float:
-        """Mean of the sample's decoding steps."""
-        return self.steps_s / self.num_steps
-
-    @property
-    def language_model_s(self) -> float:
-        """The language model alone: prefill and decoding steps."""
-        return self.prefill_s + self.steps_s
-
-    @property
-    def other_s(self) -> float:
-        """Time outside the stages: tokenizer, cache, the choice of tokens, text."""
-        stages_s = self.file_decode_s + self.preprocess_s + self.video_encoder_s + self.language_model_s
-        return self.whole_chain_s - stages_s
+    def options(self) -> GenerationOptions:
+        """Greedy, exactly that many tokens."""
+        return GenerationOptions(max_new_tokens=self.num_new_tokens, ignore_stop_token=True)
 
 
-def measure_sample(lm: VideoLM, clip: VideoInput, question: str, num_video_tokens: int | None = None) -> Sample:
-    """Answers once, from the video to the last token, and returns how long that took.
+def measure_sample(lm: VideoLM, question: Question, shape: Shape) -> Sample:
+    """Takes one turn: answers once, a batch, or several requests at once, each from its file to its last token.
 
     Args:
         lm: the opened bundle.
-        clip: the video file, or its frames.
-        question: the question about it.
-        num_video_tokens: video tokens that the language model sees, with the encoder's own repeated or cut; None:
-            exactly its own.
+        question: what is asked.
+        shape: how many requests, and how many video tokens the language model sees.
 
     Raises:
         VideoError: the clip cannot be used.
-        RequestError: question and answer do not fit the context.
+        RequestError: question and answer do not fit the context, or a batch does not fit into the cache's memory.
         BackendError: the inference engine failed.
     """
+    if shape.batch_size > 1:
+        return _batch(lm, question, shape)
     start_s = time.perf_counter()
-    video = lm.encode(clip)
-    if num_video_tokens is not None:
-        video = dataclasses.replace(video, tokens=video.tokens[np.arange(num_video_tokens) % len(video)])
-    answer = lm.ask(video, question, options=_OPTIONS)
-    whole_chain_s = time.perf_counter() - start_s
-    assert answer.usage.num_new_tokens == NEW_TOKENS
-    timings = answer.timings
+    if shape.requests_at_once == 1:
+        answered = [_answer(lm, question, shape)]
+    else:
+        with ThreadPoolExecutor(shape.requests_at_once, thread_name_prefix="blip3v-bench") as pool:
+            asked = [pool.submit(_answer, lm, question, shape) for _ in range(shape.requests_at_once)]
+            answered = [one.result() for one in asked]
+    return _mean(time.perf_counter() - start_s, answered)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answered:
+    """A request after its answer. The answer's own timings are without the video, which was encoded before."""
+
+    video: VideoTokens
+    answer: Answer
+    times: RequestTimes
+
+
+def _encode(lm: VideoLM, question: Question, shape: Shape) -> VideoTokens:
+    video = lm.encode(question.clip)
+    if shape.num_video_tokens is None:
+        return video
+    return dataclasses.replace(video, tokens=video.tokens[np.arange(shape.num_video_tokens) % len(video)])
+
+
+def _answer(lm: VideoLM, question: Question, shape: Shape) -> _Answered:
+    start_s = time.perf_counter()
+    video = _encode(lm, question, shape)
+    with lm.stream(video, question.text, options=question.options) as stream:
+        token_s = [time.perf_counter() for delta in stream if delta.token_id is not None]
+        end_s = time.perf_counter()
+        answer = stream.answer
+    assert len(token_s) == question.num_new_tokens
+    times = RequestTimes(
+        time_to_first_token_s=token_s[0] - start_s,
+        end_to_end_s=end_s - start_s,
+        num_new_tokens=len(token_s),
+        inter_token_s=tuple(np.diff(token_s).tolist()),
+    )
+    return _Answered(video=video, answer=answer, times=times)
+
+
+def _mean(whole_chain_s: float, answered: Sequence[_Answered]) -> Sample:
+    """The sample of requests that each had stages of their own."""
+    videos, timings = [one.video for one in answered], [one.answer.timings for one in answered]
     return Sample(
         whole_chain_s=whole_chain_s,
-        file_decode_s=video.file_decode_s,
-        preprocess_s=video.preprocess_s,
-        video_encoder_s=video.encode_s,
+        file_decode_s=fmean(video.file_decode_s for video in videos),
+        preprocess_s=fmean(video.preprocess_s for video in videos),
+        video_encoder_s=fmean(video.encode_s for video in videos),
+        prefill_s=fmean(one.prefill_s for one in timings),
+        steps_s=fmean(one.steps_s for one in timings),
+        num_steps=timings[0].num_steps,
+        prompt_tokens=answered[0].answer.usage.num_prompt_tokens,
+        requests=tuple(one.times for one in answered),
+    )
+
+
+def _batch(lm: VideoLM, question: Question, shape: Shape) -> Sample:
+    """A batch of videos: each is decoded and encoded, one after another, then all are answered together."""
+    start_s = time.perf_counter()
+    videos = [_encode(lm, question, shape) for _ in range(shape.batch_size)]
+    encoded_s = time.perf_counter() - start_s
+    answers = lm.ask_batch([(video, question.text) for video in videos], options=question.options)
+    whole_chain_s = time.perf_counter() - start_s
+    num_parts = len({answer.timings.steps_s for answer in answers})  # what ran together took the same time
+    if num_parts > 1:
+        raise RequestError(
+            f"a batch of {shape.batch_size} was answered in {num_parts} parts, since the memory for caches or the "
+            "engine takes no more rows at once; measure smaller batches"
+        )
+    timings = answers[0].timings  # of the whole batch
+    times = RequestTimes(
+        time_to_first_token_s=encoded_s + timings.prefill_s,
+        end_to_end_s=whole_chain_s,
+        num_new_tokens=question.num_new_tokens,
+    )
+    return Sample(
+        whole_chain_s=whole_chain_s,
+        file_decode_s=sum(video.file_decode_s for video in videos),
+        preprocess_s=sum(video.preprocess_s for video in videos),
+        video_encoder_s=sum(video.encode_s for video in videos),
         prefill_s=timings.prefill_s,
         steps_s=timings.steps_s,
         num_steps=timings.num_steps,
-        prompt_tokens=answer.usage.num_prompt_tokens,
+        prompt_tokens=answers[0].usage.num_prompt_tokens,
+        requests=(times,) * shape.batch_size,
     )
 
 

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from blip3v import errors
-from blip3v.bench.measure import Sample, measure_sample
+from blip3v.bench.measure import NEW_TOKENS, Question, measure_sample
+from blip3v.bench.sample import Sample, Shape
 from blip3v.python_arguments import code_arguments
 from blip3v.runtime import BackendReport, Execution, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
@@ -24,6 +25,7 @@ __all__ = ["Job", "Worker", "child_environment", "main"]
 
 _COMMAND = (sys.executable, *code_arguments("from blip3v.bench.worker import main; main()"))
 _END_TIMEOUT_S = 10.0
+_ONE = Shape()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Job:
     question: str
     threads: int | None  # per operator; None: one per physical core
     backend: str  # as ``VideoLM.open`` accepts it
+    num_new_tokens: int = NEW_TOKENS  # of every answer
 
 
 class Worker:
@@ -78,15 +81,15 @@ class Worker:
     ) -> None:
         self._end()
 
-    def sample(self, num_video_tokens: int | None = None) -> Sample:
-        """Takes one sample with ``num_video_tokens``; None: the bundle's own number.
+    def sample(self, shape: Shape = _ONE) -> Sample:
+        """Takes one turn.
 
         Raises:
             Blip3vError: whatever answering raised in the child.
         """
-        answer = self._exchange(json.dumps(num_video_tokens))
+        answer = self._exchange(json.dumps(dataclasses.asdict(shape)))
         self.peak_rss_bytes = answer["peak_rss_bytes"]
-        return Sample(**answer["sample"])
+        return Sample.from_dict(answer["sample"])
 
     def _exchange(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -139,21 +142,22 @@ def child_environment() -> dict[str, str]:
 def main() -> None:
     """The child process: holds one bundle open and takes a sample of it for each line of input, until the input ends.
 
-    One JSON value per line: the job in, the back end's report out; then a number of video tokens in (null: the bundle's
-    own), a sample out. A blip3v error is sent by name and ends the process.
+    One JSON value per line: the job in, the back end's report out; then a shape in, a sample out. A blip3v error is
+    sent by name and ends the process.
     """
     job = Job(**json.loads(sys.stdin.readline()))
     try:
         with VideoLM.open(job.bundle, backend=job.backend, threads=job.threads, allow_random=True) as lm:
             _write({"backend": dataclasses.asdict(lm.backend)})
             for line in sys.stdin:
-                _write(_sample(lm, job, json.loads(line)))
+                _write(_sample(lm, job, Shape(**json.loads(line))))
     except errors.Blip3vError as error:
         _write({"error": type(error).__name__, "message": error.message, "remedy": error.remedy})
 
 
-def _sample(lm: VideoLM, job: Job, num_video_tokens: int | None) -> dict[str, Any]:
-    sample = measure_sample(lm, Path(job.clip), job.question, num_video_tokens)
+def _sample(lm: VideoLM, job: Job, shape: Shape) -> dict[str, Any]:
+    question = Question(clip=Path(job.clip), text=job.question, num_new_tokens=job.num_new_tokens)
+    sample = measure_sample(lm, question, shape)
     return {"sample": dataclasses.asdict(sample), "peak_rss_bytes": peak_rss_bytes()}
 
 

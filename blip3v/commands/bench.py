@@ -2,54 +2,97 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypedDict
 
 import click
-from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
-from blip3v.bench.defaults import check_models, default_bundles, write_default_clip
-from blip3v.bench.report import LANGUAGE_MODEL, STAGES, WHOLE_CHAIN, BenchReport, ReportRow
-from blip3v.bench.run import check_clip, run_bench
+from blip3v.bench.compare import Comparison, check_same, compare
+from blip3v.bench.defaults import default_bundles, write_default_clip
+from blip3v.bench.environment import describe_environment
+from blip3v.bench.limits import measure_limits
+from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
+from blip3v.bench.random_preset import random_bundle, token_counts
+from blip3v.bench.report import BenchReport, Setup
+from blip3v.bench.results import Result, read_result
+from blip3v.bench.run import run_bench
+from blip3v.bench.sample import Shape
+from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
+from blip3v.bundle.scan import hash_file
+from blip3v.commands.bench_checks import CACHE, check_baseline, check_inputs, check_options, check_preset
+from blip3v.commands.bench_files import ResultFiles, draw_default
+from blip3v.commands.bench_options import COUNTS, PERCENT
+from blip3v.commands.bench_tables import print_comparison, print_report
 from blip3v.commands.completed_values import completes
+from blip3v.commands.failure import print_json, with_error
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
-from blip3v.commands.output import check_file, quiet_option, talk, talk_console, write_json
-from blip3v.commands.tables import print_table
-from blip3v.errors import UsageError
-from blip3v.folders import check_bundle
-from blip3v.publishing import check_writable
-from blip3v.runtime import BackendReport, OpenEstimate
+from blip3v.commands.output import quiet_option, talk, talk_console
+from blip3v.commands.program import command_line
+from blip3v.config import PRESETS
+from blip3v.errors import SlowerError
+from blip3v.runtime import OpenEstimate
 from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.runtime.opening import check_threads
 from blip3v.strict_json import dumps
-from blip3v.units import format_bytes, format_count, format_number, format_ratio
+from blip3v.units import format_count, format_ratio
 
-__all__ = ["command", "print_report", "print_throughput"]
+__all__ = ["command"]
 
-_CACHE = Path("blip3v-bench")
+_TOLERANCE = 0.1
+_TURNS = 3, 30  # of warm-up, and measured
+_TURNS_OF_PRESET = 1, 3  # which may be large: each turn then takes minutes
 
 
 @click.command("bench", short_help="Measure samples per second against the 1024-token baseline.")
 @click.argument("bundles", nargs=-1, type=MODEL_PATH, metavar="[BUNDLE]...")
 @click.option(
-    "-w", "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Turns to discard first."
+    "-w",
+    "--warmup",
+    type=click.IntRange(min=0),
+    help="Turns to discard first.  [default: 3, with --preset 1]",
 )
 @click.option(
-    "-r", "--repetitions", type=click.IntRange(min=1), default=30, show_default=True, help="Turns to measure."
+    "-r",
+    "--repetitions",
+    type=click.IntRange(min=1),
+    help="Turns to measure.  [default: 30, with --preset 3]",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
     multiple=True,
     help="Measure with this many video tokens, repeating or cutting the bundle's own; can be given several times.",
+)
+@click.option(
+    "--batch-sizes",
+    type=COUNTS,
+    metavar="N,N...",
+    help="Measure batches of these sizes, for example 1,2,4,8: so many videos and questions answered together.  "
+    "[default: 1]",
+)
+@click.option(
+    "--requests-at-once",
+    type=COUNTS,
+    metavar="N,N...",
+    help="Also measure this many requests at once, for example 8: as many threads ask one opened bundle.",
+)
+@click.option(
+    "--question-tokens",
+    type=click.IntRange(min=1),
+    default=QUESTION_TOKENS,
+    show_default=True,
+    help="Tokens of the question; those of the chat template come on top.",
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=2), default=NEW_TOKENS, show_default=True, help="Tokens of the answer."
 )
 @click.option(
     "--backend",
@@ -75,31 +118,71 @@ _CACHE = Path("blip3v-bench")
     type=click.Path(path_type=Path),
     help="Folder with the model folders tiny-ENCODER to export; not with BUNDLE.  [default: those in the package]",
 )
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Measure this model shape with random weights: a bundle is exported, after a word on the memory and disk that "
+    "it takes, and kept in the folder blip3v-bench; needs --init random, not with BUNDLE.",
+)
+@click.option("--init", type=click.Choice(["random"]), help="Random weights, for --preset.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
-@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Also write a CSV file with one line for each row.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables to this Markdown file.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Also draw samples per second and the stages to this file (.png, .svg or .pdf); needs the extra eval.  "
+    "[default: blip3v-bench/bench.png without BUNDLE, else none]",
+)
+@click.option("--force", is_flag=True, help="Overwrite these files if they exist.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="Compare with this earlier JSON of the same setup, machine and bundles; exits with code 10 if a median is "
+    "slower than the tolerance allows.",
+)
+@click.option(
+    "--tolerance", type=PERCENT, metavar="PERCENT", help="Share by which a median may be slower.  [default: 10%]"
+)
+@click.option(
+    "--allow-other-setup", is_flag=True, help="Compare even if setup, machine or bundles are not the baseline's."
+)
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
 @quiet_option
 def command(
     bundles: tuple[Path, ...],
-    warmup: int,
-    repetitions: int,
+    warmup: int | None,
+    repetitions: int | None,
     tokens: tuple[int, ...],
+    batch_sizes: tuple[int, ...] | None,
+    requests_at_once: tuple[int, ...] | None,
+    question_tokens: int,
+    new_tokens: int,
     backends: tuple[str, ...],
     threads: int | None,
     clip: Path | None,
     precision: str | None,
     models: Path | None,
+    preset: str | None,
+    init: str | None,
     output: Path | None,
+    csv: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
     force: bool,
+    baseline: Path | None,
+    tolerance: float | None,
+    allow_other_setup: bool,
     as_json: bool,
 ) -> None:
     """Measure samples per second of BUNDLEs, compared with the one without a temporal encoder.
 
-    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy, batch size 1. The
-    bundles take turns, each in its own process. Without BUNDLE, bundles with 1024, 128, 32 and 16 video tokens are
-    exported from the trained models and kept in the folder blip3v-bench; the one with 16 tokens has an untrained
-    encoder and only shows speed.
+    A sample is a clip decoded from its file, a question of 32 tokens and 32 new tokens, greedy. The bundles take turns,
+    each in its own process. First the limits of the machine are measured (memory bandwidth, and how fast each engine
+    multiplies matrices), and each stage is shown as a share of its limit. Without BUNDLE, bundles with 1024, 128, 32
+    and 16 video tokens are exported from the trained models and kept in the folder blip3v-bench; the one with 16 tokens
+    has an untrained encoder and only shows speed.
 
     \b
     Examples:
@@ -107,188 +190,146 @@ def command(
       blip3v bench baseline-bundle my-bundle -r 100 --threads 2 --json
       blip3v bench my-bundle --backend onnxruntime --backend openvino
       blip3v bench my-bundle --tokens 1024 --tokens 128 --tokens 32 --tokens 16 -w 1 -r 3
+      blip3v bench my-bundle --batch-sizes 1,2,4,8 --requests-at-once 8 --new-tokens 64
+      blip3v bench --preset xgen-mm-vid --init random --precision int8
+      blip3v bench --baseline bench.json --tolerance 15% --markdown bench.md
     """
     chosen = Precision.parse(precision or DEFAULT_PRECISION)
     check_threads(threads)
-    _check_options(bundles, tokens, precision, models)
+    check_options(bundles, tokens, precision, models, preset)
+    check_preset(bundles, preset, init, models)
+    check_baseline(baseline, tolerance, allow_other_setup)
+    files = ResultFiles(output=output, csv=csv, markdown=markdown, plot=plot, force=force)
+    earlier = None if baseline is None else read_result(baseline)
+    exports = not bundles
     bundles = tuple(map(local_model, bundles))
-    _check_files(bundles, models, clip, output, force)
+    files.check()
+    check_inputs(bundles, models, clip, trained=preset is None)
     for backend in backends:
         for graph, name in parse_backends(backend).items():
             choose_backend(name, graph)
-    console = talk_console()
-    if not bundles:
-        bundles = tuple(default_bundles(_CACHE, models=models, precision=chosen, progress=talk))
-    report = _measure(bundles, clip, warmup, repetitions, tokens, backends, threads, console)
-    if output is not None:
-        write_json(report.to_dict(), output)
-        talk(f"wrote {output}")
+    if preset is not None:
+        bundles = (random_bundle(CACHE, preset, precision=chosen, backends=backends, progress=talk),)
+        tokens = tokens or token_counts(preset)
+    elif exports:
+        bundles = tuple(default_bundles(CACHE, models=models, precision=chosen, progress=talk))
+    default_warmup, default_repetitions = _TURNS if preset is None else _TURNS_OF_PRESET
+    asked = _Asked(
+        warmup=default_warmup if warmup is None else warmup,
+        repetitions=default_repetitions if repetitions is None else repetitions,
+        shapes=_shapes(tokens, batch_sizes, requests_at_once),
+        question_tokens=question_tokens,
+        new_tokens=new_tokens,
+        backends=backends,
+        threads=threads,
+        command=command_line(*sys.argv[1:]),
+    )
+    report, differences = _measure(bundles, clip, asked, earlier, allow_other_setup)
+    result, comparison = report.to_dict(), None
+    if earlier is not None:
+        comparison = compare(
+            result, earlier, tolerance=_TOLERANCE if tolerance is None else tolerance, differences=differences
+        )
+        result["comparison"] = comparison.to_dict()
+    files.write(result)
+    if exports and plot is None:
+        draw_default(result, CACHE / "bench.png")
+    slower = None if comparison is None else _slower(comparison)
     if as_json:
-        click.echo(dumps(report.to_dict()), nl=False)
+        print_json(dumps(result if slower is None else with_error(result, slower)))
     else:
-        print_report(report, Console(highlight=False))
+        console = Console(highlight=False)
+        print_report(report, console)
+        if comparison is not None:
+            print_comparison(comparison, console)
+    if slower is not None:
+        raise slower
 
 
-def _check_options(
-    bundles: tuple[Path, ...], tokens: tuple[int, ...], precision: str | None, models: Path | None
-) -> None:
-    if tokens and not bundles:
-        raise UsageError("--tokens has no effect without BUNDLE: the default bundles have 1024, 128, 32 and 16 tokens")
-    if bundles and (precision is not None or models is not None):
-        option = "--precision" if precision is not None else "--models"
-        raise UsageError(f"{option} has no effect on an existing bundle; leave it out, or name no bundle")
+class _Asked(TypedDict):
+    """What ``run_bench`` is asked for besides the bundles and the clip."""
+
+    warmup: int
+    repetitions: int
+    shapes: list[Shape]
+    question_tokens: int
+    new_tokens: int
+    backends: tuple[str, ...]
+    threads: int | None
+    command: str
 
 
-def _check_files(
-    bundles: tuple[Path, ...], models: Path | None, clip: Path | None, output: Path | None, force: bool
-) -> None:
-    check_file(output, force=force)
-    if clip is not None:
-        check_clip(clip)
-    for bundle in bundles:
-        check_bundle(bundle)
-    if not bundles:
-        check_models(models)
-        check_writable(_CACHE / "bundle")
+def _shapes(
+    tokens: tuple[int, ...], batch_sizes: tuple[int, ...] | None, requests_at_once: tuple[int, ...] | None
+) -> list[Shape]:
+    """At each number of video tokens first the batches, then the requests at once."""
+    loads = [(size, 1) for size in batch_sizes or (1,)] + [(1, count) for count in requests_at_once or ()]
+    return [
+        Shape(num_video_tokens=count, batch_size=size, requests_at_once=at_once)
+        for count in tokens or (None,)
+        for size, at_once in dict.fromkeys(loads)
+    ]
+
+
+def _slower(comparison: Comparison) -> SlowerError | None:
+    """The error of a comparison in which a median is worse."""
+    worse = sorted(comparison.worse, key=lambda median: -median.ratio)
+    if not worse:
+        return None
+    first = worse[0]
+    what = f"{first.quantity.removesuffix('_s').replace('_', ' ')} at {first.row}"
+    return SlowerError(
+        f"{len(worse)} of {format_count(len(comparison.medians), 'median')} are slower than the baseline by more than "
+        f"{100 * comparison.tolerance:g} %, {what} the most ({format_ratio(first.ratio)}); measure again on an idle "
+        "machine, or look for what made it slower"
+    )
 
 
 def _measure(
-    bundles: tuple[Path, ...],
-    clip: Path | None,
-    warmup: int,
-    repetitions: int,
-    tokens: tuple[int, ...],
-    backends: tuple[str, ...],
-    threads: int | None,
-    console: Console,
-) -> BenchReport:
+    bundles: tuple[Path, ...], clip: Path | None, asked: _Asked, baseline: Result | None, allow_other_setup: bool
+) -> tuple[BenchReport, tuple[str, ...]]:
+    """The report, and in what it differs from the baseline, which is checked before anything is measured."""
+
     def announce(bundle: Path, needed: OpenEstimate) -> None:
         if needed.is_large:
             talk(f"opening {bundle}: {needed}")
 
+    console = talk_console()
     with ExitStack() as stack:
         if clip is None:
             clip = write_default_clip(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        differences = () if baseline is None else _differences(baseline, bundles, clip, asked, allow_other_setup)
+        talk("measuring the limits of this machine")
+        limits = measure_limits(asked["threads"])
         bar = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
         task = bar.add_task("samples", total=None)
-        return run_bench(
+        report = run_bench(
             bundles,
             clip,
-            warmup=warmup,
-            repetitions=repetitions,
-            tokens=tokens,
-            backends=backends,
-            threads=threads,
+            **asked,
+            limits=limits,
             on_estimate=announce,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    return report, differences
 
 
-def print_report(report: BenchReport, console: Console) -> None:
-    """Prints samples per second, the stages, and the machine and bundles that were measured."""
-    print_throughput(report, console)
-    print_table(console, _stages(report))
-    for line in _environment(report):
-        console.print(escape(line), soft_wrap=True)
-
-
-def print_throughput(report: BenchReport, console: Console) -> None:
-    """Prints samples per second and the notes that explain them."""
-    print_table(console, _throughput(report))
-    for line in _notes(report):
-        console.print(escape(line), soft_wrap=True)
-
-
-def _throughput(report: BenchReport) -> Table:
-    table = _table("samples per second")
-    for heading in ("tokens", "bundle"):
-        table.add_column(heading, justify="right" if heading == "tokens" else "left")
-    several = len({row.backend for row in report.rows}) > 1
-    if several:
-        table.add_column("back end")
-    for heading in ("whole\nchain", "", "language\nmodel", "", "peak\nMiB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in report.rows:
-        bundle = row.bundle
-        weights = "" if bundle.weights == "trained" else f", {bundle.weights}"
-        peak = "-" if row.peak_rss_bytes is None else format_number(row.peak_rss_bytes / 2**20)
-        cells = [cell for quantity in (WHOLE_CHAIN, LANGUAGE_MODEL) for cell in _speed(row, quantity, report.baseline)]
-        engine = [_engines(row.backend)] if several else []
-        table.add_row(
-            str(bundle.num_video_tokens), f"{bundle.encoder} {bundle.precision}{weights}", *engine, *cells, peak
-        )
-    return table
-
-
-def _engines(backend: BackendReport) -> str:
-    return "\n".join(dict.fromkeys((backend.video_encoder.backend, backend.decoder.backend)))
-
-
-def _speed(row: ReportRow, quantity: str, baseline: ReportRow | None) -> tuple[str, str]:
-    ratio = "-" if baseline is None else format_ratio(row.ratio(quantity, baseline))
-    return format_number(row.per_second(quantity)), ratio
-
-
-def _notes(report: BenchReport) -> Iterator[str]:
-    setup, bundle = report.setup, report.rows[0].bundle
-    yield (
-        f"A sample: {format_count(bundle.num_frames, 'frame')} decoded from {setup.clip}, a question of "
-        f"{setup.question_tokens} tokens, {setup.new_tokens} new tokens, batch {setup.batch_size}, {setup.decoding}."
+def _differences(
+    baseline: Result, bundles: tuple[Path, ...], clip: Path, asked: _Asked, allow_other_setup: bool
+) -> tuple[str, ...]:
+    setup = Setup(
+        clip=clip.name,
+        clip_sha256=hash_file(clip),
+        warmup=asked["warmup"],
+        repetitions=asked["repetitions"],
+        threads=asked["threads"],
+        question_tokens=asked["question_tokens"],
+        new_tokens=asked["new_tokens"],
     )
-    yield "Whole chain: from the file to the last token. Language model: prefill and decoding steps only."
-    turns, warmup = format_count(setup.repetitions, "turn"), format_count(setup.warmup, "turn")
-    yield f"Medians of {turns}, bundle after bundle, after {warmup} of warm-up."
-    speeds = (f"{format_number(row.tokens_per_s)} with {row.bundle.num_video_tokens}" for row in report.rows)
-    yield f"New tokens per second, by video tokens: {', '.join(speeds)}."
-    baseline = report.baseline
-    if baseline is None:
-        yield "No ratios: nothing was measured with all tokens, as without a temporal encoder (`none`)."
-    else:
-        yield (
-            f"1.00x: {baseline.bundle.name} ({format_count(baseline.bundle.num_video_tokens, 'token')}); "
-            "a ratio is the median of the ratios within each turn."
-        )
-    if any(row.bundle.num_video_tokens != row.bundle.own_num_video_tokens for row in report.rows):
-        yield (
-            f"One bundle for all rows: {bundle.encoder}'s {bundle.own_num_video_tokens} tokens, repeated or cut. The "
-            "language model's time depends only on their number; the video encoder's is the same in every row."
-        )
-    yield from sorted({f"S{str(row.backend)[1:]}." for row in report.rows})
-    if any(row.bundle.weights != "trained" for row in report.rows):
-        yield "Rows marked untrained (the temporal encoder) or random only show speed: their answers mean nothing."
-
-
-def _stages(report: BenchReport) -> Table:
-    table = _table("stages, ms")
-    table.add_column("tokens", justify="right")
-    table.add_column("stage")
-    for heading in ("mean ± std", "p50", "p90", "p99", "n"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in report.rows:
-        for index, quantity in enumerate((*STAGES, WHOLE_CHAIN)):
-            figures = row.statistics(quantity)
-            name = quantity.removesuffix("_s").replace("_", " ")
-            percentiles = (format_number(1000 * value) for value in (figures.p50, figures.p90, figures.p99))
-            spread = f"{format_number(1000 * figures.mean)} ± {format_number(1000 * figures.std)}"
-            tokens = "" if index else str(row.bundle.num_video_tokens)
-            table.add_row(tokens, name, spread, *percentiles, str(figures.n))
-        table.add_section()
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, collapse_padding=True)
-
-
-def _environment(report: BenchReport) -> Iterator[str]:
-    found = report.environment
-    cores, threads = found["physical_cores"] or "unknown", report.setup.threads or "one per physical core"
-    memory = "unknown" if found["memory_bytes"] is None else format_bytes(found["memory_bytes"])
-    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
-    yield f"{found['cpu']}, {cores} cores, {found['usable_cpus']} usable, threads: {threads}, memory {memory}"
-    yield f"{found['system']}, Python {found['python']}, blip3v {found['blip3v']}, {packages}"
-    load = found["load_average"]
-    if load["before"] is not None:
-        yield f"Load average before {load['before'][0]}, after {load['after'][0]}; {found['date']}"
-    bundles = (f"{row.bundle.name}: manifest sha256 {row.bundle.manifest_sha256[:16]}" for row in report.rows)
-    yield from dict.fromkeys(bundles)
+    return check_same(
+        baseline,
+        setup=dataclasses.asdict(setup),
+        environment=describe_environment(),
+        bundles={bundle.name: hash_file(bundle / MANIFEST) for bundle in bundles},
+        allow_other_setup=allow_other_setup,
+    )

@@ -25,7 +25,7 @@ from blip3v.bench.defaults import check_models
 from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
 from blip3v.bundle.precision import DEFAULT_PRECISION
-from blip3v.commands.bench import print_throughput
+from blip3v.commands.bench_tables import print_throughput
 from blip3v.commands.next_command import shorter
 from blip3v.commands.output import is_quiet, made_line, quiet_option, talk, talk_console
 from blip3v.commands.program import command_line

@@ -121,21 +121,26 @@ def made_line(path: Path | str, size_bytes: int, seconds: float, peak_rss_bytes:
     return f"{path}: {format_bytes(size_bytes)}, {format_duration(seconds)}{peak}"
 
 
-def check_file(output: Path | None, *, force: bool) -> None:
+def check_file(output: Path | None, *, force: bool, option: str = "--output") -> None:
     """Checks ``--output FILE`` and ``--force`` before the work starts.
+
+    Args:
+        output: the file; None: not asked for.
+        force: whether it may be overwritten.
+        option: that names the file.
 
     Raises:
         UsageError: the file exists and may not be overwritten, or cannot be written.
     """
     if output is None:
         if force:
-            raise UsageError("--force has no effect without --output")
+            raise UsageError(f"--force has no effect without {option}")
         return
     if output.exists() and not (force and output.is_file()):
         hint = "choose another file or add --force" if output.is_file() else "choose a file"
         raise UsageError(f"{output} exists; {hint}")
     if not output.parent.is_dir():
-        raise UsageError(f"{output.parent} is not a folder; choose an --output in an existing folder")
+        raise UsageError(f"{output.parent} is not a folder; choose {option} in an existing folder")
     check_writable(output)
 
 

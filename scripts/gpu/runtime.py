@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from blip3v.bench.measure import NEW_TOKENS, Sample
+from blip3v.bench.measure import NEW_TOKENS
+from blip3v.bench.sample import Sample
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.target_precision import for_target
 from blip3v.bundle.targets import is_tensorrt

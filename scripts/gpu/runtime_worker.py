@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from blip3v.bench.measure import Sample, measure_sample
+from blip3v.bench.measure import Question, measure_sample
+from blip3v.bench.sample import Sample, Shape
 from blip3v.bench.worker import child_environment
 from blip3v.errors import BackendError, Blip3vError, ProviderError
 from blip3v.runtime import GenerationOptions, VideoLimits, VideoLM
@@ -107,7 +108,8 @@ class RuntimeWorker:
         Raises:
             BackendError: whatever the child raised, or that it ended.
         """
-        return Sample(**self._exchange({"do": "sample", "num_video_tokens": num_video_tokens})["result"])
+        shape = {"num_video_tokens": num_video_tokens}
+        return Sample.from_dict(self._exchange({"do": "sample", "shape": shape})["result"])
 
     def outputs(self, token_ids: list[int], file: Path) -> Outputs:
         """What the graphs return, with ``token_ids`` fed after the prompt one by one.
@@ -206,7 +208,8 @@ def _serve(job: Job, write: Callable[[dict[str, Any]], None]) -> None:
             request = json.loads(line)
             result = None
             if request["do"] == "sample":
-                result = dataclasses.asdict(measure_sample(lm, frames_THW3, job.question, request["num_video_tokens"]))
+                question, shape = Question(clip=frames_THW3, text=job.question), Shape(**request["shape"])
+                result = dataclasses.asdict(measure_sample(lm, question, shape))
             else:
                 found = _outputs(lm, model, frames_THW3, job.question, request["token_ids"])
                 np.savez(request["file"], **found._asdict())

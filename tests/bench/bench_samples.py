@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blip3v.bench import BenchReport, BundleRow, Sample
+from blip3v.bench import BenchReport, BundleRow, RequestTimes, Sample, Shape
 from blip3v.bench.report import BundleFacts, ReportRow, Setup
 from blip3v.runtime import BackendReport, Execution
 
@@ -23,6 +23,14 @@ def sample(scale: float = 1.0) -> Sample:
         steps_s=15.5 * scale,
         num_steps=31,
         prompt_tokens=40,
+        requests=(
+            RequestTimes(
+                time_to_first_token_s=10.5 * scale,
+                end_to_end_s=26.0 * scale,
+                num_new_tokens=32,
+                inter_token_s=(0.5 * scale,) * 31,
+            ),
+        ),
     )
 
 
@@ -45,7 +53,15 @@ def row(
         parity_checked=True,
     )
     samples = tuple(sample(scale) for scale in scales)
-    return ReportRow(bundle=facts, backend=BACKEND, question="?", open_s=0.5, peak_rss_bytes=2**27, samples=samples)
+    return ReportRow(
+        bundle=facts,
+        backend=BACKEND,
+        shape=Shape(num_video_tokens=num_video_tokens),
+        question="?",
+        open_s=0.5,
+        peak_rss_bytes=2**27,
+        samples=samples,
+    )
 
 
 def report(*rows: ReportRow) -> BenchReport:

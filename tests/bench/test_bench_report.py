@@ -46,14 +46,11 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio() -> None:
 def test_json_holds_every_sample_and_the_figures_from_them() -> None:
     slow, fast = row([2, 4, 6]), row([1, 2, 2], encoder="tokenlearner", weights="untrained")
     found = json.loads(json.dumps(report(slow, fast).to_dict(), allow_nan=False))
-    assert set(found) == {"schema_version", "setup", "environment", "baseline", "rows"}
+    assert set(found) == {"schema_version", "command", "setup", "environment", "limits", "baseline", "rows"}
     assert found["baseline"] == "bundle-none"
-    assert (found["setup"]["question_tokens"], found["setup"]["new_tokens"], found["setup"]["batch_size"]) == (
-        32,
-        32,
-        1,
-    )
+    assert (found["setup"]["question_tokens"], found["setup"]["new_tokens"]) == (32, 32)
     entry = found["rows"][1]
+    assert (entry["batch_size"], entry["requests_at_once"]) == (1, 1)
     assert entry["weights"] == "untrained"
     assert entry["whole_chain"] == {"samples_per_s": pytest.approx(1 / 52), "ratio": pytest.approx(2)}
     assert len(entry["samples"]) == 3

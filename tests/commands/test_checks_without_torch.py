@@ -95,6 +95,9 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "bench: clip": (["bench", "--clip", "nowhere.mp4"], 7, "nowhere.mp4 is not a file"),
     "bench: models": (["bench", "--models", "nowhere"], 3, "nowhere/tiny-none does not exist"),
     "bench: not a bundle": (["bench", "bundle", "model"], 3, "model is not a bundle: it is a model folder; make"),
+    "bench: preset": (["bench", "--preset", "tiny"], 2, "is measured with random weights; add --init random"),
+    "bench: baseline": (["bench", "--baseline", "nowhere.json"], 2, "nowhere.json cannot be read as JSON"),
+    "bench: plot": (["bench", "--plot", "bench.jpg"], 2, "its name has to end in .png, .svg, .pdf"),
     "bench: output": (["bench", "-o", "weights.pt"], 2, "weights.pt exists"),
     "eval: unknown": (["eval", "-m", "nowhere"], 3, "nowhere does not exist; allowed: a model folder"),
     "eval: bundle on a GPU": (

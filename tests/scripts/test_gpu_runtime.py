@@ -21,7 +21,7 @@ from test_gpu_check import here, script
 from toy_bundle import write_bundle
 from toy_graphs import Weights, toy_config
 
-from blip3v.bench.measure import Sample
+from blip3v.bench.sample import Sample
 from blip3v.bundle.precision import Precision
 from blip3v.errors import BackendError, ProviderError
 from blip3v.runtime import VideoLimits, VideoLM
@@ -214,7 +214,14 @@ def test_noise_on_the_weights_is_relative_and_stays() -> None:
 
 def test_ratios_are_medians_over_the_turns() -> None:
     def taken(*whole_s: float) -> list[Sample]:
-        stages = {"preprocess_s": 0.25, "video_encoder_s": 0.25, "prefill_s": 0.25, "steps_s": 0.31, "num_steps": 31}
+        stages = {
+            "preprocess_s": 0.25,
+            "video_encoder_s": 0.25,
+            "prefill_s": 0.25,
+            "steps_s": 0.31,
+            "num_steps": 31,
+            "requests": (),
+        }
         return [Sample(whole_chain_s=s, file_decode_s=0, prompt_tokens=1, **stages) for s in whole_s]  # type: ignore
 
     samples = {

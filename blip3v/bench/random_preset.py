@@ -77,7 +77,10 @@ def random_bundle(
 
 
 def _opened_bytes(needed: Estimate, precision: Precision, backends: Sequence[str]) -> int:
-    """Memory of this machine for the opened graphs on all back ends, from the bytes on disk, shared out by the numbers of weights."""
+    """The machine's memory that the opened graphs take on all back ends.
+
+    From the bytes on disk, shared out by the numbers of weights.
+    """
     num_weights = sum(needed.num_weights.values())
     total = 0
     for text in backends:

@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## Export, check, ask and measure on a real clip
 	$(VENV)/bin/blip3v demo
 
 test: $(VENV)/.installed-dev ## Run the test suite
-	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 engines: $(VENV)/.installed-dev ## Build TensorRT-RTX engines of the shipped models, which needs no GPU
 	$(VENV)/bin/python -m pytest -m slow tests/export/test_tiny_engines.py

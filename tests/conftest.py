@@ -9,6 +9,13 @@ import pytest
 # Small tensors: threads that wait for each other on few cores make the suite several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+_LONG = ("training/", "test_readme.py", "export/", "bench/", "calibration/", "commands/", "scripts/")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, help="run only this case of the tests in tests/fuzz")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a process that begins one last keeps all others waiting (see ``--no-loadscope-reorder``)."""
+    items.sort(key=lambda item: not any(part in item.nodeid for part in _LONG))

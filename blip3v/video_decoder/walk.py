@@ -10,7 +10,7 @@ damaged. Changed bytes that still decode to a whole picture cannot be detected: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -33,6 +33,9 @@ _NO_TRUE_TIMES = {"avi"}
 # No codec holds back more frames than this to bring them into display order.
 REORDER = 16
 
+# Four planes of 16 bits.
+_MOST_PIXEL_BITS = 64
+
 Opener = Callable[[], tuple[InputContainer, VideoStream]]
 
 
@@ -45,6 +48,7 @@ class Walk:
 
     width: int  # as stored, before any rotation
     height: int
+    picture_bytes: int  # of one in the decoder
     times_s: list[float]  # of each frame, the first is 0
     end_s: float  # when the last frame ends
     fps: float  # mean; 0 if a single frame has no duration
@@ -66,19 +70,19 @@ class Walk:
         """Number of frames that the file contains."""
         return self.num_frames - self.num_missing
 
-    def is_damaged(self, index: int) -> bool:
-        """Whether frame ``index`` is broken or may depend on a broken frame."""
+    def is_damaged(self, index: int, broken: set[int]) -> bool:
+        """Whether frame ``index`` is in ``broken`` or may depend on a frame in it."""
         group = self.group[index]
         # Frames displayed before their group's keyframe depend on the previous group as well.
         first = group - 1 if index < self.key_index[group] else group
-        return any(first <= self.group[b] <= group and self.order[b] <= self.order[index] for b in self.broken)
+        return any(first <= self.group[b] <= group and self.order[b] <= self.order[index] for b in broken)
 
 
-def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """Frames as the decoder returns them; None for a packet that it refused."""
-    for packet in _packets(container, stream):
+def decode(stream: VideoStream, packets: Iterable[Packet[VideoStream] | None]) -> Iterator[VideoFrame | None]:
+    """Frames as the decoder returns them; None for a packet that it refused. The packet None ends the stream."""
+    for packet in packets:
         try:
-            yield from packet.decode()
+            yield from stream.decode(packet)
         except (MemoryError, BlockingIOError):
             raise
         except (av.FFmpegError, EOFError):
@@ -112,7 +116,7 @@ def walk_file(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Walk:
     return walk
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
     """Packets up to the first place that cannot be read; the frames after it are missing, which the walk detects."""
     try:
         yield from container.demux(stream)
@@ -134,7 +138,7 @@ class _Entry:
 
 def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoLimits) -> list[_Entry]:
     entries: list[_Entry] = []
-    for packet in _packets(container, stream):
+    for packet in read_packets(container, stream):
         if packet.size:
             shown = not packet.is_discard
             entries.append(
@@ -182,6 +186,7 @@ def _from_packets(stream: VideoStream, packets: list[_Entry]) -> Walk:
     return Walk(
         width=stream.codec_context.width,
         height=stream.codec_context.height,
+        picture_bytes=_picture_bytes(stream),
         times_s=times_s,
         end_s=end_s,
         fps=fps,
@@ -202,7 +207,7 @@ def _from_frames(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Wal
     last_duration = 0
     container, stream = opener()
     with container:
-        for index, frame in enumerate(decode(container, stream)):
+        for index, frame in enumerate(decode(stream, read_packets(container, stream))):
             _check_count(index + 1, limits)
             if frame is None or frame.is_corrupt:
                 broken.add(index)
@@ -222,6 +227,7 @@ def _from_frames(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Wal
     return Walk(
         width=stream.codec_context.width,
         height=stream.codec_context.height,
+        picture_bytes=_picture_bytes(stream),
         times_s=times_s,
         end_s=end_s,
         fps=fps,
@@ -279,6 +285,12 @@ def _num_uncertain(walk: Walk, stream: VideoStream, packets: list[_Entry]) -> in
     if walk.index_of_pts is None or last_dts is None:
         return min(REORDER, walk.num_frames) if stream.codec_context.has_b_frames else 0
     return sum(pts > last_dts for pts in walk.index_of_pts)
+
+
+def _picture_bytes(stream: VideoStream) -> int:
+    codec = stream.codec_context
+    bits = _MOST_PIXEL_BITS if codec.format is None else codec.format.padded_bits_per_pixel
+    return codec.width * codec.height * bits // 8
 
 
 def _seconds(pts: list[int], stream: VideoStream) -> list[float]:

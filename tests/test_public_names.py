@@ -83,6 +83,7 @@ FROZEN = {
         "ResizeMode",
         "SampledFrame",
         "SamplingRule",
+        "SpareDecoder",
         "VideoInput",
         "VideoLimits",
         "load_clip",

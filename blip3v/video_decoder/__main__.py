@@ -13,6 +13,9 @@
     out  {"width": ..., "height": ..., "orientation": ...} + raw RGB bytes, for each
     out  {"peak_rss_bytes": 61865984}
 
+A process that is started ahead, with the number of a socket as its argument, is sent the file through that socket after
+the request, whose "fd" is null. It prepares itself while it waits.
+
 Each JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
 crashes, hangs or exhausts memory does so here and not in the caller. numpy is not imported, so that the start is quick.
 """
@@ -64,7 +67,9 @@ def main() -> None:
     os.dup2(2, 1)
     _send(sink, greeting())
     sink.flush()
-    request = json.loads(source.readline())
+    request = _first_request(source)
+    if request is None:
+        return
     limits = VideoLimits(**request["limits"])
     try:
         _limit_resources(limits)
@@ -84,6 +89,21 @@ def main() -> None:
     sink.flush()
     # Threads that still decode after an error are not waited for.
     os._exit(0)
+
+
+def _first_request(source: BinaryIO) -> dict[str, Any] | None:
+    """What is asked; None if the caller ended before it asked. A file that was sent is open as ``fd`` then."""
+    if not sys.argv[1:]:
+        line = source.readline()
+        return json.loads(line) if line else None
+    # Not needed by a process that is asked at once.
+    from blip3v.video_decoder import ahead
+
+    ahead.start_waiting()
+    files = ahead.prepare(int(sys.argv[1]))
+    line = source.readline()
+    ahead.stop_waiting()
+    return json.loads(line) | {"fd": ahead.received_file(files)} if line else None
 
 
 def _limit_resources(limits: VideoLimits) -> None:

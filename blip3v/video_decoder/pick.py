@@ -40,7 +40,8 @@ def pick(opener: Opener, walk: Walk, wanted: Sequence[int], *, num_threads: int 
         opener: opens the file again, at its start; from several threads at once if there are more than one.
         walk: the file's frames.
         wanted: display indices, strictly increasing.
-        num_threads: stretches that are decoded at once. With more than one, their frames may all be held at a time.
+        num_threads: stretches that are decoded at once. With more than one, decoding goes on while the caller has a
+            frame, so that all of them may be held at a time.
 
     Yields:
         (index, picture) for each of ``wanted``, in order.
@@ -50,7 +51,7 @@ def pick(opener: Opener, walk: Walk, wanted: Sequence[int], *, num_threads: int 
     """
     runs = [Run(opener, walk, group, members, everything=False) for group, members in _runs(walk, wanted)]
     try:
-        outputs = _in_threads(runs, num_threads) if min(len(runs), num_threads) > 1 else [run.frames() for run in runs]
+        outputs = _in_threads(runs, num_threads) if num_threads > 1 else [run.frames() for run in runs]
         for run, frames in zip(runs, outputs, strict=True):
             yield from _decided(opener, walk, run, frames)
     finally:

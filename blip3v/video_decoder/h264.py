@@ -163,9 +163,11 @@ def _units_of_avcc(record: bytes) -> Iterator[memoryview]:
     """Its sequence parameter sets; what follows them does not matter here."""
     view, at = memoryview(record), 6
     for _ in range(record[5] & 31):
-        length = int.from_bytes(view[at : at + 2], "big")
-        yield view[at + 2 : at + 2 + length]
-        at += 2 + length
+        start = at + 2
+        at = start + int.from_bytes(view[at:start], "big")
+        if at > len(view):
+            raise ValueError("a parameter set is longer than its record")
+        yield view[start:at]
 
 
 def _with_lengths(packet: memoryview, length_bytes: int) -> Iterator[memoryview]:

@@ -347,4 +347,4 @@ def test_the_peak_is_that_of_the_process_alone(
     load_clip(video, num_frames=1)
     peak = decoder_process.DecoderProcess.peak_rss_bytes()
     assert peak is not None
-    assert 50 * 2**20 < peak < len(held)
+    assert 30 * 2**20 < peak < len(held)

@@ -83,8 +83,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Fills with the packets that go to the decoder."""
     seen: list[object] = []
 
-    def listening(stream: Any, packets: Any) -> Iterator[Any]:
-        return decode(stream, (seen.append(packet) or packet for packet in packets))
+    def noted(packets: Iterator[Any]) -> Iterator[Any]:
+        for packet in packets:
+            seen.append(packet)
+            yield packet
+
+    def listening(stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
+        return decode(stream, noted(packets))
 
     monkeypatch.setattr(run_module, "decode", listening)
     return seen

@@ -108,9 +108,14 @@ def _in_threads(runs: Sequence[Run], num_threads: int) -> list[_Frames]:
                 return
             _put(run, output)
 
-    for _ in range(min(num_threads, len(runs))):
-        # Daemons: a packet that takes long does not keep the process from ending after an error.
-        threading.Thread(target=work, daemon=True).start()
+    for number in range(min(num_threads, len(runs))):
+        try:
+            # Daemons: a packet that takes long does not keep the process from ending after an error.
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError:  # the user has as many as the system allows; those that run do the work
+            if number == 0:
+                return [run.frames() for run in runs]
+            break
     return [_taken(output) for output in outputs]
 
 

@@ -75,7 +75,8 @@ class Run:
                 yield from self._settled(queue, held, next_index - REORDER)
                 if not queue:
                     return
-            self._miss(range(next_index, self._walk.num_frames))
+            # What is displayed later than this was not given to the decoder.
+            self._miss(range(next_index, min(self._walk.num_frames, self.wanted[-1] + REORDER + 1)))
             yield from self._settled(queue, held, self._walk.num_frames)
 
     def _settled(self, queue: list[int], held: dict[int, VideoFrame], limit: int) -> Iterator[tuple[int, VideoFrame]]:
@@ -88,9 +89,6 @@ class Run:
 
     def _miss(self, indices: range) -> None:
         """Frames that did not come back are broken, unless their packets were left out."""
-        if self._walk.index_of_pts is None:
-            self.broken.update(indices)
-            return
         order = self._walk.order
         self.broken.update(i for i in indices if order[i] <= self._last and i not in self.skipped)
 

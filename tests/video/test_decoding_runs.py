@@ -1,6 +1,7 @@
 """What is decoded of a file: only what the wanted frames may depend on, in several threads, and never a wrong frame."""
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,24 @@ def test_an_error_in_a_thread_is_raised_in_its_turn(path: Path, monkeypatch: pyt
     monkeypatch.setattr(run_module, "decode", fail)
     with pytest.raises(MemoryError):
         picked(path, [3, 50], 4)
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("num_allowed", [0, 1])
+def test_a_system_that_starts_no_more_threads(film: Film, monkeypatch: pytest.MonkeyPatch, num_allowed: int) -> None:
+    """A user may have as many as allowed: that is no fault of the file."""
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def refusing(thread: threading.Thread) -> None:
+        if len(started) == num_allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    path = film("runs-no-b.mp4", 60, gop=20, options={"x264-params": FORMS["no-b.mp4"]})
+    assert picked(path, [3, 25, 50], 4)[0] == [3, 25, 50]
 
 
 @pytest.mark.parametrize(

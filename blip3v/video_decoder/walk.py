@@ -222,22 +222,23 @@ def _from_frames(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Wal
                 if truncated
                 else "no frame of the video can be decoded; get the file again, or convert it to mp4"
             )
-    times_s = _times_of_frames(pts, container, stream)
-    end_s, fps = _end(times_s, float(last_duration * _time_base(stream)), stream)
-    return Walk(
-        width=stream.codec_context.width,
-        height=stream.codec_context.height,
-        picture_bytes=_picture_bytes(stream),
-        times_s=times_s,
-        end_s=end_s,
-        fps=fps,
-        order=list(range(len(pts))),
-        group=group,
-        key_index=key_index,
-        key_pts=[],
-        index_of_pts=None,
-        broken=broken,
-    )
+        # Still open: what a stream says lies in its container's memory.
+        times_s = _times_of_frames(pts, container, stream)
+        end_s, fps = _end(times_s, float(last_duration * _time_base(stream)), stream)
+        return Walk(
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            picture_bytes=_picture_bytes(stream),
+            times_s=times_s,
+            end_s=end_s,
+            fps=fps,
+            order=list(range(len(pts))),
+            group=group,
+            key_index=key_index,
+            key_pts=[],
+            index_of_pts=None,
+            broken=broken,
+        )
 
 
 def _times_of_frames(pts: list[int | None], container: InputContainer, stream: VideoStream) -> list[float]:

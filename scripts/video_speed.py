@@ -90,6 +90,9 @@ def main() -> None:
         "film_s": options.seconds,
     }
     report = Report(options.folder.resolve(), options.output, head)
+    # Modules are compiled once, as in an installed package, whatever the caller's environment says.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(report.folder / "bytecode")
     film = report.folder / f"film-{options.seconds}s.mp4"
     if not film.exists():
         write_film(film, options.seconds * FPS)

@@ -55,13 +55,13 @@ def loop(video: Path, bundle: Path) -> Sample:
     def sample() -> bytes:
         with av.open(str(video)) as container:
             wanted = sample_indices(container.streams.video[0].frames, NUM_FRAMES).tolist()
-            frames = []
+            kept = {}
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
-                    frames.append(frame.to_ndarray(format="rgb24"))
+                    kept[index] = frame.to_ndarray(format="rgb24")
                 if index == wanted[-1]:
                     break
-        return preprocess(frames, CONFIG).tobytes()
+        return preprocess([kept[index] for index in wanted], CONFIG).tobytes()
 
     return sample
 

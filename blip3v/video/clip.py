@@ -51,7 +51,9 @@ class Clip:
     fps: float | None  # mean over the video; 0 if a single frame has no duration; None without times
     width: int  # of the first sampled frame; images may differ
     height: int
-    num_broken: int  # broken frames found on the way that were not sampled
+    # Broken frames found on the way that were not sampled. What no sampled frame depends on is not decoded, and then
+    # counts only if the file itself tells: a truncated one, or one that marks packets as damaged.
+    num_broken: int
 
 
 def load_clip(

@@ -164,7 +164,10 @@ def _serve_walk(
 
 
 def _num_threads(walk: Walk, num_wanted: int, limits: VideoLimits) -> int:
-    """How many decoders may run at once: one for each CPU, while all take at most half of the memory that is left."""
+    """How many decoders may run at once: one for each CPU, while all take at most half of the memory that is left.
+
+    One where the system does not say how much is used, as outside Linux.
+    """
     from blip3v.video_decoder.shared_file import CAN_SHARE
 
     used_bytes = _status_bytes("VmSize")

@@ -5,7 +5,9 @@ file is decoded once just to count. Both ways return the same ``Walk``.
 
 A frame is broken if the file ends before it, if its data is incomplete, or if the decoder returns nothing or a picture
 with concealed errors. Frames decoded after a broken frame and before the next keyframe may depend on it, so they are
-damaged. Changed bytes that still decode to a whole picture cannot be detected: most formats have no checksums.
+damaged. Changed bytes that still decode to a whole picture cannot be detected: most formats have no checksums. A
+picture that no wanted frame depends on is not decoded (``run.py``), so it is neither found broken nor does it damage
+others.
 """
 
 from __future__ import annotations

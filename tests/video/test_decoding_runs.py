@@ -111,6 +111,30 @@ def test_the_frames_are_those_of_a_decoder_that_is_given_everything(
         assert walk.broken == set()
 
 
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("hevc.mp4", "libx265", {"x265-params": "keyint=20:bframes=3:log-level=none"}),
+        ("vp9.webm", "libvpx-vp9", {"cpu-used": "8", "deadline": "realtime"}),
+        ("mpeg2.mkv", "mpeg2video", {"bf": "2"}),
+        ("av1.mp4", "libsvtav1", {"preset": "12"}),
+        ("ffv1.mkv", "ffv1", {}),
+    ],
+    ids=["hevc", "vp9", "mpeg2", "av1", "ffv1"],
+)
+def test_other_codecs_are_decoded_in_threads_too(film: Film, name: str, codec: str, options: dict[str, str]) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build of PyAV has no {codec}")
+    path = film(f"runs-{name}", 60, gop=20, codec=codec, options=options)
+    reference = reference_frames(path)
+    for wanted in WANTED:
+        indices, pictures, walk = picked(path, wanted, 3)
+        assert indices == wanted
+        np.testing.assert_array_equal(np.stack(pictures), np.stack([reference[index] for index in wanted]))
+        assert walk.broken == set()
+
+
 def test_pictures_that_no_other_refers_to_are_left_out(film: Film, given: list[object]) -> None:
     """Three of four pictures are B frames, one of which the other two refer to."""
     path = film("runs-start-codes.ts", 60, gop=20, options={"x264-params": FORMS["start-codes.ts"]})

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -39,7 +39,6 @@ __all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "start_decode
 
 # What Popen fails with if the interpreter is at fault, and not the machine.
 _NO_PROGRAM = (errno.EACCES, errno.ENOENT, errno.ENOEXEC, errno.ENOTDIR)
-_PIPE_BYTES = 1 << 20
 _MAX_GREETING_BYTES = 1024
 _ERRORS = {
     kind.__name__: kind for kind in (CorruptVideoError, UnsupportedVideoError, VideoTimeoutError, VideoTooLargeError)
@@ -120,20 +119,7 @@ def start_decoder(*, file_descriptors: tuple[int, ...] = (), ahead: bool = False
     finally:
         if its is not None:
             its.close()
-    _enlarge(process.stdout)
     return StartedDecoder(launch=how, process=process, files=ours)
-
-
-def _enlarge(pipe: IO[bytes] | None) -> None:
-    """Lets a process put more of a picture into the pipe at a time, where the system allows it (Linux does)."""
-    assert pipe is not None
-    try:
-        import fcntl  # Unix only
-
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    except (ImportError, AttributeError, OSError):
-        # The usual size works too: a user's pipes may be at their limit.
-        return
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -142,7 +128,10 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 
     if not hasattr(socket, "send_fds"):
         raise VideoError("this system cannot send an open file to another process")
-    return socket.socketpair()
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise VideoError(f"there is no socket for a decoder process: {error}") from error
 
 
 class DecoderProcess:

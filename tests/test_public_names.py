@@ -84,6 +84,7 @@ FROZEN = {
         "ResizeMode",
         "SampledFrame",
         "SamplingRule",
+        "SpareDecoder",
         "VideoInput",
         "VideoLimits",
         "load_clip",

@@ -87,6 +87,7 @@ class ModelOwner:
                 return
             model, self._model = self._model, None
         if model is not None:
+            model.spare_decoder.close()
             model.decoder.close()
             model.video_encoder.close()
             del model

@@ -43,6 +43,7 @@ def encode_video(
         fps=fps,
         limits=model.limits,
         interrupting=deadline.interrupting,
+        spare=model.spare_decoder,
     )
     decoded_s = time.perf_counter()
     deadline.check()

@@ -8,6 +8,7 @@ from blip3v.video.limits import VideoLimits
 from blip3v.video.preprocess import PreprocessorConfig, ResizeMode, preprocess
 from blip3v.video.sampling import SAMPLING_RULES, SamplingRule, sample_indices
 from blip3v.video.source import IMAGE_SUFFIXES, VideoInput
+from blip3v.video.spare_decoder import SpareDecoder
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -17,6 +18,7 @@ __all__ = [
     "ResizeMode",
     "SampledFrame",
     "SamplingRule",
+    "SpareDecoder",
     "VideoInput",
     "VideoLimits",
     "load_clip",

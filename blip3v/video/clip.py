@@ -20,6 +20,7 @@ from blip3v.video.pictures import Pictures, rgb
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
 from blip3v.video.source import VideoInput, open_source
+from blip3v.video.spare_decoder import SpareDecoder
 from blip3v.video_decoder.limits import VideoLimits
 from blip3v.video_decoder.ranges import check_fps, check_range, frames_between
 
@@ -50,7 +51,9 @@ class Clip:
     fps: float | None  # mean over the video; 0 if a single frame has no duration; None without times
     width: int  # of the first sampled frame; images may differ
     height: int
-    num_broken: int  # broken frames found on the way that were not sampled
+    # Broken frames found on the way that were not sampled. What no sampled frame depends on is not decoded, and then
+    # counts only if the file itself tells: a truncated one, or one that marks packets as damaged.
+    num_broken: int
 
 
 def load_clip(
@@ -64,6 +67,7 @@ def load_clip(
     limits: VideoLimits = _DEFAULT_LIMITS,
     seed: int | None = None,
     interrupting: Interrupting = uninterrupted,
+    spare: SpareDecoder | None = None,
 ) -> Clip:
     """Opens a video, samples frames and decodes them.
 
@@ -81,6 +85,8 @@ def load_clip(
         interrupting: surrounds each long stage (download, reading of an iterator or a file object, decoder process)
             and is given the function that ends it, to cancel a load from another thread. An exception that it raises
             in place of the ``VideoError`` of the stage that was ended reaches the caller.
+        spare: keeps a decoder process ahead, for a caller that loads one file after another; None: a file's process is
+            started when it is loaded.
 
     Returns:
         The clip. A video's frame times are its own timestamps, also at a variable frame rate.
@@ -103,7 +109,7 @@ def load_clip(
     with open_source(video, limits, interrupting) as source:
         if isinstance(source, Pictures):
             return _from_pictures(source, sampler, limits, interrupting)
-        return _from_file(source, sampler, limits, interrupting)
+        return _from_file(source, sampler, limits, interrupting, spare)
 
 
 def load_pixels(
@@ -209,10 +215,13 @@ class _Sampler:
         )
 
 
-def _from_file(file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupting: Interrupting) -> Clip:
-    descriptor = file.fileno()
-    with DecoderProcess(limits, file_descriptors=(descriptor,)) as decoder, interrupting(decoder.kill):
-        decoder.open({"fd": descriptor, "start_s": sampler.start_s, "end_s": sampler.end_s})
+def _from_file(
+    file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupting: Interrupting, spare: SpareDecoder | None
+) -> Clip:
+    with DecoderProcess(limits, file=file.fileno(), spare=spare) as decoder, interrupting(decoder.kill):
+        decoder.open({"start_s": sampler.start_s, "end_s": sampler.end_s})
+        if spare is not None:
+            spare.refill()
         info = decoder.receive()
         has_times = info["end_s"] is not None
         part = sampler.part_of_video(info) if has_times else sampler.part_of_pictures(info["num_frames"], limits)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -30,7 +31,12 @@ from blip3v.video.interpreter import REMEDY, find_python
 from blip3v.video_decoder.greeting import greeting
 from blip3v.video_decoder.limits import VideoLimits
 
-__all__ = ["DecoderProcess"]
+if TYPE_CHECKING:
+    import socket
+
+    from blip3v.video.spare_decoder import SpareDecoder
+
+__all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "start_decoder"]
 
 # What Popen fails with if the interpreter is at fault, and not the machine.
 _NO_PROGRAM = (errno.EACCES, errno.ENOENT, errno.ENOEXEC, errno.ENOTDIR)
@@ -38,6 +44,95 @@ _MAX_GREETING_BYTES = 1024
 _ERRORS = {
     kind.__name__: kind for kind in (CorruptVideoError, UnsupportedVideoError, VideoTimeoutError, VideoTooLargeError)
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a decoder process is started."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedDecoder:
+    """A decoder process that was not asked anything yet."""
+
+    launch: Launch
+    process: subprocess.Popen[bytes]
+    files: socket.socket | None  # through which the file goes to a process that was started before it was open
+
+    def close_pipes(self) -> None:
+        """Closes everything that leads to the process."""
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr, self.files):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except BrokenPipeError:
+                # Data that a dead process did not read does not matter.
+                continue
+
+    def end(self) -> None:
+        """Kills the process, waits until it is gone and closes everything that leads to it."""
+        self.process.kill()
+        self.process.wait()
+        self.close_pipes()
+
+
+def launch() -> Launch:
+    """How a load that begins now starts its process.
+
+    Raises:
+        UsageError: there is no Python to start it with.
+    """
+    return Launch(command=_command(), environment=_environment())
+
+
+def start_decoder(*, file_descriptors: tuple[int, ...] = (), ahead: bool = False) -> StartedDecoder:
+    """Starts a decoder process.
+
+    Args:
+        file_descriptors: open files that the process inherits under the same numbers.
+        ahead: it is for a load that is yet to come, whose file goes through a socket.
+
+    Raises:
+        UsageError: there is no Python to start it with.
+        VideoError: the process cannot be started, or descriptors cannot be sent on this system.
+    """
+    how = launch()
+    ours, its = _socket_pair() if ahead else (None, None)
+    try:
+        process = subprocess.Popen(
+            how.command if its is None else (*how.command, str(its.fileno())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=file_descriptors if its is None else (its.fileno(),),
+            env=how.environment,
+            start_new_session=True,  # Ctrl-C reaches the caller only, which then ends this process
+        )
+    except OSError as error:
+        if ours is not None:
+            ours.close()
+        python = how.command[0]
+        message = f"the decoder process cannot be started with {python!r}: {error}"
+        raise (UsageError(message, remedy=REMEDY) if error.errno in _NO_PROGRAM else VideoError(message)) from error
+    finally:
+        if its is not None:
+            its.close()
+    return StartedDecoder(launch=how, process=process, files=ours)
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    # Not needed for a single load.
+    import socket
+
+    if not hasattr(socket, "send_fds"):
+        raise VideoError("this system cannot send an open file to another process")
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise VideoError(f"there is no socket for a decoder process: {error}") from error
 
 
 class DecoderProcess:
@@ -50,35 +145,25 @@ class DecoderProcess:
     _largest_bytes: ClassVar[int] = 0
     _largest_lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, limits: VideoLimits, *, file_descriptors: tuple[int, ...] = ()) -> None:
-        """Starts the process.
+    def __init__(self, limits: VideoLimits, *, file: int | None = None, spare: SpareDecoder | None = None) -> None:
+        """Starts the process, or takes the spare one.
 
         Args:
             limits: limits on the load; the process bounds its own memory, this side bounds its time.
-            file_descriptors: open files that the process inherits under the same numbers.
+            file: descriptor of the file to decode; None: the requests name image files.
+            spare: where a process may be that was started ahead.
 
         Raises:
             UsageError: there is no Python to start it with.
             VideoError: the process cannot be started.
         """
         self._limits = limits
+        self._file = file
         self._timed_out = False
         self._greeted = False
-        command = _command()
-        self._python = command[0]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=file_descriptors,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C reaches the caller only, which then ends this process
-            )
-        except OSError as error:
-            message = f"the decoder process cannot be started with {self._python!r}: {error}"
-            raise (UsageError(message, remedy=REMEDY) if error.errno in _NO_PROGRAM else VideoError(message)) from error
+        ahead = None if file is None or spare is None else spare.take()
+        self._started = ahead or start_decoder(file_descriptors=() if file is None else (file,))
+        self._process, self._python = self._started.process, self._started.launch.command[0]
         self._timer = threading.Timer(min(limits.timeout_s, threading.TIMEOUT_MAX), self._time_out)
         self._timer.daemon = True
         self._timer.start()
@@ -93,13 +178,7 @@ class DecoderProcess:
         self._process.kill()
         self._process.wait()
         self._timer.join()  # it may be ending the process right now
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                # Data that a dead process did not read does not matter.
-                continue
+        self._started.close_pipes()
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Sends one request; ``open`` sends the first one."""
@@ -112,8 +191,22 @@ class DecoderProcess:
             raise self._exit_error() from error
 
     def open(self, request: Mapping[str, Any]) -> None:
-        """Sends the first request, with the limits added to it."""
-        self.send(dict(request) | {"limits": dataclasses.asdict(self._limits)})
+        """Sends the first request, with the file and the limits added to it."""
+        fields = dict(request) | {"limits": dataclasses.asdict(self._limits)}
+        if self._file is not None:
+            fields["fd"] = self._file if self._started.files is None else None
+        self.send(fields)
+        if self._file is not None and self._started.files is not None:
+            self._send_file(self._started.files, self._file)
+
+    def _send_file(self, files: socket.socket, descriptor: int) -> None:
+        import socket  # only for a process that was started ahead
+
+        try:
+            socket.send_fds(files, [b"f"], [descriptor])
+        except OSError as error:
+            self._check_greeting()
+            raise self._exit_error() from error
 
     def receive(self) -> dict[str, Any]:
         """Returns the next answer."""

@@ -3,14 +3,16 @@
 Squash (the released inference script) or pad to a square (the authors' training), PIL's bicubic resize, then
 (x / 255 - mean) / std. Not here: which frames are sampled (``sampling.py``) and how they are decoded (``clip.py``).
 
-Letters: T frames, H height, W width, C channels (3), S side of the model's image.
+Letters: T frames, H height, W width, C channels (3), S side of the model's image, V values of a channel (256).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +29,7 @@ __all__ = ["PreprocessorConfig", "ResizeMode", "preprocess"]
 ResizeMode = Literal["squash", "pad"]
 
 SCHEMA_VERSION = 1
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +101,20 @@ def preprocess(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.n
     if len(frames) == 0:
         raise UsageError("there are no frames to preprocess; at least 1 is needed")
     pixels_TCSS = np.empty((len(frames), 3, config.image_size, config.image_size), np.float32)
-    previous: np.ndarray | None = None
-    for index, frame_HWC in enumerate(frames):
-        # A short clip repeats frames, always consecutively: each is resized once.
-        if frame_HWC is previous:
+    # A short clip repeats frames, always consecutively: each is resized once.
+    is_new = [index == 0 or frame_HWC is not frames[index - 1] for index, frame_HWC in enumerate(frames)]
+    new = [index for index, is_first in enumerate(is_new) if is_first]
+    values_CV = _values(config)
+
+    def fill(index: int) -> None:
+        _fill(pixels_TCSS[index], _checked(frames[index], index), config, values_CV)
+
+    # Pillow resizes without the interpreter's lock.
+    with ThreadPoolExecutor(min(len(new), os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        list(pool.map(fill, new))
+    for index, is_first in enumerate(is_new):
+        if not is_first:
             pixels_TCSS[index] = pixels_TCSS[index - 1]
-        else:
-            pixels_TCSS[index] = _pixels(_checked(frame_HWC, index), config)
-        previous = frame_HWC
     return pixels_TCSS
 
 
@@ -116,16 +125,23 @@ def _checked(frame_HWC: np.ndarray, index: int) -> np.ndarray:
     return frame_HWC
 
 
-def _pixels(frame_HWC: np.ndarray, config: PreprocessorConfig) -> np.ndarray:
+def _fill(pixels_CSS: np.ndarray, frame_HWC: np.ndarray, config: PreprocessorConfig, values_CV: np.ndarray) -> None:
     image = Image.fromarray(np.ascontiguousarray(frame_HWC))
     if config.resize_mode == "pad":
         image = _pad_to_square(image, config.image_mean)
     image = image.resize((config.image_size, config.image_size), Image.Resampling.BICUBIC)
+    resized_SSC = np.asarray(image)
+    for channel, values_V in enumerate(values_CV):
+        np.take(values_V, resized_SSC[..., channel], out=pixels_CSS[channel], mode="clip")
+
+
+def _values(config: PreprocessorConfig) -> np.ndarray:
+    """What each of the 256 levels becomes in each channel, float32 (3, 256)."""
     # float32 throughout and in this order: torchvision's ToTensor and Normalize, bit for bit.
     mean_C, std_C = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
-    scaled_SSC = np.asarray(image, np.float32) / np.float32(255)
-    normalised_CSS: np.ndarray = ((scaled_SSC - mean_C) / std_C).transpose(2, 0, 1)
-    return normalised_CSS
+    scaled_V = np.arange(256, dtype=np.float32) / np.float32(255)
+    normalised_CV: np.ndarray = (scaled_V - mean_C[:, None]) / std_C[:, None]
+    return normalised_CV
 
 
 def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:

@@ -13,6 +13,9 @@
     out  {"width": ..., "height": ..., "orientation": ...} + raw RGB bytes, for each
     out  {"peak_rss_bytes": 61865984}
 
+A process that is started ahead, with the number of a socket as its argument, is sent the file through that socket after
+the request, whose "fd" is null. It prepares itself while it waits.
+
 Each JSON object is one line. An error is {"error": class name, "message": text}, and ends the process. Native code that
 crashes, hangs or exhausts memory does so here and not in the caller. numpy is not imported, so that the start is quick.
 """
@@ -48,6 +51,11 @@ except ImportError:  # Unix only: elsewhere only the caller's timer bounds this 
 
 # Size of an 8K picture, for which a decoder allocates memory at once.
 _PICTURE_BYTES = 56 * 1024**2
+# What a decoder holds at most: references, pictures that wait for their turn, the one in progress.
+_DECODER_PICTURES = 20
+# Stack, and what demuxing needs.
+_THREAD_BYTES = 24 * 1024**2
+_MOST_THREADS = 8
 # The highest that the system takes as limits; it counts processor time in nanoseconds.
 _LARGEST_BOUND, _LONGEST_S = 2**62, 2**31
 
@@ -59,7 +67,9 @@ def main() -> None:
     os.dup2(2, 1)
     _send(sink, greeting())
     sink.flush()
-    request = json.loads(source.readline())
+    request = _first_request(source)
+    if request is None:
+        return
     limits = VideoLimits(**request["limits"])
     try:
         _limit_resources(limits)
@@ -77,6 +87,23 @@ def main() -> None:
     except Exception as error:
         _send_error(sink, CorruptVideoError(f"the decoder failed with {type(error).__name__}: {error}"))
     sink.flush()
+    # Threads that still decode after an error are not waited for.
+    os._exit(0)
+
+
+def _first_request(source: BinaryIO) -> dict[str, Any] | None:
+    """What is asked; None if the caller ended before it asked. A file that was sent is open as ``fd`` then."""
+    if not sys.argv[1:]:
+        line = source.readline()
+        return json.loads(line) if line else None
+    # Not needed by a process that is asked at once.
+    from blip3v.video_decoder import ahead
+
+    ahead.start_waiting()
+    files = ahead.prepare(int(sys.argv[1]))
+    line = source.readline()
+    ahead.stop_waiting()
+    return json.loads(line) | {"fd": ahead.received_file(files)} if line else None
 
 
 def _limit_resources(limits: VideoLimits) -> None:
@@ -84,8 +111,8 @@ def _limit_resources(limits: VideoLimits) -> None:
         return
     bounds = {
         resource.RLIMIT_AS: limits.max_memory_bytes,
-        # A backstop in case the parent was killed: otherwise the parent's timer comes first.
-        resource.RLIMIT_CPU: math.ceil(min(limits.timeout_s, _LONGEST_S)) + 2,
+        # A backstop in case the parent was killed: otherwise the parent's timer comes first. Threads add up.
+        resource.RLIMIT_CPU: math.ceil(min(limits.timeout_s * _num_cpus(), _LONGEST_S)) + 2,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
     }
@@ -116,7 +143,6 @@ def _walk(file: BinaryIO, limits: VideoLimits) -> tuple[Walk, Opener]:
     from blip3v.video_decoder.walk import walk_file
 
     def opener() -> tuple[InputContainer, VideoStream]:
-        file.seek(0)
         container = open_container(file)
         return container, video_stream(container, limits)
 
@@ -131,10 +157,30 @@ def _serve_walk(
     times_s = [*walk.times_s, walk.end_s]
     info = _info(walk.width, walk.height, walk.num_frames, times_s, request) | {"fps": walk.fps}
     wanted = _wanted(info, source, sink)
-    for index, frame in pick(opener, walk, wanted):
+    for index, frame in pick(opener, walk, wanted, num_threads=_num_threads(walk, len(wanted), limits)):
         limits.check_pixels(frame.width, frame.height)
         _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
     _send(sink, {"num_broken": len(walk.broken - set(wanted)), "peak_rss_bytes": _status_bytes("VmHWM")})
+
+
+def _num_threads(walk: Walk, num_wanted: int, limits: VideoLimits) -> int:
+    """How many decoders may run at once: one for each CPU, while all take at most half of the memory that is left.
+
+    One where the system does not say how much is used, as outside Linux.
+    """
+    from blip3v.video_decoder.shared_file import CAN_SHARE
+
+    used_bytes = _status_bytes("VmSize")
+    if not CAN_SHARE or used_bytes is None:
+        return 1
+    room_bytes = (limits.max_memory_bytes - used_bytes) // 2 - num_wanted * walk.picture_bytes
+    return max(1, min(_num_cpus(), room_bytes // (_DECODER_PICTURES * walk.picture_bytes + _THREAD_BYTES)))
+
+
+def _num_cpus() -> int:
+    """CPUs that the process may use, up to a number that no video needs."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST_THREADS)
 
 
 def _serve_image_file(

@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 from blip3v.errors import CorruptVideoError, UnsupportedVideoError
 from blip3v.video_decoder.limits import VideoLimits
+from blip3v.video_decoder.shared_file import reader
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,ivf,nut,mxf,wtv,"
@@ -31,7 +32,7 @@ _STREAMS = {"audio": "sound", "video": "a cover picture", "subtitle": "subtitles
 
 
 def open_container(file: BinaryIO) -> InputContainer:
-    """Opens ``file`` for demuxing.
+    """Opens ``file`` for demuxing from its start, independently of other containers of it (see ``shared_file.py``).
 
     Raises:
         UnsupportedVideoError: not a video, or a format that may reach other files.
@@ -39,7 +40,7 @@ def open_container(file: BinaryIO) -> InputContainer:
     """
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        return av.open(file, mode="r", options=options, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
+        return av.open(reader(file), mode="r", options=options, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
     except MemoryError:
         raise
     except (av.FFmpegError, EOFError) as error:

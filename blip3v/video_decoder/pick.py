@@ -1,32 +1,47 @@
-"""Decodes the wanted frames of a walked file, and never returns a broken or damaged one (see ``walk.py``)."""
+"""Decodes the wanted frames of a walked file: where it starts, in how many threads, and what decides if that fails.
+
+Never returns a broken or damaged frame (see ``walk.py``). Each run from a keyframe has a decoder of its own with one
+thread, so that frames and errors do not depend on how many run at once.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from queue import SimpleQueue
 
-import av
-from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from blip3v.errors import CorruptVideoError
-from blip3v.video_decoder.walk import REORDER, Opener, Walk, decode
+from blip3v.video_decoder.h264 import Gap
+from blip3v.video_decoder.run import Run
+from blip3v.video_decoder.walk import Opener, Walk
 
 __all__ = ["pick"]
 
-# Below this, decoding straight on is cheaper than seeking, and every frame on the way is checked.
-_MIN_SEEK = 128
+_Frames = Iterator[tuple[int, VideoFrame]]
+_Output = SimpleQueue[tuple[int, VideoFrame] | BaseException | None]
+
+# Decoding on is cheaper than opening the file again and seeking over fewer frames, or over fewer pixels. Opening takes
+# the time of some frames, whatever their size.
+_SEEK_FRAMES = 128
+_SEEK_PIXELS = 1 << 25
+_LEAST_SEEK_FRAMES = 24
 
 
-def pick(opener: Opener, walk: Walk, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+def pick(opener: Opener, walk: Walk, wanted: Sequence[int], *, num_threads: int = 1) -> _Frames:
     """Decodes the frames ``wanted``.
 
-    Seeks over long stretches without a wanted frame. Broken frames found on the way are added to ``walk.broken``.
+    Seeks over long stretches without a wanted frame, and leaves out pictures that no other one refers to. Broken
+    frames found on the way are added to ``walk.broken``.
 
     Args:
-        opener: opens the file again, at its start.
+        opener: opens the file again, at its start; from several threads at once if there are more than one.
         walk: the file's frames.
         wanted: display indices, strictly increasing.
+        num_threads: stretches that are decoded at once. With more than one, decoding goes on while the caller has a
+            frame, so that all of them may be held at a time.
 
     Yields:
         (index, picture) for each of ``wanted``, in order.
@@ -34,32 +49,45 @@ def pick(opener: Opener, walk: Walk, wanted: Sequence[int]) -> Iterator[tuple[in
     Raises:
         CorruptVideoError: a wanted frame is broken or damaged; it names the frame and its time.
     """
-    for group, members in _runs(walk, wanted):
-        num_yielded = 0
-        before = set(walk.broken)
-        try:
-            for item in _run(opener, walk, group, members):
-                yield item
-                num_yielded += 1
-        except CorruptVideoError:
-            if group == 0:
-                raise
-            # A seek may land late, or the decoder may miss what came before: a run from the first frame decides.
-            walk.broken.clear()
-            walk.broken.update(before)
-            yield from _run(opener, walk, 0, members[num_yielded:])
+    runs = [Run(opener, walk, group, members, everything=False) for group, members in _runs(walk, wanted)]
+    try:
+        outputs = _in_threads(runs, num_threads) if num_threads > 1 else [run.frames() for run in runs]
+        for run, frames in zip(runs, outputs, strict=True):
+            yield from _decided(opener, walk, run, frames)
+    finally:
+        for run in runs:
+            run.stop()
+
+
+def _decided(opener: Opener, walk: Walk, run: Run, frames: _Frames) -> _Frames:
+    """The frames of a run; where it fails, a run over everything from the first frame on decides.
+
+    A seek may land late, the decoder may miss what came before, and what was left out may have been needed.
+    """
+    num_yielded = 0
+    try:
+        for item in frames:
+            yield item
+            num_yielded += 1
+    except (CorruptVideoError, Gap) as error:
+        if isinstance(error, CorruptVideoError) and run.group == 0 and not run.skipped:
+            raise
+        run = Run(opener, walk, 0, run.wanted[num_yielded:], everything=True)
+        yield from run.frames()
+    walk.broken.update(run.broken)
 
 
 def _runs(walk: Walk, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Splits ``wanted`` into decoding runs, each with the group at whose keyframe it starts."""
     runs: list[tuple[int, list[int]]] = []
     place = 0
+    least = min(_SEEK_FRAMES, max(_LEAST_SEEK_FRAMES, _SEEK_PIXELS // (walk.width * walk.height or 1)))
     for index in wanted:
         group = walk.group[index]
         # A frame displayed before its group's keyframe needs the previous group.
         group -= group > 0 and index < walk.key_index[group]
         key_place = walk.order[walk.key_index[group]]
-        seeks = group > 0 and walk.index_of_pts is not None and key_place - place >= _MIN_SEEK
+        seeks = group > 0 and walk.index_of_pts is not None and key_place - place >= least
         if seeks or not runs:
             runs.append((group if seeks else 0, []))
         runs[-1][1].append(index)
@@ -67,70 +95,41 @@ def _runs(walk: Walk, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
     return runs
 
 
-def _run(opener: Opener, walk: Walk, group: int, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Decodes from the keyframe of ``group`` to a little past the last of ``wanted``."""
-    container, stream = opener()
-    with container:
-        if group:
-            _seek(container, stream, walk, group)
-        queue, targets = list(reversed(wanted)), set(wanted)
-        held: dict[int, VideoFrame] = {}
-        next_index = walk.key_index[group] if group else 0
-        for index, frame in _indexed(container, stream, walk):
-            if index < next_index:
-                continue
-            walk.broken.update(range(next_index, index))
-            next_index = index + 1
-            if frame is None or frame.is_corrupt:
-                walk.broken.add(index)
-            elif index in targets:
-                held[index] = frame
-            # A broken frame may be detected after the display of a frame that it damages.
-            yield from _settled(walk, queue, held, next_index - REORDER)
-            if not queue:
+def _in_threads(runs: Sequence[Run], num_threads: int) -> list[_Frames]:
+    """Starts to decode the runs, the first ones first, and returns the frames of each."""
+    outputs: list[_Output] = [SimpleQueue() for _ in runs]
+    waiting = deque(zip(runs, outputs, strict=True))
+
+    def work() -> None:
+        while waiting:
+            try:
+                run, output = waiting.popleft()
+            except IndexError:  # another thread took the last one
                 return
-        walk.broken.update(range(next_index, walk.num_frames))
-        yield from _settled(walk, queue, held, walk.num_frames)
+            _put(run, output)
+
+    for number in range(min(num_threads, len(runs))):
+        try:
+            # Daemons: a packet that takes long does not keep the process from ending after an error.
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError:  # the user has as many as the system allows; those that run do the work
+            if number == 0:
+                return [run.frames() for run in runs]
+            break
+    return [_taken(output) for output in outputs]
 
 
-def _settled(walk: Walk, queue: list[int], held: dict[int, VideoFrame], limit: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields the wanted frames below ``limit``, whose state can no longer change."""
-    while queue and queue[-1] < limit:
-        index = queue.pop()
-        if walk.is_damaged(index):
-            raise _error(walk, index)
-        yield index, held.pop(index)
-
-
-def _indexed(container: InputContainer, stream: VideoStream, walk: Walk) -> Iterator[tuple[int, VideoFrame | None]]:
-    for place, frame in enumerate(decode(container, stream)):
-        if walk.index_of_pts is None:
-            yield place, frame
-        elif frame is not None and frame.pts in walk.index_of_pts:
-            yield walk.index_of_pts[frame.pts], frame
-
-
-def _seek(container: InputContainer, stream: VideoStream, walk: Walk, group: int) -> None:
+def _put(run: Run, output: _Output) -> None:
     try:
-        container.seek(walk.key_pts[group], stream=stream)
-    except av.FFmpegError as error:
-        raise _error(walk, walk.key_index[group]) from error
+        for item in run.frames():
+            output.put(item)
+        output.put(None)
+    except BaseException as error:  # it is raised where the frames are taken
+        output.put(error)
 
 
-def _error(walk: Walk, index: int) -> CorruptVideoError:
-    where = f"frame {index} at {walk.times_s[index]:.3f} s"
-    if index not in walk.broken:
-        causes = [b for b in walk.broken if walk.order[b] < walk.order[index]]
-        cause = max(causes, key=lambda b: walk.order[b])
-        return CorruptVideoError(
-            f"{where} was sampled, but it may depend on frame {cause}, which cannot be decoded; "
-            "repair the file, or pick a part without it (start and end)"
-        )
-    if index >= walk.num_present:
-        return CorruptVideoError(
-            f"{where} was sampled, but the file ends before it, after frame {walk.num_present - 1}; get the whole "
-            "file, or pick a part that it contains (start and end)"
-        )
-    return CorruptVideoError(
-        f"{where} was sampled, but it cannot be decoded; repair the file, or pick a part without it (start and end)"
-    )
+def _taken(output: _Output) -> _Frames:
+    while (item := output.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item

@@ -5,12 +5,14 @@ file is decoded once just to count. Both ways return the same ``Walk``.
 
 A frame is broken if the file ends before it, if its data is incomplete, or if the decoder returns nothing or a picture
 with concealed errors. Frames decoded after a broken frame and before the next keyframe may depend on it, so they are
-damaged. Changed bytes that still decode to a whole picture cannot be detected: most formats have no checksums.
+damaged. Changed bytes that still decode to a whole picture cannot be detected: most formats have no checksums. A
+picture that no wanted frame depends on is not decoded (``run.py``), so it is neither found broken nor does it damage
+others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -33,6 +35,9 @@ _NO_TRUE_TIMES = {"avi"}
 # No codec holds back more frames than this to bring them into display order.
 REORDER = 16
 
+# Four planes of 16 bits.
+_MOST_PIXEL_BITS = 64
+
 Opener = Callable[[], tuple[InputContainer, VideoStream]]
 
 
@@ -45,6 +50,7 @@ class Walk:
 
     width: int  # as stored, before any rotation
     height: int
+    picture_bytes: int  # of one in the decoder
     times_s: list[float]  # of each frame, the first is 0
     end_s: float  # when the last frame ends
     fps: float  # mean; 0 if a single frame has no duration
@@ -66,19 +72,19 @@ class Walk:
         """Number of frames that the file contains."""
         return self.num_frames - self.num_missing
 
-    def is_damaged(self, index: int) -> bool:
-        """Whether frame ``index`` is broken or may depend on a broken frame."""
+    def is_damaged(self, index: int, broken: set[int]) -> bool:
+        """Whether frame ``index`` is in ``broken`` or may depend on a frame in it."""
         group = self.group[index]
         # Frames displayed before their group's keyframe depend on the previous group as well.
         first = group - 1 if index < self.key_index[group] else group
-        return any(first <= self.group[b] <= group and self.order[b] <= self.order[index] for b in self.broken)
+        return any(first <= self.group[b] <= group and self.order[b] <= self.order[index] for b in broken)
 
 
-def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | None]:
-    """Frames as the decoder returns them; None for a packet that it refused."""
-    for packet in _packets(container, stream):
+def decode(stream: VideoStream, packets: Iterable[Packet[VideoStream] | None]) -> Iterator[VideoFrame | None]:
+    """Frames as the decoder returns them; None for a packet that it refused. The packet None ends the stream."""
+    for packet in packets:
         try:
-            yield from packet.decode()
+            yield from stream.decode(packet)
         except (MemoryError, BlockingIOError):
             raise
         except (av.FFmpegError, EOFError):
@@ -112,7 +118,7 @@ def walk_file(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Walk:
     return walk
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
     """Packets up to the first place that cannot be read; the frames after it are missing, which the walk detects."""
     try:
         yield from container.demux(stream)
@@ -134,7 +140,7 @@ class _Entry:
 
 def _list_packets(container: InputContainer, stream: VideoStream, limits: VideoLimits) -> list[_Entry]:
     entries: list[_Entry] = []
-    for packet in _packets(container, stream):
+    for packet in read_packets(container, stream):
         if packet.size:
             shown = not packet.is_discard
             entries.append(
@@ -182,6 +188,7 @@ def _from_packets(stream: VideoStream, packets: list[_Entry]) -> Walk:
     return Walk(
         width=stream.codec_context.width,
         height=stream.codec_context.height,
+        picture_bytes=_picture_bytes(stream),
         times_s=times_s,
         end_s=end_s,
         fps=fps,
@@ -202,7 +209,7 @@ def _from_frames(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Wal
     last_duration = 0
     container, stream = opener()
     with container:
-        for index, frame in enumerate(decode(container, stream)):
+        for index, frame in enumerate(decode(stream, read_packets(container, stream))):
             _check_count(index + 1, limits)
             if frame is None or frame.is_corrupt:
                 broken.add(index)
@@ -217,21 +224,23 @@ def _from_frames(opener: Opener, limits: VideoLimits, *, truncated: bool) -> Wal
                 if truncated
                 else "no frame of the video can be decoded; get the file again, or convert it to mp4"
             )
-    times_s = _times_of_frames(pts, container, stream)
-    end_s, fps = _end(times_s, float(last_duration * _time_base(stream)), stream)
-    return Walk(
-        width=stream.codec_context.width,
-        height=stream.codec_context.height,
-        times_s=times_s,
-        end_s=end_s,
-        fps=fps,
-        order=list(range(len(pts))),
-        group=group,
-        key_index=key_index,
-        key_pts=[],
-        index_of_pts=None,
-        broken=broken,
-    )
+        # Still open: what a stream says lies in its container's memory.
+        times_s = _times_of_frames(pts, container, stream)
+        end_s, fps = _end(times_s, float(last_duration * _time_base(stream)), stream)
+        return Walk(
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            picture_bytes=_picture_bytes(stream),
+            times_s=times_s,
+            end_s=end_s,
+            fps=fps,
+            order=list(range(len(pts))),
+            group=group,
+            key_index=key_index,
+            key_pts=[],
+            index_of_pts=None,
+            broken=broken,
+        )
 
 
 def _times_of_frames(pts: list[int | None], container: InputContainer, stream: VideoStream) -> list[float]:
@@ -279,6 +288,12 @@ def _num_uncertain(walk: Walk, stream: VideoStream, packets: list[_Entry]) -> in
     if walk.index_of_pts is None or last_dts is None:
         return min(REORDER, walk.num_frames) if stream.codec_context.has_b_frames else 0
     return sum(pts > last_dts for pts in walk.index_of_pts)
+
+
+def _picture_bytes(stream: VideoStream) -> int:
+    codec = stream.codec_context
+    bits = _MOST_PIXEL_BITS if codec.format is None else codec.format.padded_bits_per_pixel
+    return codec.width * codec.height * bits // 8
 
 
 def _seconds(pts: list[int], stream: VideoStream) -> list[float]:

@@ -14,6 +14,7 @@ from film_files import Film, numbered_picture, packets, read_number, reference_f
 from blip3v.errors import UsageError
 from blip3v.video import Clip, PreprocessorConfig, VideoLimits, load_clip, load_pixels, preprocess, sample_indices
 from blip3v.video_decoder import pick as pick_module
+from blip3v.video_decoder import run as run_module
 from blip3v.video_decoder.container import open_container, video_stream
 from blip3v.video_decoder.walk import decode, walk_file
 
@@ -199,12 +200,11 @@ def test_only_what_is_needed_is_decoded_in_a_long_file(film: Film, monkeypatch: 
     with open(path, "rb") as file:
 
         def opener() -> Any:
-            file.seek(0)
             container = open_container(file)
             return container, video_stream(container, VideoLimits())
 
         found = walk_file(opener, VideoLimits(), truncated=False)
-        monkeypatch.setattr(pick_module, "decode", counting)
+        monkeypatch.setattr(run_module, "decode", counting)
         picked = [index for index, _ in pick_module.pick(opener, found, [10, 400, 410, 899])]
     assert picked == [10, 400, 410, 899]
     assert found.broken == set()

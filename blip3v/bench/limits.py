@@ -22,11 +22,12 @@ from blip3v.bench.gemm_rate import ENGINES, gemm_rate
 from blip3v.bench.memory_bandwidth import last_level_cache_bytes, read_bandwidth
 from blip3v.bench.worker import child_environment
 from blip3v.errors import BackendError
+from blip3v.python_arguments import code_arguments
 from blip3v.runtime.backends import get_backend
 
 __all__ = ["GemmRate", "Limits", "main", "measure_limits"]
 
-_COMMAND = (sys.executable, "-P", "-c", "from blip3v.bench.limits import main; main()")
+_COMMAND = (sys.executable, *code_arguments("from blip3v.bench.limits import main; main()"))
 # numpy's products run in threads of ours, one each.
 _ONE_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"

@@ -8,7 +8,7 @@ ifeq ($(shell uname -sm),Linux x86_64)
 EXTRAS := $(EXTRAS),tensorrt-rtx
 endif
 # Never `.`: the links at the repository's root would list the same files again under other names.
-SOURCES := blip3v tests scripts
+SOURCES := blip3v tests scripts benchmarks
 
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 

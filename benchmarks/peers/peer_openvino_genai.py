@@ -7,6 +7,7 @@ which is slower on some.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ class _Decoder:
         inputs = openvino_genai.TokenizedInputs(openvino.Tensor(prompt), openvino.Tensor(np.ones_like(prompt)))
         started_s = time.perf_counter()
         self._pipeline.generate(inputs, config, Clock())
-        steps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(times)]
         assert len(steps) == num_steps, f"{len(times)} tokens arrived, not {num_steps + 1}"
         return Generated(times[0] - started_s, steps, None)
 

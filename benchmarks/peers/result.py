@@ -66,7 +66,9 @@ class Result:
     def add(self, group: Mapping[str, Any], failed: Mapping[str, str], part: str) -> None:
         """Adds a measurement, which may be empty, and why peers are not in it; writes the JSON."""
         if group:
-            self.values["groups"].append(dict(group))
+            alone = {"part": part, "ours": group["ours"], "peers": [group["ours"]]}
+            kept = [old for old in self.values["groups"] if {key: old[key] for key in alone} != alone]
+            self.values["groups"] = [*kept, dict(group)]
             for peer in group["peers"]:
                 self.values["not_run"].get(peer, {}).pop(part, None)
         for peer, reason in failed.items():

@@ -99,7 +99,7 @@ class _Run:
         if group:
             group["environment"] = self._environment
             group["load_average"] = {"before": before, "after": load_average()}
-            for name in names:
+            for name in group["peers"]:
                 self._result.forget(name, part)
         else:
             why = f"not measured: {ours}, which it is compared with, failed: {failed[ours]}"

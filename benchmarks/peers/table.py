@@ -20,7 +20,7 @@ from scripts.page_tables import END, replace_table, start_marker
 
 __all__ = ["SCRIPT", "main", "tables"]
 
-SCRIPT = "../benchmarks/peers/table.py"
+SCRIPT = "benchmarks/peers/table.py"
 _TITLES = {"decoder": "Language model", "tower": "Vision tower"}
 
 

@@ -6,6 +6,8 @@ bits.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,25 +16,15 @@ from benchmarks.peers.protocol import Generated, timed
 
 __all__ = ["open_decoder", "prepare"]
 
-_BLOCK = 128
+_BLOCKS = ("block_size=128", "accuracy_level=4")
+_ALGORITHMS = {"int4": "rtn_last", "int8": "rtn"}  # rounded to nearest; last: the head in 8 bits
 
 
 def prepare(form: str, checkpoint: Path, folder: Path) -> None:
     """Builds the graph with the package's model builder."""
-    from onnxruntime_genai.models.builder import create_model
-
-    bits = {"int4": {"int4_algo_config": "k_quant_last"}, "int8": {"int4_algo_config": "rtn"}}
-    create_model(
-        model_name="",
-        input_path=str(checkpoint / "text"),
-        output_dir=str(folder),
-        precision=form,
-        execution_provider="cpu",
-        cache_dir=str(folder / "cache"),
-        int4_block_size=_BLOCK,
-        int4_accuracy_level=4,
-        **bits[form],
-    )
+    build = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint / "text")]
+    build += ["-o", str(folder), "-p", form, "-e", "cpu", "-c", str(folder / "cache")]
+    subprocess.run([*build, "--extra_options", *_BLOCKS, f"algo_config={_ALGORITHMS[form]}"], check=True)
 
 
 def open_decoder(form: str, engine: str, checkpoint: Path, folder: Path, threads: int) -> _Decoder:

@@ -58,6 +58,7 @@ class _Run:
         self._environment = describe_environment()
         self._threads = options.threads or self._environment["physical_cores"] or self._environment["usable_cpus"]
         _check_lengths(self._config, self._amounts)
+        _check_parts(self._names, self._parts)
         self._result = Result(options.output, self._setup())
 
     def _setup(self) -> dict[str, Any]:
@@ -169,6 +170,14 @@ def _check_lengths(config: ModelConfig, amounts: Amounts) -> None:
             f"a prompt of {max(amounts.prompts)} tokens and {amounts.steps} steps need {longest} positions; the model "
             f"has {config.text.max_context}; give smaller --prompts or --steps"
         )
+
+
+def _check_parts(names: Sequence[str], parts: Sequence[str]) -> None:
+    for part in parts:
+        if len(parts) == 1 and not any(part in PEERS[name].parts for name in names):
+            raise UsageError(
+                f"none of {', '.join(names)} has a {part} to measure; leave out --parts {part}, or name others"
+            )
 
 
 def _say(text: str) -> None:

@@ -123,8 +123,20 @@ def _one_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
-_SHOWN = ("onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai", "optimum", "optimum-intel", "optimum-onnx")
-_SHOWN += ("llama_cpp_python", "llama-cpp-python", "nncf", "torch", "transformers")
+# Of each environment's packages.
+_SHOWN = (
+    "onnxruntime",
+    "onnxruntime-genai",
+    "openvino",
+    "openvino-genai",
+    "optimum",
+    "optimum-intel",
+    "optimum-onnx",
+    "llama_cpp_python",
+    "nncf",
+    "torch",
+    "transformers",
+)
 
 
 def _versions(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.peers import checkpoint, environments, run, table, turns
 from benchmarks.peers.client import PeerError
 from benchmarks.peers.peer_list import OURS, PEERS, Peer
+from benchmarks.peers.result import Result
 from blip3v.errors import UsageError
 
 STAND_IN = Path(__file__).parent / "peer_stand_in.py"
@@ -35,6 +36,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Peer]:
         (folder / "sizes.json").write_text(json.dumps({"num_ids": 600, "image_size": 4}), "utf-8")
 
     monkeypatch.setattr(run, "write_checkpoint", write_checkpoint)
+    monkeypatch.setattr(environments, "describe", lambda *words: {"packages": {"stand-in": "1"}, "size_bytes": None})
     return found
 
 
@@ -57,7 +59,7 @@ def test_peers_are_measured_beside_ours_in_turns(tmp_path: Path, peers: dict[str
     assert decoder["cosine_to_ours"]["twice"] == pytest.approx(turns.cosine([14, 2], [14, 1]))
     assert decoder["peak_rss_bytes"]["twice"] is None or decoder["peak_rss_bytes"]["twice"] > 2**20
     assert result["not_run"] == {}
-    assert "blip3v" in result["environments"]
+    assert result["environments"] == {"blip3v": {"packages": {"stand-in": "1"}, "size_bytes": None}}
 
 
 def test_a_ratio_is_the_median_of_those_within_a_turn() -> None:
@@ -79,9 +81,6 @@ def test_what_cannot_be_run_is_in_the_result_with_its_reason(tmp_path: Path, pee
         "no version": {"decoder": "not opened: RuntimeError: the weights are of another version"},
         "no instruction": {"decoder": "not run: illegal instruction"},
     }
-    # The next run tries them again.
-    peers["no version"] = stand_in("4.0")
-    assert "no version" not in measured(tmp_path, "--peers", "no version")["not_run"]
 
 
 def test_nothing_is_measured_without_ours(tmp_path: Path, peers: dict[str, Peer]) -> None:
@@ -89,16 +88,18 @@ def test_nothing_is_measured_without_ours(tmp_path: Path, peers: dict[str, Peer]
     result = measured(tmp_path, "--peers", "twice")
     assert result["groups"] == []
     reason = "not opened: RuntimeError: the weights are of another version"
-    assert result["not_run"]["twice"] == {
-        "decoder": f"not measured: ours-int8, which it is compared with, failed: {reason}"
+    assert result["not_run"] == {
+        "ours-int8": {"decoder": reason},
+        "twice": {"decoder": f"not measured: ours-int8, which it is compared with, failed: {reason}"},
     }
-    assert result["not_run"]["ours-int8"] == {"decoder": reason}
+    peers["ours-int8"] = stand_in("1.0")  # the next run tries them again
+    assert measured(tmp_path, "--peers", "twice")["not_run"] == {}
 
 
 def test_a_peer_that_is_in_the_result_is_measured_again_only_when_asked(tmp_path: Path, peers: dict[str, Peer]) -> None:
     first = measured(tmp_path, "--peers", "twice")
     assert measured(tmp_path, "--peers", "twice,ours-int8") == first
-    more = measured(tmp_path, "--peers", "twice,thrice")
+    more = measured(tmp_path, "--peers", "twice,thrice")  # thrice beside ours, which is measured again
     assert [group["peers"] for group in more["groups"]] == [["ours-int8", "twice"], ["ours-int8", "thrice"]]
     peers["twice"] = stand_in("2.5")
     again = measured(tmp_path, "--peers", "twice", "--again")
@@ -111,13 +112,18 @@ def test_what_is_asked_for_is_checked_before_anything_is_written(tmp_path: Path,
         measured(tmp_path, "--peers", "vllm")
     with pytest.raises(SystemExit, match="there is no part encoder; allowed: decoder, tower"):
         measured(tmp_path, "--parts", "encoder")
+    with pytest.raises(
+        SystemExit, match="none of twice has a tower to measure; leave out --parts tower, or name others"
+    ):
+        measured(tmp_path, "--peers", "twice", "--parts", "tower")
     with pytest.raises(SystemExit, match="need 2102 positions; the model has 2048; give smaller --prompts or --steps"):
         measured(tmp_path, "--prompts", "2100")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_result_with_another_setup_is_not_added_to(tmp_path: Path, peers: dict[str, Peer]) -> None:
-    measured(tmp_path, "--peers", "twice", "--layers", "2")
+    setup = {"shape": "tiny", "layers": 2, "vision_layers": 4, "prompts": [5], "steps": 2, "frames": 2, "threads": 1}
+    Result(tmp_path / "result.json", setup).save()
     with pytest.raises(
         SystemExit, match="was measured with layers 2, not 3; repeat its options, or choose another OUT"
     ):
@@ -193,6 +199,7 @@ def test_ours_is_measured_beside_the_transformers_library(tmp_path: Path, monkey
     chosen = "ours-int8,ours-int4,ours-openvino-int8,transformers-fp32,transformers-bf16"
     result = measured(tmp_path, "--peers", chosen, "--layers", "1", "--vision-layers", "1", "--frames", "8")
     assert result["not_run"] == {}
+    assert {"torch", "onnxruntime"} <= result["environments"]["blip3v"]["packages"].keys()
     groups = {(group["part"], group["ours"]): group for group in result["groups"]}
     assert list(groups) == [
         ("decoder", "ours-fp16"),

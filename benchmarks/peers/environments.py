@@ -16,6 +16,7 @@ from benchmarks.peers.peer_list import FOLDER
 __all__ = ["REQUIREMENTS", "describe", "environment_python"]
 
 REQUIREMENTS = FOLDER / "requirements"
+_LIMIT_S = 3600.0  # some packages are built
 _NO_DEPS = "no-deps.txt"
 
 
@@ -64,6 +65,9 @@ def describe(python: Path, name: str | None, work: Path) -> dict[str, Any]:
 def _run(command: Sequence[str], log: Path) -> None:
     """Runs a command; the reason of a failure is the last line of its error."""
     with log.open("wb") as output:
-        ran = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            ran = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"not installed within {_LIMIT_S:.0f} s") from None
     if ran.returncode:
         raise PeerError(f"not installed: {last_words(log, ran.returncode)}")

@@ -8,7 +8,8 @@ measured beside ours of the same bits (fp16, computed in fp32, for 16 and 32), e
 A B C, ... A ratio is the median over the turns of a peer's seconds by ours in the same turn.
 
 A peer that is in the JSON is not measured again unless ``--again`` is given; a new one is measured beside ours again.
-What cannot be installed, prepared or run is in the JSON with the reason, and is tried again by the next run.
+What cannot be installed, prepared or run is in the JSON with the reason, and is tried again by the next run. What was
+converted is kept in FOLDER/prepared: after a change to our export, delete FOLDER/prepared/ours-*.
 
 Ours runs in the environment of this command. The others are made in FOLDER/envs with pip, and take 1 to 2 GB each;
 ``--layers 8`` needs about 20 GB of disk and 16 GB of memory in all. Measure on an idle machine.

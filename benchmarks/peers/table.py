@@ -22,6 +22,7 @@ __all__ = ["SCRIPT", "main", "tables"]
 
 SCRIPT = "benchmarks/peers/table.py"
 _TITLES = {"decoder": "Language model", "tower": "Vision tower"}
+_RESAMPLER = "Patch features of all frames. Ours also computes one block of the resampler, which a bundle cannot lack."
 
 
 def main(result: Path, page: Path) -> None:
@@ -53,7 +54,8 @@ def _setup(result: dict[str, Any]) -> str:
     return (
         f"Random weights in the widths of `{setup['shape']}`: {sizes}. {'; '.join(machines)}; "
         f"{_count(setup['threads'], 'thread')}, batch 1. Medians; in brackets how many times as long as ours of the "
-        "same bits, which was measured in the same turns (median of the ratios within each turn)."
+        "same bits, which was measured in the same turns (median of the ratios within each turn). The last "
+        "column of the language model is the cosine of some of its logits."
     )
 
 
@@ -70,8 +72,9 @@ def _part(result: dict[str, Any], part: str) -> str:
     lines = [
         f"### {_TITLES[part]}",
         "",
-        f"| | {' | '.join(columns.values())} | peak memory | logits beside ours |",
-        f"|---|{'---:|' * (len(columns) + 2)}",
+        *([] if part == "decoder" else [_RESAMPLER, ""]),
+        f"| | {' | '.join(columns.values())} | peak memory |{' logits beside ours |' if part == 'decoder' else ''}",
+        f"|---|{'---:|' * (len(columns) + (2 if part == 'decoder' else 1))}",
     ]
     for ours in dict.fromkeys(OURS.values()):
         groups = [group for group in result["groups"] if (group["part"], group["ours"]) == (part, ours)]
@@ -97,9 +100,11 @@ def _columns(setup: dict[str, Any], part: str) -> Iterator[tuple[str, str]]:
 def _row(group: dict[str, Any], name: str, columns: dict[str, str]) -> str:
     figures = group["summary"][name]
     cells = [_cell(figures[figure], is_ours=name == group["ours"]) for figure in columns]
-    peak, cosine = group["peak_rss_bytes"].get(name), group.get("cosine_to_ours", {}).get(name)
+    peak = group["peak_rss_bytes"].get(name)
     cells.append("" if peak is None else f"{peak / 2**30:.1f} GiB")
-    cells.append("" if cosine is None or name == group["ours"] else f"{cosine:.3f}")
+    if "cosine_to_ours" in group:
+        cosine = group["cosine_to_ours"].get(name)
+        cells.append("" if cosine is None or name == group["ours"] else f"{cosine:.3f}")
     what = PEERS[name].what if name in PEERS else name
     return f"| {f'**{what}**' if name == group['ours'] else what} | {' | '.join(cells)} |"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import time
@@ -156,11 +157,16 @@ def log_file(work: Path, name: str) -> Path:
 
 
 def last_words(log: Path, code: int | None) -> str:
-    """The last line that a failed process printed, or how it ended."""
-    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    """The last line that a failed process printed, with FOLDER for the folder around ``logs``, or how it ended."""
+    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("[notice]", "WARNING"))]  # pip's talk
     if code is not None and code < 0:
         return f"ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-    return lines[-1] if lines else f"ended with code {code}"
+    if not lines:
+        return f"ended with code {code}"
+    # The message of an exception may have more lines, of which the first says most.
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line, re.IGNORECASE)]
+    return (errors or lines)[-1].replace(str(log.parents[1]), "FOLDER")
 
 
 def _line_within(stream: IO[bytes], limit_s: float) -> bytes | None:

@@ -6,13 +6,12 @@ bits.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.protocol import Generated, timed
+from benchmarks.peers.protocol import Generated, run_tool, timed
 
 __all__ = ["open_decoder", "prepare"]
 
@@ -24,7 +23,7 @@ def prepare(form: str, checkpoint: Path, folder: Path) -> None:
     """Builds the graph with the package's model builder."""
     build = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint / "text")]
     build += ["-o", str(folder), "-p", form, "-e", "cpu", "-c", str(folder / "cache")]
-    subprocess.run([*build, "--extra_options", *_BLOCKS, f"algo_config={_ALGORITHMS[form]}"], check=True)
+    run_tool([*build, "--extra_options", *_BLOCKS, f"algo_config={_ALGORITHMS[form]}"])
 
 
 def open_decoder(form: str, engine: str, checkpoint: Path, folder: Path, threads: int) -> _Decoder:

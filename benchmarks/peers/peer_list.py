@@ -54,9 +54,15 @@ PEERS = {
     "transformers-bf16": _peer(_LIBRARY, "transformers", "fp16", "bf16", 16, "transformers bf16, eager"),
     "genai-int8": _peer(_GENAI, "genai", "int8", "cpu", 8, "onnxruntime-genai int8", "decoder"),
     "genai-int4": _peer(_GENAI, "genai", "int4", "cpu", 4, "onnxruntime-genai int4", "decoder"),
-    "openvino-genai-int8": _peer(_OPENVINO, "openvino_genai", "int8", "default", 8, "OpenVINO GenAI int8"),
+    "openvino-genai-int8": _peer(_OPENVINO, "openvino_genai", "int8", "default", 8, "OpenVINO GenAI int8", "decoder"),
     "openvino-genai-int8-f32": _peer(
-        _OPENVINO, "openvino_genai", "int8", "f32", 8, "OpenVINO GenAI int8, precision hint f32"
+        _OPENVINO, "openvino_genai", "int8", "f32", 8, "OpenVINO GenAI int8, precision hint f32", "decoder"
+    ),
+    "openvino-nncf-int8": _peer(
+        _OPENVINO, "openvino_genai", "tower-int8", "default", 8, "OpenVINO int8, quantised by nncf", "tower"
+    ),
+    "openvino-nncf-int8-f32": _peer(
+        _OPENVINO, "openvino_genai", "tower-int8", "f32", 8, "OpenVINO int8, quantised by nncf, hint f32", "tower"
     ),
     "openvino-genai-int4": _peer(_OPENVINO, "openvino_genai", "int4", "default", 4, "OpenVINO GenAI int4", "decoder"),
     "openvino-genai-int4-f32": _peer(

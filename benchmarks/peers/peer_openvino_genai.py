@@ -1,21 +1,21 @@
 """OpenVINO GenAI on models exported by optimum-intel; the vision tower by OpenVINO itself, quantised by nncf.
 
-``form`` is ``int8`` (weights per channel) or ``int4`` (in groups of 128, the first and last matrix in int8). ``engine``
-is ``default``, or ``f32`` for that precision hint: OpenVINO's own is bf16 wherever the processor has such instructions,
-which is slower on some.
+``form`` is ``int8`` (weights per channel) or ``int4`` (in groups of 128, the first and last matrix in int8), or
+``tower-int8``: weights and activations of the tower, with ranges from random frames. ``engine`` is ``default``, or
+``f32`` for that precision hint: OpenVINO's own is bf16 wherever the processor has such instructions, which is slower
+on some.
 """
 
 from __future__ import annotations
 
 import itertools
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.protocol import FRAME_SEED, Generated
+from benchmarks.peers.protocol import FRAME_SEED, Generated, run_tool
 
 __all__ = ["open_decoder", "open_tower", "prepare"]
 
@@ -24,12 +24,13 @@ _FRAMES = 4  # that the ranges of the tower's activations are taken from
 
 
 def prepare(form: str, checkpoint: Path, folder: Path) -> None:
-    """Exports the decoder with its tokenizer, and in int8 the tower."""
+    """Exports the decoder with its tokenizer, or the tower."""
+    if form == "tower-int8":
+        _export_tower(checkpoint / "vision", folder / "tower.xml")
+        return
     command = Path(sys.executable).with_name("optimum-cli")
     words = ["export", "openvino", "--model", str(checkpoint / "text"), "--task", "text-generation-with-past"]
-    subprocess.run([str(command), *words, "--weight-format", *_FORMATS[form], str(folder / "text")], check=True)
-    if form == "int8":
-        _export_tower(checkpoint / "vision", folder / "tower.xml")
+    run_tool([str(command), *words, "--weight-format", *_FORMATS[form], str(folder / "text")])
 
 
 def open_decoder(form: str, engine: str, checkpoint: Path, folder: Path, threads: int) -> _Decoder:
@@ -67,12 +68,15 @@ def _export_tower(source: Path, file: Path) -> None:
     pixels = np.random.default_rng(FRAME_SEED).uniform(-1, 1, (_FRAMES, 1, 3, side, side)).astype(np.float32)
 
     class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
         def forward(self, pixel_values: Any) -> Any:
-            return model(pixel_values=pixel_values).last_hidden_state
+            return self.model(pixel_values=pixel_values).last_hidden_state
 
     with torch.no_grad():
-        graph = openvino.convert_model(Features(), example_input=torch.from_numpy(pixels[0]))
-    graph.reshape([1, 3, side, side])
+        graph = openvino.convert_model(torch.export.export(Features().eval(), (torch.from_numpy(pixels[0]),)))
     quantized = nncf.quantize(
         graph, nncf.Dataset(list(pixels)), subset_size=_FRAMES, model_type=nncf.ModelType.TRANSFORMER
     )

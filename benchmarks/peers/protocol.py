@@ -11,12 +11,13 @@ A module of a stack has three functions; one whose peers lack a part leaves that
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["FRAME_SEED", "Decoder", "Generated", "Tower", "few_values", "timed"]
+__all__ = ["FRAME_SEED", "Decoder", "Generated", "Tower", "few_values", "run_tool", "timed"]
 
 FRAME_SEED = 0
 _NUM_VALUES = 256
@@ -69,6 +70,13 @@ def timed(prefill: Callable[[], Any], step: Callable[[], Any], num_steps: int) -
         step()
         steps_s.append(time.perf_counter() - started_s)
     return Generated(prefill_s, steps_s, None if logits is None else few_values(logits))
+
+
+def run_tool(words: Sequence[str]) -> None:
+    """Runs a command of the stack; if it fails, this process ends, and the command's last words are the reason."""
+    ran = subprocess.run(words)
+    if ran.returncode:
+        raise SystemExit(ran.returncode)
 
 
 def few_values(logits: Any) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ __all__ = ["REQUIREMENTS", "describe", "environment_python"]
 
 REQUIREMENTS = FOLDER / "requirements"
 _LIMIT_S = 3600.0  # some packages are built
+_BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}  # of llama.cpp: without its image encoders, half of the work
 _NO_DEPS = "no-deps.txt"
 
 
@@ -66,7 +68,9 @@ def _run(command: Sequence[str], log: Path) -> None:
     """Runs a command; the reason of a failure is the last line of its error."""
     with log.open("wb") as output:
         try:
-            ran = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=_LIMIT_S)
+            ran = subprocess.run(
+                command, stdout=output, stderr=subprocess.STDOUT, timeout=_LIMIT_S, env=_BUILD | os.environ
+            )
         except subprocess.TimeoutExpired:
             raise PeerError(f"not installed within {_LIMIT_S:.0f} s") from None
     if ran.returncode:

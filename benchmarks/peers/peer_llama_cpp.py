@@ -2,6 +2,10 @@
 
 ``form`` is ``q4_0`` or ``q8_0``; the head is in q8_0 and the embedding in fp16 in both. The GGUF file is written here:
 llama.cpp's converter is not in the package.
+
+A build for this processor may end by signal 11 in prefill where a virtual machine shows AMX that cannot be used; then
+set CMAKE_ARGS to another build (``-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON``), and delete
+FOLDER/envs/llama_cpp before the next run.
 """
 
 from __future__ import annotations

@@ -24,7 +24,11 @@ class Peer:
     parts: tuple[str, ...] = PARTS
 
 
-OURS = {32: "ours-fp16", 16: "ours-fp16", 8: "ours-int8", 4: "ours-int4"}  # bits of a peer -> ours
+# Part and bits of a peer -> ours, on the back end that ``auto`` takes for this graph with both installed.
+OURS = {
+    "decoder": {32: "ours-fp16", 16: "ours-fp16", 8: "ours-int8", 4: "ours-int4"},
+    "tower": {32: "ours-openvino-fp16", 16: "ours-openvino-fp16", 8: "ours-openvino-int8"},
+}
 
 
 def _peer(module: str, requirements: str | None, form: str, engine: str, bits: int, what: str, *parts: str) -> Peer:
@@ -47,6 +51,7 @@ PEERS = {
     "ours-fp16": _peer("ours", None, "fp16", "onnxruntime", 32, "blip3v fp16 (computed in fp32), ONNX Runtime"),
     "ours-int8": _peer("ours", None, "int8", "onnxruntime", 8, "blip3v int8, ONNX Runtime"),
     "ours-int4": _peer("ours", None, "int4", "onnxruntime", 4, "blip3v int4, ONNX Runtime", "decoder"),
+    "ours-openvino-fp16": _peer("ours", None, "fp16", "openvino", 32, "blip3v fp16 (computed in fp32), OpenVINO"),
     "ours-openvino-int8": _peer("ours", None, "int8", "openvino", 8, "blip3v int8, OpenVINO"),
     "ours-openvino-int4": _peer("ours", None, "int4", "openvino", 4, "blip3v int4, OpenVINO", "decoder"),
     "transformers-fp32": _peer(_LIBRARY, "transformers", "fp16", "fp32", 32, "transformers fp32, eager"),

@@ -4,8 +4,9 @@
     python benchmarks/peers/run.py /tmp/peers trial.json --layers 2 --vision-layers 2 --peers ours-int4,genai-int4
 
 The model has the widths of the 4B model and fewer layers, since peers of equal bits are in memory together. Peers are
-measured beside ours of the same bits (fp16, computed in fp32, for 16 and 32), each in a process that stays open: A B C,
-A B C, ... A ratio is the median over the turns of a peer's seconds by ours in the same turn.
+measured beside ours of the same bits (fp16, computed in fp32, for 16 and 32) on the back end that ``auto`` takes, each
+in a process that stays open: A B C, A B C, ... A ratio is the median over the turns of a peer's seconds by ours in the
+same turn.
 
 A peer that is in the JSON is not measured again unless ``--again`` is given; a new one is measured beside ours again.
 What cannot be installed, prepared or run is in the JSON with the reason, and is tried again by the next run. What was
@@ -79,10 +80,12 @@ class _Run:
         _say("write the checkpoint")
         write_checkpoint(self._checkpoint, self._config)
         for part in self._parts:
-            for ours in dict.fromkeys(OURS.values()):
-                names = [name for name in self._names if part in PEERS[name].parts and OURS[PEERS[name].bits] == ours]
+            for ours in dict.fromkeys(OURS[part].values()):
+                names = [
+                    name for name in self._names if part in PEERS[name].parts and OURS[part][PEERS[name].bits] == ours
+                ]
                 todo = [name for name in names if self._options.again or not self._result.has(name, part)]
-                if todo and part in PEERS[ours].parts:
+                if todo:
                     self._group(part, ours, [ours, *(name for name in todo if name != ours)])
 
     def _group(self, part: str, ours: str, names: Sequence[str]) -> None:

@@ -76,7 +76,7 @@ def _part(result: dict[str, Any], part: str) -> str:
         f"| | {' | '.join(columns.values())} | peak memory |{' logits beside ours |' if part == 'decoder' else ''}",
         f"|---|{'---:|' * (len(columns) + (2 if part == 'decoder' else 1))}",
     ]
-    for ours in dict.fromkeys(OURS.values()):
+    for ours in dict.fromkeys(OURS[part].values()):
         groups = [group for group in result["groups"] if (group["part"], group["ours"]) == (part, ours)]
         shown: set[str] = set()
         for group in reversed(groups):  # ours stands as it was measured last

@@ -29,7 +29,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Peer]:
     """Stand-ins under names of their own; ours takes a second."""
     found = {"ours-int8": stand_in("1.0"), "twice": stand_in("2.0"), "thrice": stand_in("3.0")}
     monkeypatch.setattr(run, "PEERS", found)
-    monkeypatch.setattr(run, "OURS", {8: "ours-int8"})
+    monkeypatch.setattr(run, "OURS", {part: {8: "ours-int8"} for part in ("decoder", "tower")})
 
     def write_checkpoint(folder: Path, config: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def test_an_environment_is_made_again_when_its_requirements_change(
 def test_every_peer_has_its_module_and_pinned_requirements() -> None:
     for name, peer in PEERS.items():
         assert peer.file.is_file(), name
-        assert set(peer.parts) <= set(PEERS[OURS[peer.bits]].parts), name
+        assert all(part in PEERS[OURS[part][peer.bits]].parts for part in peer.parts), name
         if peer.requirements is not None:
             assert (environments.REQUIREMENTS / f"{peer.requirements}.txt").is_file(), name
     for file in environments.REQUIREMENTS.iterdir():
@@ -205,8 +205,8 @@ def test_ours_is_measured_beside_the_transformers_library(tmp_path: Path, monkey
         ("decoder", "ours-fp16"),
         ("decoder", "ours-int8"),
         ("decoder", "ours-int4"),
-        ("tower", "ours-fp16"),
-        ("tower", "ours-int8"),
+        ("tower", "ours-openvino-fp16"),
+        ("tower", "ours-openvino-int8"),
     ]
     assert groups["decoder", "ours-fp16"]["cosine_to_ours"]["transformers-fp32"] > 0.9999
-    assert groups["tower", "ours-fp16"]["peers"] == ["ours-fp16", *names]
+    assert groups["tower", "ours-openvino-fp16"]["peers"] == ["ours-openvino-fp16", *names]

@@ -8,7 +8,7 @@ ifeq ($(shell uname -sm),Linux x86_64)
 EXTRAS := $(EXTRAS),tensorrt-rtx
 endif
 # Never `.`: the links at the repository's root would list the same files again under other names.
-SOURCES := blip3v tests scripts
+SOURCES := blip3v tests scripts benchmarks
 
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 
@@ -28,7 +28,7 @@ engines: $(VENV)/.installed-dev ## Build TensorRT-RTX engines of the shipped mod
 	$(VENV)/bin/python -m pytest -m slow tests/export/test_tiny_engines.py
 
 scripts: $(VENV)/.installed-dev ## Test the scripts that measure and compare, each as a whole
-	$(VENV)/bin/python -m pytest -m slow tests/scripts
+	$(VENV)/bin/python -m pytest -m slow tests/scripts tests/benchmarks
 
 check: $(VENV)/.installed-dev ## Check lint, format, types and layers; changes no file
 	$(VENV)/bin/ruff check $(SOURCES)

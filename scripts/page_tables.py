@@ -8,8 +8,8 @@ END = "<!-- end of table -->"
 
 
 def start_marker(script: str) -> str:
-    """Returns the line above the table that ``script`` makes."""
-    return f"<!-- table: scripts/{script} -->"
+    """Returns the line above the table that ``script`` makes: a file of ``scripts/``, or a path from the root."""
+    return f"<!-- table: {script if '/' in script else f'scripts/{script}'} -->"
 
 
 def replace_table(page: str, script: str, table: str) -> str:

@@ -13,7 +13,7 @@ SOURCES := blip3v tests scripts benchmarks
 PIP := $(VENV)/bin/python -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test engines scripts check bench clean
+.PHONY: help demo test engines slow check bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,8 @@ test: $(VENV)/.installed-dev ## Run the test suite
 engines: $(VENV)/.installed-dev ## Build TensorRT-RTX engines of the shipped models, which needs no GPU
 	$(VENV)/bin/python -m pytest -m slow tests/export/test_tiny_engines.py
 
-scripts: $(VENV)/.installed-dev ## Test the scripts that measure and compare, each as a whole
-	$(VENV)/bin/python -m pytest -m slow tests/scripts tests/benchmarks
+slow: $(VENV)/.installed-dev ## Test what takes minutes: whole runs of scripts, training in several processes
+	$(VENV)/bin/python -m pytest -m slow tests/scripts tests/benchmarks tests/training
 
 check: $(VENV)/.installed-dev ## Check lint, format, types and layers; changes no file
 	$(VENV)/bin/ruff check $(SOURCES)

@@ -54,7 +54,7 @@ class Memory:
         return [name for name, part in self._parts.items() if part() is not None]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()

@@ -113,6 +113,7 @@ def answers_recipe(path: Path, *, precision: str, parallel: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(tmp_path: Path) -> None:
     """FSDP on two processes, ended after step 3 of stage 2, whose last saved step was 2."""
     plain = answers_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")

@@ -65,6 +65,26 @@ def test_the_speeds_of_tiny_are_the_committed_ones() -> None:
         assert f"| {' | '.join([str(row['num_video_tokens']), encoder, *speeds(row)])} |" in PAGE
 
 
+def test_the_times_from_a_file_are_the_committed_ones() -> None:
+    steps = {step["name"]: step for step in read("benchmarks/results/video-speed.json")["steps"]}
+    names = {
+        "PyAV's loop": "PyAV loop",
+        "blip3v": "blip3v",
+        "blip3v, decoder process started ahead": "blip3v, process ahead",
+        "blip3v before (`0c71cff`)": "base",
+    }
+    clip = steps["clip"]
+    for shown, name in names.items():
+        assert f"| {shown} | {1e3 * clip['median_s'][name]:.0f} ms | {clip['ratio'][name]:.2f}x |" in PAGE, name
+    text, off = " ".join(PAGE.split()), steps["decoding"]["ratio"]
+    assert f"keyframes {off['in one thread']:.2f}x the time" in text
+    assert f"decoded too {off['with pictures that nothing refers to']:.2f}x" in text
+    answer, at_once = steps["answer"], steps["answer without a pause"]
+    ours_ms, base_ms = (1e3 * answer["median_s"][name] for name in ("blip3v", "base"))
+    assert f"takes {ours_ms:.0f} ms instead of {base_ms:.0f} ({answer['ratio']['base']:.2f}x" in text
+    assert f"requests; {at_once['ratio']['base']:.2f}x without" in text
+
+
 def test_the_costs_of_the_4b_model_are_the_measured_ones() -> None:
     for name, step in FULL_SIZE.items():
         peak = f"{step['peak_rss_bytes'] / 2**30:.1f} GiB" if "peak_rss_bytes" in step else "[^|]*"

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from blip3v.bench.child import child_environment
 from blip3v.bench.environment import describe_environment
 from blip3v.bench.gemm_graphs import GEMM_KINDS, GemmKind
 from blip3v.bench.gemm_rate import ENGINES, gemm_rate
 from blip3v.bench.memory_bandwidth import last_level_cache_bytes, read_bandwidth
-from blip3v.bench.worker import child_environment
 from blip3v.errors import BackendError
 from blip3v.python_arguments import code_arguments
 from blip3v.runtime.backends import get_backend

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,13 +13,14 @@ from types import TracebackType
 from typing import Any
 
 from blip3v import errors
+from blip3v.bench.child import ask, child_environment, end
 from blip3v.bench.measure import NEW_TOKENS, Question, measure_sample
 from blip3v.bench.sample import Sample, Shape
 from blip3v.python_arguments import code_arguments
 from blip3v.runtime import BackendReport, Execution, VideoLM
 from blip3v.runtime.memory import peak_rss_bytes
 
-__all__ = ["Job", "Worker", "child_environment", "main"]
+__all__ = ["Job", "Worker", "main"]
 
 _COMMAND = (sys.executable, *code_arguments("from blip3v.bench.worker import main; main()"))
 _END_TIMEOUT_S = 10.0
@@ -69,7 +68,7 @@ class Worker:
         try:
             self.backend = _backend(self._exchange(json.dumps(dataclasses.asdict(job)))["backend"])
         except BaseException:
-            self._end()
+            end(self._process, _END_TIMEOUT_S)
             raise
         self.open_s = time.perf_counter() - start_s
 
@@ -79,7 +78,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        end(self._process, _END_TIMEOUT_S)
 
     def sample(self, shape: Shape = _ONE) -> Sample:
         """Takes one turn.
@@ -92,13 +91,8 @@ class Worker:
         return Sample.from_dict(answer["sample"])
 
     def _exchange(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # its output may still say why it ended
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer.endswith("\n"):
+        answer = ask(self._process, line)
+        if answer is None:
             raise errors.BackendError(
                 f"the process that measured {self._bundle} ended with code {self._process.wait()} in the middle of a "
                 "sample; code -9 usually means that memory ran out: measure fewer bundles at once"
@@ -107,20 +101,6 @@ class Worker:
         if "error" in values:
             raise _raised_error(values["error"], values["message"], values["remedy"])
         return values
-
-    def _end(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            self._process.kill()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
 
 
 def _backend(values: dict[str, Any]) -> BackendReport:
@@ -131,12 +111,6 @@ def _backend(values: dict[str, Any]) -> BackendReport:
 def _raised_error(name: str, message: str, remedy: str) -> errors.Blip3vError:
     kind: type[errors.Blip3vError] = getattr(errors, name)
     return kind(message, remedy=remedy)
-
-
-def child_environment() -> dict[str, str]:
-    """This process's environment and import path, so that a child finds the same blip3v."""
-    paths = [os.path.abspath(path) for path in sys.path if path]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def main() -> None:

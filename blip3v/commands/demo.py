@@ -21,8 +21,8 @@ import click
 from rich.console import Console
 
 from blip3v.bench import ROWS, BenchReport, BundleRow, default_bundles, default_film, run_bench, write_default_clip
+from blip3v.bench.child import child_environment
 from blip3v.bench.defaults import check_models
-from blip3v.bench.worker import child_environment
 from blip3v.bundle.layout import PARITY
 from blip3v.bundle.precision import DEFAULT_PRECISION
 from blip3v.commands.bench_tables import print_throughput

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3v.bench.worker import child_environment
+from blip3v.bench.child import child_environment
 from blip3v.errors import BackendError, ProviderError, UsageError
 from blip3v.export.engine_report import layers_file
+from blip3v.python_arguments import code_arguments
 
 __all__ = ["build", "count_layers"]
 
@@ -31,7 +32,8 @@ def build(bundle: Path) -> dict[str, Any]:
         ProviderError: the library refuses to: it is not installed, or does not build for this GPU.
         BackendError: it fails. Both are in the library's own words.
     """
-    command = [sys.executable, "-P", "-m", "blip3v", "build", str(bundle), "--json", "--quiet"]
+    code = "from blip3v.cli import main; main()"
+    command = [sys.executable, *code_arguments(code, "build", str(bundle), "--json", "--quiet")]
     ran = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if ran.returncode:
         lines = ran.stderr.strip().splitlines() or [f"ended with code {ran.returncode}"]

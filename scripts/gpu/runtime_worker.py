@@ -7,7 +7,6 @@ The child has no torch: its memory is the runtime's own, and an engine that cras
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -25,10 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from blip3v.bench.child import ask, child_environment, end
 from blip3v.bench.measure import Question, measure_sample
 from blip3v.bench.sample import Sample, Shape
-from blip3v.bench.worker import child_environment
 from blip3v.errors import BackendError, Blip3vError, ProviderError
+from blip3v.python_arguments import code_arguments
 from blip3v.runtime import GenerationOptions, VideoLimits, VideoLM
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
@@ -37,7 +37,7 @@ from blip3v.runtime.request import Model, checked_prompt
 
 __all__ = ["Job", "Outputs", "RuntimeWorker", "main"]
 
-_COMMAND = (sys.executable, "-P", "-c", "from scripts.gpu.runtime_worker import main; main()")
+_COMMAND = (sys.executable, *code_arguments("from scripts.gpu.runtime_worker import main; main()"))
 _ROOT = Path(__file__).resolve().parents[2]
 _END_TIMEOUT_S = 20.0
 _LIMIT_S = 240.0  # of one request; a cold 4B model opens in less
@@ -83,7 +83,7 @@ class RuntimeWorker:
         try:
             opened = self._exchange(dataclasses.asdict(job))
         except BaseException:
-            self._end()
+            end(self._process, _END_TIMEOUT_S)
             raise
         self.computed: dict[str, Any] = opened["computed"]
         self.open_s: float = opened["open_s"]
@@ -95,7 +95,7 @@ class RuntimeWorker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        end(self._process, _END_TIMEOUT_S)
 
     @property
     def is_running(self) -> bool:
@@ -126,16 +126,11 @@ class RuntimeWorker:
             return Outputs(arrays["video_MD"], arrays["logits_NV"])
 
     def _exchange(self, values: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # its output may still say why it ended
-            self._process.stdin.write(json.dumps(values) + "\n")
-            self._process.stdin.flush()
         limit = threading.Timer(_LIMIT_S, self._process.kill)
         limit.start()
-        line = self._process.stdout.readline()
+        line = ask(self._process, json.dumps(values))
         limit.cancel()
-        if not line.endswith("\n"):
+        if line is None:
             raise BackendError(
                 f"the process that ran {self._job.bundle} on {self._job.backend} ended with code "
                 f"{self._process.wait()}; -11 is a crash of the engine, -9 a lack of host memory, or no answer within "
@@ -143,22 +138,10 @@ class RuntimeWorker:
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            self._end()
+            end(self._process, _END_TIMEOUT_S)
             raise (ProviderError if answer["refused"] else BackendError)(answer["error"])
         self.peak_rss_bytes = answer["peak_rss_bytes"]
         return answer
-
-    def _end(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
 
 
 def _environment() -> dict[str, str]:

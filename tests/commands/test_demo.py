@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from blip3v import cli
 from blip3v.bench import default_film, write_default_clip
-from blip3v.bench.worker import child_environment
+from blip3v.bench.child import child_environment
 from blip3v.commands import demo
 from blip3v.config import preset
 from blip3v.data.film_files import read_film_set

@@ -134,9 +134,10 @@ def close(found: object, expected: object) -> bool:
 def is_near_a_tie(text: TextConfig, weights: Weights, embeds_tD: FloatArray) -> bool:
     """Whether sums of float32 in another order may round a key or a value of an int8 cache to another step.
 
-    They differ by about 1e-6 steps. It happens in one row of 200, and three layers make up to 0.5 of it in the logits.
+    They differ by up to 5e-5 steps. It happens in 9 rows of 1500, and three layers make up to 0.5 of it in the logits.
+    Half of all rows of 15 tokens are so near. Weights without an int8 cache have no ties.
     """
-    below, above = (reference_logits(text, weights, embeds_tD, offset) for offset in (-2e-5, 2e-5))
+    below, above = (reference_logits(text, weights, embeds_tD, offset) for offset in (-2e-4, 2e-4))
     return not np.array_equal(below, above)
 
 

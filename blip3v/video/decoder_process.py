@@ -34,6 +34,7 @@ from blip3v.video_decoder.limits import VideoLimits
 if TYPE_CHECKING:
     import socket
 
+    from blip3v.video.decoder_server import ForkedProcess
     from blip3v.video.spare_decoder import SpareDecoder
 
 __all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "start_decoder"]
@@ -52,6 +53,7 @@ class Launch:
 
     command: tuple[str, ...]
     environment: dict[str, str]
+    user: tuple[object, ...]  # with whose rights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class StartedDecoder:
     """A decoder process that was not asked anything yet."""
 
     launch: Launch
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
+    file: int | None  # descriptor of the file, in the process
     files: socket.socket | None  # through which the file goes to a process that was started before it was open
 
     def close_pipes(self) -> None:
@@ -85,14 +88,14 @@ def launch() -> Launch:
     Raises:
         UsageError: there is no Python to start it with.
     """
-    return Launch(command=_command(), environment=_environment())
+    return Launch(command=_command(), environment=_environment(), user=_user())
 
 
-def start_decoder(*, file_descriptors: tuple[int, ...] = (), ahead: bool = False) -> StartedDecoder:
+def start_decoder(*, file: int | None = None, ahead: bool = False) -> StartedDecoder:
     """Starts a decoder process.
 
     Args:
-        file_descriptors: open files that the process inherits under the same numbers.
+        file: an open file that the process inherits under the same number.
         ahead: it is for a load that is yet to come, whose file goes through a socket.
 
     Raises:
@@ -101,13 +104,14 @@ def start_decoder(*, file_descriptors: tuple[int, ...] = (), ahead: bool = False
     """
     how = launch()
     ours, its = _socket_pair() if ahead else (None, None)
+    inherited = [its.fileno()] if its is not None else [] if file is None else [file]
     try:
         process = subprocess.Popen(
             how.command if its is None else (*how.command, str(its.fileno())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=file_descriptors if its is None else (its.fileno(),),
+            pass_fds=inherited,
             env=how.environment,
             start_new_session=True,  # Ctrl-C reaches the caller only, which then ends this process
         )
@@ -120,7 +124,7 @@ def start_decoder(*, file_descriptors: tuple[int, ...] = (), ahead: bool = False
     finally:
         if its is not None:
             its.close()
-    return StartedDecoder(launch=how, process=process, files=ours)
+    return StartedDecoder(launch=how, process=process, file=file, files=ours)
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -161,8 +165,8 @@ class DecoderProcess:
         self._file = file
         self._timed_out = False
         self._greeted = False
-        ahead = None if file is None or spare is None else spare.take()
-        self._started = ahead or start_decoder(file_descriptors=() if file is None else (file,))
+        ahead = None if file is None or spare is None else spare.take(file)
+        self._started = ahead or start_decoder(file=file)
         self._process, self._python = self._started.process, self._started.launch.command[0]
         self._timer = threading.Timer(min(limits.timeout_s, threading.TIMEOUT_MAX), self._time_out)
         self._timer.daemon = True
@@ -194,7 +198,7 @@ class DecoderProcess:
         """Sends the first request, with the file and the limits added to it."""
         fields = dict(request) | {"limits": dataclasses.asdict(self._limits)}
         if self._file is not None:
-            fields["fd"] = self._file if self._started.files is None else None
+            fields["fd"] = self._started.file
         self.send(fields)
         if self._file is not None and self._started.files is not None:
             self._send_file(self._started.files, self._file)
@@ -308,6 +312,11 @@ class DecoderProcess:
 
 def _command() -> tuple[str, ...]:
     return find_python(), *code_arguments("from blip3v.video_decoder.__main__ import main; main()")
+
+
+def _user() -> tuple[object, ...]:
+    """The rights of the caller, which it may give up after a process was started ahead."""
+    return () if os.name == "nt" else (os.getuid(), os.geteuid(), os.getgid(), os.getegid(), tuple(os.getgroups()))
 
 
 def _environment() -> dict[str, str]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from av.buffer import Buffer
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
     from PIL.Image import Image
 
@@ -61,13 +62,22 @@ _LARGEST_BOUND, _LONGEST_S = 2**62, 2**31
 
 
 def main() -> None:
-    """Serves one load, then exits."""
+    """Serves one load, then exits; the program's argument is the socket of a process that is started ahead."""
+    serve(int(sys.argv[1]) if sys.argv[1:] else None)
+
+
+def serve(files: int | None = None) -> None:
+    """Serves one load over stdin and stdout, then exits, or returns if nothing is asked.
+
+    Args:
+        files: number of the socket through which the file comes; None: the request names it.
+    """
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     # A library that prints must not print into the answers.
     os.dup2(2, 1)
     _send(sink, greeting())
     sink.flush()
-    request = _first_request(source)
+    request = _first_request(source, files)
     if request is None:
         return
     limits = VideoLimits(**request["limits"])
@@ -91,16 +101,16 @@ def main() -> None:
     os._exit(0)
 
 
-def _first_request(source: BinaryIO) -> dict[str, Any] | None:
+def _first_request(source: BinaryIO, files: int | None) -> dict[str, Any] | None:
     """What is asked; None if the caller ended before it asked. A file that was sent is open as ``fd`` then."""
-    if not sys.argv[1:]:
+    if files is None:
         line = source.readline()
         return json.loads(line) if line else None
     # Not needed by a process that is asked at once.
     from blip3v.video_decoder import ahead
 
     ahead.start_waiting()
-    files = ahead.prepare(int(sys.argv[1]))
+    ahead.prepare()
     line = source.readline()
     ahead.stop_waiting()
     return json.loads(line) | {"fd": ahead.received_file(files)} if line else None
@@ -152,14 +162,17 @@ def _walk(file: BinaryIO, limits: VideoLimits) -> tuple[Walk, Opener]:
 def _serve_walk(
     walk: Walk, opener: Opener, request: Mapping[str, Any], limits: VideoLimits, source: BinaryIO, sink: BinaryIO
 ) -> None:
+    from av.video.reformatter import VideoReformatter
+
     from blip3v.video_decoder.pick import pick
 
+    reformatter = VideoReformatter()  # for all frames, since each one of its own would start threads
     times_s = [*walk.times_s, walk.end_s]
     info = _info(walk.width, walk.height, walk.num_frames, times_s, request) | {"fps": walk.fps}
     wanted = _wanted(info, source, sink)
     for index, frame in pick(opener, walk, wanted, num_threads=_num_threads(walk, len(wanted), limits)):
         limits.check_pixels(frame.width, frame.height)
-        _send_frame(sink, frame, {"index": index, "time_s": walk.times_s[index]})
+        _send_frame(sink, frame, reformatter, {"index": index, "time_s": walk.times_s[index]})
     _send(sink, {"num_broken": len(walk.broken - set(wanted)), "peak_rss_bytes": _status_bytes("VmHWM")})
 
 
@@ -215,8 +228,8 @@ def _wanted(info: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> list[i
     return wanted
 
 
-def _send_frame(sink: BinaryIO, frame: VideoFrame, header: dict[str, Any]) -> None:
-    picture = frame.to_rgb()
+def _send_frame(sink: BinaryIO, frame: VideoFrame, reformatter: VideoReformatter, header: dict[str, Any]) -> None:
+    picture = reformatter.reformat(frame, format="rgb24")
     plane = picture.planes[0]
     _send(sink, header | {"width": picture.width, "height": picture.height, "orientation": _orientation(frame)})
     rows = memoryview(plane)

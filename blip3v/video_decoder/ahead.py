@@ -15,16 +15,15 @@ __all__ = ["IDLE_S", "prepare", "received_file", "start_waiting", "stop_waiting"
 IDLE_S = 600
 
 
-def prepare(descriptor: int) -> socket.socket:
-    """Imports what decoding needs, and returns the socket that is ``descriptor``."""
+def prepare() -> None:
+    """Imports what decoding needs."""
     with suppress(ImportError):  # the load meets it again, and says so
         import blip3v.video_decoder.pick  # noqa: F401 (for the load)
-    return socket.socket(fileno=descriptor)
 
 
-def received_file(files: socket.socket) -> int:
-    """The descriptor that was sent with the request."""
-    _, (descriptor,), _, _ = socket.recv_fds(files, 1, 1)
+def received_file(number: int) -> int:
+    """The descriptor that was sent with the request, through the socket that is ``number``."""
+    _, (descriptor,), _, _ = socket.recv_fds(socket.socket(fileno=number), 1, 1)
     return descriptor
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from film_files import Film, write_film
 
+from blip3v.video import decoder_process
+
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
@@ -37,3 +39,14 @@ def audio_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what pytest changes between a fixture and its test: a process of another environment is not used."""
+    environment = decoder_process._environment
+
+    def without_the_phase() -> dict[str, str]:
+        return {name: value for name, value in environment().items() if name != "PYTEST_CURRENT_TEST"}
+
+    monkeypatch.setattr(decoder_process, "_environment", without_the_phase)

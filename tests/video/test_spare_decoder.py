@@ -1,4 +1,7 @@
-"""A decoder process that is started ahead: used once, within the load's limits, and never left behind."""
+"""What is started ahead of a load: never left behind, and each file within its limits in a process of its own.
+
+Most tests are about both kinds: the fork server, and the decoder process of the next load.
+"""
 
 import errno
 import gc
@@ -20,9 +23,26 @@ from film_files import Film, read_number
 from PIL import Image
 
 from blip3v.errors import CorruptVideoError, UsageError, VideoError, VideoTimeoutError, VideoTooLargeError
-from blip3v.video import SpareDecoder, VideoLimits, decoder_process, load_clip, spare_decoder
+from blip3v.video import SpareDecoder, VideoLimits, decoder_process, decoder_server, load_clip, spare_decoder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptor can be sent there")
+
+SERVER, PROCESS = "fork-server", "process"
+
+
+@pytest.fixture(autouse=True, params=[SERVER, PROCESS])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is started ahead."""
+    if request.param == SERVER and not decoder_server.can_serve():
+        pytest.skip("no fork server on this system")
+    if request.param == PROCESS:
+        monkeypatch.setattr(decoder_server, "can_serve", lambda: False)
+    found: str = request.param
+    return found
+
+
+of_server = pytest.mark.parametrize("kind", [SERVER], indirect=True)
+of_process = pytest.mark.parametrize("kind", [PROCESS], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +87,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     started: list[bool] = []
     start = decoder_process.start_decoder
 
-    def listening(*, ahead: bool = False, **options: tuple[int, ...]) -> decoder_process.StartedDecoder:
+    def listening(*, ahead: bool = False, file: int | None = None) -> decoder_process.StartedDecoder:
         started.append(ahead)
-        return start(ahead=ahead, **options)
+        return start(ahead=ahead, file=file)
 
     with monkeypatch.context() as patch:
         patch.setattr(decoder_process, "start_decoder", listening)
@@ -77,6 +97,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
         yield started
 
 
+@of_process
 def test_every_file_gets_a_process_of_its_own(
     plain: Path, spare: SpareDecoder, monkeypatch: pytest.MonkeyPatch, running: Running
 ) -> None:
@@ -151,6 +172,7 @@ def test_one_that_died_waiting_is_not_used(
     assert process not in running()
 
 
+@of_process
 def test_one_that_is_old_is_not_used(
     plain: Path, ready: SpareDecoder, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,13 +186,18 @@ def test_one_that_is_old_is_not_used(
 
 
 def test_one_of_another_environment_is_not_used(
-    plain: Path, ready: SpareDecoder, monkeypatch: pytest.MonkeyPatch
+    plain: Path, ready: SpareDecoder, monkeypatch: pytest.MonkeyPatch, running: Running
 ) -> None:
-    """``BLIP3V_PYTHON`` and the import path hold at the time of the load, as without a spare process."""
+    """``BLIP3V_PYTHON`` and the import path hold at the time of the load, as without a process ahead."""
     monkeypatch.setenv("BLIP3V_PYTHON", sys.executable)
-    with counted(monkeypatch) as started:
-        load_clip(plain, num_frames=2, spare=ready)
-    assert started == [False, True]
+    before = running()
+    load_clip(plain, num_frames=2, spare=ready)
+    assert len(running()) == 1
+    assert running() != before
+    monkeypatch.setattr(decoder_process, "_user", lambda: ("somebody", "else"))
+    before = running()
+    load_clip(plain, num_frames=2, spare=ready)
+    assert running() != before
     monkeypatch.setenv("BLIP3V_PYTHON", "/no/such/python")
     with pytest.raises(UsageError, match="is not a program"):
         load_clip(plain, num_frames=2, spare=ready)
@@ -179,7 +206,7 @@ def test_one_of_another_environment_is_not_used(
 def test_one_that_cannot_be_started_is_no_error(
     plain: Path, spare: SpareDecoder, monkeypatch: pytest.MonkeyPatch, running: Running
 ) -> None:
-    def fail() -> None:
+    def fail(*kind: int) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket, "socketpair", fail)
@@ -188,6 +215,7 @@ def test_one_that_cannot_be_started_is_no_error(
     assert running() == []
 
 
+@of_process
 def test_it_takes_the_blame_as_any_decoder(plain: Path, spare: SpareDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash that the video caused."""
     crash = (
@@ -243,25 +271,28 @@ def test_several_threads_share_one(plain: Path, ready: SpareDecoder, running: Ru
 
 SCRIPT = """
 import os, signal, sys
-from blip3v.video import SpareDecoder, load_clip
+from blip3v.video import SpareDecoder, decoder_server, load_clip
+if {kind!r} == "process":
+    decoder_server.can_serve = lambda: False
 spare = SpareDecoder()
 def load():
     return len(load_clip({path!r}, num_frames=2, spare=spare).frames)
 load(), load()
-process = spare._slot._spare.process.pid
+def ahead():
+    return spare._slot._ahead._process
+process = ahead().pid
 print(process, flush=True)
 {then}
 """
 FORK = """
 child = os.fork()
 if child == 0:
-    assert spare._slot._spare is not None
-    load(), load()
-    mine = spare._slot._spare.process.pid
-    assert mine != process
+    assert spare._slot._ahead is not None
+    load(), load(), load()
+    assert ahead().pid != process
     sys.exit(0)  # with the exit handlers of the parent
 assert os.waitpid(child, 0)[1] == 0
-assert spare._slot._spare.process.poll() is None
+assert ahead().pid == process and ahead().poll() is None
 load()
 """
 
@@ -276,9 +307,9 @@ load()
         pytest.param(FORK, 0, id="forks"),
     ],
 )
-def test_it_ends_with_its_caller(plain: Path, tmp_path: Path, then: str, code: int) -> None:
+def test_it_ends_with_its_caller(plain: Path, tmp_path: Path, kind: str, then: str, code: int) -> None:
     script = tmp_path / "caller.py"
-    script.write_text(SCRIPT.format(path=str(plain), then=then))
+    script.write_text(SCRIPT.format(path=str(plain), kind=kind, then=then))
     quiet = os.environ | {"PYTHONWARNINGS": "ignore"}  # later Pythons warn of a fork, since numpy has threads
     command = [sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=quiet)
@@ -290,16 +321,21 @@ def test_it_ends_with_its_caller(plain: Path, tmp_path: Path, then: str, code: i
     assert not psutil.pid_exists(process)
 
 
-def test_one_that_nobody_asks_ends() -> None:
+@pytest.mark.parametrize(
+    ("kind", "module", "code"),
+    [(SERVER, "fork_server", 0), (PROCESS, "__main__", -signal.SIGALRM)],
+    indirect=["kind"],
+    ids=[SERVER, PROCESS],
+)
+def test_one_that_nobody_asks_ends(module: str, code: int) -> None:
     """Also if its caller hangs, or another process holds its pipes."""
-    ours, its = socket.socketpair()
+    ours, its = socket.socketpair(
+        socket.AF_UNIX, socket.SOCK_SEQPACKET if module == "fork_server" else socket.SOCK_STREAM
+    )
     program = (
         "from blip3v.video_decoder import ahead\nahead.IDLE_S = 1\n"
-        "from blip3v.video_decoder.__main__ import main\nmain()"
+        f"from blip3v.video_decoder.{module} import main\nmain()"
     )
     command = [sys.executable, "-c", program, str(its.fileno())]
-    pipe = subprocess.PIPE
-    with ours, its, subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=(its.fileno(),)) as process:
-        assert process.stdout is not None
-        assert b"blip3v" in process.stdout.readline()
-        assert process.wait(timeout=30) == -signal.SIGALRM
+    with ours, its, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(its.fileno(),)) as process:
+        assert process.wait(timeout=30) == code

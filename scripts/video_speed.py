@@ -7,7 +7,7 @@ each of sides that are processes of their own, stay loaded and are asked in turn
 
 - `clip`: 8 frames of the film, decoded and resized to 384x384, beside the loop;
 - `decoding`: the decoder's work alone, with one part of it switched off at a time;
-- `answer`: `VideoLM.ask` about examples/turn.mp4, with and without a process that is started ahead;
+- `answer`: `VideoLM.ask` about examples/turn.mp4: with the fork server, with a process that is started ahead, without;
 - `import`: `import blip3v.runtime` in a new process.
 
 With `--base`, the code of that commit is a side too. A ratio is the median over the rounds of a side's seconds by those
@@ -69,6 +69,7 @@ DECODING = (
 )
 ANSWERS = (
     Side(name="blip3v", does="answer"),
+    Side(name="no fork server", does="answer-without-server"),
     Side(name="no process ahead", does="answer-without-spare"),
     Side(name="base", does="answer", code=BASE),
 )

@@ -2,8 +2,8 @@
 
     python scripts/video_speed_samples.py SIDE VIDEO [BUNDLE]    # one sample for each line of its input
 
-Each answer is a line of JSON: the seconds, the CPU seconds of the process and of the decoder processes that ended, and
-a hash of what came out, so that sides can be seen to agree. SIDE is a name in ``SIDES``.
+Each answer is a line of JSON: the seconds, the CPU seconds of the process and of those that it started, and a hash of
+what came out, so that sides can be seen to agree. SIDE is a name in ``SIDES``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 
 from blip3v.video import Clip, PreprocessorConfig, load_clip, preprocess, sample_indices
 
@@ -43,7 +44,9 @@ def main(side: str, video: str, bundle: str | None = None) -> None:
 
 def _cpu_s() -> float:
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    running = [child.cpu_times() for child in psutil.Process().children()]  # what a fork server waited for is its own
+    children_s = sum(one.user + one.system + one.children_user + one.children_system for one in running)
+    return children_s + sum(one.ru_utime + one.ru_stime for one in used)
 
 
 # --- frames of a file, resized --------------------------------------------------------------------------------------
@@ -144,6 +147,14 @@ def answer(video: Path, bundle: Path) -> Sample:
     return lambda: lm.ask(video, QUESTION).text.encode()
 
 
+def answer_without_server(video: Path, bundle: Path) -> Sample:
+    """The same where nothing is forked: the process of the next request starts with each one."""
+    from blip3v.video import decoder_server  # other sides run with code that has none
+
+    decoder_server.can_serve = lambda: False
+    return answer(video, bundle)
+
+
 def answer_without_spare(video: Path, bundle: Path) -> Sample:
     """The same with a decoder process that starts with the request."""
     from blip3v.runtime import VideoLM
@@ -163,6 +174,7 @@ SIDES: dict[str, Callable[[Path, Path], Sample]] = {
     "decode-every-picture": decode_every_picture,
     "decode-with-long-stretches": decode_with_long_stretches,
     "answer": answer,
+    "answer-without-server": answer_without_server,
     "answer-without-spare": answer_without_spare,
 }
 

@@ -70,7 +70,7 @@ class Timings:
     """
 
     file_decode_s: float
-    preprocess_s: float
+    preprocess_s: float  # after the last frame was decoded: frames of a file are resized while others are decoded
     encode_s: float
     prefill_s: float
     steps_s: float  # all decoding steps
@@ -144,7 +144,7 @@ class VideoTokens:
         frames: the frames that it was made of.
         encoder: hash of the video encoder that made it; another encoder refuses it.
         file_decode_s: seconds that reading and decoding the file took; 0 after ``load``.
-        preprocess_s: seconds that resizing took; 0 after ``load``.
+        preprocess_s: seconds that resizing took after the last frame was decoded; 0 after ``load``.
         encode_s: seconds that the video encoder took; 0 after ``load``.
 
     Raises:

@@ -20,7 +20,7 @@ from blip3v.runtime.gpu_array import DlpackArray, GpuArray, as_array
 from blip3v.runtime.request import Model, check_gpu_array
 from blip3v.runtime.types import Frame, VideoTokens, is_frame
 from blip3v.video.clip import load_clip
-from blip3v.video.preprocess import PreprocessorConfig, preprocess
+from blip3v.video.preprocess import Preprocessing, PreprocessorConfig
 from blip3v.video.source import VideoInput
 
 __all__ = ["encode_pixels", "encode_video"]
@@ -34,20 +34,23 @@ def encode_video(
     """Video tokens of a clip; see ``VideoLM.encode``. ``deadline`` interrupts every stage."""
     deadline.check()
     opened_s = time.perf_counter()
-    clip = load_clip(
-        video,
-        num_frames=model.config.num_frames,
-        rule=model.preprocessor.sampling,
-        start_s=start,
-        end_s=end,
-        fps=fps,
-        limits=model.limits,
-        interrupting=deadline.interrupting,
-        spare=model.spare_decoder,
-    )
-    decoded_s = time.perf_counter()
-    deadline.check()
-    pixels: NDArray[np.float32] = preprocess(clip.frames, model.preprocessor)
+    num_frames = model.config.num_frames
+    with Preprocessing(model.preprocessor, num_frames) as preprocessing:
+        clip = load_clip(
+            video,
+            num_frames=num_frames,
+            rule=model.preprocessor.sampling,
+            start_s=start,
+            end_s=end,
+            fps=fps,
+            limits=model.limits,
+            interrupting=deadline.interrupting,
+            spare=model.spare_decoder,
+            on_picture=preprocessing.begin,
+        )
+        decoded_s = time.perf_counter()
+        deadline.check()
+        pixels: NDArray[np.float32] = preprocessing.pixels(clip.frames)
     resized_s = time.perf_counter()
     deadline.check()
     tokens_MD = _encoded(model, pixels[None], deadline)

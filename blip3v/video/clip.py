@@ -8,6 +8,7 @@ Letters: T sampled frames, H height, W width, S side of the model's image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -27,6 +28,10 @@ from blip3v.video_decoder.ranges import check_fps, check_range, frames_between
 __all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
 
 _DEFAULT_LIMITS = VideoLimits()
+
+
+def _ignore(picture_HWC: np.ndarray) -> None:
+    """What ``load_clip`` does with a picture on its own: nothing until it has all."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def load_clip(
     seed: int | None = None,
     interrupting: Interrupting = uninterrupted,
     spare: SpareDecoder | None = None,
+    on_picture: Callable[[np.ndarray], None] = _ignore,
 ) -> Clip:
     """Opens a video, samples frames and decodes them.
 
@@ -87,6 +93,8 @@ def load_clip(
             in place of the ``VideoError`` of the stage that was ended reaches the caller.
         spare: keeps a decoder process ahead, for a caller that loads one file after another; None: a file's process is
             started when it is loaded.
+        on_picture: is called with each picture of a file as soon as it is decoded, in the order of the clip's frames;
+            it is quick, since decoding may wait for it.
 
     Returns:
         The clip. A video's frame times are its own timestamps, also at a variable frame rate.
@@ -109,7 +117,7 @@ def load_clip(
     with open_source(video, limits, interrupting) as source:
         if isinstance(source, Pictures):
             return _from_pictures(source, sampler, limits, interrupting)
-        return _from_file(source, sampler, limits, interrupting, spare)
+        return _from_file(source, sampler, limits, interrupting, spare, on_picture)
 
 
 def load_pixels(
@@ -216,7 +224,12 @@ class _Sampler:
 
 
 def _from_file(
-    file: BinaryIO, sampler: _Sampler, limits: VideoLimits, interrupting: Interrupting, spare: SpareDecoder | None
+    file: BinaryIO,
+    sampler: _Sampler,
+    limits: VideoLimits,
+    interrupting: Interrupting,
+    spare: SpareDecoder | None,
+    on_picture: Callable[[np.ndarray], None],
 ) -> Clip:
     with DecoderProcess(limits, file=file.fileno(), spare=spare) as decoder, interrupting(decoder.kill):
         decoder.open({"start_s": sampler.start_s, "end_s": sampler.end_s})
@@ -233,6 +246,7 @@ def _from_file(
         times_s: dict[int, float | None] = {}
         for index in wanted:
             header, pictures[index] = decoder.receive_picture()
+            on_picture(pictures[index])
             times_s[index] = header["time_s"] if has_times else sampler.time_s(index)
         num_broken: int = decoder.receive()["num_broken"]
     return _clip(indices, pictures, times_s, part, num_broken)

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -42,6 +43,7 @@ __all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "start_decode
 # What Popen fails with if the interpreter is at fault, and not the machine.
 _NO_PROGRAM = (errno.EACCES, errno.ENOENT, errno.ENOEXEC, errno.ENOTDIR)
 _MAX_GREETING_BYTES = 1024
+_PIPE_BYTES = 1 << 20  # the most that Linux allows any user
 _ERRORS = {
     kind.__name__: kind for kind in (CorruptVideoError, UnsupportedVideoError, VideoTimeoutError, VideoTooLargeError)
 }
@@ -168,6 +170,7 @@ class DecoderProcess:
         ahead = None if file is None or spare is None else spare.take(file)
         self._started = ahead or start_decoder(file=file)
         self._process, self._python = self._started.process, self._started.launch.command[0]
+        _widen(self._process.stdout)
         self._timer = threading.Timer(min(limits.timeout_s, threading.TIMEOUT_MAX), self._time_out)
         self._timer.daemon = True
         self._timer.start()
@@ -308,6 +311,16 @@ class DecoderProcess:
         if not self._greeted:
             return UsageError(f"{self._python!r} cannot decode videos: {message}", remedy=REMEDY)
         return VideoError(message)
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Lets a pipe hold more, so that decoding goes on while a picture waits to be read, where the system allows it."""
+    if pipe is not None and sys.platform == "linux":
+        # For files alone, and not on every system.
+        import fcntl
+
+        with suppress(OSError):  # the user has many such pipes
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _command() -> tuple[str, ...]:

@@ -28,7 +28,7 @@ _MOST_REPORT_S = 2.0
 
 def can_serve() -> bool:
     """Whether this system can fork processes that are ended through descriptors. Linux can, unless it is forbidden."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):  # a Python may be built for an older system
         return False
     try:
         own = os.pidfd_open(os.getpid())

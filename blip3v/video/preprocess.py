@@ -12,9 +12,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +25,7 @@ from blip3v import strict_json
 from blip3v.errors import ConfigError, UsageError
 from blip3v.video.sampling import SamplingRule
 
-__all__ = ["PreprocessorConfig", "ResizeMode", "preprocess"]
+__all__ = ["Preprocessing", "PreprocessorConfig", "ResizeMode", "preprocess"]
 
 ResizeMode = Literal["squash", "pad"]
 
@@ -100,22 +101,50 @@ def preprocess(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.n
     """
     if len(frames) == 0:
         raise UsageError("there are no frames to preprocess; at least 1 is needed")
-    pixels_TCSS = np.empty((len(frames), 3, config.image_size, config.image_size), np.float32)
-    # A short clip repeats frames, always consecutively: each is resized once.
-    is_new = [index == 0 or frame_HWC is not frames[index - 1] for index, frame_HWC in enumerate(frames)]
-    new = [index for index, is_first in enumerate(is_new) if is_first]
-    values_CV = _values(config)
+    with Preprocessing(config, len(frames)) as preprocessing:
+        return preprocessing.pixels(frames)
 
-    def fill(index: int) -> None:
-        _fill(pixels_TCSS[index], _checked(frames[index], index), config, values_CV)
 
-    # Pillow resizes without the interpreter's lock.
-    with ThreadPoolExecutor(min(len(new), os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        list(pool.map(fill, new))
-    for index, is_first in enumerate(is_new):
-        if not is_first:
-            pixels_TCSS[index] = pixels_TCSS[index - 1]
-    return pixels_TCSS
+class Preprocessing:
+    """``preprocess`` that begins with the first frame, while others are still being decoded. A context manager.
+
+    A picture that is several frames, as in a short clip, is resized once.
+    """
+
+    def __init__(self, config: PreprocessorConfig, num_frames: int) -> None:
+        """Prepares for clips of ``num_frames``, at least 1."""
+        self._config = config
+        self._values_CV = _values(config)
+        self._pixels_TCSS = np.empty((num_frames, 3, config.image_size, config.image_size), np.float32)
+        self._begun: dict[int, tuple[np.ndarray, Future[None]]] = {}  # by id; the picture, so that none gets its id
+        # Pillow resizes without the interpreter's lock.
+        self._pool = ThreadPoolExecutor(min(num_frames, os.cpu_count() or 1, _MOST_THREADS))
+
+    def __enter__(self) -> Preprocessing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, frame_HWC: np.ndarray) -> None:
+        """Starts to resize one of the frames, in another thread; in their order, so that nothing is moved later."""
+        if id(frame_HWC) not in self._begun:
+            row_CSS = self._pixels_TCSS[len(self._begun)]
+            future = self._pool.submit(_fill, row_CSS, frame_HWC, self._config, self._values_CV)
+            self._begun[id(frame_HWC)] = frame_HWC, future
+
+    def pixels(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """What ``preprocess`` returns for the frames, all that were begun among them."""
+        frames = [_checked(frame_HWC, index) for index, frame_HWC in enumerate(frames)]
+        for frame_HWC in frames:
+            self.begin(frame_HWC)
+        for _, future in self._begun.values():
+            future.result()
+        row_of = {picture: row for row, picture in enumerate(self._begun)}
+        rows = [row_of[id(frame_HWC)] for frame_HWC in frames]
+        return self._pixels_TCSS if rows == list(range(len(frames))) else self._pixels_TCSS[rows]
 
 
 def _checked(frame_HWC: np.ndarray, index: int) -> np.ndarray:

@@ -253,6 +253,13 @@ def test_train_rule_depends_on_its_seed(plain: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("num_frames", [4, 60, 100])
+def test_pictures_are_told_of_as_they_come(plain: Path, num_frames: int) -> None:
+    told: list[np.ndarray] = []
+    clip = load_clip(plain, num_frames=num_frames, on_picture=told.append)
+    assert [id(picture) for picture in told] == list(dict.fromkeys(id(frame) for frame in clip.frames))
+
+
 def test_pixels_are_the_clip_preprocessed(plain: Path) -> None:
     config = PreprocessorConfig(image_size=32, resize_mode="pad", sampling="uniform")
     pixels, clip = load_pixels(plain, num_frames=4, config=config)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from blip3v.errors import ConfigError, UsageError
 from blip3v.video import PreprocessorConfig, preprocess
+from blip3v.video.preprocess import Preprocessing
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -99,6 +100,19 @@ def test_a_frame_that_repeats_gives_the_same_pixels() -> None:
     config = PreprocessorConfig(image_size=8)
     apart = np.concatenate([preprocess([frame], config) for frame in (first, second, first)])
     np.testing.assert_array_equal(preprocess([first, second, first], config), apart)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 0, 1, 1, 2], [2, 0, 1, 0], [0]], ids=str)
+@pytest.mark.parametrize("num_begun", [0, 1, 4])
+def test_frames_that_come_one_by_one_give_the_same_pixels(order: list[int], num_begun: int) -> None:
+    pictures = [picture(20 + seed, 30, seed) for seed in range(4)]
+    config = PreprocessorConfig(image_size=8)
+    with Preprocessing(config, len(order)) as preprocessing:
+        for index in list(dict.fromkeys(order))[:num_begun]:
+            preprocessing.begin(pictures[index])
+        pixels = preprocessing.pixels([pictures[index] for index in order])
+    expected = [preprocess([pictures[index]], config)[0] for index in order]
+    np.testing.assert_array_equal(pixels, np.stack(expected))
 
 
 def test_frames_of_one_array_do_not_mix() -> None:

@@ -20,7 +20,7 @@ from blip3v.errors import CancelledError, RequestTimeoutError, VideoTooLargeErro
 from blip3v.runtime import CancelToken, GenerationOptions, VideoLM
 from blip3v.runtime.backends import VideoEncoder, get_backend
 from blip3v.runtime.cancellation import Deadline
-from blip3v.video import decoder_process
+from blip3v.video import decoder_process, decoder_server
 
 # A whole run of the slow graph takes a minute or more.
 _NUM_PRODUCTS, _SIDE = 1000, 1500
@@ -94,6 +94,7 @@ def test_cancelling_interrupts_the_decoding_of_a_file(
 ) -> None:
     hang = (sys.executable, "-c", "import time; time.sleep(300)")
     monkeypatch.setattr(decoder_process, "_command", lambda: hang)
+    monkeypatch.setattr(decoder_server, "can_serve", lambda: False)  # each process is started with the command
     video = tmp_path / "film.mp4"
     video.write_bytes(b"the stand-in does not read it")
     cancel = CancelToken()

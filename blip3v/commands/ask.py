@@ -94,7 +94,7 @@ def command(
     check_questions(folder, asked, options, system)
     printer = choose_printer(form, folder, stream=stream, several=len(asked) > 1 or from_stdin(questions))
     with (
-        open_lm(folder, engine, limits) as lm,
+        open_lm(folder, engine, limits, decoder_ahead=not os.path.isdir(video)) as lm,
         answers_kept(printer),
         interrupted_by_ctrl_c() as cancel,
         talk_of_downloads(),

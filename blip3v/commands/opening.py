@@ -64,14 +64,14 @@ def check_questions(model: Path, questions: Sequence[Question], options: Generat
             checked_prompt(bundle, question.text, options, system)
 
 
-def open_lm(model: Path, engine: Mapping[str, Any], limits: VideoLimits) -> VideoLM:
+def open_lm(model: Path, engine: Mapping[str, Any], limits: VideoLimits, *, decoder_ahead: bool = False) -> VideoLM:
     """Opens a bundle, and says first what that takes if it is much; arguments and errors of ``VideoLM.open``."""
 
     def announce(needed: OpenEstimate) -> None:
         if needed.is_large:
             talk(f"opening {model}: {needed}")
 
-    return VideoLM.open(model, **engine, limits=limits, on_estimate=announce)
+    return VideoLM.open(model, **engine, limits=limits, on_estimate=announce, decoder_ahead=decoder_ahead)
 
 
 def chosen_bundle(model: Path | None) -> Path:

@@ -32,6 +32,7 @@ from blip3v.runtime.estimate import OpenEstimate, estimate
 from blip3v.runtime.request import Model
 from blip3v.runtime.types import BackendReport
 from blip3v.video.limits import VideoLimits
+from blip3v.video.spare_decoder import SpareDecoder
 
 __all__ = ["check_threads", "encoder_hash", "estimate_open", "graph_files", "open_model"]
 
@@ -47,8 +48,9 @@ def open_model(
     limits: VideoLimits,
     allow_random: bool,
     on_estimate: Callable[[OpenEstimate], None],
+    spare_decoder: SpareDecoder,
 ) -> Model:
-    """Opens a bundle; see ``VideoLM.open``."""
+    """Opens a bundle; see ``VideoLM.open``. The model closes ``spare_decoder``; if this fails, the caller does."""
     check_threads(threads)
     _check_count("max_cache_bytes", max_cache_bytes)
     bundle = open_bundle(Path(path))
@@ -83,6 +85,7 @@ def open_model(
         backend=BackendReport(
             stored=bundle.manifest.precision.name, video_encoder=video_encoder.execution, decoder=decoder.execution
         ),
+        spare_decoder=spare_decoder,
     )
 
 

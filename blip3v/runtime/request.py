@@ -7,7 +7,7 @@ D width, V rows of the embedding table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -160,7 +160,7 @@ class Model:
     caches: CacheBudget  # of all requests together
     encoder_hash: str
     backend: BackendReport
-    spare_decoder: SpareDecoder = field(default_factory=SpareDecoder)  # keeps a process ahead for video files
+    spare_decoder: SpareDecoder  # keeps a process ahead for video files
 
     def embed(self, ids: Sequence[int]) -> FloatArray:
         """Embeddings (t,D) of token ids, in the decoder's dtype."""

@@ -22,6 +22,7 @@ from blip3v.runtime.video_encoding import encode_pixels, encode_video
 from blip3v.text.prompt import check_question
 from blip3v.video.limits import VideoLimits
 from blip3v.video.source import VideoInput
+from blip3v.video.spare_decoder import SpareDecoder
 
 __all__ = ["VideoLM"]
 
@@ -49,6 +50,7 @@ class VideoLM:
         limits: VideoLimits | None = None,
         allow_random: bool = False,
         on_estimate: Callable[[OpenEstimate], None] = lambda needed: None,
+        decoder_ahead: bool = False,
     ) -> VideoLM:
         """Opens a bundle.
 
@@ -72,6 +74,8 @@ class VideoLM:
             limits: what a video may cost; None: the usual limits.
             allow_random: open a bundle of random weights too, whose answers mean nothing.
             on_estimate: told what opening takes, before anything is loaded.
+            decoder_ahead: start the process that is kept ahead for video files while the bundle is opened, for a caller
+                who is about to load one; False: the second file starts it. It has no effect on answers, nor on Windows.
 
         Raises:
             ArtifactError: not a bundle, or one that is not as it was written.
@@ -83,17 +87,25 @@ class VideoLM:
         """
         if limits is not None and not isinstance(limits, VideoLimits):
             raise UsageError(f"limits has type {type(limits).__name__}; VideoLimits or None is expected")
-        model = open_model(
-            checked_path("path", path),
-            backend=backend,
-            device=device,
-            threads=threads,
-            max_context=max_context,
-            max_cache_bytes=max_cache_bytes,
-            limits=VideoLimits() if limits is None else limits,
-            allow_random=allow_random,
-            on_estimate=on_estimate,
-        )
+        spare_decoder = SpareDecoder()
+        try:
+            if decoder_ahead:
+                spare_decoder.start()
+            model = open_model(
+                checked_path("path", path),
+                backend=backend,
+                device=device,
+                threads=threads,
+                max_context=max_context,
+                max_cache_bytes=max_cache_bytes,
+                limits=VideoLimits() if limits is None else limits,
+                allow_random=allow_random,
+                on_estimate=on_estimate,
+                spare_decoder=spare_decoder,
+            )
+        except BaseException:
+            spare_decoder.close()
+            raise
         return cls(model)
 
     @staticmethod

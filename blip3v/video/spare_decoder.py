@@ -48,6 +48,13 @@ class SpareDecoder:
         """
         return self._here().take(file)
 
+    def start(self) -> None:
+        """Starts the process ahead now, for a caller who is about to load a file; unless it runs, or this is closed.
+
+        A process that cannot be started is no error here: the load that needs one says so.
+        """
+        self._here().start()
+
     def refill(self) -> None:
         """Starts the process ahead, unless there is one, only one load has begun, or this is closed.
 
@@ -101,8 +108,12 @@ class _Slot:
         return started
 
     def refill(self) -> None:
+        if self._num_loads > 1:
+            self.start()
+
+    def start(self) -> None:
         with self._lock:
-            if self._ahead is not None or self._closed or self._num_loads < 2:
+            if self._ahead is not None or self._closed:
                 return
             try:
                 self._ahead = _start()

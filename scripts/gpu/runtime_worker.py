@@ -34,6 +34,7 @@ from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.memory import peak_rss_bytes
 from blip3v.runtime.opening import open_model
 from blip3v.runtime.request import Model, checked_prompt
+from blip3v.video import SpareDecoder
 
 __all__ = ["Job", "Outputs", "RuntimeWorker", "main"]
 
@@ -178,6 +179,7 @@ def _serve(job: Job, write: Callable[[dict[str, Any]], None]) -> None:
         threads=None,
         max_context=None,
         max_cache_bytes=None,
+        spare_decoder=SpareDecoder(),
         limits=VideoLimits(),
         allow_random=True,
         on_estimate=lambda needed: None,

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from film_files import write_film
 
+from blip3v.errors import ArtifactError
 from blip3v.runtime import VideoLM
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptor can be sent there")
@@ -40,4 +41,17 @@ def test_files_are_decoded_ahead_until_it_is_closed(
         stream = lm.stream(path, "which way?")
         lm.close()
         stream.close()
+    assert num_running(others) == 0
+
+
+def test_it_may_be_started_while_the_bundle_is_opened(
+    backend: str, bundle_path: Path, tmp_path: Path, others: set[int]
+) -> None:
+    path = write_film(tmp_path / "film.mp4", 12)
+    with VideoLM.open(bundle_path, backend=backend, threads=1, decoder_ahead=True) as lm:
+        assert num_running(others) == 1
+        lm.encode(path)
+    assert num_running(others) == 0
+    with pytest.raises(ArtifactError):
+        VideoLM.open(tmp_path / "none", decoder_ahead=True)
     assert num_running(others) == 0

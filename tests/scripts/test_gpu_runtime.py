@@ -27,6 +27,7 @@ from blip3v.errors import BackendError, ProviderError
 from blip3v.runtime import VideoLimits, VideoLM
 from blip3v.runtime.opening import open_model
 from blip3v.runtime.tensorrt_library import is_installed
+from blip3v.video import SpareDecoder
 from scripts.gpu import runtime as stage
 from scripts.gpu import wheels
 from scripts.gpu.plan import Budget, Plan
@@ -79,7 +80,7 @@ def toy_reference(bundles: ToyBundles, plan: Plan) -> Reference:
 def outputs_of(bundle: Path) -> Outputs:
     options: dict[str, Any] = dict.fromkeys(("threads", "max_context", "max_cache_bytes"))
     options |= {"backend": "onnxruntime", "device": "cpu", "limits": VideoLimits(), "allow_random": True}
-    model = open_model(bundle, on_estimate=lambda needed: None, **options)
+    model = open_model(bundle, on_estimate=lambda needed: None, spare_decoder=SpareDecoder(), **options)
     with VideoLM(model) as lm:
         return _outputs(lm, model, ToyBundles.frames, QUESTION, TOKEN_IDS)
 

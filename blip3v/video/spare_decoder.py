@@ -29,7 +29,7 @@ class SpareDecoder:
     it. On Linux the process is a fork server: it has imported what decoding needs, reads no file, and forks the process
     of each load. Elsewhere it is the decoder process of the next load, and its place is filled again; other loads in
     the same moment start their own. Where descriptors cannot be sent to a process, as on Windows, every load does. The
-    second load starts it, so that a single load pays for none.
+    second load starts it, so that a single load pays for none, unless ``start`` is called.
 
     It waits without using CPU, for at most ten minutes. It ends with its caller, however that ends. A process that is
     forked from the caller does not use it, and starts its own.

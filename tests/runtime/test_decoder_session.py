@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_graphs import Weights, close, is_near_a_tie, reference_logits, rotate, toy_config, write_decoder
-from toy_parts import BACKENDS, FAKE_CUDA, DecoderMaker, graph_file, open_backend
+from toy_parts import BACKENDS, FAKE_CUDA, PAIRS, DecoderMaker, graph_file, open_backend
 
 from blip3v.bundle.graph_io import decoder_io
 from blip3v.errors import CancelledError
@@ -32,7 +32,7 @@ _CACHES = pytest.mark.parametrize("cache_in_int8", [False, True], ids=["float32"
 
 # Also the back end for CUDA, whose sessions keep their cache in the memory of a device. These are parameters of the
 # shared fixture, since fixtures that depend on it would outlive another one of the same name.
-pytestmark = pytest.mark.parametrize("backend", [*BACKENDS, FAKE_CUDA], indirect=True, scope="session")
+pytestmark = pytest.mark.parametrize("backend", [*BACKENDS, *PAIRS, FAKE_CUDA], indirect=True, scope="session")
 
 
 def _embeds(rng: np.random.Generator, count: int) -> np.ndarray:

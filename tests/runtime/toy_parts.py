@@ -24,6 +24,7 @@ def cpu_backends() -> tuple[str, ...]:
 
 
 BACKENDS = cpu_backends()
+PAIRS = ("openvino+onnxruntime", "onnxruntime+openvino")  # one for prompts, one for steps
 FAKE_CUDA = "fake-cuda"
 
 

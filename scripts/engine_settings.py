@@ -4,6 +4,9 @@ Each turn opens one graph in a process of its own, with one engine and its prope
 turns of a round follow each other, so that each meets the same machine; a table gives medians over the rounds, and
 ratios to the first engine of the graph within each round.
 
+Seconds are those of the process on the CPU: with one thread (the default) what others do on the machine counts for
+little, and nothing is said of how well an engine shares work out. Give ``--wall`` on a machine that nobody else uses.
+
     python scripts/engine_settings.py OUT.json --decoder BUNDLE --decoder BUNDLE --tower BUNDLE -r 3
 """
 
@@ -22,10 +25,10 @@ from typing import Any
 import numpy as np
 
 _CONTEXTS = (160, 1152)
-_STEPS = 12
+_STEPS = 8
 _ROWS = 8
-_CLOCK = time.process_time
 _OPENVINO = "openvino"
+_clock = time.process_time
 _PROPERTIES: dict[str, dict[str, Any]] = {
     "f32, groups 0": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
     "f32, groups 32": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32},
@@ -42,11 +45,12 @@ def main() -> None:
     parser.add_argument("--decoder", action="append", default=[], type=Path, metavar="BUNDLE")
     parser.add_argument("--tower", action="append", default=[], type=Path, metavar="BUNDLE")
     parser.add_argument("-r", "--rounds", default=3, type=int)
-    parser.add_argument("-t", "--threads", default=2, type=int)
+    parser.add_argument("-t", "--threads", default=1, type=int)
+    parser.add_argument("--wall", action="store_true", help="measure seconds as they pass")
     parser.add_argument("--only", action="append", default=[], help="names of settings; all by default")
     args = parser.parse_args()
     turns = [
-        {"graph": graph, "bundle": str(bundle), "setting": name, "threads": args.threads, **setting}
+        {"graph": graph, "bundle": str(bundle), "setting": name, "threads": args.threads, "wall": args.wall, **setting}
         for graph, bundles in (("decoder", args.decoder), ("video_encoder", args.tower))
         for bundle in bundles
         for name, setting in _settings().items()
@@ -64,6 +68,7 @@ def main() -> None:
 def _settings() -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {"ONNX Runtime": {"engine": "onnxruntime", "properties": {}}}
     settings["OpenVINO, as opened"] = {"engine": _OPENVINO, "properties": {}}
+    settings["OpenVINO, cpu-bf16"] = {"engine": f"{_OPENVINO}:cpu-bf16", "properties": {}}
     for name, properties in _PROPERTIES.items():
         settings[f"OpenVINO, {name}"] = {"engine": _OPENVINO, "properties": properties}
     return settings
@@ -83,6 +88,8 @@ def run_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     from blip3v.runtime.backends import get_backend
     from blip3v.runtime.opening import graph_files
 
+    global _clock
+    _clock = time.perf_counter if turn["wall"] else time.process_time
     if turn["properties"]:
         _give_properties(turn["properties"])
     bundle = open_bundle(Path(turn["bundle"]))
@@ -90,9 +97,7 @@ def run_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     backend = get_backend(turn["engine"])
     start_s = time.perf_counter()
     if turn["graph"] == "decoder":
-        decoder = backend.open_decoder(
-            graph, bundle.config.text, threads=turn["threads"], chunk=turn.get("chunk", 256)
-        )
+        decoder = backend.open_decoder(graph, bundle.config.text, threads=turn["threads"], chunk=turn.get("chunk", 256))
         seconds = {"open": time.perf_counter() - start_s, **_decoder_seconds(decoder, bundle.config.text.hidden_size)}
     else:
         encoder = backend.open_video_encoder(graph, threads=turn["threads"])
@@ -120,18 +125,26 @@ def _decoder_seconds(decoder: Any, width: int) -> dict[str, float]:
     embeds = (rng.normal(size=(max(_CONTEXTS), width)) * 0.02).astype(decoder.dtype)
     seconds: dict[str, float] = {}
     for count in _CONTEXTS:
-        session = decoder.session(1, count + 2 * _STEPS)
-
-        def prefill() -> None:
-            session.truncate(0)
-            session.prefill([embeds[:count]], Deadline())
-
-        seconds[f"prefill {count}"] = _best(prefill, 3 if count < 1000 else 1)
-        seconds[f"step at {count}"] = _best(lambda: session.step(embeds[:1]), _STEPS)
-        session.close()
+        seconds |= _single_seconds(decoder, embeds[:count])
     session = decoder.session(_ROWS, _CONTEXTS[0] + _STEPS + 2)
     session.prefill([embeds[: _CONTEXTS[0]]] * _ROWS, Deadline())
     seconds[f"step of {_ROWS} rows at {_CONTEXTS[0]}"] = _best(lambda: session.step(embeds[:_ROWS]), _STEPS // 2)
+    return seconds
+
+
+def _single_seconds(decoder: Any, prompt_tD: Any) -> dict[str, float]:
+    from blip3v.runtime.cancellation import Deadline
+
+    count = len(prompt_tD)
+    session = decoder.session(1, count + 2 * _STEPS)
+
+    def prefill() -> None:
+        session.truncate(0)
+        session.prefill([prompt_tD], Deadline())
+
+    seconds = {f"prefill {count}": _best(prefill, 3 if count < 1000 else 1)}
+    seconds[f"step at {count}"] = _best(lambda: session.step(prompt_tD[:1]), _STEPS)
+    session.close()
     return seconds
 
 
@@ -140,7 +153,7 @@ def _tower_seconds(encoder: Any, config: Any) -> dict[str, float]:
 
     size = config.vision.image_size
     frames = np.random.default_rng(0).uniform(-1, 1, (1, config.num_frames, 3, size, size)).astype(np.float32)
-    return {f"{config.num_frames} frames": _best(lambda: encoder.run(frames, Deadline()), 2)}
+    return {f"{config.num_frames} frames": _best(lambda: encoder.run(frames, Deadline()), 1)}
 
 
 def _best(run: Callable[[], object], repeats: int) -> float:
@@ -148,9 +161,9 @@ def _best(run: Callable[[], object], repeats: int) -> float:
     run()
     times = []
     for _ in range(repeats):
-        start_s = _CLOCK()
+        start_s = _clock()
         run()
-        times.append(_CLOCK() - start_s)
+        times.append(_clock() - start_s)
     return statistics.median(times)
 
 

@@ -8,7 +8,6 @@ is copied between them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,36 +36,12 @@ from blip3v.runtime.host_cache import KVCache
 from blip3v.runtime.memory import HOST
 from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeSession
 
-__all__ = ["PairedBackend", "PairedDecoder", "PairedExecution", "PairedSession"]
+__all__ = ["PairedBackend", "PairedDecoder", "PairedSession"]
 
 # Their sessions keep keys and values in a ``KVCache``, which either of them reads and writes.
 _ENGINES = ("onnxruntime", "openvino", "openvino:cpu-bf16")
 # Prompts of at most this many tokens, such as a turn of a few words, cost about as much as a step on either engine.
 _SHORT_TOKENS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedExecution(Execution):
-    """What prompts and what steps are computed with; the fields name both, prompts first."""
-
-    prefill: Execution
-    steps: Execution
-
-    @classmethod
-    def of(cls, backend: str, prefill: Execution, steps: Execution) -> PairedExecution:
-        """Both under the name of the pair."""
-        return cls(
-            backend=backend,
-            engine=_both(prefill.engine, steps.engine),
-            version=_both(prefill.version or "none", steps.version or "none"),
-            device=_both(prefill.device, steps.device),
-            dtype=_both(prefill.dtype, steps.dtype),
-            prefill=prefill,
-            steps=steps,
-        )
-
-    def __str__(self) -> str:
-        return f"{self.prefill} for prompts, {self.steps} for steps"
 
 
 class PairedBackend:
@@ -105,17 +80,24 @@ class PairedBackend:
 
     def refusal(self, precision: GraphPrecision) -> str | None:
         """See ``Backend``."""
-        one_engine = self.prefill.devices == self.steps.devices
-        if precision.cache == "float16" and not one_engine:
+        packages = {each.name.partition(":")[0] for each in (self.prefill, self.steps)}
+        if precision.cache == "float16" and len(packages) > 1:
             return (
-                f"{self.name} does not run decoders whose cache is stored in fp16: onnxruntime keeps it in fp16 and "
-                f"openvino in fp32; choose one of the two, or export with another cache (fp16+kv-int8)"
+                f"{self.name} does not run decoders whose cache is fp16: onnxruntime keeps it so, openvino in fp32; "
+                f"choose one of the two, or export with the precision {precision.name}+kv-int8"
             )
         return self.prefill.refusal(precision) or self.steps.refusal(precision)
 
-    def execution(self, precision: GraphPrecision) -> PairedExecution:
-        """See ``Backend``."""
-        return PairedExecution.of(self.name, self.prefill.execution(precision), self.steps.execution(precision))
+    def execution(self, precision: GraphPrecision) -> Execution:
+        """See ``Backend``. What the two have not in common stands twice."""
+        prefill, steps = self.prefill.execution(precision), self.steps.execution(precision)
+        return Execution(
+            backend=self.name,
+            engine=_both(prefill.engine, steps.engine),
+            version=_both(str(prefill.version), str(steps.version)) if self.is_installed() else None,
+            device=_both(prefill.device, steps.device),
+            dtype=_both(prefill.dtype, steps.dtype),
+        )
 
     def layer_dtype(self, precision: GraphPrecision, weights: str, group_size: int | None, num_inputs: int) -> str:
         """See ``Backend``."""
@@ -239,5 +221,4 @@ class PairedSession:
 
 
 def _both(prefill: str, steps: str) -> str:
-    """Once if they are the same."""
-    return prefill if prefill == steps else f"{prefill} + {steps}"
+    return steps if prefill == steps else f"{prefill} (prompts) + {steps} (steps)"

@@ -43,9 +43,7 @@ class OpenVinoVideoEncoder:
 
     gpu_dtype: np.dtype[Any] | None = None
 
-    def __init__(
-        self, graph: GraphFile, execution: Execution, threads: int | None, *, in_bf16: bool = False
-    ) -> None:
+    def __init__(self, graph: GraphFile, execution: Execution, threads: int | None, *, in_bf16: bool = False) -> None:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
         with _engine_errors(f"opening {graph.path}"):

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from blip3v.bench.environment import describe_environment
+
 _CONTEXTS = (160, 1152)
 _STEPS = 8
 _ROWS = 8
@@ -60,9 +62,16 @@ def main() -> None:
     for number in range(args.rounds):
         for turn in turns:
             found.append({**turn, "round": number, **_in_a_process(turn)})
-            args.out.write_text(json.dumps({"command": sys.argv[1:], "turns": found}, indent=1) + "\n", "utf-8")
+            _save(args.out, args.wall, found)
             sys.stderr.write(f"{number} {turn['bundle']} {turn['setting']}: {found[-1]['seconds']}\n")
     print(table(found))
+
+
+def _save(path: Path, is_wall: bool, found: Sequence[Mapping[str, Any]]) -> None:
+    clock = "seconds as they pass" if is_wall else "seconds of the process on the CPU"
+    turns = [{**turn, "bundle": Path(turn["bundle"]).name} for turn in found]
+    data = {"clock": clock, "environment": describe_environment(), "turns": turns}
+    path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
 def _settings() -> dict[str, dict[str, Any]]:

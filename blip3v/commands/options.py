@@ -38,7 +38,7 @@ _Command = Callable[..., Any]
 
 BACKEND_HELP = (
     f"{', '.join((AUTO, *backend_names()))}, NAME:DEVICE as in openvino:gpu, or one for each graph: "
-    "video_encoder=NAME,decoder=NAME"
+    "video_encoder=NAME,decoder=NAME; NAME+NAME for a decoder is one for prompts and one for steps"
 )
 
 PRECISION_HELP = (

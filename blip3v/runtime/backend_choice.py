@@ -1,8 +1,9 @@
 """Which back ends there are, what names them, and which one ``auto`` takes.
 
 A back end is named after its module in ``runtime/backends``, with its device behind a colon if that is not the first
-that it runs on: ``openvino``, ``openvino:gpu``, ``onnxruntime-cuda``. What it offers: ``runtime/backends/__init__.py``,
-which has every name of this module too.
+that it runs on: ``openvino``, ``openvino:gpu``, ``onnxruntime-cuda``. Two with a plus between them are a decoder's: the
+first reads prompts and the second takes the steps (``runtime/paired.py``). What a back end offers:
+``runtime/backends/__init__.py``, which has every name of this module too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
 GraphName = Literal["video_encoder", "decoder"]
 GRAPHS: tuple[GraphName, ...] = ("video_encoder", "decoder")
 AUTO = "auto"
+_PAIR = "+"
 _PACKAGE = "blip3v.runtime.backends"
 _NUMBERED_CUDA = re.compile(r"cuda[:.](\d+)", re.IGNORECASE | re.ASCII)  # one NVIDIA GPU of several
 
@@ -45,12 +47,18 @@ def backend_names() -> tuple[str, ...]:
 
 
 def get_backend(name: str) -> Backend:
-    """The back end ``NAME`` or ``NAME:DEVICE``.
+    """The back end ``NAME`` or ``NAME:DEVICE``, or two of those with a plus between them.
 
     Raises:
         UsageError: there is none of that name, or the device is an NVIDIA GPU with a number.
-        ProviderError: it does not run on that device.
+        ProviderError: it does not run on that device, or cannot be one of two.
     """
+    if _PAIR in name:
+        # Imports what back ends offer, which imports this module.
+        from blip3v.runtime.paired import PairedBackend
+
+        prefill, _, steps = name.partition(_PAIR)
+        return PairedBackend(get_backend(prefill), get_backend(steps))
     engine, colon, device = name.partition(":")
     if engine not in backend_names():
         raise UsageError(f"back end {name!r} is unknown; allowed: {', '.join((AUTO, *backend_names()))}")
@@ -89,9 +97,14 @@ def parse_backends(text: str) -> dict[GraphName, str]:
                     f"NAME, or GRAPH=NAME for one or both of {' and '.join(GRAPHS)}, separated by a comma"
                 )
             chosen[known] = name.strip()
-    for name in chosen.values():
+    for graph_name, name in chosen.items():
         if name != AUTO:
             get_backend(name)
+        if _PAIR in name and graph_name != "decoder":
+            raise UsageError(
+                f"back end {name!r} is two engines, for prompts and for steps, and the video encoder runs on one",
+                remedy=f"name it for the decoder alone: `backend='decoder={name}'`",
+            )
     return {graph: chosen.get(graph, AUTO) for graph in GRAPHS}
 
 
@@ -147,15 +160,18 @@ def choose_backend(
 
 def _named(name: str, target: Target, precision: GraphPrecision | None) -> Backend:
     backend = get_backend(name)
-    refusal = _refusal(backend, target, precision)
-    if refusal is not None:
-        raise ProviderError(refusal)
+    for each in (*map(get_backend, name.split(_PAIR)), backend):
+        refusal = _refusal(each, target, precision)
+        if refusal is not None:
+            raise ProviderError(refusal)
     backend.check_installed()
     return backend
 
 
 def _on(name: str, device: str) -> str:
     """``name`` with ``device`` behind it, unless that is "auto" or there already."""
+    if _PAIR in name:
+        return _PAIR.join(_on(each, device) for each in name.split(_PAIR))
     engine, colon, own = name.partition(":")
     if device == AUTO or (colon and own.lower() == device.lower()):
         return name

@@ -55,6 +55,10 @@ class CachedSession(Generic[_Engine, _Cache]):
         """See ``DecoderSession``."""
         return tuple(self.cache.lengths)
 
+    def use_cache(self, cache: _Cache) -> None:
+        """Takes the cache of another session, whose rows both then hold, in place of its own."""
+        self._open_cache = cache
+
     def truncate(self, num_tokens: int) -> None:
         """See ``DecoderSession``."""
         assert self.cache.rows == 1

@@ -57,7 +57,9 @@ class VideoLM:
         Args:
             path: the bundle's folder.
             backend: the inference engine: "auto", a name such as "onnxruntime", "openvino" or "openvino:gpu" (with its
-                device), or one for each graph, for example "video_encoder=openvino,decoder=onnxruntime". "auto" takes
+                device), or one for each graph, for example "video_encoder=openvino,decoder=onnxruntime". A decoder may
+                have two, which share its cache: "decoder=openvino:cpu-bf16+onnxruntime" reads prompts with the first,
+                in bf16, and takes the steps with the second; the weights are in memory twice. "auto" takes
                 the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``); ``backend`` of
                 an answer says what was taken.
             device: that both graphs have to run on: "cpu", "cuda" (an NVIDIA GPU), "gpu" or "npu" (Intel's, with

@@ -9,9 +9,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 import pytest
-from toy_graphs import Weights, toy_config, write_decoder
+from toy_graphs import Weights, reference_logits, toy_config, write_decoder
 from toy_parts import graph_file
 
 from blip3v.bundle import Precision
@@ -20,9 +21,11 @@ from blip3v.errors import ProviderError, UsageError
 from blip3v.runtime import VideoLM
 from blip3v.runtime.backends import choose_backend, get_backend, parse_backends
 from blip3v.runtime.backends.openvino import sessions
+from blip3v.runtime.cancellation import Deadline
 
-FP16, FP32, INT8 = map(Precision.parse, ("fp16", "fp32", "int8"))
+FP16, FP32, INT8, INT4 = map(Precision.parse, ("fp16", "fp32", "int8", "int4"))
 HAS = openvino.Core().available_devices
+CAPABILITIES = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class FakeCore:
@@ -95,6 +98,9 @@ def test_what_a_device_computes_in_is_said() -> None:
     assert computed("openvino:gpu", FP32) == "fp32 on OpenVINO GPU"
     assert computed("openvino:npu", FP32) == "fp16 on OpenVINO NPU"
     assert computed("openvino:npu", INT8) == "int8 on OpenVINO NPU"
+    assert computed("openvino:cpu-bf16", FP16) == "bf16 on OpenVINO CPU"
+    assert computed("openvino:cpu-bf16", INT8) == "int8 and bf16 on OpenVINO CPU"
+    assert computed("openvino:cpu-bf16", INT4) == "bf16 on OpenVINO CPU"
 
 
 def test_each_device_gets_the_properties_that_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,6 +118,8 @@ def test_each_device_gets_the_properties_that_it_has(monkeypatch: pytest.MonkeyP
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
     assert npu == {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f16"}
+    bf16 = sessions.open_core(dataclasses.replace(graph, precision=INT4.decoder), 2, in_bf16=True).properties["CPU"]
+    assert (bf16["INFERENCE_PRECISION_HINT"], bf16["DYNAMIC_QUANTIZATION_GROUP_SIZE"]) == ("bf16", 0)
     wide = dataclasses.replace(graph, precision=FP32.decoder)
     assert sessions.open_core(wide, 2, "GPU").properties["GPU"]["INFERENCE_PRECISION_HINT"] == "f32"
 
@@ -124,3 +132,32 @@ def test_a_device_is_named_once() -> None:
     with pytest.raises(ProviderError, match="onnxruntime does not run on 'gpu'; it runs on cpu"):
         parse_backends("decoder=onnxruntime:gpu")
     assert choose_backend("openvino:cpu", "decoder", device="CPU") is get_backend("openvino")
+
+
+def test_bf16_is_refused_where_openvino_would_compute_in_fp32_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldCore:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino, "Core", OldCore)
+    with pytest.raises(ProviderError, match=r"does not compute in bf16.* it has FP32, INT8; choose the back"):
+        choose_backend("openvino:cpu-bf16", "decoder")
+
+
+@pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has no bf16")
+def test_bf16_stays_near_the_formula_and_is_not_fp32(tmp_path: Path) -> None:
+    """Few tokens: the scores of the toy are large, and their rounding grows from layer to layer."""
+    config = toy_config()
+    weights = Weights.random(config.text)
+    path = tmp_path / "decoder.onnx"
+    write_decoder(path, config, weights)
+    graph = graph_file(path, decoder_io(config))
+    backend = choose_backend("openvino:cpu-bf16", "decoder", precision=graph.precision)
+    session = backend.open_decoder(graph, config.text, threads=1, chunk=2).session(1, 5)
+    embeds = np.random.default_rng(11).normal(size=(5, 64)).astype(np.float32)
+    expected = reference_logits(config.text, weights, embeds)[2:]
+    logits = [session.prefill([embeds[:3]], Deadline())[0]]
+    logits += [session.step(embeds[i : i + 1])[0] for i in (3, 4)]
+    error = np.abs(np.stack(logits) - expected).max() / np.abs(expected).max()
+    assert 1e-4 < error < 5e-2

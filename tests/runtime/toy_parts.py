@@ -24,6 +24,8 @@ def cpu_backends() -> tuple[str, ...]:
 
 
 BACKENDS = cpu_backends()
+# One for prompts and one for steps; all of a session's tests on these take a minute.
+PAIRS = [pytest.param(name, marks=pytest.mark.slow) for name in ("openvino+onnxruntime", "onnxruntime+openvino")]
 FAKE_CUDA = "fake-cuda"
 
 

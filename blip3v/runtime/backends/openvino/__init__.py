@@ -1,5 +1,8 @@
 """OpenVINO: on the CPU, in fp32 and int8, where weights stored in fp16 stay fp16 in memory; on Intel's GPUs and NPUs.
 
+``openvino:cpu-bf16`` is the CPU with bf16 in place of fp32, attention included: for processors with AMX, which multiply
+bf16 many times as fast. Its numbers are others, so it has to be asked for.
+
 The decoder is rewritten when it opens (``graph.py``); ``sessions.py`` runs both graphs. Neither is imported before a
 graph is opened.
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKEND", "cache_dtype", "computes_in_fp16", "on_device"]
 
+CPU_BF16 = "cpu-bf16"
 _OPEN_S_PER_GIB = 5.0
 # Format of weights -> memory at the peak, in units of the stored bytes: seen at full size, without mapped pages.
 _RESIDENT = {"float16": 1.75, "float32": 1.05}
@@ -41,16 +45,18 @@ class OpenVinoBackend:
     """See ``Backend``.
 
     Args:
-        device: "cpu", or "gpu" or "npu" with the number of the device behind a dot if there are several: "gpu.1".
+        device: "cpu", or "gpu" or "npu" with the number of the device behind a dot if there are several: "gpu.1";
+            "cpu-bf16": the CPU, in bf16.
     """
 
-    devices: tuple[str, ...] = ("cpu", "gpu", "npu")
+    devices: tuple[str, ...] = ("cpu", CPU_BF16, "gpu", "npu")
     targets: tuple[Target, ...] = ("onnxruntime",)
     rank: Mapping[GraphName, int] = {"video_encoder": 2, "decoder": 1}
 
     def __init__(self, device: str = "cpu") -> None:
         self.name = "openvino" if device == "cpu" else f"openvino:{device}"
-        self._device = device.upper()  # as OpenVINO names it
+        self._in_bf16 = device == CPU_BF16
+        self._device = "CPU" if self._in_bf16 else device.upper()  # as OpenVINO names it
 
     def is_installed(self) -> bool:
         """See ``Backend``."""
@@ -64,7 +70,12 @@ class OpenVinoBackend:
             raise ProviderError(
                 f"OpenVINO cannot be imported ({error}); install it: `{pip_line('openvino')}`"
             ) from error
-        if self._device != "CPU":
+        if self._in_bf16:
+            # Needs OpenVINO, which may not be installed.
+            from blip3v.runtime.backends.openvino.devices import check_bf16
+
+            check_bf16()
+        elif self._device != "CPU":
             # Needs OpenVINO, which may not be installed.
             from blip3v.runtime.backends.openvino.devices import check_device
 
@@ -86,12 +97,16 @@ class OpenVinoBackend:
         whole blocks and no padding. Weights of other groups are widened to fp32.
         """
         block = precision.group_size
+        if self._in_bf16:
+            return "int8" if weights == "int8" else "bf16"
         if group_size is not None and (block is None or group_size % block or num_inputs % group_size):
             return self._dtype(precision, "float32")
         return self._dtype(precision, weights)
 
     def _dtype(self, precision: GraphPrecision, weights: str) -> str:
         dtype = product_dtype(weights)
+        if self._in_bf16:
+            return "int8 and bf16" if weights == "int8" else "bf16"
         return "fp16" if dtype == "fp32" and computes_in_fp16(self._device, precision) else dtype
 
     def footprint(self, graph: GraphFile) -> Footprint:
@@ -128,7 +143,7 @@ class OpenVinoBackend:
         # Needs OpenVINO, which may not be installed.
         from blip3v.runtime.backends.openvino.sessions import OpenVinoVideoEncoder
 
-        return OpenVinoVideoEncoder(graph, self.execution(graph.precision), threads)
+        return OpenVinoVideoEncoder(graph, self.execution(graph.precision), threads, in_bf16=self._in_bf16)
 
     def open_decoder(
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
@@ -137,7 +152,7 @@ class OpenVinoBackend:
         self.check_installed()
         from blip3v.runtime.backends.openvino.sessions import OpenVinoDecoder
 
-        return OpenVinoDecoder(graph, self.execution(graph.precision), text, threads, chunk)
+        return OpenVinoDecoder(graph, self.execution(graph.precision), text, threads, chunk, in_bf16=self._in_bf16)
 
 
 BACKEND = OpenVinoBackend()

@@ -10,7 +10,7 @@ import openvino.opset16 as ops
 from blip3v.errors import ProviderError
 from blip3v.runtime.memory import HOST, Memory
 
-__all__ = ["check_device", "gpu_memory"]
+__all__ = ["check_bf16", "check_device", "gpu_memory"]
 
 _MAX_CHARS = 300
 
@@ -33,6 +33,19 @@ def check_device(device: str) -> None:
         f"OpenVINO has no device {device} here; it has {', '.join(available)}. It says: {_reason(core, device)}; "
         f"install the device's driver, or choose {' or '.join(name.lower() for name in available)}"
     )
+
+
+def check_bf16() -> None:
+    """Raises unless the CPU multiplies matrices in bf16.
+
+    Raises:
+        ProviderError: it does not; OpenVINO would compute in fp32 without a word.
+    """
+    found = list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    if "BF16" not in found:
+        raise ProviderError(
+            f"this CPU does not compute in bf16, OpenVINO says: it has {', '.join(found)}; choose the back end openvino"
+        )
 
 
 def gpu_memory(device: str) -> Memory:

@@ -43,11 +43,11 @@ class OpenVinoVideoEncoder:
 
     gpu_dtype: np.dtype[Any] | None = None
 
-    def __init__(self, graph: GraphFile, execution: Execution, threads: int | None) -> None:
+    def __init__(self, graph: GraphFile, execution: Execution, threads: int | None, *, in_bf16: bool = False) -> None:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(graph, threads, execution.device)
+            core = open_core(graph, threads, execution.device, in_bf16=in_bf16)
             model = read_model(core, graph)
             compute_in_fp32(model)
             self._outputs = [output.any_name for output in model.outputs]
@@ -89,12 +89,21 @@ class OpenVinoDecoder:
     row_tokens = 0
 
     def __init__(
-        self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
+        self,
+        graph: GraphFile,
+        execution: Execution,
+        text: TextConfig,
+        threads: int | None,
+        chunk: int,
+        *,
+        in_bf16: bool = False,
     ) -> None:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
         self.token_bytes = cache_bytes(text, cache_dtype(graph), 1, 1)
-        self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, execution.device, text, threads, chunk)
+        with _engine_errors(f"opening {graph.path}"):
+            core = open_core(graph, threads, execution.device, in_bf16=in_bf16)
+            self._compiled: _CompiledDecoder | None = _CompiledDecoder(core, graph, execution.device, text, chunk)
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
         """See ``Decoder``."""
@@ -108,19 +117,16 @@ class OpenVinoDecoder:
 class _CompiledDecoder:
     """The compiled graph, which every session holds. Runs of several sessions queue up for the same cores."""
 
-    def __init__(self, graph: GraphFile, device: str, text: TextConfig, threads: int | None, chunk: int) -> None:
+    def __init__(self, core: Any, graph: GraphFile, device: str, text: TextConfig, chunk: int) -> None:
         self.chunk = chunk
         self.text = text
         self.cache_dtype = cache_dtype(graph)
-        with _engine_errors(f"opening {graph.path}"):
-            core = open_core(graph, threads, device)
-            rewritten = read_decoder(core, graph)
-            self.window = rewritten.window
-            self._request: Any = core.compile_model(rewritten.model, device).create_infer_request()
+        rewritten = read_decoder(core, graph)
+        self.window = rewritten.window
+        self._request: Any = core.compile_model(rewritten.model, device).create_infer_request()
         self._lock = threading.Lock()
         self._last_sizes = _sizes(0, 0, 0)  # of the last run that came to its end
-        with _engine_errors(f"opening {graph.path}"):
-            self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
+        self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
 
     def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[Any]]:
         """Returns logits (B,V), then the new key and value (B,G,t,K) of each layer.
@@ -264,7 +270,7 @@ def _mask(
     return scores
 
 
-def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any:
+def open_core(graph: GraphFile, threads: int | None, device: str = "CPU", *, in_bf16: bool = False) -> Any:
     """A core for a device, as OpenVINO names it.
 
     A CPU computes in fp32; see ``computes_in_fp16`` for others. Inputs of weights in blocks are rounded to int8, with a
@@ -274,13 +280,16 @@ def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any
         graph: what it is to run.
         threads: inside an operator of a CPU, None: one for each physical core; of no effect on another device.
         device: such as "GPU.1".
+        in_bf16: a CPU computes in bf16 what it would in fp32, and rounds no inputs to int8 but those that the graph
+            rounds itself.
     """
     precision = graph.precision
-    hint = "f16" if computes_in_fp16(device, precision) else "f32"
+    hint = "bf16" if in_bf16 else "f16" if computes_in_fp16(device, precision) else "f32"
     # OpenVINO's own defaults are bf16 where the processor has it, and dynamic quantisation that was not asked for.
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
     if not device.startswith("NPU"):
-        config |= {"NUM_STREAMS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": precision.group_size or 0}
+        groups = 0 if in_bf16 else precision.group_size or 0
+        config |= {"NUM_STREAMS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": groups}
     if device == "CPU" and threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     with _BINDINGS:

@@ -46,6 +46,7 @@ def _peer(module: str, requirements: str | None, form: str, engine: str, bits: i
 
 _GENAI, _LLAMA, _OPENVINO, _OPTIMUM = "peer_genai", "peer_llama_cpp", "peer_openvino_genai", "peer_optimum"
 _LIBRARY = "peer_transformers"
+_BF16 = "openvino:cpu-bf16"
 
 PEERS = {
     "ours-fp16": _peer("ours", None, "fp16", "onnxruntime", 32, "blip3v fp16 (computed in fp32), ONNX Runtime"),
@@ -54,6 +55,17 @@ PEERS = {
     "ours-openvino-fp16": _peer("ours", None, "fp16", "openvino", 32, "blip3v fp16 (computed in fp32), OpenVINO"),
     "ours-openvino-int8": _peer("ours", None, "int8", "openvino", 8, "blip3v int8, OpenVINO"),
     "ours-openvino-int4": _peer("ours", None, "int4", "openvino", 4, "blip3v int4, OpenVINO", "decoder"),
+    "ours-bf16": _peer("ours", None, "fp16", _BF16, 16, "blip3v fp16 (computed in bf16), OpenVINO"),
+    "ours-bf16-int8": _peer("ours", None, "int8", _BF16, 8, "blip3v int8 (else bf16), OpenVINO"),
+    "ours-cache-int8": _peer(
+        "ours", None, "int8+kv-int8", "onnxruntime", 8, "blip3v int8, cache in int8, ONNX Runtime", "decoder"
+    ),
+    "ours-pair-int4": _peer(
+        "ours", None, "int4", f"{_BF16}+onnxruntime", 4, "blip3v int4, prompts on OpenVINO in bf16", "decoder"
+    ),
+    "ours-cache-int4": _peer(
+        "ours", None, "int4+kv-int8", "onnxruntime", 4, "blip3v int4, cache in int8, ONNX Runtime", "decoder"
+    ),
     "transformers-fp32": _peer(_LIBRARY, "transformers", "fp16", "fp32", 32, "transformers fp32, eager"),
     "transformers-compiled": _peer(_LIBRARY, "transformers", "fp16", "compiled", 32, "transformers fp32, compiled"),
     "transformers-bf16": _peer(_LIBRARY, "transformers", "fp16", "bf16", 16, "transformers bf16, eager"),

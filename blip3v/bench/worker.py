@@ -105,7 +105,7 @@ class Worker:
 
 def _backend(values: dict[str, Any]) -> BackendReport:
     graphs = {graph: Execution(**values[graph]) for graph in ("video_encoder", "decoder")}
-    return BackendReport(stored=values["stored"], **graphs)
+    return BackendReport(stored=values["stored"], tuning=values["tuning"], **graphs)
 
 
 def _raised_error(name: str, message: str, remedy: str) -> errors.Blip3vError:

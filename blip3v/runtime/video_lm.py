@@ -56,8 +56,9 @@ class VideoLM:
             path: the bundle's folder.
             backend: the inference engine: "auto", a name such as "onnxruntime", "openvino" or "openvino:gpu" (with its
                 device), or one for each graph, for example "video_encoder=openvino,decoder=onnxruntime". "auto" takes
-                the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``); ``backend`` of
-                an answer says what was taken.
+                what ``blip3v tune`` found to be the fastest on this machine, if neither ``device`` nor ``threads`` is
+                given; else the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``).
+                ``backend`` of an answer says what was taken, and why.
             device: that both graphs have to run on: "cpu", "cuda" (an NVIDIA GPU), "gpu" or "npu" (Intel's, with
                 OpenVINO), the second of a kind as in "gpu.1"; "auto": the CPU, or an NVIDIA GPU if an engine for it is
                 installed and there is one.

@@ -10,7 +10,7 @@ import openvino.opset16 as ops
 from blip3v.errors import ProviderError
 from blip3v.runtime.memory import HOST, Memory
 
-__all__ = ["check_device", "gpu_memory"]
+__all__ = ["check_device", "cpu_has_bf16", "gpu_memory"]
 
 _MAX_CHARS = 300
 
@@ -33,6 +33,11 @@ def check_device(device: str) -> None:
         f"OpenVINO has no device {device} here; it has {', '.join(available)}. It says: {_reason(core, device)}; "
         f"install the device's driver, or choose {' or '.join(name.lower() for name in available)}"
     )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bf16 by instructions of its own."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def gpu_memory(device: str) -> Memory:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,13 @@ class OpenVinoVideoEncoder:
 
     gpu_dtype: np.dtype[Any] | None = None
 
-    def __init__(self, graph: GraphFile, execution: Execution, threads: int | None) -> None:
+    def __init__(
+        self, graph: GraphFile, execution: Execution, threads: int | None, properties: Mapping[str, Any] | None = None
+    ) -> None:
         self.execution = execution
         self._dtype = np.dtype(graph.precision.io)
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(graph, threads, execution.device)
+            core = open_core(graph, threads, execution.device, properties)
             model = read_model(core, graph)
             compute_in_fp32(model)
             self._outputs = [output.any_name for output in model.outputs]
@@ -89,12 +91,19 @@ class OpenVinoDecoder:
     row_tokens = 0
 
     def __init__(
-        self, graph: GraphFile, execution: Execution, text: TextConfig, threads: int | None, chunk: int
+        self,
+        graph: GraphFile,
+        execution: Execution,
+        text: TextConfig,
+        threads: int | None,
+        chunk: int,
+        properties: Mapping[str, Any] | None = None,
     ) -> None:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
         self.token_bytes = cache_bytes(text, cache_dtype(graph), 1, 1)
-        self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, execution.device, text, threads, chunk)
+        core = functools.partial(open_core, graph, threads, execution.device, properties)
+        self._compiled: _CompiledDecoder | None = _CompiledDecoder(graph, execution.device, text, chunk, core)
 
     def session(self, num_rows: int, num_tokens: int) -> OpenVinoSession:
         """See ``Decoder``."""
@@ -108,12 +117,14 @@ class OpenVinoDecoder:
 class _CompiledDecoder:
     """The compiled graph, which every session holds. Runs of several sessions queue up for the same cores."""
 
-    def __init__(self, graph: GraphFile, device: str, text: TextConfig, threads: int | None, chunk: int) -> None:
+    def __init__(
+        self, graph: GraphFile, device: str, text: TextConfig, chunk: int, make_core: Callable[[], Any]
+    ) -> None:
         self.chunk = chunk
         self.text = text
         self.cache_dtype = cache_dtype(graph)
         with _engine_errors(f"opening {graph.path}"):
-            core = open_core(graph, threads, device)
+            core = make_core()
             rewritten = read_decoder(core, graph)
             self.window = rewritten.window
             self._request: Any = core.compile_model(rewritten.model, device).create_infer_request()
@@ -264,7 +275,9 @@ def _mask(
     return scores
 
 
-def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any:
+def open_core(
+    graph: GraphFile, threads: int | None, device: str = "CPU", properties: Mapping[str, Any] | None = None
+) -> Any:
     """A core for a device, as OpenVINO names it.
 
     A CPU computes in fp32; see ``computes_in_fp16`` for others. Inputs of weights in blocks are rounded to int8, with a
@@ -274,6 +287,7 @@ def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any
         graph: what it is to run.
         threads: inside an operator of a CPU, None: one for each physical core; of no effect on another device.
         device: such as "GPU.1".
+        properties: of the device that are to be other than these.
     """
     precision = graph.precision
     hint = "f16" if computes_in_fp16(device, precision) else "f32"
@@ -288,7 +302,7 @@ def open_core(graph: GraphFile, threads: int | None, device: str = "CPU") -> Any
         # once: one would wait for the other without letting go of the interpreter, and both graphs never open.
         openvino.Type.f32.to_dtype()
     core = openvino.Core()
-    core.set_property(device, config)
+    core.set_property(device, {**config, **(properties or {})})
     return core
 
 

@@ -38,7 +38,7 @@ __all__ = ["command"]
     type=click.FloatRange(min=1),
     default=SECONDS,
     show_default=True,
-    help="How long this should take; every candidate gets three turns, however long they are.",
+    help="How long this should take; three turns of the engines are taken however long they are, of threads only in time.",
 )
 @click.option(
     "--question-tokens",
@@ -106,12 +106,14 @@ def command(
 def _print(tuning: Tuning, console: Console) -> None:
     for graph, tuned in tuning.graphs.items():
         print_table(console, _table(graph, tuned, tuning))
-    console.print(f"results may lose: {tuning.budget}", soft_wrap=True)
+    console.print(f"what results may differ by: {tuning.budget}", soft_wrap=True)
 
 
 def _table(graph: str, tuned: TunedGraph, tuning: Tuning) -> Table:
     what = "a clip" if graph == "video_encoder" else f"a prompt and {format_count(tuning.new_tokens, 'token')}"
-    title = f"{graph.replace('_', ' ')}, {what}: {tuned.chosen}, {format_ratio(tuned.speedup)} the default's speed"
+    same = tuned.chosen == tuned.default
+    found = "nothing beats the default" if same else f"{tuned.chosen} is {format_ratio(tuned.speedup)} as fast"
+    title = f"{graph.replace('_', ' ')}, {what}: {found}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
     for name in ("candidate", "median", "speed", "turns", "accuracy", ""):
         table.add_column(name, justify="right" if name in ("median", "speed", "turns") else "left")
@@ -131,6 +133,6 @@ def _mark(each: Measured, tuned: TunedGraph) -> str:
     marks = [
         *(["chosen"] if each.candidate == tuned.chosen else []),
         *(["default"] if each.candidate == tuned.default else []),
-        *(["over the budget"] if each.allowed is False else []),
+        *(["not allowed"] if each.allowed is False else []),
     ]
     return ", ".join(marks)

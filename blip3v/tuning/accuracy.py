@@ -46,12 +46,12 @@ class Budget:
     def __str__(self) -> str:
         if not self.is_quantized:
             limit = max(tolerance.relative_error for tolerance in self.tolerances.values())
-            return f"relative error of {limit:g}, as for its parity with PyTorch"
+            return f"a relative error of {limit:g}, as for its parity with PyTorch"
         if self.report is None:
-            return "none: the bundle has no accuracy report, so results may not differ"
+            return "nothing, since the bundle has no accuracy report"
         if self.report.budget is None:
-            return "none needed: random weights have no accuracy to lose"
-        return f"{self.report.max_accuracy_drop:g} points of {self.report.budget}, as its accuracy report has it"
+            return "anything, since random weights have no accuracy"
+        return f"a drop of {self.report.max_accuracy_drop:g} % in {self.report.budget}, as for its accuracy report"
 
     @property
     def compares_tokens(self) -> bool:
@@ -74,7 +74,7 @@ class Budget:
         points = self.reported(candidate.backend)
         if candidate.settings or points is None or self.report is None:
             return None
-        return Verdict(points <= self.report.max_accuracy_drop, f"{points:.2f} points in the bundle's report")
+        return Verdict(points <= self.report.max_accuracy_drop, f"{points:.2f} % lost in the bundle's report")
 
     def judge(
         self, graph: GraphName, candidate: Candidate, ours: NDArray[Any], theirs: NDArray[Any], spent: float
@@ -99,7 +99,7 @@ class Budget:
             return Verdict(False, "other results, and no accuracy report")
         differing, total = differing_tokens(ours, theirs), len(ours)
         points, room = 100 * differing / total, self._room(candidate) - spent
-        text = f"{differing} of {total} tokens differ ({points:.2f} points of {max(room, 0):.2f})"
+        text = f"{differing} of {total} tokens differ" + (f", {max(room, 0):.2g} % may" if differing else "")
         return Verdict(points <= room, text, points)
 
     def _room(self, candidate: Candidate) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,16 +77,19 @@ class Tuner:
         Raises:
             Blip3vError: the default does not run, or memory is short.
         """
-        seconds = self._asked.seconds * _SHARES[graph]
+        end_s = time.perf_counter() + self._asked.seconds * _SHARES[graph]
         results = _Results(self._budget, self._folder, partial(self._save_results, graph))
         candidates = variants(self._bundle, graph)
-        timed = self._measure(graph, "engines", candidates, seconds * _ENGINES_SHARE, results.keep)
+        timed = self._measure(
+            graph, "engines", candidates, _ENGINES_SHARE * (end_s - time.perf_counter()), results.keep
+        )
         verdicts = self._judge(graph, timed, results)
         best = _best(timed, verdicts)
         counted = with_threads(best.candidate, thread_counts())
-        if counted:
+        left_s = end_s - time.perf_counter()
+        if counted and left_s > 0:
             again = [candidates[0], *[one for one in (best.candidate, *counted) if one != candidates[0]]]
-            later = self._measure(graph, "threads", again, seconds * (1 - _ENGINES_SHARE))
+            later = self._measure(graph, "threads", again, left_s)
             verdicts |= {str(one): verdicts[str(best.candidate)] for one in counted}
             timed = [*[one for one in timed if one.candidate not in again], *later]
             best = _best(later, verdicts)

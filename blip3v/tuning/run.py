@@ -61,7 +61,7 @@ def run_tune(
 
     Args:
         path: the bundle's folder.
-        seconds: that this should take, at least 1; every candidate has three turns however long they are.
+        seconds: that this should take, at least 1; three turns of the engines are taken however long they are.
         question_tokens: of the questions that the decoder is to be fast for, at least 1.
         new_tokens: of their answers, at least 2.
         num_questions: that results are compared on, at least 1; fewer if they take a sixth of the time.

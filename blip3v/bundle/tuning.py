@@ -58,6 +58,10 @@ class Candidate:
     threads: int | None = None  # inside an operator; None: one for each physical core
     settings: dict[str, Setting] = field(default_factory=dict)  # of the engine, as ``with_settings`` takes them
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; at least 1 is needed")
+
     def __str__(self) -> str:
         threads = [] if self.threads is None else [f"{self.threads} thread{'s' if self.threads > 1 else ''}"]
         words = {True: "on", False: "off"}

@@ -38,7 +38,8 @@ __all__ = ["command"]
     type=click.FloatRange(min=1),
     default=SECONDS,
     show_default=True,
-    help="How long this should take; three turns of the engines are taken however long they are, of threads only in time.",
+    help="How long this should take; the engines get three turns however long they are, numbers of threads only in "
+    "time.",
 )
 @click.option(
     "--question-tokens",

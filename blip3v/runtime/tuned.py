@@ -7,6 +7,7 @@ passed over, and ``EngineChoice.tuning`` says why.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def _tuned(
         return {}, f"the tuning was passed over: {error.message}"
     found: dict[GraphName, tuple[Backend, Candidate]] = {}
     problems, gains = [], []
-    for graph in graphs:
+    for graph in (each for each in graphs if each in tuning.graphs):
         try:
             backend = _checked(bundle, tuning, path, graph, graph_hash(graph))
         except Blip3vError as error:
@@ -110,7 +111,7 @@ def _tuned(
     said = [f"tuned on {tuning.date[:10]}: {'; '.join(gains)}"] if gains else []
     if problems:
         said.append(f"the tuning was passed over: {'; '.join(problems)}; run `blip3v tune {bundle.path}` again")
-    return found, "; ".join(said)
+    return found, "; ".join(said) or None
 
 
 def _gain(tuned: TunedGraph) -> str:
@@ -133,6 +134,8 @@ def _checked(bundle: Bundle, tuning: Tuning, path: Path, graph: GraphName, graph
     known = get_backend(tuned.chosen.backend)
     if not known.is_installed():
         raise EngineMismatchError(f"{path.name} names {known.name} for the {graph}, which is not installed any more")
+    if (tuned.chosen.threads or 1) > (os.cpu_count() or 1):
+        raise EngineMismatchError(f"{path.name} has {tuned.chosen.threads} threads, more than this machine's CPUs")
     backend = candidate_backend(tuned.chosen, graph, bundle)
     version = backend.execution(bundle.manifest.precision.graphs[graph]).version
     if version != tuned.engine_version:

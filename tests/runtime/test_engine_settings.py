@@ -15,6 +15,7 @@ from blip3v.bundle.precision import PRECISIONS
 from blip3v.errors import UsageError
 from blip3v.runtime.backends import GRAPHS, Backend, get_backend, onnxruntime, settings_to_try, with_settings
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.onnxruntime_graph import session_options
 
 
 def logits(backend: Backend, path: Path) -> np.ndarray:
@@ -32,7 +33,7 @@ def logits(backend: Backend, path: Path) -> np.ndarray:
 
 def test_threads_that_do_not_spin_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    make = onnxruntime.session_options
+    make = session_options
 
     def spied(threads: int | None) -> Any:
         opened.append(make(threads))

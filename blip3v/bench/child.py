@@ -1,4 +1,7 @@
-"""A child process that answers lines with lines: what it is started in, how it is asked, and how it ends."""
+"""A child process that answers lines with lines: what it is started in, how it is asked, and how it ends.
+
+``Child`` and ``serve`` are its two sides where the lines are JSON objects.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ __all__ = ["command"]
     type=click.IntRange(min=1),
     default=MAX_QUESTIONS,
     show_default=True,
-    help="Questions on which results are compared; fewer if they take a sixth of the time.",
+    help="Questions on which results are compared; fewer if they take a tenth of the time.",
 )
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")

@@ -26,7 +26,7 @@ __all__ = ["Asked", "Progress", "Tuner"]
 
 _SHARES: dict[GraphName, float] = {"video_encoder": 0.4, "decoder": 0.6}  # of the time
 _ENGINES_SHARE = 0.6  # of a graph's time; the rest is for threads
-_COMPARED_SHARE = 0.15  # of all time, for the answers that others are compared with
+_COMPARED_SHARE = 0.1  # of all time, for the results of a graph that others are compared with
 _MAX_STEPS = 8  # of the decoder that a turn times; the answer's other steps take as long
 _FIXED_BYTES = 384 * 2**20  # of a worker, besides weights
 _FREE_SHARE = 0.8  # of the free memory, for workers
@@ -150,10 +150,10 @@ class Tuner:
 
     def _save_results(self, graph: GraphName, worker: GraphWorker, name: str, like: str | None) -> None:
         """Has a worker save the results that it is judged by, and the default's (``like`` is None) for the decoder."""
-        if graph == "video_encoder":
-            worker.encode(f"{name}.npy" if like else _DEFAULT_TOKENS)
-            return
         limit_s = None if like else self._asked.seconds * _COMPARED_SHARE
+        if graph == "video_encoder":
+            worker.encode(f"{name}.npy" if like else _DEFAULT_TOKENS, like=like and _DEFAULT_TOKENS, limit_s=limit_s)
+            return
         worker.answer(name, _DEFAULT_TOKENS, like=like, limit_s=limit_s)
 
     def _judge(self, graph: GraphName, timed: Sequence[Timed], results: _Results) -> dict[str, Verdict]:

@@ -64,7 +64,7 @@ def run_tune(
         seconds: that this should take, at least 1; three turns of the engines are taken however long they are.
         question_tokens: of the questions that the decoder is to be fast for, at least 1.
         new_tokens: of their answers, at least 2.
-        num_questions: that results are compared on, at least 1; fewer if they take a sixth of the time.
+        num_questions: that results are compared on, at least 1; fewer if they take a tenth of the time.
         command: that was typed, for the file.
         progress: told what is measured, and how many of the samples are taken.
 

@@ -86,16 +86,22 @@ class GraphWorker(Child):
         seconds: dict[str, float] = self.exchange({"do": "time"})["seconds"]
         return seconds
 
-    def encode(self, name: str) -> None:
-        """Has the video tokens (N,M,D) of all clips saved as ``name``."""
-        self.exchange({"do": "encode", "save": name})
+    def encode(self, name: str, *, like: str | None = None, limit_s: float | None = None) -> None:
+        """Has the video tokens (N,M,D) of the first clips saved.
+
+        Args:
+            name: of the file.
+            like: file of an earlier call, for as many clips; None: all of them.
+            limit_s: seconds after which no further clip is begun; None: no limit.
+        """
+        self.exchange({"do": "encode", "save": name, "like": like, "limit_s": limit_s})
 
     def answer(self, name: str, video: str, *, like: str | None = None, limit_s: float | None = None) -> None:
         """Has answers to the prompts saved: the logits that chose each token, ``NAME.npy``, and the tokens.
 
         Args:
             name: of the files.
-            video: file of the video tokens, of ``encode``.
+            video: file of the video tokens, of ``encode``; prompts about other clips are left out.
             like: of earlier answers, whose tokens are fed instead of its own; None: greedy ones.
             limit_s: seconds after which no further prompt is begun; None: all of them.
         """
@@ -139,9 +145,18 @@ class _EncoderRuns:
     def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if question["do"] == "time":
             return {"seconds": self._timed()}
-        tokens = [self._run(index) for index in range(len(self._pixels_NF3SS))]
-        np.save(self._folder / question["save"], np.concatenate(tokens))
+        self._encode(question["save"], question["like"], question["limit_s"])
         return {}
+
+    def _encode(self, save: str, like: str | None, limit_s: float | None) -> None:
+        num_clips = len(self._pixels_NF3SS if like is None else np.load(self._folder / like, mmap_mode="r"))
+        start_s = time.perf_counter()
+        tokens: list[NDArray[Any]] = []
+        for index in range(num_clips):
+            if tokens and limit_s is not None and time.perf_counter() - start_s > limit_s:
+                break
+            tokens.append(self._run(index))
+        np.save(self._folder / save, np.concatenate(tokens))
 
     def _timed(self) -> dict[str, float]:
         start_s = time.perf_counter()
@@ -186,7 +201,8 @@ class _DecoderRuns:
 
     def _answers(self, save: str, video: str, like: str | None, limit_s: float | None) -> None:
         video_NMD = np.load(self._folder / video, mmap_mode="r")
-        prompts = json.loads((self._folder / PROMPTS).read_text("utf-8"))
+        everyone = json.loads((self._folder / PROMPTS).read_text("utf-8"))
+        prompts = [prompt for prompt in everyone if prompt["clip"] < len(video_NMD)]
         known = None if like is None else json.loads((self._folder / f"{like}.json").read_text("utf-8"))
         start_s = time.perf_counter()
         answers: list[list[int]] = []

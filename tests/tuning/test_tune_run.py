@@ -140,7 +140,7 @@ def test_a_worker_feeds_the_tokens_that_it_is_given(bundle: Path, tmp_path: Path
     opened = open_bundle(bundle)
     folder = tmp_path / "work"
     folder.mkdir()
-    _save_inputs(opened, 2, folder)
+    _save_inputs(opened, 5, folder)  # about two films
 
     def job(graph: GraphName, backend: str) -> Job:
         return Job(
@@ -154,12 +154,17 @@ def test_a_worker_feeds_the_tokens_that_it_is_given(bundle: Path, tmp_path: Path
 
     with GraphWorkerHere(job("video_encoder", "openvino")) as encoder:
         encoder.encode("video.npy")
+        encoder.encode("first.npy", like="video.npy", limit_s=0)
     with GraphWorker(job("decoder", "onnxruntime")) as decoder:
         assert set(decoder.sample()) == {"prefill", "step"}
         decoder.answer("greedy", "video.npy")
+        decoder.answer("limited", "video.npy", limit_s=0)
     with GraphWorkerHere(job("decoder", "openvino")) as other:
         other.answer("fed", "video.npy", like="greedy")
     answers = json.loads((folder / "greedy.json").read_text())
+    assert len(answers) == 5
+    assert json.loads((folder / "limited.json").read_text()) == answers[:1]
+    assert np.array_equal(np.load(folder / "first.npy"), np.load(folder / "video.npy")[:1])
     greedy_NV, fed_NV = np.load(folder / "greedy.npy"), np.load(folder / "fed.npy")
     assert greedy_NV.argmax(-1).tolist() == [token for answer in answers for token in answer]
     assert np.allclose(greedy_NV, fed_NV, atol=1e-3)

@@ -78,7 +78,7 @@ class Tuner:
             Blip3vError: the default does not run, or memory is short.
         """
         end_s = time.perf_counter() + self._asked.seconds * _SHARES[graph]
-        results = _Results(self._budget, self._folder, partial(self._save_results, graph))
+        results = _Results(self._budget, partial(self._save_results, graph), needs_default=graph == "video_encoder")
         candidates = variants(self._bundle, graph)
         timed = self._measure(
             graph, "engines", candidates, _ENGINES_SHARE * (end_s - time.perf_counter()), results.keep
@@ -192,9 +192,12 @@ class Tuner:
 class _Results:
     """Which candidates' results are needed, and where they were saved: the default's first, as ``0``."""
 
-    def __init__(self, budget: Budget, folder: Path, save: Callable[[GraphWorker, str, str | None], None]) -> None:
+    def __init__(
+        self, budget: Budget, save: Callable[[GraphWorker, str, str | None], None], *, needs_default: bool
+    ) -> None:
         self._budget = budget
         self._save = save
+        self._needs_default = needs_default  # whether the default's are used by others too
         self.names: dict[str, str] = {}  # text of a candidate -> name of its results
         self.wanted: dict[str, str] = {}  # text of a candidate to be judged -> of the one that it is compared with
 
@@ -208,6 +211,8 @@ class _Results:
                 # What the report says of the engine holds for its own settings.
                 is_reported = self._budget.reported(own.backend) is not None and str(own) in present
                 self.wanted[str(timed.candidate)] = str(own if is_reported else default)
+        if not self.wanted and not self._needs_default:
+            return
         needed = {str(default), *self.wanted, *self.wanted.values()}
         for timed, worker in group:
             key = str(timed.candidate)

@@ -21,6 +21,7 @@ _LONG_S = 2.0  # a sample that takes that long needs no warm-up, and tells more 
 _TOO_SLOW, _TOO_SLOW_IF_LONG = 2.0, 1.3  # times the default's time while both warm up
 _WARM_UP_S, _MAX_WARM_UPS = 0.5, 6  # for each candidate, after its first sample
 _MIN_TURNS, _MAX_TURNS = 3, 20
+_LEAST_S = 2.0  # of turns, even if opening took all the time: short ones need many
 
 Times = dict[str, float]  # part -> seconds
 
@@ -138,7 +139,7 @@ def _measure_group(
                 )
                 opened.pop(index).worker.close()
         turn_s = sum(sum(each.first.values()) for each in opened.values())
-        left_s = seconds - (perf_counter() - start_s)
+        left_s = max(seconds - (perf_counter() - start_s), _LEAST_S)
         turns = take_turns(
             [each.worker.sample for each in opened.values()],
             warmup=0,

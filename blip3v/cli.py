@@ -27,6 +27,7 @@ _VERBS = {
     "export": "Export a bundle: two ONNX graphs, checked against PyTorch.",
     "calibrate": "Collect what enters every layer, for quantised exports.",
     "build": "Build the TensorRT engines of a bundle.",
+    "tune": "Find the fastest engines and threads for a bundle here.",
     "convert": "Convert a released checkpoint to a model folder.",
     "inspect": "Show what a bundle contains.",
     "verify": "Check the hash of every file in a bundle.",

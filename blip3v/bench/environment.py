@@ -1,8 +1,4 @@
-"""The machine and the packages behind a measurement, from ``/proc`` and package metadata.
-
-A value is None if the system does not provide it. psutil, from the extra ``bench``, fills in for ``/proc``; it is not
-an error if it is missing.
-"""
+"""The machine and the packages behind a measurement. A value is None if the system does not provide it."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import blip3v
+from blip3v.runtime.machine import cpu_name, cpu_quota, physical_cores, psutil_or_none, usable_cpus
 
 __all__ = ["describe_environment", "load_average"]
 
@@ -26,13 +23,12 @@ def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
     Args:
         root: folder that contains ``proc`` and ``sys``.
     """
-    processors = _processors(root / "proc/cpuinfo")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": (processors[0].get("model name") if processors else None) or platform.processor() or None,
-        "physical_cores": _physical_cores(processors),
-        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu_quota": _cpu_quota(root / "sys/fs/cgroup/cpu.max"),
+        "cpu": cpu_name(root),
+        "physical_cores": physical_cores(root),
+        "usable_cpus": usable_cpus(),
+        "cpu_quota": cpu_quota(root),
         "memory_bytes": _memory_bytes(),
         "system": platform.platform(terse=True),
         "architecture": platform.machine(),
@@ -50,38 +46,11 @@ def load_average() -> list[float] | None:
         return None
 
 
-def _processors(cpuinfo: Path) -> list[dict[str, str]]:
-    """One dict for each block of ``/proc/cpuinfo``."""
-    try:
-        text = cpuinfo.read_text("utf-8", errors="replace")
-    except OSError:
-        return []
-    blocks = (block.splitlines() for block in text.strip().split("\n\n"))
-    pairs = ([line.partition(":") for line in lines if ":" in line] for lines in blocks)
-    return [{key.strip(): value.strip() for key, _, value in block} for block in pairs if block]
-
-
-def _physical_cores(processors: list[dict[str, str]]) -> int | None:
-    if processors and all("core id" in values for values in processors):
-        return len({(values.get("physical id"), values["core id"]) for values in processors})
-    psutil = _psutil()
-    return None if psutil is None else psutil.cpu_count(logical=False)
-
-
-def _cpu_quota(path: Path) -> float | None:
-    """CPU time that the control group allows, in CPUs; None: no limit, or not known."""
-    try:
-        quota, period = path.read_text("utf-8").split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)
-
-
 def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        psutil = _psutil()
+        psutil = psutil_or_none()
         return None if psutil is None else int(psutil.virtual_memory().total)
 
 
@@ -93,11 +62,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # engines that are not there
     return versions
-
-
-def _psutil() -> Any | None:
-    try:
-        import psutil  # optional
-    except ModuleNotFoundError:
-        return None
-    return psutil

@@ -18,6 +18,7 @@ __all__ = [
     "MANIFEST",
     "PARITY",
     "REQUIRED_FILES",
+    "TUNING",
     "graph_file",
     "graph_files",
     "is_derived",
@@ -37,6 +38,7 @@ PARITY = "reports/parity.json"  # absent if the export skipped the parity check
 ACCURACY = "reports/accuracy.json"
 GRAPHS = ("video_encoder", "decoder")
 ENGINES = "engines"
+TUNING = "tuning"
 
 
 def graph_file(name: str) -> str:
@@ -51,14 +53,15 @@ REQUIRED_FILES = (
 # Derived from the bundle later: not hashed, may be absent, may be deleted.
 DERIVED_FILES = (ACCURACY, "reports/bench.json")
 HUB_LEFTOVERS = ".cache/huggingface"  # of a download to a folder, instead of the hub's cache
-FOLDERS = ("onnx", "reports", ENGINES, ".cache")
+FOLDERS = ("onnx", "reports", ENGINES, TUNING, ".cache")
 
 GIT = (".git", ".gitattributes", ".gitignore")
 # Of the file managers of macOS, Windows and KDE. The Finder also writes ``._NAME`` next to each file on foreign disks.
 _OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
 _APPLE_DOUBLE = "._"
 # Of a derived file that is being written, or was when its process ended: ``publishing.write_file``.
-_PARTIAL = re.compile(r"reports/\.(?:accuracy|bench)\.json\.[0-9a-f]{8}\.partial")
+_TUNING_FILE = r"[a-z0-9][a-z0-9._-]{0,95}\.json"
+_PARTIAL = re.compile(rf"(?:reports/\.(?:accuracy|bench)\.json|{TUNING}/\.{_TUNING_FILE})\.[0-9a-f]{{8}}\.partial")
 
 # External data belongs to the graph whose name it starts with. Engines read nothing outside the graph's folder.
 _EXTERNAL_DATA = re.compile(rf"onnx/(?:{'|'.join(GRAPHS)})\.(?:[A-Za-z0-9_.-]{{1,64}}\.)?data")
@@ -77,7 +80,8 @@ def is_hashed(name: str) -> bool:
 
 def is_derived(name: str) -> bool:
     """Whether ``name`` may be in a bundle without being listed."""
-    return name in DERIVED_FILES or name.startswith(f"{ENGINES}/")
+    is_tuning = re.fullmatch(f"{TUNING}/{_TUNING_FILE}", name) is not None
+    return name in DERIVED_FILES or name.startswith(f"{ENGINES}/") or is_tuning
 
 
 def is_stranger(name: str, *, is_folder: bool) -> bool:

@@ -88,6 +88,7 @@ def _summary(opened: Bundle) -> Table:
         "context": f"{manifest.limits.max_context} tokens",
         "on disk": format_bytes(manifest.size_bytes),
         "opening needs": _cost(opened),
+        **_tuning(opened),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
@@ -103,6 +104,15 @@ def _cost(opened: Bundle) -> str:
     free = "" if needed.free_bytes is None else f" of the {format_bytes(needed.free_bytes)} free"
     sizes = ", ".join([f"{format_bytes(needed.memory_bytes)}{free}", *map(str, needed.devices)])
     return f"{sizes}, and about {needed.seconds:.1f} s; {needed.backend.computed}"
+
+
+def _tuning(opened: Bundle) -> dict[str, str]:
+    """What a tuning of this machine decides; without one, no row."""
+    try:
+        said = estimate_open(opened).backend.tuning
+    except ProviderError:
+        return {}
+    return {} if said is None else {"tuning": said}
 
 
 def _provenance(manifest: Manifest) -> str:

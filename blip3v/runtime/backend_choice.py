@@ -11,10 +11,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from blip3v.bundle.precision import GraphPrecision, Precision
 from blip3v.bundle.targets import DEFAULT_TARGET, Target, is_tensorrt
+from blip3v.bundle.tuning import Setting
 from blip3v.errors import ProviderError, UsageError
 from blip3v.runtime.checks import shown
 
@@ -29,7 +32,9 @@ __all__ = [
     "choose_backend",
     "get_backend",
     "parse_backends",
+    "settings_to_try",
     "stored_and_computed",
+    "with_settings",
 ]
 
 GraphName = Literal["video_encoder", "decoder"]
@@ -208,6 +213,42 @@ def _check_no_number(device: str) -> None:
 def _kind(device: str) -> str:
     """``gpu`` of ``gpu.1``, the second of its kind."""
     return device.lower().partition(".")[0]
+
+
+def settings_to_try(backend: Backend, graph: GraphName, precision: GraphPrecision) -> tuple[dict[str, Setting], ...]:
+    """Settings of the engine that may make a graph faster, each for ``with_settings``; () if it has none.
+
+    What they compute may differ from the engine's usual results, but no more than rounding does.
+
+    Args:
+        backend: that is installed.
+        graph: which graph it is to run.
+        precision: of the graph.
+    """
+    module = _module_of(backend)
+    if not hasattr(module, "settings_to_try"):
+        return ()
+    found: tuple[dict[str, Setting], ...] = module.settings_to_try(backend, graph, precision)
+    return found
+
+
+def with_settings(backend: Backend, settings: Mapping[str, Setting]) -> Backend:
+    """The back end with its engine set otherwise; itself for none.
+
+    Raises:
+        UsageError: it has no such setting, or not with such a value.
+    """
+    if not settings:
+        return backend
+    module = _module_of(backend)
+    if not hasattr(module, "with_settings"):
+        raise UsageError(f"back end {backend.name} has no settings; {', '.join(settings)} cannot be set")
+    other: Backend = module.with_settings(backend, settings)
+    return other
+
+
+def _module_of(backend: Backend) -> ModuleType:
+    return importlib.import_module(f"{_PACKAGE}.{backend.name.partition(':')[0].replace('-', '_')}")
 
 
 def stored_and_computed(precision: Precision, target: Target = DEFAULT_TARGET) -> str:

@@ -131,9 +131,12 @@ def estimate(
         for each in {**weights, **caches}
         if each is not HOST
     ]
-    executions = {name: backends[name].execution(graph.precision) for name, graph in graphs.items()}
     return OpenEstimate(
-        backend=BackendReport(stored=bundle.manifest.precision.name, **executions),
+        backend=BackendReport(
+            stored=bundle.manifest.precision.name,
+            video_encoder=backends["video_encoder"].execution(graphs["video_encoder"].precision),
+            decoder=backends["decoder"].execution(graphs["decoder"].precision),
+        ),
         memory_bytes=_FIXED_BYTES + weights[HOST] + caches[HOST] + activations[HOST],
         free_bytes=HOST.free_bytes(),
         devices=tuple(devices),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -18,18 +19,16 @@ from blip3v.errors import UsageError
 from blip3v.runtime.backends import (
     AUTO,
     GRAPHS,
-    Backend,
     Decoder,
     GraphFile,
     GraphName,
     VideoEncoder,
-    choose_backend,
-    parse_backends,
 )
 from blip3v.runtime.cache_budget import CacheBudget, default_limit
 from blip3v.runtime.checks import is_whole, shown
 from blip3v.runtime.estimate import OpenEstimate, estimate
 from blip3v.runtime.request import Model
+from blip3v.runtime.tuned import EngineChoice, choose_engines
 from blip3v.runtime.types import BackendReport
 from blip3v.video.limits import VideoLimits
 from blip3v.video.spare_decoder import SpareDecoder
@@ -54,7 +53,7 @@ def open_model(
     check_threads(threads)
     _check_count("max_cache_bytes", max_cache_bytes)
     bundle = open_bundle(Path(path))
-    backends = _choose(backend, device, bundle)
+    engines = _choose(bundle, backend, device, threads)
     if bundle.manifest.source.random_init and not allow_random:
         raise UsageError(
             f"{bundle.path} holds random weights, made for measurements: its answers mean nothing",
@@ -62,12 +61,12 @@ def open_model(
         )
     config = _with_context(bundle.config, max_context)
     graphs = graph_files(bundle)
-    needed = estimate(bundle, config, graphs, backends)
+    needed = _estimate(bundle, config, graphs, engines)
     on_estimate(needed)
     needed.require(f"opening {bundle.path}")
     with real_files(bundle.path, [file for name in GRAPHS for file in bundle.graph_files(name)]) as folder:
         graphs = graph_files(bundle, folder)
-        video_encoder, decoder = _open_graphs(backends, graphs, config.text, threads)
+        video_encoder, decoder = _open_graphs(engines, graphs, config.text)
     context_bytes = (decoder.row_tokens or config.text.max_context) * decoder.token_bytes
     limit_bytes = max_cache_bytes or default_limit(decoder.memory.free_bytes(), context_bytes)
     return Model(
@@ -83,23 +82,31 @@ def open_model(
         caches=CacheBudget(limit_bytes, decoder.token_bytes, decoder.row_tokens),
         encoder_hash=encoder_hash(bundle),
         backend=BackendReport(
-            stored=bundle.manifest.precision.name, video_encoder=video_encoder.execution, decoder=decoder.execution
+            stored=bundle.manifest.precision.name,
+            video_encoder=video_encoder.execution,
+            decoder=decoder.execution,
+            tuning=engines.tuning,
         ),
         spare_decoder=spare_decoder,
     )
 
 
 def _open_graphs(
-    backends: Mapping[GraphName, Backend], graphs: Mapping[GraphName, GraphFile], text: TextConfig, threads: int | None
+    engines: EngineChoice, graphs: Mapping[GraphName, GraphFile], text: TextConfig
 ) -> tuple[VideoEncoder, Decoder]:
     """Opens both graphs at the same time, since engines do parts of opening with a single thread.
 
     If one fails, the other is closed.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="blip3v-open") as pool:
-        opening = pool.submit(backends["video_encoder"].open_video_encoder, graphs["video_encoder"], threads=threads)
+        threads = engines.threads
+        opening = pool.submit(
+            engines.backends["video_encoder"].open_video_encoder,
+            graphs["video_encoder"],
+            threads=threads["video_encoder"],
+        )
         try:
-            decoder = backends["decoder"].open_decoder(graphs["decoder"], text, threads=threads)
+            decoder = engines.backends["decoder"].open_decoder(graphs["decoder"], text, threads=threads["decoder"])
         except BaseException:
             if opening.exception() is None:
                 opening.result().close()
@@ -116,7 +123,14 @@ def estimate_open(
 ) -> OpenEstimate:
     """The estimate for the bundle with the cache of one ordinary request; see ``VideoLM.estimate``."""
     config = _with_context(bundle.config, max_context)
-    return estimate(bundle, config, graph_files(bundle), _choose(backend, device, bundle))
+    return _estimate(bundle, config, graph_files(bundle), _choose(bundle, backend, device, None))
+
+
+def _estimate(
+    bundle: Bundle, config: ModelConfig, graphs: Mapping[GraphName, GraphFile], engines: EngineChoice
+) -> OpenEstimate:
+    needed = estimate(bundle, config, graphs, engines.backends)
+    return dataclasses.replace(needed, backend=dataclasses.replace(needed.backend, tuning=engines.tuning))
 
 
 def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
@@ -137,12 +151,10 @@ def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, G
     }
 
 
-def _choose(backend: str, device: str, bundle: Bundle) -> dict[GraphName, Backend]:
-    precisions = bundle.manifest.precision.graphs
-    return {
-        graph: choose_backend(name, graph, device, bundle.manifest.target, precisions[graph])
-        for graph, name in parse_backends(backend).items()
-    }
+def _choose(bundle: Bundle, backend: str, device: str, threads: int | None) -> EngineChoice:
+    return choose_engines(
+        bundle, functools.partial(graph_hash, bundle), backend=backend, device=device, threads=threads
+    )
 
 
 def _with_context(config: ModelConfig, max_context: int | None) -> ModelConfig:

@@ -98,6 +98,7 @@ class BackendReport:
     stored: str  # precision of the stored weights
     video_encoder: Execution
     decoder: Execution
+    tuning: str | None = None  # what a tuning of this machine decided, or why it was passed over; None: nothing
 
     @property
     def computed(self) -> str:
@@ -107,7 +108,8 @@ class BackendReport:
         return f"{self.video_encoder} (video encoder) and {self.decoder} (decoder)"
 
     def __str__(self) -> str:
-        return f"stored {self.stored}, computed {self.computed}"
+        tuning = f"; {self.tuning}" if self.tuning else ""
+        return f"stored {self.stored}, computed {self.computed}{tuning}"
 
 
 @dataclass(frozen=True, kw_only=True)

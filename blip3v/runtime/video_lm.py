@@ -59,9 +59,10 @@ class VideoLM:
             backend: the inference engine: "auto", a name such as "onnxruntime", "openvino" or "openvino:gpu" (with its
                 device), or one for each graph, for example "video_encoder=openvino,decoder=onnxruntime". A decoder may
                 have two, which share its cache: "decoder=openvino:cpu-bf16+onnxruntime" reads prompts with the first,
-                in bf16, and takes the steps with the second; the weights are in memory twice. "auto" takes
-                the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``); ``backend`` of
-                an answer says what was taken.
+                in bf16, and takes the steps with the second; the weights are in memory twice. "auto" takes what
+                ``blip3v tune`` found to be the fastest on this machine, if neither ``device`` nor ``threads`` is
+                given; else the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``).
+                ``backend`` of an answer says what was taken, and why.
             device: that both graphs have to run on: "cpu", "cuda" (an NVIDIA GPU), "gpu" or "npu" (Intel's, with
                 OpenVINO), the second of a kind as in "gpu.1"; "auto": the CPU, or an NVIDIA GPU if an engine for it is
                 installed and there is one.

@@ -31,7 +31,9 @@ from blip3v.runtime.backend_choice import (
     choose_backend,
     get_backend,
     parse_backends,
+    settings_to_try,
     stored_and_computed,
+    with_settings,
 )
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.gpu_array import GpuArray
@@ -60,8 +62,10 @@ __all__ = [
     "host_prompts",
     "parse_backends",
     "product_dtype",
+    "settings_to_try",
     "still_open",
     "stored_and_computed",
+    "with_settings",
 ]
 
 FloatArray = NDArray[np.float16] | NDArray[np.float32]
@@ -250,7 +254,8 @@ class Backend(Protocol):
     """An inference engine. Its package is imported when it is needed, never when the module is.
 
     A module whose engine runs on several devices has, beside ``BACKEND``, which runs on the first, a function
-    ``on_device`` that takes another one and returns the back end for that.
+    ``on_device`` that takes another one and returns the back end for that. A module whose engine has settings that may
+    make it faster has ``settings_to_try`` and ``with_settings``, as ``runtime/backend_choice.py`` describes them.
     """
 
     name: str  # as ``backend=`` takes it: the module's with "-" for "_", and ":DEVICE" unless on its first device

@@ -9,8 +9,11 @@ from typing import Any
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.bundle.precision import GraphPrecision
 from blip3v.bundle.targets import TARGETS, Target
+from blip3v.bundle.tuning import Setting
 from blip3v.config import TextConfig
-from blip3v.runtime.backends import PREFILL_CHUNK, Execution, Footprint, GraphFile, GraphName, product_dtype
+from blip3v.errors import UsageError
+from blip3v.runtime.backends import PREFILL_CHUNK, Backend, Execution, Footprint, GraphFile, GraphName, product_dtype
+from blip3v.runtime.checks import shown
 from blip3v.runtime.host_cache import KVCache, cache_bytes
 from blip3v.runtime.onnxruntime_graph import (
     PACKAGES,
@@ -42,12 +45,18 @@ class OnnxRuntimeBackend:
     Python 3.10 it runs the oldest form alone: the last ONNX Runtime for that, 1.23, does not know ONNX 24.
 
     Weights in blocks are multiplied by inputs that its kernel rounds to int8, with a scale for each row and block.
+
+    Args:
+        spinning: whether threads wait for the next operator by spinning, which takes the cores from others.
     """
 
     name = "onnxruntime"
     devices: tuple[str, ...] = ("cpu",)
     targets: tuple[Target, ...] = TARGETS if sys.version_info >= (3, 11) else ("tensorrt-legacy",)
     rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
+
+    def __init__(self, *, spinning: bool = True) -> None:
+        self._spinning = spinning
 
     def is_installed(self) -> bool:
         """See ``Backend``."""
@@ -89,7 +98,7 @@ class OnnxRuntimeBackend:
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
         """See ``Backend``."""
-        options = _options(graph, threads)
+        options = _options(graph, threads, spinning=self._spinning)
         # Threads that wait for the next clip by spinning take the cores from the decoder, which runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return OnnxRuntimeVideoEncoder(OpenGraph(graph, options), self.execution(graph.precision))
@@ -98,11 +107,24 @@ class OnnxRuntimeBackend:
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
     ) -> OnnxRuntimeDecoder:
         """See ``Backend``."""
-        opened = OpenGraph(graph, _options(graph, threads))
+        opened = OpenGraph(graph, _options(graph, threads, spinning=self._spinning))
         return OnnxRuntimeDecoder(opened, self.execution(graph.precision), text, chunk, _HostCache)
 
 
 BACKEND = OnnxRuntimeBackend()
+
+
+def settings_to_try(backend: Backend, graph: GraphName, precision: GraphPrecision) -> tuple[dict[str, Setting], ...]:
+    """See ``backend_choice.settings_to_try``."""
+    return ({"spinning": False},)
+
+
+def with_settings(backend: Backend, settings: Mapping[str, Setting]) -> OnnxRuntimeBackend:
+    """See ``backend_choice.with_settings``."""
+    for name, value in settings.items():
+        if name != "spinning" or not isinstance(value, bool):
+            raise UsageError(f"onnxruntime has no setting {name}={shown(value)}; allowed: spinning, true or false")
+    return OnnxRuntimeBackend(spinning=bool(settings.get("spinning", True)))
 
 
 class _HostCache(KVCache):
@@ -136,8 +158,10 @@ def resident_bytes(weights_bytes: int, precision: GraphPrecision) -> int:
     return 0 if use_mmap(weights_bytes, precision) else weights_bytes * _WIDENED.get(precision.weights, 1)
 
 
-def _options(graph: GraphFile, threads: int | None) -> Any:
+def _options(graph: GraphFile, threads: int | None, *, spinning: bool) -> Any:
     options = session_options(threads)
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if use_mmap(graph.weights_bytes, graph.precision):
         options.add_session_config_entry("session.disable_prepacking", "1")
     else:

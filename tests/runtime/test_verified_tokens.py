@@ -29,7 +29,9 @@ def _embeds(seed: int, count: int) -> np.ndarray:
 
 
 @_FORMS
-def test_a_run_of_any_length_gives_the_logits_after_each_token(make_decoder: DecoderMaker, form: dict[str, int]) -> None:
+def test_a_run_of_any_length_gives_the_logits_after_each_token(
+    make_decoder: DecoderMaker, form: dict[str, int]
+) -> None:
     config, weights, decoder = make_decoder(**form)
     assert decoder.max_verified > 8
     embeds = _embeds(3, 24)

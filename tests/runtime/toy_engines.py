@@ -73,7 +73,9 @@ def _profiles(name: GraphName, graph: GraphFile, limits: EngineLimits) -> list[t
     lengths = (limits.prefill_chunk, 1) if name == "decoder" else (1,)
     return [
         {
-            spec.name: _range(spec, most | {"num_new_tokens": longest, "num_positions": min(longest, MAX_DRAFT_TOKENS + 1)}, limits)
+            spec.name: _range(
+                spec, most | {"num_new_tokens": longest, "num_positions": min(longest, MAX_DRAFT_TOKENS + 1)}, limits
+            )
             for spec in graph.io.inputs
         }
         for longest in lengths

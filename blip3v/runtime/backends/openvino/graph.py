@@ -54,8 +54,8 @@ class RewrittenDecoder:
 
     Inputs: ``inputs_embeds`` (1,B*t,D), ``positions`` int32 (B,t), ``mask`` (B,1,t,S+t), added to the scores,
     ``logits_index`` int64 (N,) in [0,B*t), ``past.i.key`` and ``past.i.value`` (B,G,S,K), S may be 0.
-    Outputs: ``logits`` (1,N,V), of earlier versions' graphs (N,V), then new key and new value (B,G,t,K) of each layer. Keys and values are int8 if those of
-    the file are; all else is float32.
+    Outputs: ``logits`` (1,N,V), or (N,V) if the file has the form of earlier versions, then new key and new value
+    (B,G,t,K) of each layer. Keys and values are int8 if those of the file are; all else is float32.
     """
 
     model: Any  # openvino.Model

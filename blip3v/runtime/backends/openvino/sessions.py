@@ -1,7 +1,7 @@
 """The opened graphs on OpenVINO, and decoder sessions that hold their KV cache in numpy arrays.
 
-Not here: how the decoder graph is rewritten for that (``graph.py``). Letters: B rows, t new tokens, N of their positions
-in all rows, S cache capacity, G KV heads, K head width, D width, V logits, F frames, M video tokens.
+Not here: how the decoder graph is rewritten for that (``graph.py``). Letters: B rows, t new tokens, N positions of
+all rows, S cache capacity, G KV heads, K head width, D width, V logits, F frames, M video tokens.
 """
 
 from __future__ import annotations

@@ -207,9 +207,7 @@ class _OpenDecoder:
 class _Buffers:
     """Inputs and logits of one run, on the host and on the device, allocated once for the largest run."""
 
-    def __init__(
-        self, engine: OpenEngine, max_rows: int, max_new: int, text: TextConfig, *, num_verified: int
-    ) -> None:
+    def __init__(self, engine: OpenEngine, max_rows: int, max_new: int, text: TextConfig, *, num_verified: int) -> None:
         self._stream = engine.stream
         cuda, self._text = engine.cuda, text
         dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in [*engine.inputs, *engine.outputs]}
@@ -313,7 +311,8 @@ class TensorRtSession(CachedSession[_OpenDecoder, DeviceCache]):
         self.reserve(cache.lengths[0] + num_new)
         logits_1tV = self.engine.run(cache, 0, embeds_tD[None], [range(num_new)])
         cache.lengths = [cache.lengths[0] + num_new]
-        return logits_1tV[0]
+        logits_tV: NDArray[np.float32] = logits_1tV[0]
+        return logits_tV
 
     def drop_row(self, row: int) -> None:
         """See ``DecoderSession``."""

@@ -8,8 +8,8 @@
 
 ``captions``: a model of the tiny preset describes films of the split test, one after another, with guesses from the
 prompt alone, and from the prompt and the captions before. ``forced``: a bundle of any size, even of random weights,
-decodes an answer that is known; each guess is the right token at a given rate, and another one otherwise. ``table``:
-prints the Markdown of both.
+writes a given answer whatever its logits say; each guess is the right token at a given rate, and another one otherwise.
+``table``: prints the Markdown of both.
 """
 
 # Shapes: V logits.
@@ -20,12 +20,13 @@ import argparse
 import functools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blip3v.bench.environment import describe_environment, load_average
 from blip3v.bundle.reader import open_bundle
@@ -34,7 +35,7 @@ from blip3v.data.samples import film_pixels
 from blip3v.publishing import write_file
 from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens
 from blip3v.runtime.cancellation import Deadline
-from blip3v.runtime.generation import AnswerWriter
+from blip3v.runtime.generation import AnswerWriter, Sampler
 from blip3v.runtime.request import Model, Request, checked_prompt
 from blip3v.runtime.speculation import Drafter, NgramCounts, Propose, speculate
 
@@ -105,7 +106,7 @@ def captions(bundle: Path, num_films: int, *, backend: str, threads: int | None)
 
 
 def forced(bundle: Path, num_new_tokens: int, rounds: int, *, backend: str, threads: int | None) -> dict[str, Any]:
-    """Decodes one answer with guesses that are right at a given rate."""
+    """Writes one answer with guesses that are right at a given rate."""
     config = open_bundle(bundle).config
     width = config.text.hidden_size
     tokens = np.random.default_rng(0).normal(0, 0.02, (config.num_video_tokens, width)).astype(np.float32)
@@ -113,16 +114,17 @@ def forced(bundle: Path, num_new_tokens: int, rounds: int, *, backend: str, thre
         video = VideoTokens(tokens=tokens, frames=((0, None),), encoder=lm.encoder)
         asked = functools.partial(GenerationOptions, max_new_tokens=num_new_tokens, ignore_stop_token=True)
         plain_request = _request(model, video, asked())
-        known = _decode(model, plain_request, None)[0]
+        known = np.random.default_rng(1).integers(0, config.text.num_base_tokens, num_new_tokens).tolist()
+        _decode(model, plain_request, None, known)  # the first run is slower
         runs: dict[tuple[int, float], list[Run]] = {}
         plain = []
         for round_number in range(rounds):
-            plain.append(_decode(model, plain_request, None))
+            plain.append(_decode(model, plain_request, None, known))
             for ahead in FORCED_AHEAD:
                 for rate in RATES:
                     request = _request(model, video, asked(num_speculative_tokens=ahead))
-                    guesses = _damaged(known, rate, config.text.vocab_size, seed=round_number)
-                    runs.setdefault((ahead, rate), []).append(_decode(model, request, guesses))
+                    guesses = _damaged(known, rate, config.text.num_base_tokens, seed=round_number)
+                    runs.setdefault((ahead, rate), []).append(_decode(model, request, guesses, known))
         rows = [_row(plain, plain) | {"ahead": 0, "rate": None}]
         rows += [_row(found, plain) | {"ahead": ahead, "rate": rate} for (ahead, rate), found in runs.items()]
         prompt_tokens = plain_request.num_prompt_tokens
@@ -167,9 +169,24 @@ def _request(model: Model, video: VideoTokens, options: GenerationOptions) -> Re
     return model.first_request(video, checked_prompt(model, QUESTION, options), options)
 
 
-def _decode(model: Model, request: Request, propose: Propose | None) -> Run:
-    """One answer; None: plainly."""
+class _ForcedSampler(Sampler):
+    """Chooses a known answer, once it has looked at the logits as always."""
+
+    def __init__(self, options: GenerationOptions, known: Sequence[int]) -> None:
+        super().__init__(options)
+        self._known = known
+
+    def choose(self, logits_V: NDArray[np.float32], earlier: Collection[int]) -> int:
+        """Returns the known token."""
+        super().choose(logits_V, earlier)
+        return self._known[len(earlier)]
+
+
+def _decode(model: Model, request: Request, propose: Propose | None, known: Sequence[int] | None = None) -> Run:
+    """One answer: without ``propose`` plainly, with ``known`` that one."""
     writer = AnswerWriter(model.tokenizer, request)
+    if known is not None:
+        writer._sampler = _ForcedSampler(request.options, known)
     deadline = Deadline()
     with closing(model.decoder.session(1, request.num_tokens)) as session:
         writer.push(session.prefill([model.embed_prompt(request)], deadline)[0])

@@ -41,6 +41,7 @@ from blip3v.runtime.speculation import Drafter, NgramCounts, Propose, speculate
 
 QUESTION = "Describe the film."
 AHEAD = (2, 4, 6, 8)  # guesses at most, on captions
+TRIES = 3  # of each caption
 FORCED_AHEAD, RATES = (2, 4, 8), (0.0, 0.5, 0.7, 0.9, 1.0)
 Run = tuple[list[int], float, int, int, int]  # tokens, seconds of the steps, runs, guesses, right ones
 
@@ -79,7 +80,8 @@ def main() -> None:
 def captions(bundle: Path, num_films: int, *, backend: str, threads: int | None) -> dict[str, Any]:
     """Describes each film plainly, with the prompt's n-grams alone, and with those of captions before.
 
-    Each way with a number of guesses remembers its own captions, so none is helped by another one of the same film.
+    Each way with a number of guesses remembers its own captions, so none is helped by another one of the same film. The
+    time is that of the fastest of some tries, after which the caption is remembered.
     """
     preprocessor = open_bundle(bundle).preprocessor
     num_frames = open_bundle(bundle).config.num_frames
@@ -93,10 +95,12 @@ def captions(bundle: Path, num_films: int, *, backend: str, threads: int | None)
             ways = [("plain", 0, None), ("prompt", 4, None)] + [(f"{n}", n, memories[n]) for n in AHEAD]
             for name, ahead, memory in ways[seed % len(ways) :] + ways[: seed % len(ways)]:
                 request = _request(model, video, GenerationOptions(num_speculative_tokens=ahead))
-                drafter = Drafter(memory or NgramCounts(), request.ids)
-                found = _decode(model, request, drafter.propose)
-                drafter.finish(found[0])
-                runs.setdefault(name, []).append(found)
+                tries = []
+                for _ in range(TRIES):
+                    drafter = Drafter(NgramCounts() if memory is None else memory, request.ids)
+                    tries.append(_decode(model, request, drafter.propose))
+                drafter.finish(tries[0][0])
+                runs.setdefault(name, []).append(min(tries, key=lambda run: run[1]))
         rows = [
             _row(found, runs["plain"]) | {"ahead": ahead, "earlier_answers": memory is not None}
             for name, ahead, memory in ways

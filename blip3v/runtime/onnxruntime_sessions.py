@@ -189,7 +189,8 @@ class OnnxRuntimeSession(CachedSession[OpenGraph, BoundCache]):
         cache.reserve(lengths[0])
         logits_1tV = self._run(0, 1, embeds_tD[None], [range(num_new)], lengths)
         cache.lengths = lengths
-        return logits_1tV[0]
+        logits_tV: NDArray[np.float32] = logits_1tV[0]
+        return logits_tV
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         assert not any(self.cache.lengths)

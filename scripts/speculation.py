@@ -100,7 +100,7 @@ def captions(bundle: Path, num_films: int, *, backend: str, threads: int | None)
                     drafter = Drafter(NgramCounts() if memory is None else memory, request.ids)
                     tries.append(_decode(model, request, drafter.propose))
                 drafter.finish(tries[0][0])
-                runs.setdefault(name, []).append(min(tries, key=lambda run: run[1]))
+                runs.setdefault(name, []).append(_fastest(tries))
         rows = [
             _row(found, runs["plain"]) | {"ahead": ahead, "earlier_answers": memory is not None}
             for name, ahead, memory in ways
@@ -110,7 +110,7 @@ def captions(bundle: Path, num_films: int, *, backend: str, threads: int | None)
 
 
 def forced(bundle: Path, num_new_tokens: int, rounds: int, *, backend: str, threads: int | None) -> dict[str, Any]:
-    """Writes one answer with guesses that are right at a given rate."""
+    """Writes one answer with guesses that are right at a given rate; the time is that of the fastest round."""
     config = open_bundle(bundle).config
     width = config.text.hidden_size
     tokens = np.random.default_rng(0).normal(0, 0.02, (config.num_video_tokens, width)).astype(np.float32)
@@ -122,15 +122,16 @@ def forced(bundle: Path, num_new_tokens: int, rounds: int, *, backend: str, thre
         _decode(model, plain_request, None, known)  # the first run is slower
         runs: dict[tuple[int, float], list[Run]] = {}
         plain = []
-        for round_number in range(rounds):
+        for _ in range(rounds):
             plain.append(_decode(model, plain_request, None, known))
             for ahead in FORCED_AHEAD:
                 for rate in RATES:
                     request = _request(model, video, asked(num_speculative_tokens=ahead))
-                    guesses = _damaged(known, rate, config.text.num_base_tokens, seed=round_number)
+                    guesses = _damaged(known, rate, config.text.num_base_tokens, seed=2)
                     runs.setdefault((ahead, rate), []).append(_decode(model, request, guesses, known))
-        rows = [_row(plain, plain) | {"ahead": 0, "rate": None}]
-        rows += [_row(found, plain) | {"ahead": ahead, "rate": rate} for (ahead, rate), found in runs.items()]
+        best = [_fastest(plain)]
+        rows = [_row(best, best) | {"ahead": 0, "rate": None}]
+        rows += [_row([_fastest(each)], best) | {"ahead": ahead, "rate": rate} for (ahead, rate), each in runs.items()]
         prompt_tokens = plain_request.num_prompt_tokens
         return {"computed": lm.backend.computed, "prompt_tokens": prompt_tokens, "rounds": rounds, "rows": rows}
 
@@ -228,6 +229,10 @@ def _row(runs: list[Run], plain: list[Run]) -> dict[str, Any]:
         "faster_median": statistics.median(b[1] / a[1] for a, b in zip(runs, plain, strict=True) if a[1]),
         "faster_last_half": _ratio(runs[half:], plain[half:]),
     }
+
+
+def _fastest(runs: list[Run]) -> Run:
+    return min(runs, key=lambda run: run[1])
 
 
 def _ratio(runs: list[Run], plain: list[Run]) -> float:

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--films", type=int, default=200, help="for captions (default: 200)")
-    parser.add_argument("--new-tokens", type=int, default=33, help="of an answer, for forced (default: 33)")
+    parser.add_argument("--new-tokens", type=int, default=129, help="of an answer, for forced (default: 129)")
     parser.add_argument("-r", "--rounds", type=int, default=3, help="for forced (default: 3)")
     options = parser.parse_args()
     output = options.paths[-1]
@@ -158,14 +158,18 @@ def table(report: dict[str, Any]) -> str:
         rates = sorted({row["rate"] for row in entry["rows"] if row["rate"] is not None})
         lines += [
             f"`{entry['bundle']}` after {entry['prompt_tokens']} tokens, {entry['computed']}; "
-            "times faster at a rate of right guesses:",
+            "times faster, and tokens a run, at a rate of right guesses:",
             "",
             "| guesses | " + " | ".join(f"{100 * rate:.0f} %" for rate in rates) + " |",
             "|---" * (len(rates) + 1) + "|",
         ]
         for ahead in sorted({row["ahead"] for row in entry["rows"] if row["ahead"]}):
-            found = {row["rate"]: row["faster"] for row in entry["rows"] if row["ahead"] == ahead}
-            lines.append(f"| {ahead} | " + " | ".join(f"{found[rate]:.2f}" for rate in rates) + " |")
+            found = {
+                row["rate"]: f"{row['faster']:.2f} ({row['tokens_a_run']:.1f})"
+                for row in entry["rows"]
+                if row["ahead"] == ahead
+            }
+            lines.append(f"| {ahead} | " + " | ".join(found[rate] for rate in rates) + " |")
         lines.append("")
     return "\n".join(lines)
 

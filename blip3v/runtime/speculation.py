@@ -4,8 +4,9 @@
     chosen from them: red (right), circle (right), turns (wrong: the fourth logits and the cache behind are forgotten)
 
 Each token is chosen by the answer's own writer from the model's own logits, in order, so an answer is the one of plain
-decoding, whatever its options (logits of several tokens in one run may differ from those of one in their last bits, as
-in a batch). A step waits for the weights to come from memory, so a few tokens cost little more than one.
+decoding, whatever its options. (An engine may round several tokens in one run otherwise than one, as it does in a
+batch: where it rounds inputs to int8, two tokens that are nearly as likely may change places.) A step waits for the
+weights to come from memory, so a few tokens cost little more than one.
 
 Guesses come from n-grams, with no second model: of the prompt and the answer so far (prompt lookup, as in the
 transformers library), and of earlier answers of the same opened bundle, for services that are asked alike things again

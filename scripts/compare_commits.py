@@ -246,7 +246,7 @@ def _logits(
     binding = session.io_binding()
     inputs = {
         "inputs_embeds": np.ascontiguousarray(embeds_BtD),
-        "logits_index": logits_index.astype(np.int64),
+        "logits_index": _in_form_of(session, logits_index.astype(np.int64)),
         "seqlens_k": (lengths - 1).astype(np.int32),
         "total_sequence_length": np.array(lengths.max(), np.int32),
     }
@@ -257,8 +257,14 @@ def _logits(
         binding.bind_ortvalue_output(name.replace("past.", "present."), cache)
     binding.bind_output("logits")
     session.run_with_iobinding(binding)
-    logits_BV: NDArray[Any] = binding.get_outputs()[-1].numpy()
-    return logits_BV
+    logits: NDArray[Any] = binding.get_outputs()[-1].numpy()  # (B,V), or (B,1,V)
+    return logits.reshape(len(lengths), -1)
+
+
+def _in_form_of(session: Any, index_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One position of each row, (B,1) where the graph takes several."""
+    rank = next(len(node.shape) for node in session.get_inputs() if node.name == "logits_index")
+    return index_B if rank == 1 else index_B[:, None]
 
 
 # --- the comparison

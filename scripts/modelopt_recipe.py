@@ -123,7 +123,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         length = given["inputs_embeds"].shape[1]
         feeds: dict[str, Any] = {
             **given,
-            "logits_index": np.array([length - 1], np.int64),
+            "logits_index": np.array([[length - 1]], np.int64),
             "seqlens_k": np.array([length - 1], np.int32),
             "total_sequence_length": np.array(length, np.int32),
         }

@@ -3,12 +3,14 @@
 ``compute`` and ``cache`` stand for dtypes that depend on the graph's precision (``GraphIO.resolved``). An axis that is
 free at run time is given by name.
 
-Layouts: B batch, F frames, M video tokens, t new tokens, S cache capacity, D width, H KV heads, K head width.
+Layouts: B batch, F frames, M video tokens, t new tokens, n of their positions, S cache capacity, D width, H KV heads,
+K head width, V logits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +28,7 @@ __all__ = [
     "past_value",
     "present_key",
     "present_value",
+    "takes_one_position",
     "video_encoder_io",
 ]
 
@@ -95,11 +98,12 @@ def video_encoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET) -> Gr
     return GraphIO((frames,), (tokens,))
 
 
-def decoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET) -> GraphIO:
+def decoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET, *, one_position: bool = False) -> GraphIO:
     """Phi-3 over embeddings, one graph for prefill and decode.
 
-    ``logits_index`` is the position, among the t new tokens, whose logits are returned. ``past`` and ``present`` are
-    bound to the same memory (shared buffer, capacity S), except for ``tensorrt-legacy``.
+    ``logits_index`` (B,n) are the positions, among the t new tokens of each row, whose logits (B,n,V) are returned.
+    Bundles of earlier versions have ``one_position`` in each row: (B,) and (B,V). ``past`` and ``present`` are bound to
+    the same memory (shared buffer, capacity S), except for ``tensorrt-legacy``.
 
     For ``onnxruntime``, ``seqlens_k`` is the number of valid tokens in each row after this call, minus 1, and
     ``total_sequence_length`` the largest number of valid tokens in any row (nothing subtracted), as a scalar. The other
@@ -109,14 +113,15 @@ def decoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET) -> GraphIO:
     text = config.text
     cache: tuple[str | int, ...] = ("batch", text.num_kv_heads, "capacity", text.head_dim)
     lengths = [TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ())]
+    positions = () if one_position else ("num_positions",)
     if is_tensorrt(target):
         lengths = [TensorSpec("write_indices", "int64", ("batch",))]
     inputs = [
         TensorSpec("inputs_embeds", "compute", ("batch", "num_new_tokens", text.hidden_size)),
-        TensorSpec("logits_index", "int64", ("batch",)),
+        TensorSpec("logits_index", "int64", ("batch", *positions)),
         *lengths,
     ]
-    outputs = [TensorSpec("logits", "float32", ("batch", text.num_logits))]
+    outputs = [TensorSpec("logits", "float32", ("batch", *positions, text.num_logits))]
     for layer in range(text.num_layers):
         inputs += [TensorSpec(past_key(layer), "cache", cache), TensorSpec(past_value(layer), "cache", cache)]
         outputs += [
@@ -124,3 +129,8 @@ def decoder_io(config: ModelConfig, target: Target = DEFAULT_TARGET) -> GraphIO:
             TensorSpec(present_value(layer), "cache", cache),
         ]
     return GraphIO(tuple(inputs), tuple(outputs))
+
+
+def takes_one_position(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether the decoder with these inputs returns the logits of one position of each row, as earlier versions'."""
+    return any(spec.name == "logits_index" and len(spec.axes) == 1 for spec in inputs)

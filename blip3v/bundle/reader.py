@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from blip3v.bundle import layout
 from blip3v.bundle.embeddings import open_embeddings
-from blip3v.bundle.graph_io import decoder_io, video_encoder_io
+from blip3v.bundle.graph_io import GraphIO, decoder_io, takes_one_position, video_encoder_io
 from blip3v.bundle.manifest import GraphEntry, KVGeometry, Manifest
 from blip3v.bundle.scan import hash_file, scan
 from blip3v.config import ModelConfig
@@ -62,6 +62,14 @@ class Bundle:
                 f"{text.num_logits} and {text.num_base_tokens}; run `blip3v export` again"
             )
         return tokenizer
+
+    def graph_io(self, name: str) -> GraphIO:
+        """Inputs and outputs of a graph, which for the decoder of an earlier version are those of ``one_position``."""
+        config, manifest = self.config, self.manifest
+        if name == "video_encoder":
+            return video_encoder_io(config, manifest.target)
+        one_position = takes_one_position(manifest.graphs[name].inputs)
+        return decoder_io(config, manifest.target, one_position=one_position)
 
     def graph_files(self, name: str) -> list[str]:
         """Names of the files of the graph ``name``: its ONNX file, then its external data in order."""
@@ -175,9 +183,8 @@ def _check_agreement(bundle: Bundle) -> None:
     for name, (value, expected) in pairs.items():
         if value != expected:
             raise ArtifactError(f"{bundle.path}: {name} is {value}, but config.json says {expected}; {_AGAIN}")
-    ios = {"video_encoder": video_encoder_io(config, manifest.target), "decoder": decoder_io(config, manifest.target)}
-    for name, io in ios.items():
-        if manifest.graphs[name] != GraphEntry.of(name, io, manifest.precision.graphs[name]):
+    for name, graph in manifest.graphs.items():
+        if graph != GraphEntry.of(name, bundle.graph_io(name), manifest.precision.graphs[name]):
             raise ArtifactError(
                 f"{bundle.path}: the inputs and outputs of {name} in the manifest do not match config.json at "
                 f"{manifest.precision.graphs[name].name}; {_AGAIN}"

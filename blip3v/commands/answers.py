@@ -18,7 +18,7 @@ from blip3v.commands.output import talk
 from blip3v.errors import Blip3vError
 from blip3v.runtime import Answer, AnswerStream, Delta, Timings, VideoTokens
 from blip3v.runtime.memory import peak_rss_bytes
-from blip3v.units import format_bytes, format_duration, format_frame
+from blip3v.units import format_bytes, format_count, format_duration, format_frame
 from blip3v.video.decoder_process import DecoderProcess
 
 __all__ = ["Printer", "answers_kept", "choose_printer", "print_answer", "report"]
@@ -233,6 +233,10 @@ def report(answers: Sequence[Answer], model: Path) -> None:
     talk(f"model: {model} ({answers[0].backend})")
     _report_frames(answers[0])
     talk(f"tokens: {_tokens(answers)}")
+    num_drafted = sum(answer.timings.num_draft_tokens for answer in answers)
+    if num_drafted:
+        num_accepted = sum(answer.timings.num_accepted_tokens for answer in answers)
+        talk(f"speculation: {format_count(num_drafted, 'token')} guessed, {num_accepted} of them right")
     talk(f"time: {_times([answer.timings for answer in answers])}")
     own, decoder = _peaks()
     if own is not None:
@@ -267,8 +271,8 @@ def _tokens(answers: Sequence[Answer]) -> str:
 
 def _times(timings: Sequence[Timings]) -> str:
     seconds = {name: sum(getattr(each, name) for each in timings) for name in _STAGES}
-    num_steps = sum(each.num_steps for each in timings)
-    per_token_s = seconds["steps_s"] / num_steps if num_steps else 0.0
+    num_tokens = sum(each.num_steps + each.num_accepted_tokens for each in timings)
+    per_token_s = seconds["steps_s"] / num_tokens if num_tokens else 0.0
     stages = ", ".join(f"{label} {format_duration(seconds[name])}" for name, label in _STAGES.items() if label)
     return f"{stages}, {format_duration(per_token_s)} per token"
 

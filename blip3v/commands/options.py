@@ -118,6 +118,13 @@ _GENERATION = {
     "logprobs": click.option(
         "--logprobs", type=int, help="With --json or --jsonl: log-probabilities, with this many alternatives per token."
     ),
+    "num_speculative_tokens": click.option(
+        "--num-speculative-tokens",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Guess up to this many tokens ahead and verify them together: the same answer, often sooner; 0: none.",
+    ),
     "timeout_s": click.option(
         "--timeout",
         "timeout_s",

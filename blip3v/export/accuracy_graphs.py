@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3v.bundle.embeddings import open_embeddings
-from blip3v.bundle.graph_io import decoder_io, video_encoder_io
-from blip3v.bundle.layout import EMBEDDINGS, graph_file
+from blip3v.bundle.graph_io import decoder_io, takes_one_position, video_encoder_io
+from blip3v.bundle.layout import EMBEDDINGS, MANIFEST, graph_file
+from blip3v.bundle.manifest import Manifest
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import ModelConfig
@@ -53,7 +54,12 @@ def bundle_graphs(
     folder: Path, config: ModelConfig, precision: Precision, target: Target
 ) -> dict[GraphName, GraphFile]:
     """Returns both graphs of a bundle, or of one that is being written, as back ends open them."""
-    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
+    written = folder / MANIFEST
+    one_position = written.is_file() and takes_one_position(Manifest.load(written).graphs["decoder"].inputs)
+    ios = {
+        "video_encoder": video_encoder_io(config, target),
+        "decoder": decoder_io(config, target, one_position=one_position),
+    }
     return {
         name: GraphFile(
             path=folder / graph_file(name),

@@ -9,8 +9,8 @@ An int8 cache has a scale per channel of a KV head, the same for every token (``
 values are rounded when they are written, and the new tokens too attend to what was rounded.
 """
 
-# Shapes: L layers, B rows, t new tokens, S cache capacity, P rope positions, D width, H heads, G KV heads,
-# K head width, E = (H + 2G) * K, V logits.
+# Shapes: L layers, B rows, t new tokens, n of their positions, S cache capacity, P rope positions, D width, H heads,
+# G KV heads, K head width, E = (H + 2G) * K, V logits.
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class _Layer(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Embeddings and caches in, logits of one position per row and caches out.
+    """Embeddings and caches in, logits of some positions of each row and caches out.
 
     Args:
         language: the reference; its weights are shared, not copied.
@@ -271,13 +271,13 @@ class DecoderGraph(nn.Module):
 
         Args:
             inputs_embeds: (B, t, D).
-            logits_index: int64 (B,), in [0, t): the position of each row whose logits to return.
+            logits_index: int64 (B, n), in [0, t): the positions of each row whose logits to return.
             seqlens_k: int32 (B,), valid tokens per row after this call, minus 1.
             total_sequence_length: int32 scalar, the largest number of valid tokens.
             cache: key and value of each layer in order, (B, G, S, K).
 
         Returns:
-            Logits, fp32 (B, V), then the caches in the same order.
+            Logits, fp32 (B, n, V), then the caches in the same order.
         """
         state = CacheState(self.cos_PK, self.sin_PK, seqlens_k, total_sequence_length)
         return self.run(inputs_embeds, logits_index, state, cache)
@@ -293,11 +293,11 @@ class DecoderGraph(nn.Module):
             x_BtD, key, value = layer(x_BtD, cache[2 * index], cache[2 * index + 1], state, self.attention)
             present += [key, value]
         # Gathered before norm and head, so that a prompt costs one row of logits.
-        at_B1D = logits_index[:, None, None].expand(-1, 1, x_BtD.shape[-1])
-        x_BD = self.rms_norm(x_BtD.gather(1, at_B1D)[:, 0], self.norm, self.eps)
+        at_BnD = logits_index[..., None].expand(-1, -1, x_BtD.shape[-1])
+        x_BnD = self.rms_norm(x_BtD.gather(1, at_BnD), self.norm, self.eps)
         # The bias is added in fp32: half precision is too coarse for the largest logits.
-        logits_BV = F.linear(x_BD.to(self.lm_head.dtype), self.lm_head).float() + self.lm_head_bias.float()
-        return (logits_BV, *present)
+        logits_BnV = F.linear(x_BnD.to(self.lm_head.dtype), self.lm_head).float() + self.lm_head_bias.float()
+        return (logits_BnV, *present)
 
 
 def split_heads(qkv_BtE: Tensor, config: TextConfig) -> tuple[Tensor, Tensor, Tensor]:

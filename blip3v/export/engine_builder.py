@@ -18,7 +18,7 @@ from blip3v.export.engine_progress import EngineFile, Progress, progress_monitor
 from blip3v.export.engine_request import EngineRequest
 from blip3v.publishing import write_file
 from blip3v.runtime import memory
-from blip3v.runtime.backends import GraphName
+from blip3v.runtime.backends import MAX_DRAFT_TOKENS, GraphName
 from blip3v.runtime.engine_errors import engine_errors
 from blip3v.runtime.tensorrt_library import TensorRT
 from blip3v.runtime.tensorrt_log import tensorrt_log
@@ -167,7 +167,11 @@ def _profiles(name: GraphName, limits: EngineLimits) -> list[_Axes]:
     if name == "video_encoder":
         return [{"batch": batch, "num_frames": (1, limits.max_frames, limits.max_frames)}]
     chunk = limits.prefill_chunk
-    return [{"batch": batch, "num_new_tokens": (1, chunk, chunk)}, {"batch": batch, "num_new_tokens": (1, 1, 1)}]
+    verified = min(chunk, MAX_DRAFT_TOKENS + 1)  # the drafts of a row and the token before them go in as a chunk
+    return [
+        {"batch": batch, "num_new_tokens": (1, chunk, chunk), "num_positions": (1, 1, verified)},
+        {"batch": batch, "num_new_tokens": (1, 1, 1), "num_positions": (1, 1, 1)},
+    ]
 
 
 def _profile(network: Network, bundle: Bundle, name: GraphName, axes: _Axes) -> Any:

@@ -9,8 +9,8 @@
 token. Attention has no length input that TensorRT's parser would use (it drops ``nonpad_kv_seqlen`` without a word).
 """
 
-# Shapes: B rows, t new tokens, S cache capacity, P rope positions, D width, H heads, G KV heads, K head width,
-# E = (H + 2G) * K.
+# Shapes: B rows, t new tokens, n of their positions, S cache capacity, P rope positions, D width, H heads, G KV heads,
+# K head width, E = (H + 2G) * K.
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ class TensorRTDecoderGraph(DecoderGraph):
 
         Args:
             inputs_embeds: (B, t, D).
-            logits_index: int64 (B,), in [0, t): the position of each row whose logits to return.
+            logits_index: int64 (B, n), in [0, t): the positions of each row whose logits to return.
             write_indices: int64 (B,): tokens in each row before this call.
             cache: key and value of each layer in order, (B, G, S, K).
 
         Returns:
-            Logits, fp32 (B, V), then the caches in the same order.
+            Logits, fp32 (B, n, V), then the caches in the same order.
         """
         positions_Bt = write_indices[:, None] + torch.arange(inputs_embeds.shape[1])
         slots_S = torch.arange(cache[0].shape[2])

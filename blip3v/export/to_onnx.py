@@ -54,7 +54,7 @@ _DECODERS: dict[Target, tuple[type[DecoderGraph], Callable[[TextConfig], CacheAt
     "tensorrt-legacy": (LegacyDecoderGraph, LegacyAttention),
 }
 # Sizes of the example call. Each is at least 2, since torch treats 0 and 1 as fixed, and all differ.
-_BATCH, _FRAMES, _NEW_TOKENS, _CAPACITY = 2, 3, 5, 7
+_BATCH, _FRAMES, _POSITIONS, _NEW_TOKENS, _CAPACITY = 2, 3, 4, 5, 7
 
 
 def video_encoder_to_onnx(
@@ -150,11 +150,11 @@ def _decoder_call(
         lengths = {"write_indices": (torch.zeros(_BATCH, dtype=torch.int64), {0: batch})}
     free = {
         "inputs_embeds": {0: batch, 1: Dim("num_new_tokens")},
-        "logits_index": {0: batch},
+        "logits_index": {0: batch, 1: Dim("num_positions")},
         **{name: axes for name, (_, axes) in lengths.items()},
         "cache": [{0: batch, 2: capacity}] * len(cache),
     }
-    logits_index = torch.zeros(_BATCH, dtype=torch.int64)
+    logits_index = torch.zeros(_BATCH, _POSITIONS, dtype=torch.int64)
     return (embeds, logits_index, *(tensor for tensor, _ in lengths.values()), cache), free
 
 

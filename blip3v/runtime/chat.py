@@ -102,6 +102,7 @@ class Chat:
         return owner
 
     def _prepare(self, model: Model, question: str, options: GenerationOptions) -> Request:
+        model.check_speculation(options)
         if not self._turns:
             prompt = checked_prompt(model, question, options, self._system)
             return model.first_request(self._video, prompt, options)
@@ -135,7 +136,9 @@ class Chat:
                 self._undo(session)
             else:
                 answer = writer.answer(model)
-                self._num_held = written = session.lengths[0]
+                self._num_held = session.lengths[0]
+                # Guesses that were wrong lie behind.
+                written = min(self._num_held + request.options.num_speculative_tokens, request.num_tokens)
                 self._open_ids = writer.token_ids[self._num_held - request.num_prompt_tokens :]
                 self._turns.append((question, answer))
                 self._video = self._video.without_timings()

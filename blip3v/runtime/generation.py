@@ -20,6 +20,7 @@ from blip3v.runtime.backends import DecoderSession
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.owner import ModelOwner
 from blip3v.runtime.request import GenerationOptions, Model, Request
+from blip3v.runtime.speculation import speculate
 from blip3v.runtime.types import Answer, Delta, FinishReason, Timings, TokenLogprob, Usage
 from blip3v.text import StreamDecoder, Tokenizer
 
@@ -147,6 +148,8 @@ def generate(
 ) -> Iterator[tuple[int, Delta]]:
     """Runs all rows to their ends and yields (row, piece) as they come; a finished row costs no further step.
 
+    A single row whose options ask for it is decoded speculatively.
+
     Args:
         session: as many rows as writers. A single row may hold earlier tokens; afterwards it holds the prompt and every
             new token but the last.
@@ -162,6 +165,10 @@ def generate(
     logits_BV = session.prefill([model.embed_prompt(writer.request) for writer in writers], deadline)
     for writer in writers:
         writer.prefill_s = time.perf_counter() - start_s
+    if len(writers) == 1 and writers[0].request.options.num_speculative_tokens:
+        yield 0, writers[0].push(logits_BV[0])
+        yield from ((0, piece) for piece in speculate(session, writers[0], model, deadline))
+        return
     running = list(range(len(writers)))  # which writer each row of the session belongs to
     while True:
         for row, index in enumerate(running):
@@ -207,6 +214,8 @@ class AnswerWriter:
         self.prefill_s = 0.0
         self.steps_s = 0.0
         self.num_steps = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
 
     @property
     def text(self) -> str:
@@ -253,6 +262,8 @@ class AnswerWriter:
                 prefill_s=self.prefill_s,
                 steps_s=self.steps_s,
                 num_steps=self.num_steps,
+                num_draft_tokens=self.num_draft_tokens,
+                num_accepted_tokens=self.num_accepted_tokens,
             ),
             backend=model.backend,
             logprobs=None if request.options.logprobs is None else tuple(self.logprobs),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blip3v.bundle.graph_io import takes_one_position
 from blip3v.errors import ProviderError
 from blip3v.extras import pip_command, pip_line
 from blip3v.runtime.backends import FoundTensor, GraphFile, check_io
@@ -87,6 +88,7 @@ class OpenGraph:
         self.session: Any = session
         self.outputs = [output.name for output in outputs]
         check_io(inputs, outputs, graph)
+        self.takes_one_position = takes_one_position(graph.io.inputs)
         self.takes_write_indices = any(spec.name == "write_indices" for spec in graph.io.inputs)
         self.dtype = np.dtype(graph.precision.io)
         self.cache_dtype = cache_dtype(graph)

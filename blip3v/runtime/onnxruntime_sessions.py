@@ -1,10 +1,10 @@
 """Video encoder, decoder and decoder sessions over a graph that ONNX Runtime has opened, on any of its providers.
 
 A session's cache lies where its back end puts it (``BoundCache``); all else that goes in and out is host memory. So the
-logits of one position of each row come back to the host with every step: sampling, penalties and log-probabilities are
+logits of the chosen positions come back to the host with every run: sampling, penalties and log-probabilities are
 computed there.
 
-Letters: B rows, t new tokens, D width, V logits, F frames, M video tokens, S side.
+Letters: B rows, t new tokens, n of their positions, D width, V logits, F frames, M video tokens, S side.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ class OnnxRuntimeDecoder:
         self.token_bytes = cache_bytes(text, graph.cache_dtype, 1, 1)
         self._graph: OpenGraph | None = graph
         self._text = text
+        self.max_verified = 1 if graph.takes_one_position else chunk
         self._chunk = chunk
         self._new_cache = new_cache
 
@@ -176,16 +177,28 @@ class OnnxRuntimeSession(CachedSession[OpenGraph, BoundCache]):
         cache = self.cache
         cache.reserve(max(cache.lengths) + 1)
         lengths = [length + 1 for length in cache.lengths]
-        logits_BV = self._run(0, cache.rows, embeds_BD[:, None], [0] * cache.rows, lengths)
+        logits_B1V = self._run(0, cache.rows, embeds_BD[:, None], [[0]] * cache.rows, lengths)
         cache.lengths = lengths
-        return logits_BV
+        return logits_B1V[:, 0]
+
+    def verify(self, embeds_tD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache, num_new = self.cache, len(embeds_tD)
+        assert cache.rows == 1
+        lengths = [cache.lengths[0] + num_new]
+        cache.reserve(lengths[0])
+        logits_1tV = self._run(0, 1, embeds_tD[None], [range(num_new)], lengths)
+        cache.lengths = lengths
+        logits_tV: NDArray[np.float32] = logits_1tV[0]
+        return logits_tV
 
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         assert not any(self.cache.lengths)
         logits_BV = []
         for first, embeds_BtD, lengths in pad_prompts(rows, self.engine.dtype):
             last = first + len(lengths)
-            logits_BV.append(self._run(first, last, embeds_BtD, [n - 1 for n in lengths], lengths, deadline))
+            ends = [[length - 1] for length in lengths]
+            logits_BV.append(self._run(first, last, embeds_BtD, ends, lengths, deadline)[:, 0])
             self.cache.lengths[first:last] = lengths
         return np.concatenate(logits_BV)
 
@@ -195,22 +208,36 @@ class OnnxRuntimeSession(CachedSession[OpenGraph, BoundCache]):
         for part_tD in _chunks(prompt, self._chunk):
             length = cache.lengths[row] + len(part_tD)
             part_1tD = part_tD.as_batch() if isinstance(part_tD, GpuMemory) else part_tD[None]
-            logits_1V = self._run(row, row + 1, part_1tD, [len(part_tD) - 1], [length], deadline)
+            logits_11V = self._run(row, row + 1, part_1tD, [[len(part_tD) - 1]], [length], deadline)
             cache.lengths[row] = length
-        return logits_1V
+        return logits_11V[:, 0]
 
     def _run(
         self,
         first: int,
         last: int,
         embeds_BtD: FloatArray | GpuMemory,
-        logits_index: list[int],
+        logits_index: Sequence[Sequence[int]],
         lengths: list[int],
         deadline: Deadline | None = None,
     ) -> NDArray[np.float32]:
-        """Runs the graph on rows ``first`` to ``last`` (exclusive); ``lengths`` include the new tokens."""
+        """Runs the graph on rows ``first`` to ``last`` (exclusive) and returns logits (B,n,V).
+
+        Args:
+            first: row.
+            last: row, exclusive.
+            embeds_BtD: new tokens.
+            logits_index: of each row, n positions among them.
+            lengths: of each row, the new tokens included.
+            deadline: interrupts the run.
+        """
         graph = self.engine
-        inputs: dict[str, NDArray[Any]] = {"logits_index": np.array(logits_index, np.int64)}
+        index_Bn = np.array(logits_index, np.int64)
+        logits_BnV = np.empty((*index_Bn.shape, self._text.num_logits), np.float32)
+        bound = logits_BnV
+        if graph.takes_one_position:
+            index_Bn, bound = index_Bn[:, 0], logits_BnV[:, 0]
+        inputs: dict[str, NDArray[Any]] = {"logits_index": index_Bn}
         if not isinstance(embeds_BtD, GpuMemory):
             inputs["inputs_embeds"] = np.ascontiguousarray(embeds_BtD, graph.dtype)
         if graph.takes_write_indices:
@@ -218,19 +245,18 @@ class OnnxRuntimeSession(CachedSession[OpenGraph, BoundCache]):
         else:
             inputs["seqlens_k"] = np.array(lengths, np.int32) - np.int32(1)
             inputs["total_sequence_length"] = np.array(max(lengths), np.int32)
-        logits_BV = np.empty((last - first, self._text.num_logits), np.float32)
         with graph.running("running the decoder", deadline) as options:
             binding = graph.onnxruntime.IOBinding(graph.session)
             for name, array in inputs.items():
                 binding.bind_ortvalue_input(name, graph.value(array))
             if isinstance(embeds_BtD, GpuMemory):
                 graph.bind_gpu_input(binding, "inputs_embeds", self._gpu, embeds_BtD)
-            binding.bind_ortvalue_output("logits", graph.value(logits_BV))
+            binding.bind_ortvalue_output("logits", graph.value(bound))
             self.cache.bind(binding, first, last)
             binding.synchronize_inputs()
             graph.session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
-        return logits_BV
+        return logits_BnV
 
 
 def _chunks(prompt: PromptRow, size: int) -> Iterator[FloatArray | GpuMemory]:

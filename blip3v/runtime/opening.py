@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from blip3v.bundle import layout
-from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.hub_links import real_files
 from blip3v.bundle.reader import Bundle, open_bundle
 from blip3v.config import ModelConfig, TextConfig
@@ -135,12 +134,11 @@ def _estimate(
 
 def graph_files(bundle: Bundle, folder: Path | None = None) -> dict[GraphName, GraphFile]:
     """Both graphs of a bundle, as back ends open them; ``folder`` holds their files, None: the bundle does."""
-    config, manifest = bundle.config, bundle.manifest
-    ios = {"video_encoder": video_encoder_io(config, manifest.target), "decoder": decoder_io(config, manifest.target)}
+    manifest = bundle.manifest
     return {
         name: GraphFile(
             path=(folder or bundle.path) / manifest.graphs[name].file,
-            io=ios[name],
+            io=bundle.graph_io(name),
             precision=manifest.precision.graphs[name],
             weights_bytes=sum(manifest.files[file].size_bytes for file in bundle.graph_files(name)),
             digest=graph_hash(bundle, name),

@@ -147,6 +147,7 @@ class PairedDecoder:
         self.execution = execution
         self.dtype = steps.dtype
         self.token_bytes = steps.token_bytes
+        self.max_verified = steps.max_verified
         self._prefill, self._steps = prefill, steps
 
     def session(self, num_rows: int, num_tokens: int) -> PairedSession:
@@ -205,6 +206,11 @@ class PairedSession:
         """See ``DecoderSession``."""
         self._steps.reserve(self._wanted)
         return self._steps.step(embeds_BD)
+
+    def verify(self, embeds_tD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        self._steps.reserve(max(self._wanted, self.lengths[0] + len(embeds_tD)))
+        return self._steps.verify(embeds_tD)
 
     def truncate(self, num_tokens: int) -> None:
         """See ``DecoderSession``."""

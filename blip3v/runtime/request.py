@@ -7,7 +7,7 @@ D width, V rows of the embedding table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from blip3v.config import ModelConfig
 from blip3v.errors import RequestError
-from blip3v.runtime.backends import Decoder, FloatArray, PromptRow, SplicedPrompt, VideoEncoder
+from blip3v.runtime.backends import MAX_DRAFT_TOKENS, Decoder, FloatArray, PromptRow, SplicedPrompt, VideoEncoder
 from blip3v.runtime.cache_budget import CacheBudget
 from blip3v.runtime.checks import check_number, check_timeout, check_whole, shown
 from blip3v.runtime.gpu_array import GpuArray
+from blip3v.runtime.speculation import NgramCounts
 from blip3v.runtime.types import BackendReport, VideoTokens
 from blip3v.text import GenerationConfig, Message, Prompt, Tokenizer, build_prompt, continue_prompt, splice
 from blip3v.text.prompt import check_question
@@ -63,6 +64,7 @@ class GenerationOptions:
     ignore_stop_token: bool = False  # run to max_new_tokens (for measurements)
     seed: int = 0  # at least 0: of the random choice; the same seed draws the same answer
     logprobs: int | None = None  # 0 to 20: log-probabilities of each token and of this many of the most likely ones
+    num_speculative_tokens: int = 0  # 0 to 32: guess up to this many tokens ahead; the answer stays the same; 0: none
     timeout_s: float | None = None  # above 0: from the call to the last token
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class GenerationOptions:
             check_whole("max_new_tokens", self.max_new_tokens, 1, _MAX_NEW_TOKENS)
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        check_whole("num_speculative_tokens", self.num_speculative_tokens, 0, MAX_DRAFT_TOKENS)
         check_whole("top_k", self.top_k, 0)
         check_whole("seed", self.seed, 0)
         check_number("temperature", self.temperature, "at least 0", lambda value: value >= 0)
@@ -146,7 +149,10 @@ class _Prompted(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model:
-    """The parts of an opened bundle. Safe for several threads: it holds no state of a request."""
+    """The parts of an opened bundle. Safe for several threads: it holds no state of a request.
+
+    ``ngrams`` remembers what earlier answers were made of, which changes the speed of later ones and nothing else.
+    """
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -161,6 +167,20 @@ class Model:
     encoder_hash: str
     backend: BackendReport
     spare_decoder: SpareDecoder  # keeps a process ahead for video files
+    ngrams: NgramCounts = field(default_factory=NgramCounts)  # of answers that were decoded speculatively
+
+    def check_speculation(self, options: GenerationOptions) -> None:
+        """Raises unless the decoder can do what ``options`` ask for.
+
+        Raises:
+            RequestError: speculation, with a decoder that gives the logits of one position at a time.
+        """
+        if options.num_speculative_tokens and self.decoder.max_verified == 1:
+            raise RequestError(
+                f"num_speculative_tokens is {options.num_speculative_tokens}, and the decoder of this bundle, which an "
+                "earlier version exported, cannot verify several tokens at once",
+                remedy="run `blip3v export` again, or leave out `num_speculative_tokens`",
+            )
 
     def embed(self, ids: Sequence[int]) -> FloatArray:
         """Embeddings (t,D) of token ids, in the decoder's dtype."""

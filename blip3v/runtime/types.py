@@ -74,12 +74,17 @@ class Timings:
     encode_s: float
     prefill_s: float
     steps_s: float  # all decoding steps
-    num_steps: int  # one less than the tokens chosen: the first comes from the prefill
+    num_steps: (
+        int  # runs of the decoder; without speculation one less than the tokens chosen, since the prefill has one
+    )
+    num_draft_tokens: int = 0  # guessed by speculation
+    num_accepted_tokens: int = 0  # of these, right ones, each of which saved a step
 
     @property
     def per_token_s(self) -> float:
-        """Mean of a decoding step; 0 if there was none."""
-        return self.steps_s / self.num_steps if self.num_steps else 0.0
+        """Mean time of a token after the first; 0 if there was none."""
+        num_tokens = self.num_steps + self.num_accepted_tokens
+        return self.steps_s / num_tokens if num_tokens else 0.0
 
 
 @dataclass(frozen=True)

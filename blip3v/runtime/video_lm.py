@@ -250,6 +250,7 @@ class VideoLM:
         check_question(question)
         deadline = Deadline(options.timeout_s, cancel)
         with self._owner.lease() as model:
+            model.check_speculation(options)
             prompt = checked_prompt(model, question, options, system)
             tokens = _video_tokens(model, video, start, end, fps, deadline)
             request = model.first_request(tokens, prompt, options)
@@ -280,6 +281,11 @@ class VideoLM:
         """
         pairs = checked_pairs(requests)
         options = checked_options(options)
+        if options.num_speculative_tokens:
+            raise RequestError(
+                f"num_speculative_tokens is {options.num_speculative_tokens}; it is for one answer at a time",
+                remedy="leave out `num_speculative_tokens`, or ask one by one",
+            )
         if not pairs:
             return []
         deadline = Deadline(options.timeout_s, cancel)

@@ -84,7 +84,7 @@ def test_the_video_encoder_is_the_sum_of_the_products_of_its_graph(bundles: list
 def test_a_prompt_is_the_sum_of_the_products_of_the_decoder(bundles: list[Path]) -> None:
     bundle = open_bundle(bundles[0])
     text, num_tokens = bundle.config.text, 7
-    sizes: dict[str, int] = {"batch": 1, "num_tokens": num_tokens, "capacity": 64}
+    sizes: dict[str, int] = {"batch": 1, "num_positions": 1, "num_tokens": num_tokens, "capacity": 64}
     specs = decoder_io(bundle.config).resolved(bundle.manifest.precision.decoder).inputs
     inputs = {
         spec.name: np.zeros(

@@ -125,7 +125,7 @@ def test_the_entry_of_a_graph_follows_the_table_of_inputs_and_outputs() -> None:
     by_name = {spec.name: spec for spec in (*entry.inputs, *entry.outputs)}
     assert entry.file == "onnx/decoder.onnx"
     assert by_name["inputs_embeds"].dtype == "float16"
-    assert by_name["logits"] == TensorSpec(name="logits", dtype="float32", axes=("batch", 611))
+    assert by_name["logits"] == TensorSpec(name="logits", dtype="float32", axes=("batch", "num_positions", 611))
     assert by_name["past.3.key"] == TensorSpec(name="past.3.key", dtype="float16", axes=("batch", 4, "capacity", 32))
     assert by_name["total_sequence_length"].axes == ()
     assert (

@@ -112,9 +112,13 @@ class SharedBuffers:
         self._num_logits = text.num_logits
 
     def __call__(self, embeds_BtD: FloatArray, lengths: list[int], logits_index: list[int]) -> FloatArray:
-        """Logits (B, V); ``lengths`` are the valid tokens of each row after this call."""
+        """Logits (B, V) of one position; ``lengths`` are the valid tokens of each row after this call."""
+        return self.several(embeds_BtD, lengths, [[index] for index in logits_index])[:, 0]
+
+    def several(self, embeds_BtD: FloatArray, lengths: list[int], logits_index: list[list[int]]) -> FloatArray:
+        """Logits (B, n, V) of n positions of each row."""
         binding = self._session.io_binding()
-        logits_BV = np.full((self._rows, self._num_logits), np.nan, np.float32)
+        logits_BnV = np.full((self._rows, len(logits_index[0]), self._num_logits), np.nan, np.float32)
         inputs = {
             "inputs_embeds": embeds_BtD.astype(self._dtype),
             "logits_index": np.array(logits_index, np.int64),
@@ -124,13 +128,13 @@ class SharedBuffers:
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits_BV))
+        binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(logits_BnV))
         shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self.caches.items()}
         for name, value in shared.items():
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace("past", "present"), value)
         self._session.run_with_iobinding(binding)
-        return logits_BV
+        return logits_BnV
 
 
 def _names(layer: int) -> tuple[str, str]:

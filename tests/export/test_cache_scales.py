@@ -135,9 +135,9 @@ def _reference(model: Blip3Video, scales: CacheScales, embeds_LD: np.ndarray, te
     with torch.inference_mode():
         for index, row_D in enumerate(torch.from_numpy(embeds_LD)):
             length = torch.tensor(index + 1, dtype=torch.int32)
-            at_start = torch.zeros(1, dtype=torch.int64)
-            logits_1V, *cache = graph(row_D[None, None], at_start, length[None] - 1, length, cache)
-            logits.append(logits_1V[0].numpy())
+            at_start = torch.zeros(1, 1, dtype=torch.int64)
+            logits_11V, *cache = graph(row_D[None, None], at_start, length[None] - 1, length, cache)
+            logits.append(logits_11V[0, 0].numpy())
     return np.stack(logits)
 
 

@@ -78,6 +78,17 @@ def test_logits_index_chooses_the_position(decoder: Decoders) -> None:
         np.testing.assert_allclose(got[0], expected_LV[index], atol=FP32_ATOL)
 
 
+@pytest.mark.parametrize("kind", ["fp32", "windowed"])
+def test_several_positions_of_each_row_at_once(decoder: Decoders, kind: str) -> None:
+    exported = decoder(kind)
+    text = exported.model.config.text
+    embeds_BtD = embeddings(text, 2, 6)
+    chosen = [[5, 0, 2], [3, 3, 4]]
+    got = SharedBuffers(exported.session(), text, 2, 6).several(embeds_BtD, [6, 6], chosen)
+    for row, at in enumerate(chosen):
+        np.testing.assert_allclose(got[row], uncached_logits(exported.model, embeds_BtD[row])[at], atol=FP32_ATOL)
+
+
 def test_the_cache_is_written_in_place_and_only_where_tokens_are(decoder: Decoders) -> None:
     exported = decoder("fp32")
     text = exported.model.config.text
@@ -116,7 +127,8 @@ def test_the_reference_attention_equals_the_librarys(text: dict[str, int]) -> No
         seqlens = torch.tensor(counts, dtype=torch.int32) - 1
         total = torch.tensor(max(counts), dtype=torch.int32)
         with torch.inference_mode():
-            return graph(torch.from_numpy(part_BtD), torch.tensor(index), seqlens, total, cache)
+            logits_B1V, *cache = graph(torch.from_numpy(part_BtD), torch.tensor(index)[:, None], seqlens, total, cache)
+            return logits_B1V[:, 0], *cache
 
     prefill, *cache = call(embeds_BtD[:, :11], lengths, [10, 6], cache)
     step, *cache = call(embeds_BtD[:, 11:], [12, 8], [0, 0], cache)
@@ -136,7 +148,7 @@ def test_the_symbolic_attention_cannot_pass_for_a_reference() -> None:
     with torch.inference_mode():
         _, *present = graph(
             torch.from_numpy(embeddings(config, 1, 2)),
-            torch.tensor([1]),
+            torch.tensor([[1]]),
             torch.tensor([1], dtype=torch.int32),
             torch.tensor(2, dtype=torch.int32),
             cache,

@@ -182,9 +182,10 @@ def drop_keys(model: onnx.ModelProto) -> None:
 
 
 def ignore_logits_index(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        if node.input[:1] == ["logits_index"]:
-            node.input[0] = "write_indices"
+    at = next(index for index, node in enumerate(model.graph.node) if node.input[:1] == ["logits_index"])
+    model.graph.node[at].input[0] = "other_B1"
+    other = helper.make_node("Unsqueeze", ["write_indices", "axis1"], ["other_B1"], "/other")
+    model.graph.node.insert(at, other)
 
 
 def unknown_operator(model: onnx.ModelProto) -> None:

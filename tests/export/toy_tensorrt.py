@@ -123,10 +123,9 @@ def decoder_model(config: ModelConfig, *, int8: bool = False, zero_point: int = 
     for layer in range(text.num_layers):
         x = _layer(graph, config, layer, x, mask_B1tS, int8=int8, zero_point=zero_point)
     graph.ints("one_token", 1, 1, text.hidden_size)
-    graph.ints("axes12", 1, 2)
-    index = graph.node("Expand", [graph.node("Unsqueeze", ["logits_index", "axes12"]), "one_token"])
-    last_BD = graph.node("Squeeze", [graph.node("GatherElements", [x, index], axis=1), "axis1"])
-    graph.node("Cast", [graph.linear(last_BD, "head", text.hidden_size, text.num_logits)], "logits", to=1)
+    index = graph.node("Expand", [graph.node("Unsqueeze", ["logits_index", "axis2"]), "one_token"])
+    chosen_BnD = graph.node("GatherElements", [x, index], axis=1)
+    graph.node("Cast", [graph.linear(chosen_BnD, "head", text.hidden_size, text.num_logits)], "logits", to=1)
     return graph.model("decoder", decoder_io(config, "tensorrt-rtx"))
 
 

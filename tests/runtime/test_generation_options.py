@@ -25,6 +25,8 @@ from blip3v.runtime.request import GenerationOptions
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"temperature": 1, "seed": -1}, "seed is -1"),
         ({"logprobs": 21}, "0 to 20"),
+        ({"num_speculative_tokens": 33}, "0 to 32"),
+        ({"num_speculative_tokens": -1}, "num_speculative_tokens is -1"),
         ({"timeout_s": 0}, "timeout_s is 0"),
         ({"stop": "."}, "tuple of texts"),
         ({"stop": (1,)}, "tuple of texts"),

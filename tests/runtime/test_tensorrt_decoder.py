@@ -123,6 +123,23 @@ def test_prompts_whose_last_chunk_is_one_token_end_in_their_own_rows(make: Maker
 
 
 @_FORMS
+def test_tokens_in_one_run_give_the_logits_after_each_and_can_be_taken_back(make: Maker, form: dict[str, Any]) -> None:
+    config, weights, decoder = make(**form)
+    assert decoder.max_verified == CHUNK
+    embeds, wrong = np.split(_embeds(np.random.default_rng(1), 48), 2)
+    expected = reference_logits(config.text, weights, embeds)
+    session = decoder.session(1, 40)
+    session.prefill([embeds[:6]], Deadline())
+    for count in (2, 1, 5):
+        first = session.lengths[0]
+        found = session.verify(np.concatenate([embeds[first : first + count], wrong[:4]]))
+        assert close(found[:count], expected[first : first + count])
+        session.truncate(first + count)
+        assert close(session.step(embeds[first + count : first + count + 1])[0], expected[first + count])
+    session.close()
+
+
+@_FORMS
 def test_a_truncated_session_forgets_what_was_behind(
     make: Maker, form: dict[str, Any], rng: np.random.Generator
 ) -> None:

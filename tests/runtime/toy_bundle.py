@@ -29,10 +29,12 @@ def write_bundle(
     encoder_seed: int = 1,
     max_new_tokens: int = 24,
     graphs_for: Target = DEFAULT_TARGET,
+    one_position: bool = False,
 ) -> Path:
     """Writes a bundle of the toy model and gives its folder.
 
-    ``precision`` is a name, or one for each graph; ``graphs_for`` says which engines the graphs are written for.
+    ``precision`` is a name, or one for each graph; ``graphs_for`` says which engines the graphs are written for; with
+    ``one_position`` the decoder has the form of earlier versions.
     """
     specs = Precision.parse(precision)
     with BundleWriter(target) as writer:
@@ -45,10 +47,12 @@ def write_bundle(
         (folder / layout.CHAT_TEMPLATE).write_text(RELEASED_TEMPLATE, "utf-8")
         (folder / layout.CARD).write_text("toy\n", "utf-8")
         write_embeddings(folder / layout.EMBEDDINGS, toy_table(config, specs.decoder.io))
-        write_decoder(folder / layout.graph_file("decoder"), config, weights, specs.decoder.io, graphs_for)
+        path = folder / layout.graph_file("decoder")
+        write_decoder(path, config, weights, specs.decoder.io, graphs_for, one_position=one_position)
         path = folder / layout.graph_file("video_encoder")
         write_video_encoder(path, config, specs.video_encoder.io, encoder_seed, graphs_for)
-        return writer.publish(toy_manifest(folder, config, specs, graphs_for, random_init=random_init))
+        manifest = toy_manifest(folder, config, specs, graphs_for, random_init=random_init, one_position=one_position)
+        return writer.publish(manifest)
 
 
 def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
@@ -58,10 +62,17 @@ def toy_table(config: ModelConfig, dtype: str = "float32") -> np.ndarray:
 
 
 def toy_manifest(
-    folder: Path, config: ModelConfig, precision: Precision, target: Target, *, random_init: bool = True
+    folder: Path,
+    config: ModelConfig,
+    precision: Precision,
+    target: Target,
+    *,
+    random_init: bool = True,
+    one_position: bool = False,
 ) -> Manifest:
     """The manifest of a bundle whose graphs lie in ``folder``; each counts as one tensor of its file's size."""
-    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder_io(config, target)}
+    decoder = decoder_io(config, target, one_position=one_position)
+    ios = {"video_encoder": video_encoder_io(config, target), "decoder": decoder}
     sizes = {name: (folder / layout.graph_file(name)).stat().st_size for name in ios}
     return Manifest(
         created_by={"toy": "1"},

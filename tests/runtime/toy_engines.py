@@ -10,7 +10,7 @@ from cuda_stand_in import VERSIONS
 
 from blip3v.bundle.engines import BuiltGraph, EngineLimits, EngineRecord, Library, engine_file
 from blip3v.bundle.graph_io import TensorSpec
-from blip3v.runtime.backends import GraphFile, GraphName
+from blip3v.runtime.backends import MAX_DRAFT_TOKENS, GraphFile, GraphName
 from blip3v.runtime.tensorrt_library import host_platform
 
 LIMITS = EngineLimits(max_batch_size=4, max_frames=16, max_seq_len=256, prefill_chunk=64)
@@ -72,7 +72,12 @@ def _profiles(name: GraphName, graph: GraphFile, limits: EngineLimits) -> list[t
     most = {"batch": limits.max_batch_size, "num_frames": limits.max_frames}
     lengths = (limits.prefill_chunk, 1) if name == "decoder" else (1,)
     return [
-        {spec.name: _range(spec, most | {"num_new_tokens": longest}, limits) for spec in graph.io.inputs}
+        {
+            spec.name: _range(
+                spec, most | {"num_new_tokens": longest, "num_positions": min(longest, MAX_DRAFT_TOKENS + 1)}, limits
+            )
+            for spec in graph.io.inputs
+        }
         for longest in lengths
     ]
 

@@ -185,10 +185,13 @@ def write_decoder(
     weights: Weights,
     precision: str = "float32",
     target: Target = DEFAULT_TARGET,
+    *,
+    one_position: bool = False,
 ) -> None:
     """The toy decoder as a real graph, with shared past and present.
 
-    Its attention is GroupQueryAttention, or for TensorRT TensorScatter and Attention with a mask.
+    Its attention is GroupQueryAttention, or for TensorRT TensorScatter and Attention with a mask. With ``one_position``
+    it has the form of earlier versions.
     """
     builder = _Builder(precision)
     text = config.text
@@ -199,19 +202,21 @@ def write_decoder(
     x = "inputs_embeds"
     for layer in range(text.num_layers):
         x = _layer(builder, text, layer, x, target, in_int8=weights.cache_in_int8)
-    x = _last_tokens(builder, text, builder.rms(x, "norm", text.rms_norm_eps))
+    x = _chosen(builder, text, builder.rms(x, "norm", text.rms_norm_eps), one_position=one_position)
     logits = builder.node("MatMul", [x, "head"])
     builder.node("Cast", [logits], outputs=["logits"], to=TensorProto.FLOAT)
-    builder.save(path, decoder_io(config, target), TensorProto.INT8 if weights.cache_in_int8 else None)
+    io = decoder_io(config, target, one_position=one_position)
+    builder.save(path, io, TensorProto.INT8 if weights.cache_in_int8 else None)
 
 
-def _last_tokens(builder: _Builder, text: TextConfig, x: str) -> str:
-    """(B,D) from (B,t,D), in the form that torch exports."""
+def _chosen(builder: _Builder, text: TextConfig, x: str, *, one_position: bool) -> str:
+    """(B,n,D), or (B,D) for one position, from (B,t,D), in the form that torch exports."""
     builder.ints("axis1", [1])
-    builder.ints("axes12", [1, 2])
+    builder.ints("index_axes", [1, 2] if one_position else [2])
     builder.ints("one_token", [1, 1, text.hidden_size])
-    index = builder.node("Expand", [builder.node("Unsqueeze", ["logits_index", "axes12"]), "one_token"])
-    return builder.node("Squeeze", [builder.node("GatherElements", [x, index], axis=1), "axis1"])
+    index = builder.node("Expand", [builder.node("Unsqueeze", ["logits_index", "index_axes"]), "one_token"])
+    chosen = builder.node("GatherElements", [x, index], axis=1)
+    return builder.node("Squeeze", [chosen, "axis1"]) if one_position else chosen
 
 
 def _layer(builder: _Builder, text: TextConfig, layer: int, x: str, target: Target, *, in_int8: bool) -> str:

@@ -42,6 +42,7 @@ from blip3v.runtime.memory import HOST, Memory
 __all__ = [
     "AUTO",
     "GRAPHS",
+    "MAX_DRAFT_TOKENS",
     "PREFILL_CHUNK",
     "Backend",
     "Decoder",
@@ -75,6 +76,8 @@ _Part = TypeVar("_Part")
 _PRODUCT_DTYPES = {"int8": "int8", "int8-block": "int8", "int4-block": "int8 by int4"}
 # Tokens of a prompt that go through a decoder at once: bounds the memory of activations and the time to a cancellation.
 PREFILL_CHUNK = 256
+# Guessed tokens that a run of the decoder verifies at most, behind the token that is known.
+MAX_DRAFT_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +216,17 @@ class DecoderSession(Protocol):
         """
         ...
 
+    def verify(self, embeds_tD: FloatArray) -> NDArray[np.float32]:
+        """Appends t tokens to the only row, in one run, and returns the logits (t,V) after each of them.
+
+        Args:
+            embeds_tD: of 1 to ``max_verified`` of the decoder. ``truncate`` takes back those that were wrong.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+        ...
+
     def truncate(self, num_tokens: int) -> None:
         """Forgets every token of the only row after the first ``num_tokens``."""
         ...
@@ -233,6 +247,7 @@ class Decoder(Protocol):
     dtype: np.dtype[Any]  # of the embeddings that it takes: float32 or float16
     gpu_dtype: np.dtype[Any] | None  # of video tokens on the first CUDA GPU; None: host memory alone
     max_rows: int | None  # of a session; None: as many as fit into memory
+    max_verified: int  # tokens that ``verify`` takes at once; 1: the graph gives the logits of one position of each row
     memory: Memory  # where the caches of its sessions lie
     token_bytes: int  # keys and values of one token in all layers
     row_tokens: int  # that each row of a cache has room for, however few it holds; 0: as many as are asked for

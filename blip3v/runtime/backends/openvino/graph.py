@@ -53,9 +53,9 @@ class RewrittenDecoder:
     """A decoder that reads a cache and outputs what has to be written to it.
 
     Inputs: ``inputs_embeds`` (1,B*t,D), ``positions`` int32 (B,t), ``mask`` (B,1,t,S+t), added to the scores,
-    ``logits_index`` int64 (B,) in [0,B*t), ``past.i.key`` and ``past.i.value`` (B,G,S,K), S may be 0.
-    Outputs: ``logits`` (B,V), then new key and new value (B,G,t,K) of each layer. Keys and values are int8 if those of
-    the file are; all else is float32.
+    ``logits_index`` int64 (N,) in [0,B*t), ``past.i.key`` and ``past.i.value`` (B,G,S,K), S may be 0.
+    Outputs: ``logits`` (1,N,V), or (N,V) if the file has the form of earlier versions, then new key and new value
+    (B,G,t,K) of each layer. Keys and values are int8 if those of the file are; all else is float32.
     """
 
     model: Any  # openvino.Model
@@ -186,10 +186,13 @@ def _rewrite(model: Any, found: list[_Attention]) -> None:
 
 
 def _gather_flat(model: Any) -> None:
-    """The graph selects one position of each row; with all rows in one, it selects several of that."""
+    """The graph selects positions of each row; with all rows in one, it selects them of that."""
     (pick,) = (node for node in model.get_ordered_ops() if node.get_type_name() == "GatherElements")
-    picked_1BD = ops.gather(pick.input_value(0), model.input("logits_index").get_node(), np.int32(1))
-    pick.output(0).replace(ops.transpose(picked_1BD, np.array([1, 0, 2])).output(0))
+    index = model.input("logits_index").get_node()
+    one_position = index.get_partial_shape().rank.get_length() == 1
+    index.set_partial_shape(openvino.PartialShape([-1]))
+    picked = ops.gather(pick.input_value(0), index, np.int32(1))  # (1,N,D)
+    pick.output(0).replace((ops.transpose(picked, np.array([1, 0, 2])) if one_position else picked).output(0))
 
 
 def _parameter(name: str, shape: list[int], dtype: Any) -> Any:

@@ -1,7 +1,7 @@
 """The opened graphs on OpenVINO, and decoder sessions that hold their KV cache in numpy arrays.
 
-Not here: how the decoder graph is rewritten for that (``graph.py``). Letters: B rows, t new tokens, S cache capacity,
-G KV heads, K head width, D width, V logits, F frames, M video tokens.
+Not here: how the decoder graph is rewritten for that (``graph.py``). Letters: B rows, t new tokens, N positions of
+all rows, S cache capacity, G KV heads, K head width, D width, V logits, F frames, M video tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from blip3v.bundle.graph_io import past_key, past_value
+from blip3v.bundle.graph_io import past_key, past_value, takes_one_position
 from blip3v.config import TextConfig
 from blip3v.runtime.backends import Execution, FloatArray, GraphFile, PromptRow, host_prompts, still_open
 from blip3v.runtime.backends.openvino import cache_dtype, computes_in_fp16
@@ -101,6 +101,7 @@ class OpenVinoDecoder:
         self.execution = execution
         self.dtype = np.dtype(graph.precision.io)
         self.token_bytes = cache_bytes(text, cache_dtype(graph), 1, 1)
+        self.max_verified = 1 if takes_one_position(graph.io.inputs) else chunk
         with _engine_errors(f"opening {graph.path}"):
             core = open_core(graph, threads, execution.device, in_bf16=in_bf16)
             self._compiled: _CompiledDecoder | None = _CompiledDecoder(core, graph, execution.device, text, chunk)
@@ -129,7 +130,7 @@ class _CompiledDecoder:
         self._run_once(_sizes(0, 0, 0))  # weights are packed by the first run, which no request should wait for
 
     def run(self, inputs: dict[str, NDArray[Any]], deadline: Deadline) -> list[NDArray[Any]]:
-        """Returns logits (B,V), then the new key and value (B,G,t,K) of each layer.
+        """Returns the logits of all chosen positions, then the new key and value (B,G,t,K) of each layer.
 
         Args:
             inputs: as ``RewrittenDecoder`` lists them.
@@ -213,6 +214,12 @@ class OpenVinoSession(CachedSession[_CompiledDecoder, KVCache]):
         """See ``DecoderSession``."""
         return self._run(0, embeds_BD[:, None], [1] * self.cache.rows, Deadline())
 
+    def verify(self, embeds_tD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        assert self.cache.rows == 1
+        num_new = len(embeds_tD)
+        return self._run(0, embeds_tD[None], [num_new], Deadline(), np.arange(num_new))
+
     def _prefill_padded(self, rows: Sequence[FloatArray], deadline: Deadline) -> NDArray[np.float32]:
         parts = pad_prompts(rows, np.dtype(np.float32))
         return np.concatenate([self._run(first, embeds_BtD, counts, deadline) for first, embeds_BtD, counts in parts])
@@ -224,8 +231,24 @@ class OpenVinoSession(CachedSession[_CompiledDecoder, KVCache]):
             logits_1V = self._run(row, part_tD[None], [len(part_tD)], deadline)
         return logits_1V
 
-    def _run(self, first: int, embeds_BtD: FloatArray, counts: list[int], deadline: Deadline) -> NDArray[np.float32]:
-        """Appends ``counts`` tokens to the rows from ``first`` on; the rest of ``embeds_BtD`` is padding."""
+    def _run(
+        self,
+        first: int,
+        embeds_BtD: FloatArray,
+        counts: list[int],
+        deadline: Deadline,
+        logits_index: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Appends tokens to the rows from ``first`` on and returns logits, one row of them for each chosen position.
+
+        Args:
+            first: row.
+            embeds_BtD: the new tokens, with padding on the right.
+            counts: how many are not padding, of each row.
+            deadline: interrupts the run.
+            logits_index: positions in [0,B*t); None: the last token of each row.
+        """
+        ends = np.arange(len(counts)) * embeds_BtD.shape[1] + np.array(counts) - 1
         cache, num_layers = self.cache, self.engine.text.num_layers
         cache.reserve(cache.capacity)  # the same in every layer, even if a growth was interrupted
         rows = slice(first, first + len(counts))
@@ -236,12 +259,12 @@ class OpenVinoSession(CachedSession[_CompiledDecoder, KVCache]):
             # Padding may lie beyond the context.
             "positions": np.minimum(positions_Bt, self.engine.text.max_context - 1),
             "mask": _mask(past_B, positions_Bt, cache.capacity, self.engine.window),
-            "logits_index": np.arange(len(counts)) * embeds_BtD.shape[1] + np.array(counts) - 1,
+            "logits_index": ends if logits_index is None else logits_index,
         }
         for layer in range(num_layers):
             inputs[past_key(layer)], inputs[past_value(layer)] = cache.layer(layer, rows.start, rows.stop)
-        logits_BV: NDArray[np.float32]
-        logits_BV, *written = self.engine.run(inputs, deadline)
+        found, *written = self.engine.run(inputs, deadline)
+        logits_NV: NDArray[np.float32] = found.reshape(-1, self.engine.text.num_logits)
         cache.reserve(max(int(past) + count for past, count in zip(past_B, counts, strict=True)))
         for index, count in enumerate(counts):
             row, start = first + index, int(past_B[index])
@@ -251,7 +274,7 @@ class OpenVinoSession(CachedSession[_CompiledDecoder, KVCache]):
                 ):
                     memory_1GSK[0, :, start : start + count] = new_BGtK[index, :, :count]
             cache.lengths[row] = start + count
-        return logits_BV
+        return logits_NV
 
 
 def _mask(

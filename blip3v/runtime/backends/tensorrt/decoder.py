@@ -1,6 +1,6 @@
 """The opened decoder on TensorRT and its sessions.
 
-Letters: B rows, t new tokens, S cache capacity, D width, V logits.
+Letters: B rows, t new tokens, n of their positions, S cache capacity, D width, V logits.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class TensorRtDecoder:
         self.gpu_dtype: np.dtype[Any] | None = self.dtype
         opened = _OpenDecoder(engine, text, chunk, cuda_graphs=cuda_graphs)
         self.max_rows: int | None = opened.max_rows
+        self.max_verified = opened.max_verified
         self.memory = nvidia.gpu_memory()
         self.token_bytes = cache_bytes(text, opened.cache_dtype, 1, 1) * (1 if opened.is_aliased else 2)
         self.row_tokens = opened.capacity
@@ -94,7 +95,12 @@ class _OpenDecoder:
         self.chunk = min(chunk, self._prefill.largest(_EMBEDS)[1])
         self.max_rows = self._step.largest(_EMBEDS)[0]
         self.max_prefill_rows = self._prefill.largest(_EMBEDS)[0]
-        self._buffers = _Buffers(engine, max(self.max_rows, self.max_prefill_rows), self.chunk, text)
+        largest = self._prefill.largest(_INDEX)
+        self._takes_one_position = len(largest) == 1
+        self.max_verified = 1 if self._takes_one_position else min(self.chunk, largest[1])
+        self._buffers = _Buffers(
+            engine, max(self.max_rows, self.max_prefill_rows), self.chunk, text, num_verified=self.max_verified
+        )
 
     def keep_kernels(self) -> None:
         """See ``OpenEngine``."""
@@ -120,37 +126,37 @@ class _OpenDecoder:
         cache: DeviceCache,
         first: int,
         embeds_BtD: FloatArray,
-        logits_index: Sequence[int],
+        logits_index: Sequence[Sequence[int]],
         deadline: Deadline | None = None,
         placed: Sequence[_Placed] = (),
     ) -> NDArray[np.float32]:
-        """Runs the engine on the rows from ``first`` on and returns logits (B,V); lengths stay as they are.
+        """Runs the engine on the rows from ``first`` on and returns logits (B,n,V); lengths stay as they are.
 
         Args:
             cache: of the session.
             first: the first row.
             embeds_BtD: new tokens; what follows a row's last one is padding.
-            logits_index: of each row, the position whose logits are returned.
+            logits_index: of each row, the n positions whose logits are returned.
             deadline: ends the wait for other sessions; None: does not.
             placed: what takes the place of some of ``embeds_BtD``.
         """
         num_rows, num_new, _ = embeds_BtD.shape
-        last = first + num_rows
+        last, index_Bn = first + num_rows, np.array(logits_index, np.int64)
         with held(self.lock, deadline or Deadline()), self._engine.trt.calling("running the decoder"):
             # Inside the lock: the producers put their events into the stream. Held until the run is through.
             videos = [(each, each.video.memory(self._engine.stream.handle)[each.part]) for each in placed]
-            self._buffers.fill(embeds_BtD, logits_index, cache.lengths[first:last])
+            self._buffers.fill(embeds_BtD, index_Bn, cache.lengths[first:last])
             context = self._step if num_new == 1 else self._prefill
 
             def bind() -> None:
-                self._bind(context, cache, first, num_rows, num_new)
+                self._bind(context, cache, first, num_new, index_Bn.shape)
 
             def enqueue() -> None:
-                self._buffers.to_device(num_rows, num_new)
+                self._buffers.to_device(num_rows, num_new, index_Bn.size)
                 for each, memory in videos:
                     self._buffers.place(memory, each.row * num_new + each.position)
                 context.enqueue()
-                self._buffers.to_host(num_rows)
+                self._buffers.to_host(index_Bn.size)
 
             if num_new == 1 and not placed:  # a captured step would repeat the copy
                 self._graph.run((cache.id, cache.turn, first, num_rows), bind, enqueue)
@@ -161,12 +167,14 @@ class _OpenDecoder:
                 enqueue()
             self._engine.stream.synchronize()
             cache.written(first, last)
-            return self._buffers.logits(num_rows)
+            return self._buffers.logits(index_Bn.shape)
 
-    def _bind(self, context: Context, cache: DeviceCache, first: int, num_rows: int, num_new: int) -> None:
-        text = self.text
+    def _bind(
+        self, context: Context, cache: DeviceCache, first: int, num_new: int, index_shape: tuple[int, ...]
+    ) -> None:
+        text, num_rows = self.text, index_shape[0]
         context.set_shape(_EMBEDS, (num_rows, num_new, text.hidden_size))
-        context.set_shape(_INDEX, (num_rows,))
+        context.set_shape(_INDEX, (num_rows,) if self._takes_one_position else index_shape)
         context.set_shape(_WRITE, (num_rows,))
         pasts = {tensor.name for tensor in self._engine.inputs} - {_EMBEDS, _INDEX, _WRITE}
         for name, address in cache.addresses(first).items():
@@ -199,15 +207,15 @@ class _OpenDecoder:
 class _Buffers:
     """Inputs and logits of one run, on the host and on the device, allocated once for the largest run."""
 
-    def __init__(self, engine: OpenEngine, max_rows: int, max_new: int, text: TextConfig) -> None:
+    def __init__(self, engine: OpenEngine, max_rows: int, max_new: int, text: TextConfig, *, num_verified: int) -> None:
         self._stream = engine.stream
         cuda, self._text = engine.cuda, text
         dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in [*engine.inputs, *engine.outputs]}
         shapes = {
             _EMBEDS: (max_rows, max_new, text.hidden_size),
-            _INDEX: (max_rows,),
+            _INDEX: (max(max_rows, num_verified),),
             _WRITE: (max_rows,),
-            _LOGITS: (max_rows, text.num_logits),
+            _LOGITS: (max(max_rows, num_verified), text.num_logits),
         }
         self._itemsize = {name: dtypes[name].itemsize for name in shapes}
         self._host = {name: PinnedArray(cuda, shape, dtypes[name]) for name, shape in shapes.items()}
@@ -216,15 +224,15 @@ class _Buffers:
             for name, shape in shapes.items()
         }
 
-    def fill(self, embeds_BtD: FloatArray, logits_index: Sequence[int], lengths: Sequence[int]) -> None:
+    def fill(self, embeds_BtD: FloatArray, index_Bn: NDArray[np.int64], lengths: Sequence[int]) -> None:
         """Writes the inputs into pinned memory."""
         self._host[_EMBEDS].view(embeds_BtD.shape)[...] = embeds_BtD
-        self._host[_INDEX].view((len(lengths),))[...] = logits_index
+        self._host[_INDEX].view(index_Bn.shape)[...] = index_Bn
         self._host[_WRITE].view((len(lengths),))[...] = lengths
 
-    def to_device(self, num_rows: int, num_new: int) -> None:
+    def to_device(self, num_rows: int, num_new: int, num_positions: int) -> None:
         """Enqueues the copies of the inputs."""
-        counts = {_EMBEDS: num_rows * num_new * self._text.hidden_size, _INDEX: num_rows, _WRITE: num_rows}
+        counts = {_EMBEDS: num_rows * num_new * self._text.hidden_size, _INDEX: num_positions, _WRITE: num_rows}
         for name, count in counts.items():
             num_bytes = count * self._itemsize[name]
             self._stream.to_device(self._device[name].address, self._host[name].address, num_bytes)
@@ -234,14 +242,14 @@ class _Buffers:
         target = self._device[_EMBEDS].address + position * video.row_bytes
         self._stream.copy(target, video.address, len(video) * video.row_bytes)
 
-    def to_host(self, num_rows: int) -> None:
+    def to_host(self, num_positions: int) -> None:
         """Enqueues the copy of the logits."""
-        num_bytes = num_rows * self._text.num_logits * self._itemsize[_LOGITS]
+        num_bytes = num_positions * self._text.num_logits * self._itemsize[_LOGITS]
         self._stream.to_host(self._host[_LOGITS].address, self._device[_LOGITS].address, num_bytes)
 
-    def logits(self, num_rows: int) -> NDArray[np.float32]:
-        """The logits (B,V), once the stream is through."""
-        found: NDArray[np.float32] = self._host[_LOGITS].view((num_rows, self._text.num_logits)).copy()
+    def logits(self, index_shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The logits (B,n,V), once the stream is through."""
+        found: NDArray[np.float32] = self._host[_LOGITS].view((*index_shape, self._text.num_logits)).copy()
         return found
 
     def addresses(self) -> dict[str, int]:
@@ -292,9 +300,19 @@ class TensorRtSession(CachedSession[_OpenDecoder, DeviceCache]):
         """See ``DecoderSession``."""
         cache = self.cache
         self.reserve(max(cache.lengths) + 1)
-        logits_BV = self.engine.run(cache, 0, embeds_BD[:, None], [0] * cache.rows)
+        logits_B1V = self.engine.run(cache, 0, embeds_BD[:, None], [[0]] * cache.rows)
         cache.lengths = [length + 1 for length in cache.lengths]
-        return logits_BV
+        return logits_B1V[:, 0]
+
+    def verify(self, embeds_tD: FloatArray) -> NDArray[np.float32]:
+        """See ``DecoderSession``."""
+        cache, num_new = self.cache, len(embeds_tD)
+        assert cache.rows == 1
+        self.reserve(cache.lengths[0] + num_new)
+        logits_1tV = self.engine.run(cache, 0, embeds_tD[None], [range(num_new)])
+        cache.lengths = [cache.lengths[0] + num_new]
+        logits_tV: NDArray[np.float32] = logits_1tV[0]
+        return logits_tV
 
     def drop_row(self, row: int) -> None:
         """See ``DecoderSession``."""
@@ -307,8 +325,8 @@ class TensorRtSession(CachedSession[_OpenDecoder, DeviceCache]):
         for first, embeds_BtD, counts in pad_prompts([_with_zeros(row) for row in rows], np.dtype(np.float32)):
             deadline.check()
             placed = _placed(rows[first : first + len(counts)], 0, max(counts))
-            index = [count - 1 for count in counts]
-            logits_BV.append(decoder.run(cache, first, embeds_BtD, index, deadline, placed))
+            index = [[count - 1] for count in counts]
+            logits_BV.append(decoder.run(cache, first, embeds_BtD, index, deadline, placed)[:, 0])
             for row, count in enumerate(counts, first):
                 cache.lengths[row] += count
         deadline.check()
@@ -322,10 +340,10 @@ class TensorRtSession(CachedSession[_OpenDecoder, DeviceCache]):
             deadline.check()
             part_tD = embeds_tD[start : start + decoder.chunk]
             placed = _placed([prompt], start, start + len(part_tD))
-            logits_1V = decoder.run(cache, row, part_tD[None], [len(part_tD) - 1], deadline, placed)
+            logits_11V = decoder.run(cache, row, part_tD[None], [[len(part_tD) - 1]], deadline, placed)
             cache.lengths[row] += len(part_tD)
         deadline.check()
-        return logits_1V
+        return logits_11V[:, 0]
 
 
 def _with_zeros(prompt: PromptRow) -> FloatArray:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from blip3v.text import Tokenizer
 from blip3v.video.source import VideoInput
 
 __all__ = ["NEW_TOKENS", "QUESTION_TOKENS", "Question", "measure_sample", "question_of_length", "take_turns"]
+
+T = TypeVar("T")
 
 QUESTION_TOKENS = 32
 NEW_TOKENS = 32
@@ -187,12 +190,12 @@ def question_of_length(tokenizer: Tokenizer, num_tokens: int) -> str:
 
 
 def take_turns(
-    subjects: Sequence[Callable[[], Sample]],
+    subjects: Sequence[Callable[[], T]],
     *,
     warmup: int,
     repetitions: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[tuple[Sample, ...]]:
+) -> list[tuple[T, ...]]:
     """Measures A B C, A B C, ..., so that a machine that slows down or speeds up does so for all subjects.
 
     Args:
@@ -204,7 +207,7 @@ def take_turns(
     Returns:
         The samples of each subject, one per turn: entries with the same index are from the same turn.
     """
-    kept: list[list[Sample]] = [[] for _ in subjects]
+    kept: list[list[T]] = [[] for _ in subjects]
     total = (warmup + repetitions) * len(subjects)
     for turn in range(warmup + repetitions):
         for index, subject in enumerate(subjects):

@@ -16,7 +16,7 @@ Result = dict[str, Any]
 Kind = Literal["inference", "training"]
 INFERENCE: Kind = "inference"
 TRAINING: Kind = "training"
-_COMMANDS: dict[Kind, str] = {INFERENCE: "blip3v bench", TRAINING: "blip3v bench --training"}
+_MEASURED: dict[Kind, str] = {INFERENCE: "bundles", TRAINING: "training steps"}
 
 _ADDED_TO_ROWS: Result = {"requests_at_once": 1, "metrics": None, "work": None, "shares": []}
 
@@ -50,7 +50,7 @@ def read_result(path: Path, kind: Kind | None = None) -> Result:
         )
     if kind is not None and kind_of(values) != kind:
         raise ConfigError(
-            f"{path} is a result of `{_COMMANDS[kind_of(values)]}`; one of `{_COMMANDS[kind]}` is expected here"
+            f"{path} is a measurement of {_MEASURED[kind_of(values)]}; one of {_MEASURED[kind]} is expected here"
         )
     return upgraded(values) if version == 1 else values
 

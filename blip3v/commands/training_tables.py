@@ -36,12 +36,12 @@ def _speeds(result: Result) -> Table:
     for heading in ("tokens", "encoder", *(("batch",) if several else ())):
         table.add_column(heading, justify="left" if heading == "encoder" else "right")
     for heading in (
-        "this\ndevice",
+        "here",
         "",
-        "paper,\nH100",
+        "H100",
         "",
         "step, ms\nmean ± std",
-        "of the\nGEMM",
+        "GEMM",
         "peak\nMiB",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -86,11 +86,11 @@ def _notes(result: Result) -> Iterator[str]:
         "each turn."
     )
     yield (
-        "The paper trained the 4B model and states neither batch size nor precision: with another model or on other "
-        "hardware, compare the ratios alone."
+        "H100: the paper's samples per second. It trained the 4B model and states neither batch size nor precision: "
+        "with another model or on other hardware, compare the ratios alone."
     )
     gemm = format_number(result["limits"]["gemm_per_s"] / 1e9)
-    yield f"GEMM: PyTorch's product of large matrices in the step's dtype, measured first: {gemm} Gop/s."
+    yield f"GEMM: share of PyTorch's product of large matrices in the step's dtype, measured first: {gemm} Gop/s."
 
 
 def _environment(result: Result) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""The stages of ``scripts/gpu_check.py``. They need torch, transformers and accelerate, but neither PyAV nor network."""
+"""The stages of ``scripts/gpu_check.py``: they need torch, transformers and accelerate, but no PyAV and no network."""

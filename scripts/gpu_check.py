@@ -32,7 +32,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_NEEDED = {"torch": "2.11", "transformers": "5.17", "safetensors": "0.5", "click": "8.1.8", "rich": "13.9"}
+_NEEDED = {
+    **{"torch": "2.11", "transformers": "5.17", "accelerate": "1.10", "safetensors": "0.5", "tokenizers": "0.21"},
+    **{"click": "8.1.8", "rich": "13.9", "jinja2": "3.1.6", "pillow": "11"},
+}
+_MODULES = {"pillow": "PIL"}  # where it is not the name
 
 
 def main() -> None:
@@ -40,13 +44,17 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from blip3v.extras import pip_command  # of this checkout
 
-    missing = [f"{name}>={version}" for name, version in _NEEDED.items() if importlib.util.find_spec(name) is None]
+    missing = [f"{name}>={version}" for name, version in _NEEDED.items() if not _is_installed(name)]
     if missing:
         line = pip_command("install", *missing)
         raise SystemExit(f"this Python lacks packages that the GPU check needs; run: {line}")
     from scripts.gpu.command import gpu_check  # after the check above: it imports torch
 
     gpu_check()
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(_MODULES.get(name, name)) is not None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,13 @@ from __future__ import annotations
 from blip3v.bench.temporal_arithmetic import joined_frames, temporal_multiply_adds
 from blip3v.config import ModelConfig, TextConfig
 
-__all__ = ["attended_positions", "prefill_operations", "step_bytes", "video_encoder_operations"]
+__all__ = [
+    "attended_positions",
+    "prefill_operations",
+    "step_bytes",
+    "training_operations",
+    "video_encoder_operations",
+]
 
 
 def video_encoder_operations(config: ModelConfig) -> int | None:
@@ -32,6 +38,28 @@ def prefill_operations(text: TextConfig, num_tokens: int) -> int:
     scores = 2 * text.num_heads * text.head_dim * seen  # and the mixed values
     layers = text.num_layers * (num_tokens * (attention + mlp) + scores)
     return 2 * (layers + text.hidden_size * text.num_logits)
+
+
+def training_operations(config: ModelConfig, *, num_text_tokens: int, num_answer_tokens: int) -> int | None:
+    """Operations of a training step for one clip: forward, and backward with twice as many in all that is trained.
+
+    The vision encoder is frozen and only runs forward. What gradient checkpointing computes again is not counted.
+
+    Args:
+        config: of the model.
+        num_text_tokens: of prompt and answer, ``<image>`` included.
+        num_answer_tokens: the positions that have logits.
+
+    Returns:
+        None: the operations of its temporal encoder are not known.
+    """
+    encoder = video_encoder_operations(config)
+    if encoder is None:
+        return None
+    frozen = 2 * config.num_frames * _vision(config)
+    prefill = prefill_operations(config.text, config.num_video_tokens + num_text_tokens - 1)
+    further_logits = 2 * (num_answer_tokens - 1) * config.text.hidden_size * config.text.num_logits
+    return frozen + 3 * (encoder - frozen + prefill + further_logits)
 
 
 def attended_positions(num_tokens: int, window: int | None) -> int:

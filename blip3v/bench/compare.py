@@ -16,9 +16,13 @@ from blip3v.errors import UsageError
 
 __all__ = ["Comparison", "Median", "check_same", "compare"]
 
-_SETUP = ("clip_sha256", "question_tokens", "new_tokens", "threads", "decoding")  # turns may differ in number
+# Of both kinds of results; turns may differ in number.
+_SETUP = (
+    *("clip_sha256", "question_tokens", "new_tokens", "threads", "decoding"),
+    *("preset", "device", "precision", "gradient_checkpointing"),
+)
 _MACHINE = ("cpu", "physical_cores", "usable_cpus", "cpu_quota", "architecture")
-_STAGES = ("file_decode_s", "preprocess_s", "video_encoder_s", "prefill_s", "per_token_s", "whole_chain_s")
+_STAGES = ("step_s", "file_decode_s", "preprocess_s", "video_encoder_s", "prefill_s", "per_token_s", "whole_chain_s")
 _METRICS = ("time_to_first_token_s", "inter_token_latency_s")
 _ROW = ("encoder", "num_video_tokens", "precision", "computed_in", "batch_size", "requests_at_once")
 
@@ -147,7 +151,7 @@ def _differences(
         for name in names:
             if ours.get(name) != theirs.get(name):
                 yield f"{name} was {_shown(theirs.get(name))} and is {_shown(ours.get(name))}"
-    known = {row["manifest_sha256"] for row in baseline["rows"]}
+    known = {row.get("manifest_sha256") for row in baseline["rows"]}
     yield from (
         f"the bundle {name} (manifest {digest[:16]}) is not in it"
         for name, digest in bundles.items()
@@ -158,8 +162,14 @@ def _differences(
 def _same_row(row: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of the same kind, of the very bundle if there is one."""
     alike = [one for one in earlier if all(one[name] == row[name] for name in _ROW)]
-    same = [one for one in alike if one["manifest_sha256"] == row["manifest_sha256"]]
+    same = [one for one in alike if _digest(one) == _digest(row)]
     return next(iter([*same, *alike]), None)
+
+
+def _digest(row: dict[str, Any]) -> str:
+    """Of the bundle, or of the config whose training was measured."""
+    digest: str = row["manifest_sha256"] if "manifest_sha256" in row else row["config_sha256"]
+    return digest
 
 
 def _medians(label: str, before: dict[str, Any], now: dict[str, Any]) -> Iterator[Median]:

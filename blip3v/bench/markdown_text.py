@@ -8,7 +8,7 @@ from typing import Any
 from blip3v.bench.labels import engines, row_labels, shape_text
 from blip3v.bench.metrics import LATENCIES
 from blip3v.bench.report import STAGES, WHOLE_CHAIN
-from blip3v.bench.results import Result
+from blip3v.bench.results import TRAINING, Result, kind_of
 from blip3v.units import format_bytes, format_number, format_ratio
 
 __all__ = ["markdown_text"]
@@ -18,6 +18,8 @@ _FIGURES = ("mean", "std", "median", "p90", "p99", "n")
 
 def markdown_text(result: Result) -> str:
     """The result as a page without a heading of its own level one."""
+    if kind_of(result) == TRAINING:
+        return "\n".join([*_training(result), *_steps(result), *_origin(result)])
     return "\n".join([*_speeds(result), *_latencies(result), *_stages(result), *_shares(result), *_origin(result)])
 
 
@@ -100,6 +102,30 @@ def _shares(result: Result) -> Iterator[str]:
         yield from _table("Shares of the limits", ("row", "stage", "limit", "reached", "of", "share"), 3, rows)
 
 
+def _training(result: Result) -> Iterator[str]:
+    rows = [
+        [
+            row["encoder"],
+            str(row["batch_size"]),
+            str(row["num_video_tokens"]),
+            *_speed(row[TRAINING]),
+            _number(row[TRAINING]["paper_samples_per_s"]),
+            "-" if row[TRAINING]["paper_ratio"] is None else format_ratio(row[TRAINING]["paper_ratio"]),
+            f"{format_number(row['tokens_per_s'])} /s",
+            "-" if row["peak_bytes"] is None else format_bytes(row["peak_bytes"]),
+            "-" if row["share"] is None else f"{100 * row['share']:.0f} %",
+        ]
+        for row in result["rows"]
+    ]
+    speeds = ("samples per second", "", "the paper, one H100", "", "tokens", "peak memory", "of PyTorch's GEMM")
+    yield from _table("Training", ("encoder", "batch", "video tokens", *speeds), 1, rows)
+
+
+def _steps(result: Result) -> Iterator[str]:
+    rows = [_figures(label, "step", row["stages"]["step_s"]) for label, row in _labelled(result)]
+    yield from _table("Steps, ms", ("row", "", *_FIGURES), 2, rows)
+
+
 def _in_unit(value: float | None, unit: str) -> str:
     return "-" if value is None else f"{format_number(value / 1e9)} {'GB/s' if unit == 'bytes' else 'Gop/s'}"
 
@@ -111,6 +137,16 @@ def _origin(result: Result) -> Iterator[str]:
         yield f"- command: `{result['command']}`"
     yield f"- {machine['cpu']}, {machine['usable_cpus']} CPUs, {machine['system']}, {machine['date']}"
     yield f"- Python {machine['python']}, blip3v {machine['blip3v']}, {packages}"
+    if kind_of(result) == TRAINING:
+        yield (
+            f"- {setup['preset']} with {setup['weights']} weights on {setup['device']} in {setup['precision']}, "
+            f"{setup['optimizer']}, frozen: {setup['frozen']}; a question of {setup['question_tokens']} tokens, an "
+            f"answer of {setup['new_tokens']}; {setup['repetitions']} turns after {setup['warmup']}"
+        )
+        hashes = {f"{row['encoder']} {row['num_video_tokens']}": row["config_sha256"] for row in result["rows"]}
+        yield from (f"- {name}: config sha256 {digest[:16]}" for name, digest in hashes.items())
+        yield ""
+        return
     yield (
         f"- {setup['clip']} (sha256 {setup['clip_sha256'][:16]}), a question of {setup['question_tokens']} tokens, "
         f"{setup['new_tokens']} new tokens, {setup['decoding']}; {setup['repetitions']} turns after {setup['warmup']}"

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from blip3v.bench.labels import row_labels, run_labels
-from blip3v.bench.results import Result
+from blip3v.bench.results import TRAINING, Result, kind_of
+from blip3v.bench.training.rows import PAPER_SAMPLES_PER_S
 from blip3v.errors import UsageError
 from blip3v.publishing import write_file
 
-__all__ = ["PAPER", "SUFFIXES", "check_plot", "draw"]
+__all__ = ["SUFFIXES", "check_plot", "draw"]
 
-PAPER = {1024: 3.3, 128: 7.5, 32: 8.2, 16: 8.5}  # video tokens -> samples per second
 SUFFIXES = (".png", ".svg", ".pdf")
 
 _GREY = "#495057"
@@ -60,9 +60,15 @@ def draw(result: Result, path: Path) -> None:
     rows = sorted(result["rows"], key=lambda row: row["num_video_tokens"])
     figure = Figure(figsize=(11, 4.8), dpi=160)
     curves, bars = figure.subplots(1, 2)
-    _curves(curves, rows)
-    _bars(bars, rows)
-    figure.text(0.5, 0.012, _caption(result, rows), ha="center", va="bottom", fontsize=7, color=_GREY)
+    if kind_of(result) == TRAINING:
+        _curves(curves, rows, ((TRAINING, "training steps", "-"),))
+        _ratios(bars, rows)
+        caption = _training_caption(result, rows)
+    else:
+        _curves(curves, rows, (("whole_chain", "whole chain", "-"), ("language_model", "language model", "--")))
+        _bars(bars, rows)
+        caption = _caption(result, rows)
+    figure.text(0.5, 0.012, caption, ha="center", va="bottom", fontsize=7, color=_GREY)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     picture = io.BytesIO()
     metadata = {
@@ -76,13 +82,19 @@ def draw(result: Result, path: Path) -> None:
 
 
 def _origin(result: Result) -> str:
-    """What goes into the file unseen: the command, the day and the hash of each bundle."""
-    hashes = {f"{row['name']} {row['manifest_sha256']}": None for row in result["rows"]}
+    """What goes into the file unseen: the command, the day and the hash of each bundle or config."""
+    if kind_of(result) == TRAINING:
+        hashes = {f"{row['encoder']} {row['config_sha256']}": None for row in result["rows"]}
+    else:
+        hashes = {f"{row['name']} {row['manifest_sha256']}": None for row in result["rows"]}
     return "; ".join([result["command"] or "blip3v bench", result["environment"]["date"], *hashes])
 
 
-def _curves(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Both speeds over the tokens, in a pair of curves for each way in which the rows were run."""
+def _curves(axis: Any, rows: Sequence[dict[str, Any]], parts: Sequence[tuple[str, str, str]]) -> None:
+    """The speed of each part over the tokens, in curves for each way in which the rows were run.
+
+    A part is its key in a row, its label and its line style; the first's numbers stand below its points.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     labels = run_labels(rows)
@@ -90,18 +102,18 @@ def _curves(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     for colour, name in zip(cycle(_CURVES), names, strict=False):
         group = [row for row, label in zip(rows, labels, strict=True) if label == name]
         suffix = f", {name}" if name else ""
-        for part, text, line in (("whole_chain", "whole chain", "-"), ("language_model", "language model", "--")):
+        for part, text, line in parts:
             _curve(axis, group, part, f"{text}{suffix}", f"o{line}", colour, labelled=len(names) == 1)
-    counts = sorted(PAPER)
+    counts = sorted(PAPER_SAMPLES_PER_S)
     axis.plot(
         counts,
-        [PAPER[count] for count in counts],
+        [PAPER_SAMPLES_PER_S[count] for count in counts],
         "s:",
         color=_GREY,
         markersize=4,
         label="the paper: training on an H100",
     )
-    ticks = sorted({*PAPER, *(row["num_video_tokens"] for row in rows)})
+    ticks = sorted({*PAPER_SAMPLES_PER_S, *(row["num_video_tokens"] for row in rows)})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(count) for count in ticks])
     axis.set_xticks([], minor=True)
@@ -130,7 +142,7 @@ def _curve(
         if speed["ratio"] is not None:
             text += f"\n{speed['ratio']:.2f}x"
         point = (count, speed["samples_per_s"])
-        place = {"xytext": (0, -4), "va": "top"} if part == "whole_chain" else {"xytext": (0, 4), "va": "bottom"}
+        place = {"xytext": (0, -4), "va": "top"} if part != "language_model" else {"xytext": (0, 4), "va": "bottom"}
         axis.annotate(text, point, textcoords="offset points", ha="center", fontsize=7, **place)
 
 
@@ -148,6 +160,26 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     axis.set_xlabel(f"{unit} of a turn, sum of the medians")
     axis.set_title("where the time goes", fontsize=11, loc="left")
     axis.legend(**_LEGEND, ncols=6, handlelength=1.2, columnspacing=1.2)
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _ratios(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """How many times as fast as the baseline, beside the paper."""
+    height = 0.38
+    for place, (name, label, colour) in enumerate(
+        (("ratio", "this device", _CURVES[0]), ("paper_ratio", "the paper", _GREY))
+    ):
+        at = [index + (place - 0.5) * height for index in range(len(rows))]
+        found = [row[TRAINING][name] or 0.0 for row in rows]
+        bars = axis.barh(at, found, height, color=colour, label=label)
+        axis.bar_label(bars, [f"{ratio:.2f}x" if ratio else "" for ratio in found], fontsize=7, padding=2)
+    axis.set_yticks(range(len(rows)), row_labels(rows), fontsize=8)
+    axis.set_xlabel("times the samples per second of all tokens")
+    axis.set_title("what fewer tokens gain", fontsize=11, loc="left")
+    axis.legend(**_LEGEND, ncols=2)
+    axis.margins(x=0.12)
     axis.grid(axis="x", alpha=0.25)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -171,4 +203,17 @@ def _caption(result: Result, rows: Sequence[dict[str, Any]]) -> str:
         f"{setup['question_tokens']}-token question, {setup['new_tokens']} new tokens, median of "
         f"{setup['repetitions']} turns; {machine['cpu']}, {machine['usable_cpus']} CPUs; blip3v {machine['blip3v']}\n"
         f"{how}. The paper's points are of training, on other hardware: compare the shapes alone."
+    )
+
+
+def _training_caption(result: Result, rows: Sequence[dict[str, Any]]) -> str:
+    setup, machine = result["setup"], result["environment"]
+    device = f"{machine['cpu']}, {setup['threads']} threads" if setup["device"] == "cpu" else setup["device"]
+    return (
+        f"{setup['preset']} with {setup['weights']} weights: forward, backward and {setup['optimizer']} in "
+        f"{setup['precision']}, {rows[0]['num_frames']} frames, {setup['question_tokens']}-token question, "
+        f"{setup['new_tokens']}-token answer, median of {setup['repetitions']} turns; {device}; "
+        f"blip3v {machine['blip3v']}\n"
+        "The paper's points are of the 4B model on an H100: with another model or on other hardware, compare the "
+        "shapes alone."
     )

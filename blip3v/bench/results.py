@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blip3v.bench.report import SCHEMA_VERSION
 from blip3v.errors import ConfigError
 from blip3v.strict_json import read_json
 
-__all__ = ["Result", "read_result", "upgraded"]
+__all__ = ["INFERENCE", "TRAINING", "Kind", "Result", "kind_of", "read_result", "upgraded"]
 
-# The JSON of a ``BenchReport``. What version 1 did not measure is None.
+# The JSON of a ``BenchReport`` or a ``TrainingReport``. What version 1 did not measure is None.
 Result = dict[str, Any]
+Kind = Literal["inference", "training"]
+INFERENCE: Kind = "inference"
+TRAINING: Kind = "training"
+_MEASURED: dict[Kind, str] = {INFERENCE: "bundles", TRAINING: "training steps"}
 
 _ADDED_TO_ROWS: Result = {"requests_at_once": 1, "metrics": None, "work": None, "shares": []}
 
 
-def read_result(path: Path) -> Result:
+def kind_of(result: Result) -> Kind:
+    """What was measured: bundles, or training steps."""
+    return TRAINING if result.get("kind") == TRAINING else INFERENCE
+
+
+def read_result(path: Path, kind: Kind | None = None) -> Result:
     """Reads a result of this schema version or of version 1, which becomes like this version's.
 
     A file of steps (``scripts/full_size.py``) may contain the result.
+
+    Args:
+        path: a file of JSON.
+        kind: that the result must have; None: either.
 
     Raises:
         ConfigError: the file is not such a result.
@@ -34,6 +47,10 @@ def read_result(path: Path) -> Result:
         raise ConfigError(
             f"{path} has schema_version {version}; this blip3v reads 1 and {SCHEMA_VERSION}; measure again with "
             "`blip3v bench`"
+        )
+    if kind is not None and kind_of(values) != kind:
+        raise ConfigError(
+            f"{path} is a measurement of {_MEASURED[kind_of(values)]}; one of {_MEASURED[kind]} is expected here"
         )
     return upgraded(values) if version == 1 else values
 

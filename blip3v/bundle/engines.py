@@ -138,10 +138,11 @@ class EngineHost:
 
 
 def engine_folders(engines: Path) -> list[Path]:
-    """The folders of all keys in ``BUNDLE/engines``, sorted by name; [] if there is none."""
+    """The folders of all keys in ``BUNDLE/engines``, sorted by name; [] if there is none. Without packed graphs."""
     if not engines.is_dir():
         return []
-    return sorted(folder for folder in engines.iterdir() if not folder.name.startswith(".") and folder.is_dir())
+    passed_over = (".", "onnxruntime-")  # of runtime/packed_graphs.py
+    return sorted(folder for folder in engines.iterdir() if not folder.name.startswith(passed_over) and folder.is_dir())
 
 
 def find_engine(engines: Path, graph: str, graph_sha256: str, host: EngineHost) -> tuple[Path, EngineRecord]:

@@ -10,43 +10,41 @@ from pathlib import Path
 from typing import TypedDict
 
 import click
-from rich.console import Console
 from rich.progress import Progress
 
-from blip3v.bench.compare import Comparison, check_same, compare
+from blip3v.bench.compare import check_same
 from blip3v.bench.defaults import default_bundles, write_default_clip
 from blip3v.bench.environment import describe_environment
 from blip3v.bench.limits import measure_limits
 from blip3v.bench.measure import NEW_TOKENS, QUESTION_TOKENS
 from blip3v.bench.random_preset import random_bundle, token_counts
 from blip3v.bench.report import BenchReport, Setup
-from blip3v.bench.results import Result, read_result
+from blip3v.bench.results import INFERENCE, TRAINING, Result, read_result
 from blip3v.bench.run import run_bench
 from blip3v.bench.sample import Shape
 from blip3v.bundle.layout import MANIFEST
 from blip3v.bundle.precision import DEFAULT_PRECISION, PRECISIONS, Precision
 from blip3v.bundle.scan import hash_file
 from blip3v.commands.bench_checks import CACHE, check_baseline, check_inputs, check_options, check_preset
-from blip3v.commands.bench_files import ResultFiles, draw_default
+from blip3v.commands.bench_files import ResultFiles
+from blip3v.commands.bench_finish import finish
 from blip3v.commands.bench_options import COUNTS, PERCENT
-from blip3v.commands.bench_tables import print_comparison, print_report
+from blip3v.commands.bench_tables import print_report
+from blip3v.commands.bench_training import PRECISIONS as TRAINING_PRECISIONS
+from blip3v.commands.bench_training import TrainingAsked, check_training, measure_training
 from blip3v.commands.completed_values import completes
-from blip3v.commands.failure import print_json, with_error
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.options import BACKEND_HELP
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
+from blip3v.commands.training_tables import print_training
 from blip3v.config import PRESETS
-from blip3v.errors import SlowerError
 from blip3v.runtime import OpenEstimate
 from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_backends
 from blip3v.runtime.opening import check_threads
-from blip3v.strict_json import dumps
-from blip3v.units import format_count, format_ratio
 
 __all__ = ["command"]
 
-_TOLERANCE = 0.1
 _TURNS = 3, 30  # of warm-up, and measured
 _TURNS_OF_PRESET = 1, 3  # which may be large: each turn then takes minutes
 
@@ -111,7 +109,8 @@ _TURNS_OF_PRESET = 1, 3  # which may be large: each turn then takes minutes
     "--precision",
     metavar="PRECISION",
     shell_complete=completes(PRECISIONS),
-    help=f"Precision of the exported bundles, as for `blip3v export`; not with BUNDLE.  [default: {DEFAULT_PRECISION}]",
+    help="Precision of the exported bundles, as for `blip3v export`, not with BUNDLE; with --training one of "
+    f"{', '.join(TRAINING_PRECISIONS)}.  [default: {DEFAULT_PRECISION}, with --training the preset's own]",
 )
 @click.option(
     "--models",
@@ -125,6 +124,22 @@ _TURNS_OF_PRESET = 1, 3  # which may be large: each turn then takes minutes
     "it takes, and kept in the folder blip3v-bench; needs --init random, not with BUNDLE.",
 )
 @click.option("--init", type=click.Choice(["random"]), help="Random weights, for --preset.")
+@click.option(
+    "--training",
+    is_flag=True,
+    help="Measure training steps instead, as the paper did: forward, backward and optimizer, with 1024, 128, 32 and 16 "
+    "video tokens, random weights, by default of tiny in batches of 4.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Device to train on, for --training.  [default: auto: a GPU if there is one]",
+)
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Recompute activations in the backward pass, which takes less memory; for --training.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Also write a CSV file with one line for each row.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables to this Markdown file.")
@@ -132,7 +147,7 @@ _TURNS_OF_PRESET = 1, 3  # which may be large: each turn then takes minutes
     "--plot",
     type=click.Path(path_type=Path),
     help="Also draw samples per second and the stages to this file (.png, .svg or .pdf); needs the extra eval.  "
-    "[default: blip3v-bench/bench.png without BUNDLE, else none]",
+    "[default: blip3v-bench/bench.png without BUNDLE and --training, else none]",
 )
 @click.option("--force", is_flag=True, help="Overwrite these files if they exist.")
 @click.option(
@@ -166,6 +181,9 @@ def command(
     models: Path | None,
     preset: str | None,
     init: str | None,
+    training: bool,
+    device: str | None,
+    gradient_checkpointing: bool,
     output: Path | None,
     csv: Path | None,
     markdown: Path | None,
@@ -193,14 +211,45 @@ def command(
       blip3v bench my-bundle --batch-sizes 1,2,4,8 --requests-at-once 8 --new-tokens 64
       blip3v bench --preset xgen-mm-vid --init random --precision int8
       blip3v bench --baseline bench.json --tolerance 15% --markdown bench.md
+      blip3v bench --training -o training.json
+      blip3v bench --training --preset xgen-mm-vid --init random --batch-sizes 4,16
     """
-    chosen = Precision.parse(precision or DEFAULT_PRECISION)
+    check_training(
+        {
+            **{"BUNDLE": bundles, "--tokens": tokens, "--requests-at-once": requests_at_once, "--clip": clip},
+            **{"--backend": backends != (AUTO,), "--models": models},
+        }
+        if training
+        else {"--device": device, "--gradient-checkpointing": gradient_checkpointing},
+        training=training,
+        preset=preset,
+        init=init,
+        precision=precision,
+    )
     check_threads(threads)
-    check_options(bundles, tokens, precision, models, preset)
-    check_preset(bundles, preset, init, models)
     check_baseline(baseline, tolerance, allow_other_setup)
     files = ResultFiles(output=output, csv=csv, markdown=markdown, plot=plot, force=force)
-    earlier = None if baseline is None else read_result(baseline)
+    earlier = None if baseline is None else read_result(baseline, TRAINING if training else INFERENCE)
+    if training:
+        files.check()
+        steps = TrainingAsked(
+            preset=preset,
+            precision=precision,
+            device=device,
+            gradient_checkpointing=gradient_checkpointing,
+            batch_sizes=batch_sizes,
+            threads=threads,
+            question_tokens=question_tokens,
+            new_tokens=new_tokens,
+            warmup=warmup,
+            repetitions=repetitions,
+        )
+        result, differences = measure_training(steps, earlier, allow_other_setup)
+        finish(result, lambda console: print_training(result, console), earlier, tolerance, differences, files, as_json)
+        return
+    chosen = Precision.parse(precision or DEFAULT_PRECISION)
+    check_options(bundles, tokens, precision, models, preset)
+    check_preset(bundles, preset, init, models)
     exports = not bundles
     bundles = tuple(map(local_model, bundles))
     files.check()
@@ -225,25 +274,17 @@ def command(
         command=command_line(*sys.argv[1:]),
     )
     report, differences = _measure(bundles, clip, asked, earlier, allow_other_setup)
-    result, comparison = report.to_dict(), None
-    if earlier is not None:
-        comparison = compare(
-            result, earlier, tolerance=_TOLERANCE if tolerance is None else tolerance, differences=differences
-        )
-        result["comparison"] = comparison.to_dict()
-    files.write(result)
-    if exports and plot is None:
-        draw_default(result, CACHE / "bench.png")
-    slower = None if comparison is None else _slower(comparison)
-    if as_json:
-        print_json(dumps(result if slower is None else with_error(result, slower)))
-    else:
-        console = Console(highlight=False)
-        print_report(report, console)
-        if comparison is not None:
-            print_comparison(comparison, console)
-    if slower is not None:
-        raise slower
+    default_plot = CACHE / "bench.png" if exports and plot is None else None
+    finish(
+        report.to_dict(),
+        lambda console: print_report(report, console),
+        earlier,
+        tolerance,
+        differences,
+        files,
+        as_json,
+        default_plot=default_plot,
+    )
 
 
 class _Asked(TypedDict):
@@ -269,20 +310,6 @@ def _shapes(
         for count in tokens or (None,)
         for size, at_once in dict.fromkeys(loads)
     ]
-
-
-def _slower(comparison: Comparison) -> SlowerError | None:
-    """The error of a comparison in which a median is worse."""
-    worse = sorted(comparison.worse, key=lambda median: -median.ratio)
-    if not worse:
-        return None
-    first = worse[0]
-    what = f"{first.quantity.removesuffix('_s').replace('_', ' ')} at {first.row}"
-    return SlowerError(
-        f"{len(worse)} of {format_count(len(comparison.medians), 'median')} are slower than the baseline by more than "
-        f"{100 * comparison.tolerance:g} %, {what} the most ({format_ratio(first.ratio)}); measure again on an idle "
-        "machine, or look for what made it slower"
-    )
 
 
 def _measure(

@@ -1,10 +1,10 @@
-"""``blip3v build``: build the TensorRT engines of a bundle."""
+"""``blip3v build``: build the TensorRT engines of a bundle, or pack its weights for ONNX Runtime."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import click
 from rich import box
@@ -20,23 +20,31 @@ from blip3v.commands.output import print_made, quiet_option, talk_console
 from blip3v.commands.program import command_line
 from blip3v.commands.stages import show_stages
 from blip3v.commands.tables import print_table
+from blip3v.errors import UsageError
 from blip3v.export.engine_request import DEFAULT_SEQ_LEN, EngineRequest
 from blip3v.export.engines import EngineBuild, build_engines
+from blip3v.export.packed_graphs import build_packed
 from blip3v.runtime.backends import PREFILL_CHUNK
 from blip3v.units import format_bytes, format_duration
 
 __all__ = ["command"]
 
 _MIB = 2**20
+_ONNXRUNTIME = "onnxruntime"
 _ONE = click.IntRange(min=1)
+_OF_TENSORRT = (
+    *("max_batch_size", "max_frames", "max_seq_len", "prefill_chunk", "compute_capability", "workspace_mib"),
+    *("optimization_level", "version_compatible", "hardware_compatibility"),
+)
 
 
 @click.command()
 @click.argument("bundle", type=MODEL_PATH)
 @click.option(
     "--library",
-    type=click.Choice(get_args(Library)),
-    help="TensorRT for the GPU of this machine, or TensorRT-RTX for any.  [default: that of the bundle's target]",
+    type=click.Choice([*get_args(Library), _ONNXRUNTIME]),
+    help="TensorRT for the GPU of this machine, or TensorRT-RTX for any; onnxruntime packs the weights of an int8 "
+    "bundle for this machine's processor.  [default: that of the bundle's target]",
 )
 @click.option(
     "--max-batch-size",
@@ -85,7 +93,7 @@ _ONE = click.IntRange(min=1)
 @quiet_option
 def command(
     bundle: Path,
-    library: Library | None,
+    library: str | None,
     max_batch_size: int,
     max_frames: int | None,
     max_seq_len: int | None,
@@ -101,16 +109,23 @@ def command(
     """Build the TensorRT engines of BUNDLE, which was exported with --target tensorrt or tensorrt-rtx.
 
     They are put into its folder engines/, under a name made of everything that decides where they run; engines that
-    are there already are kept. TensorRT builds on the GPU that runs them, TensorRT-RTX on any machine.
+    are there already are kept. TensorRT builds on the GPU that runs them, TensorRT-RTX on any machine. With --library
+    onnxruntime, ONNX Runtime packs the weights of an int8 bundle once, which then opens in about half the time and with
+    less memory; the packed weights take twice the disk space of the graphs.
 
     \b
     Examples:
       blip3v build blip3v-tiny-tokenlearner-32tok-fp16
       blip3v build blip3v-tiny-tokenlearner-32tok-fp16 --max-batch-size 4 --compute-capability 8.6,8.9
+      blip3v build blip3v-tiny-tokenlearner-32tok-int8 --library onnxruntime
     """
+    if library == _ONNXRUNTIME:
+        _check_no_others(click.get_current_context())
+        _pack(local_model(bundle), force=force, as_json=as_json)
+        return
     level: HardwareCompatibility = hardware_compatibility.replace("-", "_")  # type: ignore[assignment]
     request = EngineRequest(
-        library=library,
+        library=cast("Library | None", library),
         max_batch_size=max_batch_size,
         max_frames=max_frames,
         max_seq_len=max_seq_len,
@@ -135,6 +150,31 @@ def command(
         engines=_values(result),
         layers=result.layers,
         unreadable=result.unreadable,
+    )
+
+
+def _check_no_others(context: click.Context) -> None:
+    """Raises if an option of TensorRT was given."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and name in _OF_TENSORRT:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is for TensorRT and has no effect with --library {_ONNXRUNTIME}; leave it out")
+
+
+def _pack(bundle: Path, *, force: bool, as_json: bool) -> None:
+    console = talk_console()
+    with ExitStack() as stack:
+        result = build_packed(bundle, force=force, progress=show_stages(console, stack))
+    if not as_json and not result.is_new:
+        console.print("these packed weights are there already; --force packs them again", soft_wrap=True)
+    print_made(
+        result,
+        after_build(Manifest.load(bundle / layout.MANIFEST), bundle),
+        as_json=as_json,
+        is_new=result.is_new,
+        graphs={name: str(folder) for name, folder in result.folders.items()},
     )
 
 

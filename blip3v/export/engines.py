@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,11 +34,11 @@ from blip3v.export.engine_request import EngineRequest, chosen_library, engine_l
 from blip3v.extras import pip_line
 from blip3v.publishing import cannot_write, check_writable, new_folder, one_at_a_time, require_disk
 from blip3v.runtime import memory
-from blip3v.runtime.backends import GRAPHS
+from blip3v.runtime.backends import GRAPHS, GraphName
 from blip3v.runtime.opening import graph_hash
 from blip3v.runtime.tensorrt_library import EXTRA_OF, TensorRT, compute_capability, host_platform, load_tensorrt
 
-__all__ = ["EngineBuild", "build_engines"]
+__all__ = ["EngineBuild", "build_alone", "build_engines", "check_files"]
 
 # What TensorRT-RTX builds for on a machine without a GPU, as its manual lists them.
 _USUAL_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
@@ -110,12 +110,12 @@ def build_engines(
     engines = bundle.path / layout.ENGINES
     check_writable(engines)
     folder = engines / planned.key
-    with _alone(folder):
+    with build_alone(folder):
         is_new = force or not (folder / RECORD).is_file()
         unreadable = no_report(planned, compute_capability())
         if is_new:
             _require_room(bundle, engines)
-            _check_files(bundle, progress)
+            check_files(bundle, progress)
             _check_graphs(bundle, progress)
             with new_folder(folder) as staging:
                 record, layers = _build(bundle, tensorrt, request, planned, staging, progress)
@@ -199,7 +199,7 @@ def _capabilities(tensorrt: TensorRT, request: EngineRequest) -> tuple[str, ...]
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def build_alone(folder: Path) -> Iterator[None]:
     """Lets one process at a time build the engines of a key; the next one then finds them there."""
     try:
         folder.parent.mkdir(exist_ok=True)
@@ -238,12 +238,12 @@ def _require_room(bundle: Bundle, engines: Path) -> None:
     require_disk(engines, sum(sizes), f"building the engines of {bundle.path}")
 
 
-def _check_files(bundle: Bundle, progress: Progress) -> None:
+def check_files(bundle: Bundle, progress: Progress, graphs: Sequence[GraphName] = GRAPHS) -> None:
     """Raises if a graph's files changed since the export: the engines would be recorded as built from the old ones.
 
     Opening a bundle hashes its small files alone.
     """
-    for name in GRAPHS:
+    for name in graphs:
         progress(f"hash the {name}")
         for file in bundle.graph_files(name):
             if hash_file(bundle.path / file) != bundle.manifest.files[file].sha256:

@@ -115,7 +115,9 @@ def load_optimizer_state(folder: Path, objective: nn.Module, optimizer: torch.op
     for name, parameter in objective.named_parameters():
         if f"exp_avg.{name}" in saved:
             moments = {moment: copy_like(parameter, saved[f"{moment}.{name}"]) for moment in _MOMENTS}
-            optimizer.state[parameter] = {"step": saved[f"step.{name}"].clone()} | moments
+            # A fused optimizer counts steps where the parameters are.
+            device = parameter.device if optimizer.defaults["fused"] else None
+            optimizer.state[parameter] = {"step": saved[f"step.{name}"].clone().to(device)} | moments
 
 
 def _recover(folder: Path) -> None:

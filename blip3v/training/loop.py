@@ -12,7 +12,7 @@ import json
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ __all__ = [
     "learning_rate_factor",
     "make_optimizer",
     "run_stage",
+    "train_step",
 ]
 
 
@@ -166,7 +167,7 @@ def freeze(objective: StageObjective, stage: Stage) -> None:
 
 
 def make_optimizer(objective: StageObjective, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over the parameters that are not frozen. Each group stores its peak rate as ``peak``."""
+    """AdamW over the parameters that are not frozen, fused on GPUs. Each group stores its peak rate as ``peak``."""
     trained = [(name, x) for name, x in objective.named_parameters() if x.requires_grad]
     temporal = [x for name, x in trained if ".temporal_encoder." in name]
     rest = [x for name, x in trained if ".temporal_encoder." not in name]
@@ -177,6 +178,8 @@ def make_optimizer(objective: StageObjective, stage: Stage) -> torch.optim.AdamW
         lr=stage.learning_rate,
         betas=stage.betas,
         weight_decay=stage.weight_decay,
+        # One pass over weights, gradients and state, without a copy of any. None: torch's own choice on a CPU.
+        fused=True if all(x.device.type == "cuda" for _, x in trained) else None,
     )
 
 
@@ -216,16 +219,26 @@ def run_stage(
             yield done
 
 
-def _step(
-    accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, run: StageRun, step: int
+def train_step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[StepBatch],
+    *,
+    max_grad_norm: float,
 ) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * learning_rate_factor(step, run.planned)
-    world, parts, stage = accelerator.num_processes, run.planned.stage.micro_batches, run.planned.stage
-    batches = [
-        run.batches.batch(step, rank=accelerator.process_index + world * part, world=world * parts)
-        for part in range(parts)
-    ]
+    """Takes one optimizer step: forward and backward of every batch, clipping, the optimizer. Waits for the loss.
+
+    Args:
+        accelerator: devices and precision.
+        objective: a ``StageObjective``, prepared by the accelerator or sharded.
+        optimizer: of the objective's parameters, with the step's learning rates.
+        batches: this process's share of the step; their gradients are accumulated.
+        max_grad_norm: to which the gradients are clipped.
+
+    Returns:
+        The loss before the step, the mean over what all processes' batches count.
+    """
     # Answers differ in length between processes: the mean is over all tokens of the step, not over processes.
     unwrapped: StageObjective = accelerator.unwrap_model(objective)
     count = torch.stack([unwrapped.count(batch) for batch in batches]).sum().to(accelerator.device)
@@ -234,12 +247,26 @@ def _step(
     for batch in batches:
         with accelerator.autocast():
             loss = objective(batch.to(accelerator.device))
-        accelerator.backward(loss * world / total)
+        accelerator.backward(loss * accelerator.num_processes / total)
         loss_sum += loss.detach()
-    accelerator.clip_grad_norm_(objective.parameters(), stage.max_grad_norm)
+    accelerator.clip_grad_norm_(objective.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return float(accelerator.reduce(loss_sum, "sum") / total)
+
+
+def _step(
+    accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, run: StageRun, step: int
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * learning_rate_factor(step, run.planned)
+    world, stage = accelerator.num_processes, run.planned.stage
+    parts = stage.micro_batches
+    batches = [
+        run.batches.batch(step, rank=accelerator.process_index + world * part, world=world * parts)
+        for part in range(parts)
+    ]
+    return train_step(accelerator, objective, optimizer, batches, max_grad_norm=stage.max_grad_norm)
 
 
 def _log(run: StageRun, step: int, loss: float, optimizer: torch.optim.Optimizer, seconds: float) -> None:

@@ -21,7 +21,7 @@ from blip3v.training.run import TrainOptions
 from blip3v.training.stages import objective_of, stage_source
 from blip3v.training.start import PARTS, find_start
 
-__all__ = ["make_plan", "state_bytes"]
+__all__ = ["Sizes", "make_plan", "sizes_of", "state_bytes"]
 
 _NUM_DEVICES = (1, 2, 4, 8)
 _FP32, _BF16 = 4, 2
@@ -29,7 +29,7 @@ _NUM_MOMENTS = 2  # AdamW's optimizer state, fp32 each
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
     """Parameters of one stage, in elements."""
 
     trained: dict[str, int]  # by part of the model; the stage's own heads under their own names
@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
         source = stage_source(stage, options.data, num_frames=start.config.num_frames, seed=recipe.seed)
         objective = objective_of(stage)(empty_model(start.config))
         freeze(objective, stage)
-        sizes = _sizes(objective)
+        sizes = sizes_of(objective)
         stages.append(
             {
                 "task": stage.task,
@@ -71,7 +71,7 @@ def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
     return {"model": model, "origin": start.origin, "run": run, "stages": stages}
 
 
-def state_bytes(recipe: Recipe, sizes: _Sizes, num_devices: int) -> dict[str, int]:
+def state_bytes(recipe: Recipe, sizes: Sizes, num_devices: int) -> dict[str, int]:
     """Bytes on one device: weights, gradients, optimizer state, and the working copies that it computes with."""
     trained, everything = sum(sizes.trained.values()), sum(sizes.trained.values()) + sum(sizes.frozen.values())
     is_sharded = recipe.parallel == "fsdp" and num_devices > 1
@@ -89,7 +89,7 @@ def state_bytes(recipe: Recipe, sizes: _Sizes, num_devices: int) -> dict[str, in
     return values | {"total": sum(values.values())}
 
 
-def _devices(recipe: Recipe, stage: Stage, sizes: _Sizes, num_clips: int) -> list[dict[str, Any]]:
+def _devices(recipe: Recipe, stage: Stage, sizes: Sizes, num_clips: int) -> list[dict[str, Any]]:
     rows, problem = [], None
     for count in _NUM_DEVICES:
         try:
@@ -110,7 +110,8 @@ def _devices(recipe: Recipe, stage: Stage, sizes: _Sizes, num_clips: int) -> lis
     return rows
 
 
-def _sizes(objective: nn.Module) -> _Sizes:
+def sizes_of(objective: nn.Module) -> Sizes:
+    """Numbers of parameters of an objective whose stage's parameters are frozen; they may be placeholders."""
     trained, frozen = dict[str, int](), dict[str, int]()
     for name, parameter in objective.named_parameters():
         counts = trained if parameter.requires_grad else frozen
@@ -119,7 +120,7 @@ def _sizes(objective: nn.Module) -> _Sizes:
     towers = [module for module in objective.modules() if isinstance(module, LAYERS)]
     layers = [sum(x.numel() for x in layer.parameters()) for layer in towers]
     everything = sum(trained.values()) + sum(frozen.values())
-    return _Sizes(trained, frozen, max(layers), everything - sum(layers))
+    return Sizes(trained, frozen, max(layers), everything - sum(layers))
 
 
 def _part(name: str) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import accelerate
 import numpy as np
@@ -46,7 +46,7 @@ from blip3v.training.recompute import recompute_activations
 from blip3v.training.stages import objective_of, stage_batches, stage_source
 from blip3v.training.start import Start, find_start
 
-__all__ = ["Observer", "TrainOptions", "train"]
+__all__ = ["Observer", "TrainOptions", "make_accelerator", "train"]
 
 _LOG = "log.jsonl"
 # Only those that keep whole models: sharding is done by parallel.py.
@@ -103,7 +103,7 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
         ConfigError: the recipe and the initial weights do not fit together.
         ArtifactError: the initial weights cannot be used.
     """
-    accelerator = _accelerator(recipe, options.device)
+    accelerator = make_accelerator(recipe.precision, options.device)
     digest = _digest(recipe, accelerator.num_processes)
     position = _position(options, digest)
     torch.manual_seed(recipe.seed)
@@ -176,12 +176,17 @@ def _features(run: _Run, source: Source) -> npt.NDArray[np.float16]:
         )
 
 
-def _accelerator(recipe: Recipe, device: str) -> Accelerator:
+def make_accelerator(precision: Literal["fp32", "bf16"], device: str) -> Accelerator:
+    """The devices and the precision of a run, as the recipe and ``TrainOptions`` name them.
+
+    Raises:
+        UsageError: the device is not available, or accelerate is configured to shard models itself.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "device is cuda, but torch finds no CUDA device", remedy="use `device='cpu'`, or see `blip3v doctor`"
         )
-    mixed = "no" if recipe.precision == "fp32" else recipe.precision
+    mixed = "no" if precision == "fp32" else precision
     # Without this, every process would hold all gradients twice.
     shared = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[shared])

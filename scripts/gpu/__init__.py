@@ -1,1 +1,1 @@
-"""The stages of ``scripts/gpu_check.py``. They need torch and transformers, but no video decoder and no network."""
+"""The stages of ``scripts/gpu_check.py``: they need torch, transformers and accelerate, but no PyAV and no network."""

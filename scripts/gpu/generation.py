@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, StaticCache
 
+from blip3v.bench.training.device import Stopwatch, reset_peak
+from blip3v.bench.training.random_model import SharedModel
+from blip3v.bench.training.rows import Row
 from blip3v.model import Blip3Video, splice
-from scripts.gpu.models import Inputs, SharedModel, make_inputs, peak_gib, reset_peak
-from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Budget, Plan, Row, Stopwatch, first_line
+from scripts.gpu.models import Inputs, make_inputs, peak_gib
+from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Budget, Plan, first_line
 from scripts.gpu.report import Report
 
 __all__ = ["Answerer", "Sample", "generation", "speed"]

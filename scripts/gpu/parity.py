@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blip3v.bench.training.random_model import make, row_config
+from blip3v.bench.training.rows import Row
 from blip3v.config import ModelConfig, preset
 from blip3v.errors import ConfigError
 from blip3v.model import Blip3Video
 from blip3v.model.resampler import PerceiverResampler
 from blip3v.model.temporal import encoder_names, with_encoder
-from scripts.gpu.models import Inputs, make, make_inputs, row_config
-from scripts.gpu.plan import Budget, Plan, Row
+from scripts.gpu.models import Inputs, make_inputs
+from scripts.gpu.plan import Budget, Plan
 from scripts.gpu.report import Report
 
 __all__ = ["TOLERANCES", "Tolerance", "compare", "parity", "parity_rows"]

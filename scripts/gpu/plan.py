@@ -1,48 +1,19 @@
-"""What is measured, how long it may take, and how work is timed."""
+"""What is measured, and how long it may take."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import torch
 
+from blip3v.bench.training.rows import ROWS, Row
 from blip3v.config import ModelConfig, preset
 
-__all__ = [
-    "ANSWER_TOKENS",
-    "BASELINE",
-    "PAPER_SAMPLES_PER_S",
-    "QUESTION_TOKENS",
-    "ROWS",
-    "Budget",
-    "Plan",
-    "Row",
-    "Stopwatch",
-    "first_line",
-]
+__all__ = ["ANSWER_TOKENS", "QUESTION_TOKENS", "Budget", "Plan", "first_line"]
 
 QUESTION_TOKENS, ANSWER_TOKENS = 32, 32
-T = TypeVar("T")
-
-
-class Row(NamedTuple):
-    """A temporal encoder with its token count."""
-
-    encoder: str
-    num_video_tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.encoder} {self.num_video_tokens}"
-
-
-BASELINE = Row("none", 1024)
-ROWS = (BASELINE, Row("gttm", 128), Row("tokenlearner", 32), Row("tokenlearner", 16))
-# Training samples per second on one H100, from the paper, which does not state the batch size.
-PAPER_SAMPLES_PER_S = {1024: 3.3, 128: 7.5, 32: 8.2, 16: 8.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +58,6 @@ class Budget:
     def spent(self) -> bool:
         """Whether nothing new should start."""
         return time.perf_counter() - self.started >= self.seconds
-
-
-class Stopwatch:
-    """Times work on a device, from idle to idle."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def time(self, work: Callable[[], T]) -> tuple[float, T]:
-        """Returns the seconds that ``work`` took, and its result."""
-        self._wait()
-        began = time.perf_counter()
-        result = work()
-        self._wait()
-        return time.perf_counter() - began, result
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def first_line(error: Exception) -> str:

@@ -23,11 +23,12 @@ import torch
 
 from blip3v.bench.measure import NEW_TOKENS
 from blip3v.bench.sample import Sample
+from blip3v.bench.training.rows import BASELINE
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.target_precision import for_target
 from blip3v.bundle.targets import is_tensorrt
 from blip3v.errors import ProviderError
-from scripts.gpu.plan import BASELINE, QUESTION_TOKENS, Budget, Plan, first_line
+from scripts.gpu.plan import QUESTION_TOKENS, Budget, Plan, first_line
 from scripts.gpu.report import Report
 from scripts.gpu.runtime_bundles import Bundles
 from scripts.gpu.runtime_cases import Case, cases, refusal

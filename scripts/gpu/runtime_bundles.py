@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3v.bench.measure import question_of_length
+from blip3v.bench.training.random_model import row_config
+from blip3v.bench.training.rows import ROWS
 from blip3v.bundle.precision import Precision
 from blip3v.bundle.reader import open_bundle
 from blip3v.calibration.collect import calibrate
@@ -35,8 +37,7 @@ from blip3v.model.language import embedding_table
 from blip3v.text import Message, Prompt, build_prompt
 from blip3v.text.tokenizer import Tokenizer
 from blip3v.video import load_clip, preprocess
-from scripts.gpu.models import row_config
-from scripts.gpu.plan import QUESTION_TOKENS, ROWS, Plan
+from scripts.gpu.plan import QUESTION_TOKENS, Plan
 from scripts.gpu.runtime_cases import Case
 
 __all__ = ["Bundles", "KeptWeights"]

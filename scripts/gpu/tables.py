@@ -70,9 +70,9 @@ def _training(rows: dict[str, Any], title: str) -> Table:
                 str(row["num_video_tokens"]),
                 row["encoder"],
                 f"{row['samples_per_s']:.3g}",
-                f"{row['times_baseline']:.2f}x",
+                f"{row['ratio']:.2f}x",
                 f"{row['paper_samples_per_s']:.3g}",
-                f"{row['paper_times_baseline']:.2f}x",
+                f"{row['paper_ratio']:.2f}x",
                 _gib(row["peak_gib"]),
             )
     return table

@@ -1,49 +1,38 @@
 """Stage ``training``: samples per second of a training step at 1024, 128, 32 and 16 video tokens.
 
-A step is what one device does in the paper's stages 2 and 3: the frozen vision encoder without gradients, then forward
-and backward of resampler, temporal encoder and language model, gradient clipping, AdamW. Data loading is not included.
+The steps are those of ``blip3v bench --training``. Here they are also measured with compiled layers, and where a step
+does not fit into the device's memory, one that takes less is measured instead and the report says so.
 """
-
-# Shapes: B clips, L text tokens.
 
 from __future__ import annotations
 
 import gc
-import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from blip3v.model import IGNORE_INDEX, Blip3Video
+from blip3v.bench.training.report import speed
+from blip3v.bench.training.rows import BASELINE, PAPER_SAMPLES_PER_S, Row
+from blip3v.bench.training.steps import StepSample, Trainee, TrainingPrecision, synthetic_batch
+from blip3v.model import Blip3Video
 from blip3v.model.blocks import pairs
-from scripts.gpu.models import Inputs, SharedModel, make_inputs, peak_gib, reset_peak
-from scripts.gpu.plan import (
-    BASELINE,
-    PAPER_SAMPLES_PER_S,
-    QUESTION_TOKENS,
-    Budget,
-    Plan,
-    Row,
-    Stopwatch,
-    first_line,
-)
+from scripts.gpu.plan import ANSWER_TOKENS, QUESTION_TOKENS, Budget, Plan, first_line
 from scripts.gpu.report import Report
 
-__all__ = ["Form", "Trainee", "forms", "smaller_forms", "summary", "training"]
+__all__ = ["CompiledTrainee", "Form", "forms", "smaller_forms", "summary", "training"]
 
 _BATCH_SIZES = (4, 16)  # clips on one device: the paper's stage 3, then its stage 2
 _SMALLEST_BATCH_SIZES = (2,)
-_DTYPE = torch.bfloat16
+_PRECISION: TrainingPrecision = "bf16-weights"
 
 _WHAT = {
     "weights": "bfloat16, without an fp32 copy",
     "gradients": "bfloat16, clipped to a norm of 1",
     "optimizer": "AdamW, fused on CUDA, moments in bfloat16",
-    "frozen": "vision_encoder, run under no_grad",
+    "frozen": "vision_encoder",
     "trained": "vision_tokenizer with its temporal encoder, lang_model",
     "text": "32 question tokens, 32 answer tokens; the loss is on the answer",
     "turns": "one step of each row in turn; rows share all weights and moments except the temporal encoder's",
@@ -58,7 +47,7 @@ class Form:
     """How a step is run."""
 
     batch_size: int
-    checkpointing: bool = False  # recompute the activations of language layers in the backward pass
+    checkpointing: bool = False  # recompute the activations of layers in the backward pass
     compiled: bool = False
 
     def __str__(self) -> str:
@@ -66,40 +55,11 @@ class Form:
         return f"batch {self.batch_size}{extras}"
 
 
-class Trainee:
-    """The model of all rows with its optimisers: one for what the rows share, one for each temporal encoder."""
+class CompiledTrainee(Trainee):
+    """A trainee whose layers can be compiled, and which can go on after a step that ran out of memory."""
 
     def __init__(self, plan: Plan) -> None:
-        self.device = plan.device
-        self.shared = SharedModel(plan.config, plan.rows, device=plan.device, dtype=_DTYPE)
-        model = self.shared.use(BASELINE)  # its encoder has no weights
-        model.train()
-        model.vision_encoder.eval().requires_grad_(False)
-        self.common = [weight for weight in model.parameters() if weight.requires_grad]
-        self._optimizer = self._adamw(self.common)
-        self._own = {row: list(encoder.parameters()) for row, encoder in self.shared.encoders.items()}
-        self._own_optimizers = {row: self._adamw(own) for row, own in self._own.items() if own}
-
-    def step(self, row: Row, inputs: Inputs) -> float:
-        """Runs one step; returns the loss before it, the mean over the answer's tokens."""
-        loss = _loss(self.shared.use(row), inputs)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_([*self.common, *self._own[row]], 1.0)
-        for optimizer in self._optimizers(row):
-            optimizer.step()
-            optimizer.zero_grad()
-        return float(loss.detach())
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Sets whether the language model keeps only its layers' inputs for the backward pass, or all activations."""
-        language: Any = self.shared.model.lang_model.model
-        kind = (
-            "activation" if hasattr(language, "activation_checkpointing_enable") else "gradient"
-        )  # it is gradient in 5.17
-        if on:
-            getattr(language, f"{kind}_checkpointing_enable")({"use_reentrant": False})
-        else:
-            getattr(language, f"{kind}_checkpointing_disable")()
+        super().__init__(plan.config, plan.rows, precision=_PRECISION, device=plan.device.type)
 
     def compile(self, backend: str) -> None:
         """Compiles each layer separately: layers are alike, so each kernel is generated once for all of them."""
@@ -115,14 +75,6 @@ class Trainee:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _optimizers(self, row: Row) -> Iterator[torch.optim.Optimizer]:
-        yield self._optimizer
-        if row in self._own_optimizers:
-            yield self._own_optimizers[row]
-
-    def _adamw(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(weights, lr=1e-5, fused=self.device.type == "cuda")
-
 
 def training(plan: Plan, report: Report) -> None:
     """Measures every form that is not in the report yet; a form is one entry with all rows."""
@@ -130,7 +82,7 @@ def training(plan: Plan, report: Report) -> None:
     wanted = [form for form in forms(plan) if not report.holds("training", _key(form))]
     if not wanted:
         return
-    budget, trainee = Budget(plan.seconds), Trainee(plan)
+    budget, trainee = Budget(plan.seconds), CompiledTrainee(plan)
     for form in wanted:
         if budget.spent:
             report.skip("training", _key(form), f"the {plan.seconds:g} s of this stage were spent")
@@ -155,23 +107,18 @@ def smaller_forms(form: Form) -> Iterator[Form]:
 
 def summary(times: dict[Row, list[float]], batch_size: int) -> list[dict[str, Any]]:
     """Speeds and ratios of all rows, from the seconds of their steps."""
-    medians = {row: statistics.median(seconds) for row, seconds in times.items()}
     return [
         {
             "encoder": row.encoder,
             "num_video_tokens": row.num_video_tokens,
-            "samples_per_s": batch_size / median,
-            "times_baseline": medians[BASELINE] / median,
-            "paper_samples_per_s": PAPER_SAMPLES_PER_S[row.num_video_tokens],
-            "paper_times_baseline": PAPER_SAMPLES_PER_S[row.num_video_tokens]
-            / PAPER_SAMPLES_PER_S[BASELINE.num_video_tokens],
-            "step_s": times[row],
+            **speed(row, step_s, times[BASELINE], batch_size),
+            "step_s": step_s,
         }
-        for row, median in medians.items()
+        for row, step_s in times.items()
     ]
 
 
-def _measure_form(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> dict[str, Any]:
+def _measure_form(trainee: CompiledTrainee, form: Form, plan: Plan, budget: Budget) -> dict[str, Any]:
     """Measures all rows in the first form that fits; the result also lists the forms that did not."""
     failures: list[dict[str, str]] = []
     for attempt in smaller_forms(form):
@@ -190,37 +137,37 @@ def _measure_form(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> d
     return {"form": None, "failures": failures, "rows": []}
 
 
-def _take_turns(trainee: Trainee, form: Form, plan: Plan, budget: Budget) -> list[dict[str, Any]]:
+def _take_turns(trainee: CompiledTrainee, form: Form, plan: Plan, budget: Budget) -> list[dict[str, Any]]:
     trainee.set_checkpointing(form.checkpointing)
     if form.compiled:
         trainee.compile(plan.compile_backend)
-    inputs = make_inputs(plan.config, form.batch_size, device=plan.device, dtype=_DTYPE)
-    watch = Stopwatch(plan.device)
+    batch = synthetic_batch(
+        plan.config,
+        form.batch_size,
+        question_tokens=QUESTION_TOKENS,
+        answer_tokens=ANSWER_TOKENS,
+        device=trainee.device,
+        dtype=trainee.dtype,
+    )
     warmup, counted = plan.turns
-    times: dict[Row, list[float]] = {row: [] for row in plan.rows}
-    first_s, losses, peaks = {}, {}, {}
+    taken: dict[Row, list[StepSample]] = {row: [] for row in plan.rows}
     for turn in range(warmup + counted):
         for row in plan.rows:
-            reset_peak(plan.device)
-            seconds, loss = watch.time(partial(trainee.step, row, inputs))
-            peaks[row] = peak_gib(plan.device)
-            if turn == 0:
-                first_s[row], losses[row] = seconds, loss
-            if turn >= warmup:
-                times[row].append(seconds)
+            taken[row].append(trainee.sample(row, batch))
         if turn >= warmup and budget.spent:
             break
-    extra = [{"first_step_s": first_s[row], "first_loss": losses[row], "peak_gib": peaks[row]} for row in plan.rows]
+    times = {row: [sample.step_s for sample in samples[warmup:]] for row, samples in taken.items()}
+    extra = [_first_and_peak(samples) for samples in taken.values()]
     return [{**row, **more} for row, more in zip(summary(times, form.batch_size), extra, strict=True)]
 
 
-def _loss(model: Blip3Video, inputs: Inputs) -> Tensor:
-    labels_BL = inputs.ids_BL.clone()
-    labels_BL[:, : 1 + QUESTION_TOKENS] = IGNORE_INDEX
-    with torch.no_grad():
-        features = model.features(inputs.frames_BTCHW)
-    total, count = model.loss(inputs.ids_BL, labels_BL, inputs.position_B, model.vision_tokenizer(features))
-    return total / count
+def _first_and_peak(samples: list[StepSample]) -> dict[str, Any]:
+    peak = samples[-1].peak_bytes
+    return {
+        "first_step_s": samples[0].step_s,
+        "first_loss": samples[0].loss,
+        "peak_gib": None if peak is None else peak / 2**30,
+    }
 
 
 def _layers(model: Blip3Video) -> Iterator[nn.Module]:

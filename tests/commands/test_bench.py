@@ -314,7 +314,7 @@ def test_a_clip_that_is_not_a_video_gets_the_error_of_the_runtime(bundles: list[
 
 def test_help_has_examples_and_defaults() -> None:
     text = _bench("--help").stdout
-    assert text.count("blip3v bench ") == 7
+    assert text.count("blip3v bench ") == 9
     assert "default: 30" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from blip3v.runtime.onnxruntime_graph import (
     session_options,
 )
 from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeDecoder, OnnxRuntimeVideoEncoder
+from blip3v.runtime.packed_graphs import find_packed
 
 __all__ = ["BACKEND", "resident_bytes", "use_mmap"]
 
@@ -32,6 +34,7 @@ _CACHE_STEP = 64
 # Widening fp16 weights on one core of a server, or packing others for the products on two; mapped ones are read later.
 _WIDEN_S_PER_GIB = 5.2
 _PACK_S_PER_GIB = 2.2
+_MAP_PACKED_S_PER_GIB = 1.1
 
 _WIDENED = {"float16": 2}  # format of weights that are widened -> size of the copy, in units of the stored bytes
 _MAPPABLE = frozenset({"float32"})  # formats of weights that can be used as they lie in their file
@@ -83,12 +86,16 @@ class OnnxRuntimeBackend:
 
     def footprint(self, graph: GraphFile) -> Footprint:
         """See ``Backend``."""
+        if find_packed(graph) is not None:
+            return Footprint(weights_bytes=0)  # mapped
         return Footprint(weights_bytes=resident_bytes(graph.weights_bytes, graph.precision))
 
     def open_s(self, graph: GraphFile) -> float:
         """See ``Backend``."""
         if use_mmap(graph.weights_bytes, graph.precision):
             return 0.0
+        if find_packed(graph) is not None:
+            return _MAP_PACKED_S_PER_GIB * graph.weights_bytes / 2**30
         per_gib = _WIDEN_S_PER_GIB if graph.precision.weights in _WIDENED else _PACK_S_PER_GIB
         return per_gib * graph.weights_bytes / 2**30
 
@@ -98,7 +105,7 @@ class OnnxRuntimeBackend:
 
     def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
         """See ``Backend``."""
-        options = _options(graph, threads, spinning=self._spinning)
+        graph, options = _prepared(graph, threads, spinning=self._spinning)
         # Threads that wait for the next clip by spinning take the cores from the decoder, which runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return OnnxRuntimeVideoEncoder(OpenGraph(graph, options), self.execution(graph.precision))
@@ -107,7 +114,7 @@ class OnnxRuntimeBackend:
         self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
     ) -> OnnxRuntimeDecoder:
         """See ``Backend``."""
-        opened = OpenGraph(graph, _options(graph, threads, spinning=self._spinning))
+        opened = OpenGraph(*_prepared(graph, threads, spinning=self._spinning))
         return OnnxRuntimeDecoder(opened, self.execution(graph.precision), text, chunk, _HostCache)
 
 
@@ -158,13 +165,19 @@ def resident_bytes(weights_bytes: int, precision: GraphPrecision) -> int:
     return 0 if use_mmap(weights_bytes, precision) else weights_bytes * _WIDENED.get(precision.weights, 1)
 
 
-def _options(graph: GraphFile, threads: int | None, *, spinning: bool) -> Any:
+def _prepared(graph: GraphFile, threads: int | None, *, spinning: bool) -> tuple[GraphFile, Any]:
+    """The graph to open, which is the packed one if there is one, and the options of its session."""
     options = session_options(threads)
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    packed = find_packed(graph)
+    if packed is not None:
+        graph = dataclasses.replace(graph, path=packed)
+        # It is optimised already, and again it would no longer name the weights that are packed.
+        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
     if use_mmap(graph.weights_bytes, graph.precision):
         options.add_session_config_entry("session.disable_prepacking", "1")
     else:
         # All threads pack weights: most of opening a large graph. What they read stays mapped until the last is packed.
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
-    return options
+    return graph, options

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from doc_pages import ROOT
 
+from benchmarks.peers import table as peers_table
 from scripts import full_size_tensorrt, plot_full_size_quantized, plot_quantization, support_matrix
 from scripts.page_tables import replace_table
 from scripts.plot_full_size_quantized import speeds as speeds_of_quantized
@@ -171,3 +172,9 @@ def test_the_tables_of_quantised_models_are_made_from_the_results(script: str, r
     page = (ROOT / "docs/quantization.md").read_text("utf-8")
     made = replace_table(page, script, table[script](read(f"benchmarks/results/{result}")))
     assert made == page, f"run scripts/{script}, as the page says"
+
+
+def test_the_table_of_other_stacks_is_made_from_the_results() -> None:
+    text = (ROOT / "docs/peers.md").read_text("utf-8")
+    made = replace_table(text, peers_table.SCRIPT, peers_table.tables(read("benchmarks/results/peers.json")))
+    assert made == text, f"run {peers_table.SCRIPT}, as the page says"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,11 +18,7 @@ __all__ = ["REQUIREMENTS", "describe", "environment_python"]
 
 REQUIREMENTS = FOLDER / "requirements"
 _LIMIT_S = 3600.0  # some packages are built
-# Of llama.cpp: without its image encoders, half of the work, and without its products for AMX, which end in a general
-# protection fault where there is AMX (0.3.36, one of our machines).
-_BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
-if platform.machine() == "x86_64":
-    _BUILD |= dict.fromkeys(("CFLAGS", "CXXFLAGS"), "-mno-amx-tile")
+_BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}  # of llama.cpp: without its image encoders, half of the work
 _NO_DEPS = "no-deps.txt"
 
 

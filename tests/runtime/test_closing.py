@@ -21,6 +21,7 @@ from blip3v.runtime import Chat, GenerationOptions, VideoLM, VideoTokens
 from blip3v.runtime.backends import get_backend
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.opening import _open_graphs
+from blip3v.runtime.tuned import EngineChoice
 
 FILM = np.random.default_rng(2).integers(0, 256, (4, 20, 30, 3), np.uint8)
 LONG = GenerationOptions(max_new_tokens=8, ignore_stop_token=True)
@@ -262,6 +263,7 @@ def test_a_graph_that_does_not_open_closes_the_other(failing: str) -> None:
 
     names: tuple[Any, ...] = ("video_encoder", "decoder")
     backends: Any = dict.fromkeys(names, FakeBackend())
+    engines = EngineChoice(backends=backends, threads=dict.fromkeys(names), tuning=None)
     with pytest.raises(BackendError, match=f"no {failing}"):
-        _open_graphs(backends, dict.fromkeys(names), None, None)  # type: ignore[arg-type]
+        _open_graphs(engines, dict.fromkeys(names), None)  # type: ignore[arg-type]
     assert closed == [name for name in names if name != failing]

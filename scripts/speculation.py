@@ -4,12 +4,12 @@
     blip3v export -m captions/model --precision fp32 -o tiny-captions
     python scripts/speculation.py captions tiny-captions benchmarks/results/speculation.json
     python scripts/speculation.py forced BUNDLE benchmarks/results/speculation.json
-    python scripts/speculation.py table benchmarks/results/speculation.json
+    python scripts/speculation.py table benchmarks/results/speculation.json docs/benchmarks.md
 
 ``captions``: a model of the tiny preset describes films of the split test, one after another, with guesses from the
 prompt alone, and from the prompt and the captions before. ``forced``: a bundle of any size, even of random weights,
 writes a given answer whatever its logits say; each guess is the right token at a given rate, and another one otherwise.
-``table``: prints the Markdown of both.
+``table``: writes the tables of both into the page.
 """
 
 # Shapes: V logits.
@@ -38,7 +38,9 @@ from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.generation import AnswerWriter, Sampler
 from blip3v.runtime.request import Model, Request, checked_prompt
 from blip3v.runtime.speculation import Drafter, NgramCounts, Propose, speculate
+from scripts.page_tables import replace_table
 
+SCRIPT = "speculation.py"
 QUESTION = "Describe the film."
 AHEAD = (2, 4, 6, 8)  # guesses at most, on captions
 TRIES = 3  # of each caption
@@ -50,19 +52,21 @@ def main() -> None:
     """Adds the measurement to the JSON, in place of an earlier one of the same bundle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["captions", "forced", "table"])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="the bundle, but for table, and the JSON")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="the bundle and the JSON; for table the JSON and the page"
+    )
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--films", type=int, default=200, help="for captions (default: 200)")
     parser.add_argument("--new-tokens", type=int, default=129, help="of an answer, for forced (default: 129)")
     parser.add_argument("-r", "--rounds", type=int, default=3, help="for forced (default: 3)")
     options = parser.parse_args()
-    output = options.paths[-1]
-    report = json.loads(output.read_text("utf-8")) if output.is_file() else {"captions": [], "forced": []}
     if options.what == "table":
-        print(table(report))
+        result, page = options.paths
+        write_file(page, replace_table(page.read_text("utf-8"), SCRIPT, table(json.loads(result.read_text("utf-8")))))
         return
-    bundle = options.paths[0]
+    bundle, output = options.paths
+    report = json.loads(output.read_text("utf-8")) if output.is_file() else {"captions": [], "forced": []}
     before = load_average()
     how = {"backend": options.backend, "threads": options.threads}
     if options.what == "captions":

@@ -10,7 +10,7 @@ import pytest
 from doc_pages import ROOT
 
 from benchmarks.peers import table as peers_table
-from scripts import full_size_tensorrt, plot_full_size_quantized, plot_quantization, support_matrix
+from scripts import full_size_tensorrt, plot_full_size_quantized, plot_quantization, speculation, support_matrix
 from scripts.page_tables import replace_table
 from scripts.plot_full_size_quantized import speeds as speeds_of_quantized
 from scripts.plot_full_size_quantized import tables as tables_of_full_size
@@ -178,3 +178,8 @@ def test_the_table_of_other_stacks_is_made_from_the_results() -> None:
     text = (ROOT / "docs/peers.md").read_text("utf-8")
     made = replace_table(text, peers_table.SCRIPT, peers_table.tables(read("benchmarks/results/peers.json")))
     assert made == text, f"run {peers_table.SCRIPT}, as the page says"
+
+
+def test_the_tables_of_speculation_are_made_from_the_results() -> None:
+    made = replace_table(PAGE, speculation.SCRIPT, speculation.table(read("benchmarks/results/speculation.json")))
+    assert made == PAGE, f"run scripts/{speculation.SCRIPT}, as the page says"

@@ -183,3 +183,12 @@ def test_the_table_of_other_stacks_is_made_from_the_results() -> None:
 def test_the_tables_of_speculation_are_made_from_the_results() -> None:
     made = replace_table(PAGE, speculation.SCRIPT, speculation.table(read("benchmarks/results/speculation.json")))
     assert made == PAGE, f"run scripts/{speculation.SCRIPT}, as the page says"
+
+
+def test_the_times_of_packed_weights_are_the_committed_ones() -> None:
+    result = read("benchmarks/results/open-speed.json")["medians"]
+    page = " ".join((ROOT / "docs/backends.md").read_text("utf-8").split())
+    packed, plain = result["with"], result["without"]
+    assert f"opens in {packed['open_s']:.2f} s instead of {plain['open_s']:.2f}" in page
+    mebibytes, gibibytes = packed["anonymous_bytes"] / 2**20, plain["anonymous_bytes"] / 2**30
+    assert f"holds {mebibytes:.0f} MiB outside of mapped files instead of {gibibytes:.2f} GiB" in page

@@ -28,6 +28,7 @@ from blip3v.doctor.accelerators import Accelerators, examine_accelerators
 from blip3v.errors import ProviderError
 from blip3v.extras import EXTRAS, Package, pip_line, reinstall_line
 from blip3v.python_arguments import code_arguments
+from blip3v.runtime.machine import cpu_features, cpu_name, usable_cpus
 from blip3v.runtime.memory import available_bytes
 from blip3v.runtime.onnxruntime_graph import load_onnxruntime
 
@@ -89,36 +90,27 @@ def examine_machine(root: Path = Path("/")) -> Machine:
         root: folder that contains ``proc`` and ``sys``.
     """
     architecture = _ARCHITECTURE_ALIASES.get(platform.machine(), platform.machine())
-    cpu, flags = _processor(root / "proc/cpuinfo", _WANTED_FLAGS.get(architecture, ()))
     return Machine(
         python=platform.python_version(),
         executable=sys.executable,
         virtual_env=sys.prefix != sys.base_prefix,
         system=platform.platform(terse=True),
         architecture=architecture,
-        cpu=cpu or platform.processor() or None,
-        num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        cpu_flags=flags,
+        cpu=cpu_name(root),
+        num_cpus=usable_cpus() or 1,
+        cpu_flags=_has_flags(cpu_features(root), _WANTED_FLAGS.get(architecture, ())),
         memory_total_bytes=_total_memory(),
         memory_available_bytes=available_bytes(root),
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
     )
 
 
-def _processor(path: Path, wanted: tuple[str, ...]) -> tuple[str | None, dict[str, bool] | None]:
-    """Name and flags of the first processor that ``/proc/cpuinfo`` lists."""
-    try:
-        text = path.read_text("utf-8", errors="replace")
-    except OSError:
-        return None, None  # not Linux
-    values: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        values.setdefault(key.strip(), value.strip())
-    listed = values.get("flags", values.get("Features"))
-    found = set(listed.split()) if listed is not None else None
-    flags = None if found is None or not wanted else {flag: flag in found for flag in wanted}
-    return values.get("model name"), flags
+def _has_flags(features: str | None, wanted: tuple[str, ...]) -> dict[str, bool] | None:
+    """Which of the wanted features the processor has; None: not known, or none is wanted."""
+    if features is None or not wanted:
+        return None
+    found = set(features.split())
+    return {flag: flag in found for flag in wanted}
 
 
 def _total_memory() -> int | None:

@@ -14,7 +14,7 @@ from typing import Any
 from blip3v.bundle.tuning import Machine
 from blip3v.runtime import nvidia
 
-__all__ = ["cpu_name", "cpu_quota", "physical_cores", "psutil_or_none", "this_machine", "usable_cpus"]
+__all__ = ["cpu_features", "cpu_name", "cpu_quota", "physical_cores", "psutil_or_none", "this_machine", "usable_cpus"]
 
 _MODEL = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")  # x86, then ARM
 
@@ -39,8 +39,12 @@ def this_machine(root: Path = Path("/")) -> Machine:
 
 def cpu_name(root: Path = Path("/")) -> str | None:
     """Name of the processor."""
-    processors = _processors(root)
-    return (processors[0].get("model name") if processors else None) or platform.processor() or None
+    return _first(_processors(root), "model name") or platform.processor() or None
+
+
+def cpu_features(root: Path = Path("/")) -> str | None:
+    """What the processor can do, as the system lists it, separated by spaces; None: it does not."""
+    return _first(_processors(root), "flags", "Features")  # x86, ARM
 
 
 def usable_cpus() -> int | None:
@@ -73,6 +77,10 @@ def psutil_or_none() -> Any | None:
     except ModuleNotFoundError:
         return None
     return psutil
+
+
+def _first(processors: list[dict[str, str]], *names: str) -> str | None:
+    return next((values[name] for values in processors for name in names if name in values), None)
 
 
 def _processors(root: Path) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from blip3v.bundle.precision import GraphPrecision
 from blip3v.errors import ArtifactError, ConfigError
 from blip3v.runtime.backends import GraphFile
 from blip3v.runtime.engine_errors import path_for_engine
+from blip3v.runtime.machine import cpu_features
 from blip3v.runtime.onnxruntime_graph import (
     CPU_PROVIDER,
     PACKAGES,
@@ -33,7 +34,6 @@ __all__ = ["find_packed", "is_packable", "packed_folder", "write_packed"]
 
 _RECORD = "packed.json"
 _PACKABLE = frozenset({"int8"})  # formats whose packed weights ONNX Runtime stores
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def is_packable(precision: GraphPrecision) -> bool:
@@ -94,8 +94,5 @@ def write_packed(graph: GraphFile, folder: Path) -> None:
 
 def _processor() -> str:
     """What the processor can do, on which the packed form depends: its features where the system lists them."""
-    try:
-        lines = _CPUINFO.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
+    features = cpu_features()
+    return platform.processor() if features is None else features

@@ -21,43 +21,19 @@ from typing import Any
 
 import numpy as np
 
+from blip3v.data.records import ClipSample, Turn
 from blip3v.data.samples import Frames, Pair
 from blip3v.errors import ConfigError
 from blip3v.strict_json import read_json_value
 from blip3v.video import load_clip
 
-__all__ = ["ClipSample", "ClipSource", "Turn", "open_clips", "read_samples"]
+__all__ = ["ClipSource", "open_clips", "read_samples"]
 
 _IMAGE = "<image>"
 _CLOCK = re.compile(r"(\d{1,3}):([0-5]\d):([0-5]\d(?:\.\d{1,9})?)")
 _FRAME_SUFFIXES = (".jpg", ".jpeg")
 _REQUIRED = ("path", "conversations")
 _OPTIONAL = ("clip_timestamps", "start_time", "end_time", "id")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A question, without ``<image>``, and the answer to learn."""
-
-    question: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class ClipSample:
-    """One record.
-
-    Attributes:
-        video: a video file or a folder of jpeg frames, which existed when the list was read.
-        turns: at least one; the video belongs before the first question.
-        start_s: where the clip starts in the file, or None for its start.
-        end_s: where the clip ends in the file, or None for its end.
-    """
-
-    video: Path
-    turns: tuple[Turn, ...]
-    start_s: float | None = None
-    end_s: float | None = None
 
 
 def read_samples(path: str | Path) -> list[ClipSample]:

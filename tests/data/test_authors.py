@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blip3v.data.authors import ClipSample, Turn, _seconds, read_samples
+from blip3v.data.authors import _seconds, read_samples
+from blip3v.data.records import ClipSample, Turn
 from blip3v.errors import ConfigError
 
 

@@ -7,7 +7,6 @@ one resampler block and the mean of the frames behind SigLIP, the least that a b
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["open_decoder", "open_tower", "prepare"]
 
-_CLIPS, _PROMPTS = 2, 4  # speed does not depend on the values of scales
-
 
 def prepare(form: str, checkpoint: Path, folder: Path) -> None:
     """Exports ``folder/bundle`` with the weights of ``checkpoint``. Nothing is compared: the weights are random."""
     from blip3v.bundle import Precision
-    from blip3v.calibration.collect import calibrate
-    from blip3v.calibration.data import film_clips
-    from blip3v.calibration.options import RecipeOptions
     from blip3v.config import ModelConfig
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.quantization import QuantizationOptions
@@ -37,14 +31,9 @@ def prepare(form: str, checkpoint: Path, folder: Path) -> None:
 
     config = ModelConfig.load(checkpoint / "model.json")
     source = dataclasses.replace(random_source(config), weights=_weights(checkpoint, config))
-    precision, options = Precision.parse(form), None
-    if precision.is_quantized:
-        clips = film_clips(source, num_clips=_CLIPS, prompts_per_clip=_PROMPTS)
-        calibrate(folder / "calibration", source, source.hashed_provenance(), clips, force=True)
-        recipe = RecipeOptions(smoothing=False, rounding="nearest", ranges="minmax")
-        options = QuantizationOptions(calibration=folder / "calibration", recipe=recipe)
+    precision = Precision.parse(form)
+    options = QuantizationOptions.for_speed_alone() if precision.is_quantized else None
     export_bundle(source, folder / "bundle", precision=precision, quantization=options, check=False, force=True)
-    shutil.rmtree(folder / "calibration", ignore_errors=True)
 
 
 def open_decoder(form: str, engine: str, checkpoint: Path, folder: Path, threads: int) -> _Decoder:

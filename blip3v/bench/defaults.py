@@ -35,7 +35,6 @@ __all__ = [
 
 _FILM_SEED, _FILM_HEIGHT = 5471, 480  # of examples/turn.mp4
 _DEFAULT = Precision.parse(DEFAULT_PRECISION)
-_FEW_QUESTIONS = 24
 _KEY_LENGTH = 12
 
 
@@ -131,7 +130,6 @@ def kept_bundle(
         before_export: called with the bundle's path unless it is reused; may raise.
     """
     from blip3v.export import export_bundle  # imports PyTorch
-    from blip3v.export.accuracy_run import AccuracyOptions
     from blip3v.export.quantization import QuantizationOptions
 
     path = folder / f"{source.folder_name}-{precision.file_name}-{_key(source, precision)}"
@@ -146,9 +144,7 @@ def kept_bundle(
     before_export(path)
     progress(f"exporting {path}")
     folder.mkdir(parents=True, exist_ok=True)
-    quantization = None
-    if precision.is_quantized:  # of speed alone: a few questions show that the graphs run
-        quantization = QuantizationOptions(accuracy=AccuracyOptions(num_questions=_FEW_QUESTIONS, max_drop=100))
+    quantization = QuantizationOptions.for_speed_alone() if precision.is_quantized else None
     exported = export_bundle(
         source, path, precision=precision, quantization=quantization, check=check, force=path.exists()
     )

@@ -46,6 +46,10 @@ from blip3v.runtime.backends import GRAPHS
 __all__ = ["Quantization", "QuantizationOptions", "open_quantization"]
 
 
+_FEW_QUESTIONS = 24  # show that the graphs run
+_FEW_FILMS = 2, 4
+
+
 class _Progress(Protocol):
     def __call__(self, stage: str, done: int = 0, total: int = 0) -> None: ...
 
@@ -58,6 +62,16 @@ class QuantizationOptions:
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     max_kl: float = DEFAULT_MAX_KL  # nats, that the formats of ``mixed`` may cost
     accuracy: AccuracyOptions = field(default_factory=AccuracyOptions)
+    films: tuple[int, int] | None = None  # number and prompts about each, where calibration is None; None: by the model
+
+    @staticmethod
+    def for_speed_alone() -> QuantizationOptions:
+        """The quickest that there are, for a bundle that is only to be timed: speed does not depend on scales."""
+        return QuantizationOptions(
+            recipe=RecipeOptions(smoothing=False, rounding="nearest", ranges="minmax"),
+            accuracy=AccuracyOptions(num_questions=_FEW_QUESTIONS, max_drop=100),
+            films=_FEW_FILMS,
+        )
 
 
 @dataclass(frozen=True)
@@ -242,7 +256,7 @@ def _calibration(source: ExportSource, options: QuantizationOptions, folder: Pat
         calibration = Calibration.load(options.calibration)
         calibration.check_model(provenance, source.config)
         return calibration
-    num_clips, prompts_per_clip = default_counts(source.config)
+    num_clips, prompts_per_clip = options.films or default_counts(source.config)
     samples = film_clips(source, num_clips=num_clips, prompts_per_clip=prompts_per_clip)
     return calibrate(folder / "calibration", source, provenance, samples, progress=progress)
 

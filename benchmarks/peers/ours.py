@@ -1,7 +1,8 @@
 """blip3v itself: bundles exported from the checkpoint, each graph opened by one of our back ends.
 
-``form`` is the precision of the export, ``engine`` a back end. The tower is the whole video encoder of a bundle with
-one resampler block and the mean of the frames behind SigLIP, the least that a bundle can have.
+``form`` is the precision of the export, ``engine`` a back end. A bundle in int4 also gets int8 weights for prompts. The
+tower is the whole video encoder of a bundle with one resampler block and the mean of the frames behind SigLIP, the
+least that a bundle can have.
 """
 
 from __future__ import annotations
@@ -25,12 +26,17 @@ _CLIPS, _PROMPTS = 2, 4  # speed does not depend on the values of scales
 
 
 def prepare(form: str, checkpoint: Path, folder: Path) -> None:
-    """Exports ``folder/bundle`` with the weights of ``checkpoint``. Nothing is compared: the weights are random."""
+    """Exports ``folder/bundle`` with the weights of ``checkpoint``. Nothing is compared: the weights are random.
+
+    A bundle that was prepared before there were weights for prompts gets them by
+    ``blip3v build FOLDER/prepared/ours-int4/bundle --library onnxruntime --prompt-weights int8``.
+    """
     from blip3v.bundle import Precision
     from blip3v.calibration.collect import calibrate
     from blip3v.calibration.data import film_clips
     from blip3v.calibration.options import RecipeOptions
     from blip3v.config import ModelConfig
+    from blip3v.export.packed_graphs import build_prompt_weights
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.quantization import QuantizationOptions
     from blip3v.export.source import random_source
@@ -45,6 +51,8 @@ def prepare(form: str, checkpoint: Path, folder: Path) -> None:
         options = QuantizationOptions(calibration=folder / "calibration", recipe=recipe)
     export_bundle(source, folder / "bundle", precision=precision, quantization=options, check=False, force=True)
     shutil.rmtree(folder / "calibration", ignore_errors=True)
+    if form == "int4":
+        build_prompt_weights(folder / "bundle")
 
 
 def open_decoder(form: str, engine: str, checkpoint: Path, folder: Path, threads: int) -> _Decoder:

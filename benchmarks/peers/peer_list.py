@@ -63,6 +63,10 @@ PEERS = {
     "ours-pair-int4": _peer(
         "ours", None, "int4", f"{_BF16}+onnxruntime", 4, "blip3v int4, prompts on OpenVINO in bf16", "decoder"
     ),
+    "ours-int4-prompts-int8": _peer(
+        *("ours", None, "int4", "onnxruntime:cpu-int8+onnxruntime", 4),
+        *("blip3v int4, prompts in int8, ONNX Runtime", "decoder"),
+    ),
     "ours-cache-int4": _peer(
         "ours", None, "int4+kv-int8", "onnxruntime", 4, "blip3v int4, cache in int8, ONNX Runtime", "decoder"
     ),

@@ -22,7 +22,7 @@ from blip3v.publishing import check_writable, new_folder, require_disk
 from blip3v.runtime import memory
 from blip3v.runtime.backends import GRAPHS, GraphFile, GraphName, get_backend
 from blip3v.runtime.opening import graph_files
-from blip3v.runtime.packed_graphs import find_packed, is_packable, packed_folder, write_packed
+from blip3v.runtime.packed_graphs import find_packed, is_packable, packed_folder, write_packed, write_record
 from blip3v.runtime.prompt_weights import find_prompt_weights, has_blocks, prompt_weights_folder
 
 __all__ = ["PackedBuild", "build_packed", "build_prompt_weights"]
@@ -32,7 +32,7 @@ _UNPACKED_COPIES = 1.0  # on disk too while weights for prompts are packed
 _MEMORY_COPIES = 2.2
 _FIXED_BYTES = 512 * 2**20
 _INT8_BYTES = {"int4-block": 2, "int8-block": 1}  # of a weight, in units of what it takes in blocks
-_READER = "onnx_ir"  # reads and writes graphs; in the extra ``export``
+_READERS = ("onnx", "onnx_ir")  # read and write graphs; in the extra ``export``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +103,10 @@ def build_prompt_weights(
     bundle = open_bundle(path)
     get_backend("onnxruntime").check_installed()
     _check_blocks(bundle)
-    if find_spec(_READER) is None:
-        raise ProviderError(
-            f"making weights for prompts needs {_READER}, which is not installed; run: {pip_line('export')}"
-        )
+    missing = [module for module in _READERS if find_spec(module) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise ProviderError(f"making weights for prompts needs {names}, not installed here; run: {pip_line('export')}")
     check_writable(bundle.path / layout.ENGINES)
     with real_files(bundle.path, [file for name in GRAPHS for file in bundle.graph_files(name)]) as files:
         graph = graph_files(bundle, files)["decoder"]
@@ -158,12 +158,14 @@ class _Packing:
 
 def _write_for_prompts(graph: GraphFile, folder: Path) -> None:
     """Writes the decoder in int8 to a folder beside ``folder``, which is removed, and packs it into ``folder``."""
-    from blip3v.export.prompt_weights import write_for_prompts  # imports onnx_ir
+    from blip3v.export.prompt_weights import pack_blocks_when_opened, write_for_prompts  # imports onnx
 
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as unpacked:
         path = Path(unpacked) / graph.path.name
         write_for_prompts(graph.path, graph.precision, path)
         write_packed(dataclasses.replace(graph, path=path), folder)
+    pack_blocks_when_opened(folder / path.name)
+    write_record(folder)
 
 
 def _check_packable(bundle: Bundle) -> None:

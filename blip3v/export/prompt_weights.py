@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from blip3v.bundle.precision import GraphPrecision
 from blip3v.errors import ArtifactError
 from blip3v.export.block_values import channel_scales, int8_values
 
-__all__ = ["with_int8_products", "write_for_prompts"]
+__all__ = ["pack_blocks_when_opened", "with_int8_products", "write_for_prompts"]
 
 _BITS = {"int4-block": 4, "int8-block": 8}  # of the values, by format
 _CONTRIB = "com.microsoft"
@@ -80,6 +81,25 @@ def with_int8_products(model: ir.Model, precision: GraphPrecision) -> int:
     for node in blocks:
         _rewrite(model.graph, node, shared)
     return len(blocks)
+
+
+def pack_blocks_when_opened(path: Path) -> None:
+    """Has ONNX Runtime pack the blocks of a graph that it wrote with packed weights when it opens the graph.
+
+    It writes the packed values of MatMulNBits without the scales that belong to them, and then computes nonsense.
+
+    Args:
+        path: the .onnx file, which is replaced.
+
+    Raises:
+        OSError: the file system reports an error.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in list(tensor.external_data):
+            if entry.key.startswith("prepacked") and entry.value.startswith("MatMulNBits"):
+                tensor.external_data.remove(entry)
+    path.write_bytes(model.SerializeToString())
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, shared: dict[str, ir.Value]) -> None:

@@ -30,7 +30,7 @@ from blip3v.runtime.onnxruntime_graph import (
     session_options,
 )
 
-__all__ = ["find_packed", "folder_of", "is_packable", "packed_folder", "packed_in", "write_packed"]
+__all__ = ["find_packed", "folder_of", "is_packable", "packed_folder", "packed_in", "write_packed", "write_record"]
 
 _RECORD = "packed.json"
 _PACKABLE = frozenset({"int8"})  # formats whose packed weights ONNX Runtime stores
@@ -110,7 +110,16 @@ def write_packed(graph: GraphFile, folder: Path) -> None:
     with onnxruntime_errors(f"packing {graph.path}"):
         path = path_for_engine(graph.path)
         load_onnxruntime().InferenceSession(path, options, providers=[CPU_PROVIDER], enable_fallback=False)
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    write_record(folder)
+
+
+def write_record(folder: Path) -> None:
+    """Has the files in ``folder`` be those that ``packed_in`` expects there.
+
+    Raises:
+        OSError: the file system reports an error.
+    """
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != _RECORD}
     (folder / _RECORD).write_text(strict_json.dumps(sizes), "utf-8")
 
 

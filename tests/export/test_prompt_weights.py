@@ -57,9 +57,8 @@ def write_graph(path: Path, *, data: str | None = None) -> tuple[NDArray[np.floa
     value, nodes, initializers, matrices = inputs, [], [], []
     for name, bits, num_inputs, num_outputs in (("first", 4, 80, 48), ("head", 8, 48, 24)):
         stored = blocks(num_outputs, num_inputs, bits)
-        parts = [
-            ir.val(f"{name}.{i}", const_value=ir.tensor(part, name=f"{name}.{i}")) for i, part in enumerate(stored)
-        ]
+        tensors = (ir.tensor(stored[0], name=f"{name}.blocks"), ir.tensor(stored[1], name=f"{name}.scales"))
+        parts = [ir.val(tensor.name, const_value=tensor) for tensor in tensors]
         attributes = {"K": num_inputs, "N": num_outputs, "bits": bits, "block_size": GROUP, "accuracy_level": 4}
         nodes.append(ir.node("MatMulNBits", [value, *parts], attributes, domain="com.microsoft", name=name))
         value = nodes[-1].outputs[0]
@@ -90,8 +89,9 @@ def test_products_round_each_row_by_itself_and_leave_the_head(tmp_path: Path) ->
     assert errors.max() < 0.02
     written = ir.load(tmp_path / "new" / "decoder.onnx").graph
     assert [node.op_type for node in written if node.domain] == ["MatMulIntegerToFloat", "MatMulNBits"]
-    assert {"first.values", "head.0", "head.1"} <= set(written.initializers)
-    assert "first.0" not in written.initializers
+    assert {"first.values", "head.blocks", "head.scales"} <= set(written.initializers)
+    assert written.initializers["first.values"].dtype == ir.DataType.INT8
+    assert "first.scales" not in written.initializers
 
 
 def test_blocks_of_8_bits_are_the_own_form_of_another_precision(tmp_path: Path) -> None:

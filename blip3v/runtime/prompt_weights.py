@@ -2,8 +2,8 @@
 
     BUNDLE/onnx/decoder.onnx -> BUNDLE/engines/onnxruntime-VERSION-prompts-int8-KEY/decoder.onnx, decoder.onnx.data, ...
 
-``blip3v build --library onnxruntime --prompt-weights int8`` makes it, packed as in ``packed_graphs.py``; the back end
-``onnxruntime:cpu-int8`` alone opens it. Not here: making it (``export/prompt_weights.py``).
+``blip3v build`` makes it where it is asked to, packed as in ``packed_graphs.py``; the back end ``onnxruntime:cpu-int8``
+alone opens it. Not here: making it (``export/prompt_weights.py``).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def require_prompt_weights(graph: GraphFile) -> Path:
     if found is None:
         bundle = "BUNDLE" if graph.engines is None else graph.engines.parent
         raise ArtifactMissingError(
-            f"{bundle} has no int8 weights for prompts that were made on this machine with this ONNX Runtime; "
-            f"run `blip3v build {bundle} --library onnxruntime --prompt-weights int8`"
+            f"{bundle} has no int8 weights for prompts that were made on this machine with this ONNX Runtime",
+            remedy=f"run `blip3v build {bundle}` with `library='onnxruntime'` and `prompt_weights='int8'`",
         )
     return found

@@ -176,7 +176,7 @@ def test_the_tables_of_quantised_models_are_made_from_the_results(script: str, r
 
 def test_the_table_of_other_stacks_is_made_from_the_results() -> None:
     text = (ROOT / "docs/peers.md").read_text("utf-8")
-    made = replace_table(text, peers_table.SCRIPT, peers_table.tables(read("benchmarks/results/peers.json")))
+    made = replace_table(text, peers_table.SCRIPT, peers_table.tables([read("benchmarks/results/peers.json")]))
     assert made == text, f"run {peers_table.SCRIPT}, as the page says"
 
 

@@ -9,13 +9,14 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from benchmarks.peers.peer_list import FOLDER, Peer
 
-__all__ = ["PeerError", "Worker", "last_words", "log_file", "prepare"]
+__all__ = ["PeerError", "Together", "Worker", "last_words", "log_file", "prepare"]
 
 _LIMIT_S = 3600.0  # of one request, or of one preparation
 _WORKER = FOLDER / "worker.py"
@@ -114,6 +115,40 @@ class Worker:
     def _ended(self) -> PeerError:
         self.close()
         return PeerError(last_words(self._log, self._process.returncode))
+
+
+class Together:
+    """The tower and the decoder of one stack, each in a process of its own; a context manager, used as ``Worker`` is.
+
+    Raises:
+        PeerError: one of them cannot be opened.
+    """
+
+    def __init__(self, open_tower: Callable[[], Worker], open_decoder: Callable[[], Worker]) -> None:
+        with contextlib.ExitStack() as stack:
+            self._tower = stack.enter_context(open_tower())
+            self._decoder = stack.enter_context(open_decoder())
+            self._stack = stack.pop_all()
+        self.opened_s = self._tower.opened_s + self._decoder.opened_s
+
+    def __enter__(self) -> Together:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def generate(self, prompt: int, steps: int, seed: int) -> dict[str, Any]:
+        """See ``Worker``."""
+        return self._decoder.generate(prompt, steps, seed)
+
+    def encode(self, frames: int) -> dict[str, Any]:
+        """See ``Worker``."""
+        return self._tower.encode(frames)
+
+    def peak_rss_bytes(self) -> int | None:
+        """Of both processes."""
+        peaks = self._tower.peak_rss_bytes(), self._decoder.peak_rss_bytes()
+        return None if None in peaks else sum(peak for peak in peaks if peak is not None)
 
 
 def prepare(python: Path, peer: Peer, checkpoint: Path, work: Path, threads: int) -> float:

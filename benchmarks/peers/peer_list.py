@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FOLDER", "OURS", "PARTS", "PEERS", "Peer"]
+__all__ = ["ANSWERS", "FOLDER", "OURS", "PARTS", "PEERS", "Peer", "Stack", "bits_of", "named", "parts_of"]
 
 FOLDER = Path(__file__).parent
-PARTS = ("decoder", "tower")
+PARTS = ("decoder", "tower", "answer")
+_PEER_PARTS = ("decoder", "tower")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,23 @@ class Peer:
     form: str  # of the weights; peers of one module with the same form share what ``prepare`` writes
     engine: str  # how they are run
     bits: int  # of the weights, and so which of ours it is measured beside: ``OURS``
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = _PEER_PARTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A tower and a decoder of one stack, which together give an answer: the part ``answer``."""
+
+    what: str
+    tower: str  # names of ``PEERS``
+    decoder: str
 
 
 # Part and bits of a peer -> ours, on the back end that ``auto`` takes for this graph with both installed.
 OURS = {
     "decoder": {32: "ours-fp16", 16: "ours-fp16", 8: "ours-int8", 4: "ours-int4"},
     "tower": {32: "ours-openvino-fp16", 16: "ours-openvino-fp16", 8: "ours-openvino-int8"},
+    "answer": {8: "answer-ours-int8", 4: "answer-ours-int4"},
 }
 
 
@@ -40,7 +51,7 @@ def _peer(module: str, requirements: str | None, form: str, engine: str, bits: i
         form=form,
         engine=engine,
         bits=bits,
-        parts=parts or PARTS,
+        parts=parts or _PEER_PARTS,
     )
 
 
@@ -93,3 +104,40 @@ PEERS = {
     "llama-cpp-q4_0": _peer(_LLAMA, "llama_cpp", "q4_0", "cpu", 4, "llama.cpp q4_0", "decoder"),
     "optimum-fp32": _peer(_OPTIMUM, "optimum", "fp32", "onnxruntime", 32, "optimum's ONNX export, fp32", "decoder"),
 }
+
+# A stack in 4 bits has its tower in int8, as ours has. OpenVINO's own hint is not the faster one for a token here.
+_MIXED = "tower in bf16, decoder with hint f32"
+ANSWERS = {
+    "answer-ours-int8": Stack(what="blip3v int8", tower="ours-bf16-int8", decoder="ours-int8"),
+    "answer-openvino-int8": Stack(
+        what="OpenVINO int8: nncf and GenAI", tower="openvino-nncf-int8", decoder="openvino-genai-int8"
+    ),
+    "answer-openvino-int8-mixed": Stack(
+        what=f"OpenVINO int8, {_MIXED}", tower="openvino-nncf-int8", decoder="openvino-genai-int8-f32"
+    ),
+    "answer-ours-int4": Stack(what="blip3v int4", tower="ours-bf16-int8", decoder="ours-int4"),
+    "answer-ours-cache-int4": Stack(
+        what="blip3v int4, cache in int8", tower="ours-bf16-int8", decoder="ours-cache-int4"
+    ),
+    "answer-openvino-int4": Stack(
+        what="OpenVINO int4: nncf and GenAI", tower="openvino-nncf-int8", decoder="openvino-genai-int4"
+    ),
+    "answer-openvino-int4-mixed": Stack(
+        what=f"OpenVINO int4, {_MIXED}", tower="openvino-nncf-int8", decoder="openvino-genai-int4-f32"
+    ),
+}
+
+
+def named(name: str) -> Peer | Stack:
+    """What a name of ``PEERS`` or ``ANSWERS`` stands for."""
+    return PEERS[name] if name in PEERS else ANSWERS[name]
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The parts that are measured of it."""
+    return PEERS[name].parts if name in PEERS else ("answer",)
+
+
+def bits_of(name: str) -> int:
+    """Bits of its weights; of a stack, its decoder's."""
+    return PEERS[name].bits if name in PEERS else PEERS[ANSWERS[name].decoder].bits

@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks.peers import environments
 from benchmarks.peers.checkpoint import cut_config, write_checkpoint
-from benchmarks.peers.client import PeerError, Worker, prepare
-from benchmarks.peers.peer_list import OURS, PARTS, PEERS, Peer
+from benchmarks.peers.client import PeerError, Together, Worker, prepare
+from benchmarks.peers.peer_list import ANSWERS, OURS, PARTS, PEERS, Peer, bits_of, parts_of
 from benchmarks.peers.result import Result
 from benchmarks.peers.turns import MIN_TURNS, Amounts, measure
 from blip3v.bench.environment import describe_environment, load_average
@@ -81,16 +81,14 @@ class _Run:
         write_checkpoint(self._checkpoint, self._config)
         for part in self._parts:
             for ours in dict.fromkeys(OURS[part].values()):
-                names = [
-                    name for name in self._names if part in PEERS[name].parts and OURS[part][PEERS[name].bits] == ours
-                ]
+                names = [name for name in self._names if part in parts_of(name) and OURS[part][bits_of(name)] == ours]
                 todo = [name for name in names if self._options.again or not self._result.has(name, part)]
                 if todo:
                     self._group(part, ours, [ours, *(name for name in todo if name != ours)])
 
     def _group(self, part: str, ours: str, names: Sequence[str]) -> None:
         failed: dict[str, str] = {}
-        opens: dict[str, Callable[[], Worker]] = {}
+        opens: dict[str, Callable[[], Worker | Together]] = {}
         for name in names:
             try:
                 opens[name] = self._ready(name, part)
@@ -111,8 +109,15 @@ class _Run:
             failed = dict.fromkeys(names, why) | failed
         self._result.add(group, failed, part)
 
-    def _ready(self, name: str, part: str) -> Callable[[], Worker]:
+    def _ready(self, name: str, part: str) -> Callable[[], Worker | Together]:
         """What opens a peer, once its environment and its weights are there."""
+        if name not in ANSWERS:
+            return self._peer_ready(name, part)
+        tower = self._peer_ready(ANSWERS[name].tower, "tower")
+        decoder = self._peer_ready(ANSWERS[name].decoder, "decoder")
+        return lambda: Together(tower, decoder)
+
+    def _peer_ready(self, name: str, part: str) -> Callable[[], Worker]:
         peer = PEERS[name]
         python, values = self._python(peer), self._result.values
         environment = peer.requirements or "blip3v"
@@ -135,8 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where checkpoint, environments and converted weights go")
     parser.add_argument("output", type=Path, help="the JSON")
-    parser.add_argument("--peers", default=",".join(PEERS), help=f"separated by commas (default: {', '.join(PEERS)})")
-    parser.add_argument("--parts", default=",".join(PARTS), help="decoder, tower or both (default: both)")
+    every = ", ".join((*PEERS, *ANSWERS))
+    parser.add_argument("--peers", default=every, help=f"separated by commas (default: {every})")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--shape", default="xgen-mm-vid", choices=PRESETS, help="widths (default: xgen-mm-vid)")
     parser.add_argument("--layers", type=_count, default=8, help="of the decoder (default: 8; the 4B model has 32)")
     parser.add_argument("--vision-layers", type=_count, help="of the tower (default: all)")
@@ -159,7 +165,7 @@ def _count(text: str) -> int:
 
 
 def _names(text: str, allowed: Sequence[str] | None = None, what: str = "peer") -> list[str]:
-    known = list(PEERS) if allowed is None else list(allowed)
+    known = [*PEERS, *ANSWERS] if allowed is None else list(allowed)
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -178,7 +184,7 @@ def _check_lengths(config: ModelConfig, amounts: Amounts) -> None:
 
 def _check_parts(names: Sequence[str], parts: Sequence[str]) -> None:
     for part in parts:
-        if len(parts) == 1 and not any(part in PEERS[name].parts for name in names):
+        if len(parts) == 1 and not any(part in parts_of(name) for name in names):
             raise UsageError(
                 f"none of {', '.join(names)} has a {part} to measure; leave out --parts {part}, or name others"
             )

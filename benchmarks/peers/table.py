@@ -1,6 +1,6 @@
-"""Writes the table of docs/peers.md from the JSON of run.py.
+"""Writes the tables of docs/peers.md from the JSON of one or more runs of run.py.
 
-    python benchmarks/peers/table.py benchmarks/results/peers.json docs/peers.md
+    python benchmarks/peers/table.py benchmarks/results/peers-full-size.json benchmarks/results/peers.json docs/peers.md
 
 It replaces what is between the page's two markers; a page that is not there is begun with them.
 """
@@ -8,12 +8,13 @@ It replaces what is between the page's two markers; a page that is not there is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.peer_list import OURS, PARTS, PEERS
+from benchmarks.peers.peer_list import ANSWERS, OURS, PARTS, PEERS, named
 from benchmarks.peers.result import read_result
+from benchmarks.peers.turns import ANSWER_TOKENS
 from blip3v.errors import Blip3vError
 from blip3v.publishing import write_file
 from scripts.page_tables import END, replace_table, start_marker
@@ -21,24 +22,38 @@ from scripts.page_tables import END, replace_table, start_marker
 __all__ = ["SCRIPT", "main", "tables"]
 
 SCRIPT = "benchmarks/peers/table.py"
-_TITLES = {"decoder": "Language model", "tower": "Vision tower"}
+_TITLES = {"decoder": "Language model", "tower": "Vision tower", "answer": "An answer, from frames to its last token"}
 _RESAMPLER = "Patch features of all frames. Ours also computes one block of the resampler, which a bundle cannot lack."
 
 
-def main(result: Path, page: Path) -> None:
-    """Writes the page."""
+def main(*paths: Path) -> None:
+    """Writes the page, the last of ``paths``, from the results before it."""
+    *results, page = paths
     try:
-        table = tables(read_result(result))
+        table = tables([read_result(result) for result in results])
         text = page.read_text("utf-8") if page.is_file() else _new_page()
         write_file(page, replace_table(text, SCRIPT, table))
     except (Blip3vError, ValueError) as error:
         raise SystemExit(str(error)) from error
 
 
-def tables(result: dict[str, Any]) -> str:
-    """The tables in Markdown: each part, what could not be run, and the versions."""
-    parts = [_part(result, part) for part in PARTS if any(group["part"] == part for group in result["groups"])]
-    return "\n\n".join([_setup(result), *parts, *_not_run(result), _versions(result)])
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """The tables in Markdown: of each result its parts and what could not be run; then all versions."""
+    environments: dict[str, Any] = {}
+    for result in results:
+        environments |= result["environments"]
+    texts = [text for result in results for text in _of_one(result, alone=len(results) == 1)]
+    return "\n\n".join([*texts, _versions(environments)])
+
+
+def _of_one(result: dict[str, Any], *, alone: bool) -> Iterator[str]:
+    if not alone:
+        yield f"## {_count(result['setup']['layers'], 'decoder layer')}"
+    yield _setup(result)
+    for part in PARTS:
+        if any(group["part"] == part for group in result["groups"]):
+            yield _part(result, part)
+    yield from _not_run(result)
 
 
 def _new_page() -> str:
@@ -72,7 +87,7 @@ def _part(result: dict[str, Any], part: str) -> str:
     lines = [
         f"### {_TITLES[part]}",
         "",
-        *([] if part == "decoder" else [_RESAMPLER, ""]),
+        *(line for text in _notes(result["setup"], part) for line in (text, "")),
         f"| | {' | '.join(columns.values())} | peak memory |{' logits beside ours |' if part == 'decoder' else ''}",
         f"|---|{'---:|' * (len(columns) + (2 if part == 'decoder' else 1))}",
     ]
@@ -87,10 +102,26 @@ def _part(result: dict[str, Any], part: str) -> str:
     return "\n".join(lines)
 
 
+def _notes(setup: dict[str, Any], part: str) -> Iterator[str]:
+    if part == "tower":
+        yield _RESAMPLER
+    if part == "answer":
+        yield (
+            f"The tower over {_count(setup['frames'], 'frame')}, a prompt of {min(setup['prompts'])} tokens (32 of "
+            f"them the video's) and {ANSWER_TOKENS} new tokens, one after the other in each turn."
+        )
+
+
 def _columns(setup: dict[str, Any], part: str) -> Iterator[tuple[str, str]]:
     """Figures and their headings."""
     if part == "tower":
         yield "encode_s", f"{_count(setup['frames'], 'frame')}"
+        return
+    if part == "answer":
+        yield "answer_s", "in all"
+        yield "encode_s", "tower"
+        yield "prefill_s", "prompt"
+        yield "step_s", f"{ANSWER_TOKENS - 1} tokens"
         return
     for prompt in setup["prompts"]:
         yield f"prefill_{prompt}_s", f"prefill {prompt}"
@@ -105,8 +136,12 @@ def _row(group: dict[str, Any], name: str, columns: dict[str, str]) -> str:
     if "cosine_to_ours" in group:
         cosine = group["cosine_to_ours"].get(name)
         cells.append("" if cosine is None or name == group["ours"] else f"{cosine:.3f}")
-    what = PEERS[name].what if name in PEERS else name
+    what = _what(name)
     return f"| {f'**{what}**' if name == group['ours'] else what} | {' | '.join(cells)} |"
+
+
+def _what(name: str) -> str:
+    return named(name).what if name in PEERS or name in ANSWERS else name
 
 
 def _cell(figure: dict[str, float], *, is_ours: bool) -> str:
@@ -117,7 +152,7 @@ def _cell(figure: dict[str, float], *, is_ours: bool) -> str:
 
 def _not_run(result: dict[str, Any]) -> list[str]:
     reasons = [
-        f"| {PEERS[name].what if name in PEERS else name} | {part} | {_one_cell(reason)} |"
+        f"| {_what(name)} | {part} | {_one_cell(reason)} |"
         for name, parts in result["not_run"].items()
         for part, reason in parts.items()
     ]
@@ -144,9 +179,9 @@ _SHOWN = (
 )
 
 
-def _versions(result: dict[str, Any]) -> str:
+def _versions(environments: dict[str, Any]) -> str:
     lines = ["### Versions", "", "| environment | packages |", "|---|---|"]
-    for name, values in result["environments"].items():
+    for name, values in environments.items():
         packages = values["packages"]
         shown = [f"{package} {packages[package]}" for package in _SHOWN if package in packages]
         lines.append(f"| {name.replace('_', '-')} | {', '.join(shown)} |")

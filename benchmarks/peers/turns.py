@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers.client import PeerError, Worker
+from benchmarks.peers.client import PeerError, Together, Worker
 
-__all__ = ["MIN_TURNS", "Amounts", "cosine", "figures", "measure", "summary"]
+__all__ = ["ANSWER_TOKENS", "MIN_TURNS", "Amounts", "cosine", "figures", "measure", "summary"]
 
 MIN_TURNS = 3
+ANSWER_TOKENS = 32  # of the part ``answer``
 
 Turn = dict[str, dict[str, Any]]  # by peer
 
@@ -32,14 +33,14 @@ class Amounts:
 def measure(
     part: str,
     ours: str,
-    opens: Mapping[str, Callable[[], Worker]],
+    opens: Mapping[str, Callable[[], Worker | Together]],
     amounts: Amounts,
     progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Opens the peers, measures them in turns after one turn that does not count, and closes them.
 
     Args:
-        part: ``decoder`` or ``tower``.
+        part: ``decoder``, ``tower`` or ``answer``.
         ours: the name of the one that the others are compared with.
         opens: opens each peer, by name; ours among them.
         amounts: what a turn is.
@@ -72,12 +73,12 @@ def measure(
 
 
 def _opened(
-    opens: Mapping[str, Callable[[], Worker]],
+    opens: Mapping[str, Callable[[], Worker | Together]],
     stack: ExitStack,
     failed: dict[str, str],
     progress: Callable[[str], None],
-) -> dict[str, Worker]:
-    workers = {}
+) -> dict[str, Worker | Together]:
+    workers: dict[str, Worker | Together] = {}
     for name, open_peer in opens.items():
         progress(f"open {name}")
         try:
@@ -87,7 +88,9 @@ def _opened(
     return workers
 
 
-def _turn(part: str, number: int, workers: dict[str, Worker], amounts: Amounts, failed: dict[str, str]) -> Turn:
+def _turn(
+    part: str, number: int, workers: dict[str, Worker | Together], amounts: Amounts, failed: dict[str, str]
+) -> Turn:
     """One sample of each; a peer that fails is no longer among ``workers``."""
     turn = {}
     for name, worker in list(workers.items()):
@@ -99,9 +102,12 @@ def _turn(part: str, number: int, workers: dict[str, Worker], amounts: Amounts, 
     return turn
 
 
-def _sample(part: str, number: int, worker: Worker, amounts: Amounts) -> Iterator[tuple[str, Any]]:
+def _sample(part: str, number: int, worker: Worker | Together, amounts: Amounts) -> Iterator[tuple[str, Any]]:
     if part == "tower":
         yield "encode_s", worker.encode(amounts.frames)["encode_s"]
+        return
+    if part == "answer":
+        yield from _answer(number, worker, amounts)
         return
     for prompt in amounts.prompts:
         answer = worker.generate(prompt, amounts.steps, number)
@@ -110,7 +116,18 @@ def _sample(part: str, number: int, worker: Worker, amounts: Amounts) -> Iterato
         yield f"logits_{prompt}", answer["logits"]
 
 
-def _peaks(workers: dict[str, Worker], failed: dict[str, str]) -> dict[str, int | None]:
+def _answer(number: int, worker: Worker | Together, amounts: Amounts) -> Iterator[tuple[str, float]]:
+    """From the frames to the last token of an answer to the shortest prompt, and where the time went."""
+    encode_s = worker.encode(amounts.frames)["encode_s"]
+    answer = worker.generate(min(amounts.prompts), ANSWER_TOKENS - 1, number)
+    steps_s = math.fsum(answer["steps_s"])
+    yield "encode_s", encode_s
+    yield "prefill_s", answer["prefill_s"]
+    yield "steps_s", steps_s
+    yield "answer_s", encode_s + answer["prefill_s"] + steps_s
+
+
+def _peaks(workers: dict[str, Worker | Together], failed: dict[str, str]) -> dict[str, int | None]:
     peaks = {}
     for name, worker in list(workers.items()):
         try:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers import checkpoint, environments, run, table, turns
+from benchmarks.peers import checkpoint, environments, peer_list, run, table, turns
 from benchmarks.peers.client import PeerError
-from benchmarks.peers.peer_list import OURS, PEERS, Peer
+from benchmarks.peers.peer_list import ANSWERS, OURS, PEERS, Peer, Stack
 from benchmarks.peers.result import Result
 from blip3v.errors import UsageError
 
@@ -28,8 +28,13 @@ def stand_in(engine: str, form: str = "int8", *, bits: int = 8, parts: tuple[str
 def peers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Peer]:
     """Stand-ins under names of their own; ours takes a second."""
     found = {"ours-int8": stand_in("1.0"), "twice": stand_in("2.0"), "thrice": stand_in("3.0")}
-    monkeypatch.setattr(run, "PEERS", found)
-    monkeypatch.setattr(run, "OURS", {part: {8: "ours-int8"} for part in ("decoder", "tower")})
+    answers = {"answer-ours": Stack(what="ours", tower="ours-int8", decoder="ours-int8")}
+    answers["answer-twice"] = Stack(what="twice", tower="ours-int8", decoder="twice")
+    for module in (run, peer_list):
+        monkeypatch.setattr(module, "PEERS", found)
+        monkeypatch.setattr(module, "ANSWERS", answers)
+    ours = {part: {8: "ours-int8"} for part in ("decoder", "tower")}
+    monkeypatch.setattr(run, "OURS", ours | {"answer": {8: "answer-ours"}})
 
     def write_checkpoint(folder: Path, config: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +65,17 @@ def test_peers_are_measured_beside_ours_in_turns(tmp_path: Path, peers: dict[str
     assert decoder["peak_rss_bytes"]["twice"] is None or decoder["peak_rss_bytes"]["twice"] > 2**20
     assert result["not_run"] == {}
     assert result["environments"] == {"blip3v": {"packages": {"stand-in": "1"}, "size_bytes": None}}
+
+
+def test_an_answer_is_a_tower_and_then_a_decoder(tmp_path: Path, peers: dict[str, Peer]) -> None:
+    result = measured(tmp_path, "--peers", "answer-ours,answer-twice")
+    (group,) = result["groups"]
+    assert (group["part"], group["peers"]) == ("answer", ["answer-ours", "answer-twice"])
+    for turn in group["turns"]:
+        sample = turn["answer-twice"]
+        assert (sample["prefill_s"], sample["steps_s"]) == (10.0, 2.0 * (turns.ANSWER_TOKENS - 1))
+        assert sample["answer_s"] == sample["encode_s"] + sample["prefill_s"] + sample["steps_s"]
+    assert group["summary"]["answer-twice"]["step_s"]["ratio"] == 2
 
 
 def test_a_ratio_is_the_median_of_those_within_a_turn() -> None:
@@ -108,9 +124,11 @@ def test_a_peer_that_is_in_the_result_is_measured_again_only_when_asked(tmp_path
 
 
 def test_what_is_asked_for_is_checked_before_anything_is_written(tmp_path: Path, peers: dict[str, Peer]) -> None:
-    with pytest.raises(SystemExit, match="there is no peer vllm; allowed: ours-int8, twice, thrice"):
+    with pytest.raises(
+        SystemExit, match="there is no peer vllm; allowed: ours-int8, twice, thrice, answer-ours, answer-twice"
+    ):
         measured(tmp_path, "--peers", "vllm")
-    with pytest.raises(SystemExit, match="there is no part encoder; allowed: decoder, tower"):
+    with pytest.raises(SystemExit, match="there is no part encoder; allowed: decoder, tower, answer"):
         measured(tmp_path, "--parts", "encoder")
     with pytest.raises(
         SystemExit, match="none of twice has a tower to measure; leave out --parts tower, or name others"
@@ -166,6 +184,10 @@ def test_every_peer_has_its_module_and_pinned_requirements() -> None:
         assert all(part in PEERS[OURS[part][peer.bits]].parts for part in peer.parts), name
         if peer.requirements is not None:
             assert (environments.REQUIREMENTS / f"{peer.requirements}.txt").is_file(), name
+    for name, stack in ANSWERS.items():
+        assert "tower" in PEERS[stack.tower].parts, name
+        assert "decoder" in PEERS[stack.decoder].parts, name
+        assert OURS["answer"][peer_list.bits_of(name)] in ANSWERS, name
     for file in environments.REQUIREMENTS.iterdir():
         lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
         assert lines, file

@@ -119,6 +119,9 @@ ANSWERS = {
     "answer-ours-cache-int4": Stack(
         what="blip3v int4, cache in int8", tower="ours-bf16-int8", decoder="ours-cache-int4"
     ),
+    "answer-ours-int4-prompts-int8": Stack(
+        what="blip3v int4, prompts in int8", tower="ours-bf16-int8", decoder="ours-int4-prompts-int8"
+    ),
     "answer-openvino-int4": Stack(
         what="OpenVINO int4: nncf and GenAI", tower="openvino-nncf-int8", decoder="openvino-genai-int4"
     ),

@@ -1,7 +1,8 @@
 """blip3v itself: bundles exported from the checkpoint, each graph opened by one of our back ends.
 
-``form`` is the precision of the export, ``engine`` a back end. The tower is the whole video encoder of a bundle with
-one resampler block and the mean of the frames behind SigLIP, the least that a bundle can have.
+``form`` is the precision of the export, ``engine`` a back end. A bundle in int4 also gets int8 weights for prompts. The
+tower is the whole video encoder of a bundle with one resampler block and the mean of the frames behind SigLIP, the
+least that a bundle can have.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ __all__ = ["open_decoder", "open_tower", "prepare"]
 
 
 def prepare(form: str, checkpoint: Path, folder: Path) -> None:
-    """Exports ``folder/bundle`` with the weights of ``checkpoint``. Nothing is compared: the weights are random."""
+    """Exports ``folder/bundle`` with the weights of ``checkpoint``. Nothing is compared: the weights are random.
+
+    A bundle that was prepared before there were weights for prompts gets them by
+    ``blip3v build FOLDER/prepared/ours-int4/bundle --library onnxruntime --prompt-weights int8``.
+    """
     from blip3v.bundle import Precision
     from blip3v.config import ModelConfig
+    from blip3v.export.packed_graphs import build_prompt_weights
     from blip3v.export.pipeline import export_bundle
     from blip3v.export.quantization import QuantizationOptions
     from blip3v.export.source import random_source
@@ -34,6 +40,8 @@ def prepare(form: str, checkpoint: Path, folder: Path) -> None:
     precision = Precision.parse(form)
     options = QuantizationOptions.for_speed_alone() if precision.is_quantized else None
     export_bundle(source, folder / "bundle", precision=precision, quantization=options, check=False, force=True)
+    if form == "int4":
+        build_prompt_weights(folder / "bundle")
 
 
 def open_decoder(form: str, engine: str, checkpoint: Path, folder: Path, threads: int) -> _Decoder:

@@ -74,6 +74,10 @@ PEERS = {
     "ours-pair-int4": _peer(
         "ours", None, "int4", f"{_BF16}+onnxruntime", 4, "blip3v int4, prompts on OpenVINO in bf16", "decoder"
     ),
+    "ours-int4-prompts-int8": _peer(
+        *("ours", None, "int4", "onnxruntime:cpu-int8+onnxruntime", 4),
+        *("blip3v int4, prompts in int8, ONNX Runtime", "decoder"),
+    ),
     "ours-cache-int4": _peer(
         "ours", None, "int4+kv-int8", "onnxruntime", 4, "blip3v int4, cache in int8, ONNX Runtime", "decoder"
     ),
@@ -114,6 +118,9 @@ ANSWERS = {
     "answer-ours-int4": Stack(what="blip3v int4", tower="ours-bf16-int8", decoder="ours-int4"),
     "answer-ours-cache-int4": Stack(
         what="blip3v int4, cache in int8", tower="ours-bf16-int8", decoder="ours-cache-int4"
+    ),
+    "answer-ours-int4-prompts-int8": Stack(
+        what="blip3v int4, prompts in int8", tower="ours-bf16-int8", decoder="ours-int4-prompts-int8"
     ),
     "answer-openvino-int4": Stack(
         what="OpenVINO int4: nncf and GenAI", tower="openvino-nncf-int8", decoder="openvino-genai-int4"

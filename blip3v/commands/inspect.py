@@ -24,7 +24,8 @@ from blip3v.commands.tables import print_table
 from blip3v.errors import ProviderError
 from blip3v.export.accuracy import load_report
 from blip3v.runtime.backends import stored_and_computed
-from blip3v.runtime.opening import estimate_open
+from blip3v.runtime.opening import estimate_open, graph_files
+from blip3v.runtime.prompt_weights import find_prompt_weights
 from blip3v.units import format_bytes, format_count
 
 __all__ = ["command"]
@@ -55,6 +56,8 @@ def command(bundle: Path, as_json: bool) -> None:
     if as_json:
         values = {"path": str(bundle), "size_bytes": manifest.size_bytes, "manifest": manifest.to_dict()}
         computed = stored_and_computed(manifest.precision, manifest.target)
+        folder = _prompt_weights_folder(opened)
+        values["prompt_weights"] = None if folder is None else {"int8": str(folder)}
         click.echo(json.dumps({**values, "stored_and_computed": computed, "next": next_command}))
         return
     console = Console(highlight=False)
@@ -88,6 +91,7 @@ def _summary(opened: Bundle) -> Table:
         "context": f"{manifest.limits.max_context} tokens",
         "on disk": format_bytes(manifest.size_bytes),
         "opening needs": _cost(opened),
+        **_prompt_weights(opened),
         **_tuning(opened),
     }
     for name, value in rows.items():
@@ -104,6 +108,21 @@ def _cost(opened: Bundle) -> str:
     free = "" if needed.free_bytes is None else f" of the {format_bytes(needed.free_bytes)} free"
     sizes = ", ".join([f"{format_bytes(needed.memory_bytes)}{free}", *map(str, needed.devices)])
     return f"{sizes}, and about {needed.seconds:.1f} s; {needed.backend.computed}"
+
+
+def _prompt_weights_folder(opened: Bundle) -> Path | None:
+    """Where weights for prompts are that were made on this machine; None: there are none."""
+    found = find_prompt_weights(graph_files(opened)["decoder"])
+    return None if found is None else found.parent
+
+
+def _prompt_weights(opened: Bundle) -> dict[str, str]:
+    """A second set of weights that was made for prompts on this machine; without one, no row."""
+    folder = _prompt_weights_folder(opened)
+    if folder is None:
+        return {}
+    size = format_bytes(sum(file.stat().st_size for file in folder.iterdir()))
+    return {"weights for prompts": f"int8, {size}, for --backend decoder=onnxruntime:cpu-int8+onnxruntime"}
 
 
 def _tuning(opened: Bundle) -> dict[str, str]:

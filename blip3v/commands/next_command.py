@@ -24,15 +24,21 @@ def after_export(manifest: Manifest, path: Path) -> str:
     return command_line("build", str(path)) if is_tensorrt(manifest.target) else after_build(manifest, path)
 
 
-def after_build(manifest: Manifest, path: Path) -> str:
-    """The command to run next on a bundle that can be opened; untrained weights are only good for benchmarks."""
+def after_build(manifest: Manifest, path: Path, *options: str) -> str:
+    """The command to run next on a bundle that can be opened; untrained weights are only good for benchmarks.
+
+    Args:
+        manifest: the bundle's.
+        path: the bundle.
+        options: that ``ask`` and ``bench`` both take, to be added.
+    """
     if manifest.source.random_init or not manifest.source.trained:
-        return command_line("bench", str(path))
+        return command_line("bench", str(path), *options)
     clip = example_clip()
     if clip is not None:
         question = _FILM_QUESTION if manifest.model == "tiny" else _ANY_QUESTION
-        return command_line("ask", shorter(clip), question, "-m", str(path))
-    ask = command_line("ask", str(_NEW_CLIP), _ANY_QUESTION, "-m", str(path))
+        return command_line("ask", shorter(clip), question, "-m", str(path), *options)
+    ask = command_line("ask", str(_NEW_CLIP), _ANY_QUESTION, "-m", str(path), *options)
     return ask if _NEW_CLIP.is_file() else f"{command_line('data', '--count', '1')} && {ask}"
 
 

@@ -17,6 +17,7 @@ from blip3v.bundle.graph_io import decoder_io, takes_one_position, video_encoder
 from blip3v.bundle.layout import EMBEDDINGS, MANIFEST, graph_file
 from blip3v.bundle.manifest import Manifest
 from blip3v.bundle.precision import Precision
+from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.targets import DEFAULT_TARGET, Target
 from blip3v.config import ModelConfig
 from blip3v.errors import ParityError
@@ -32,6 +33,7 @@ from blip3v.runtime.backends import (
     GraphName,
 )
 from blip3v.runtime.cancellation import Deadline
+from blip3v.runtime.opening import graph_files
 from blip3v.text.prompt import splice
 
 __all__ = ["Draft", "Graphs", "bundle_graphs"]
@@ -53,9 +55,13 @@ class Draft:
 def bundle_graphs(
     folder: Path, config: ModelConfig, precision: Precision, target: Target
 ) -> dict[GraphName, GraphFile]:
-    """Returns both graphs of a bundle, or of one that is being written, as back ends open them."""
-    written = folder / MANIFEST
-    one_position = written.is_file() and takes_one_position(Manifest.load(written).graphs["decoder"].inputs)
+    """Returns both graphs of a bundle, or of one that is being written, as back ends open them.
+
+    What was built from the graphs of a bundle belongs to them, such as weights for prompts.
+    """
+    written = (folder / MANIFEST).is_file()
+    built = graph_files(open_bundle(folder)) if written else {}
+    one_position = written and takes_one_position(Manifest.load(folder / MANIFEST).graphs["decoder"].inputs)
     ios = {
         "video_encoder": video_encoder_io(config, target),
         "decoder": decoder_io(config, target, one_position=one_position),
@@ -66,6 +72,8 @@ def bundle_graphs(
             io=ios[name],
             precision=precision.graphs[name],
             weights_bytes=sum(file.stat().st_size for file in (folder / "onnx").glob(f"{name}.*")),
+            digest=built[name].digest if written else "",
+            engines=built[name].engines if written else None,
         )
         for name in GRAPHS
     }

@@ -32,7 +32,7 @@ from blip3v.calibration.statistics import LayerStatistics
 from blip3v.calibration.transformed import layer_weight
 from blip3v.config import TextConfig
 from blip3v.export.accuracy import LayerError
-from blip3v.export.quantized_formats import unpacked
+from blip3v.export.block_values import unpacked
 from blip3v.export.stored_layers import StoredLayer
 
 __all__ = ["layer_errors", "relative_error"]

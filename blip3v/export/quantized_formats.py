@@ -38,7 +38,7 @@ from blip3v.errors import ExportError
 from blip3v.export.passes import BLOCK_INT8, PACKED_INT4
 from blip3v.export.weight_formats import StoredTensor, Weight
 
-__all__ = ["BLOCK_SCALES", "DEQUANTIZED", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "block_format", "unpacked"]
+__all__ = ["BLOCK_SCALES", "DEQUANTIZED", "SCALES", "VALUES", "BlockFormat", "StaticInt8", "block_format"]
 
 # Suffixes of the stored tensors.
 VALUES, SCALES = ".int8", ".scales"
@@ -205,14 +205,6 @@ class DequantizedBlocks(_Quantized):
 def block_format(weight: Weight, bits: int) -> BlockFormat | DequantizedBlocks:
     """Returns the form of a block format that the graph's engines have."""
     return BlockFormat(weight, bits) if weight.contrib else DequantizedBlocks(weight, bits)
-
-
-def unpacked(values: NDArray[np.uint8], bits: int) -> NDArray[np.int8]:
-    """Returns the values (N, g, S) of a stored block format, in [-128, 127] or [-8, 7]."""
-    if bits == 4:
-        values = np.stack((values & 15, values >> 4), axis=-1).reshape(*values.shape[:2], -1)
-    signed: NDArray[np.int8] = (values.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
-    return signed
 
 
 def _packed(matrix: QuantizedMatrix, group_size: int) -> NDArray[np.uint8]:

@@ -30,7 +30,7 @@ from blip3v.runtime.onnxruntime_graph import (
     session_options,
 )
 
-__all__ = ["find_packed", "is_packable", "packed_folder", "write_packed"]
+__all__ = ["find_packed", "folder_of", "is_packable", "packed_folder", "packed_in", "write_packed", "write_record"]
 
 _RECORD = "packed.json"
 _PACKABLE = frozenset({"int8"})  # formats whose packed weights ONNX Runtime stores
@@ -43,11 +43,24 @@ def is_packable(precision: GraphPrecision) -> bool:
 
 def packed_folder(graph: GraphFile) -> Path | None:
     """Where the packed graph is, or would be; None: the graph is not one of a bundle, or has nothing to pack."""
+    return folder_of(graph) if is_packable(graph.precision) else None
+
+
+def folder_of(graph: GraphFile, derived: str = "") -> Path | None:
+    """Where a packed form of a graph is, or would be, for this machine and this version of ONNX Runtime.
+
+    Args:
+        graph: the file.
+        derived: what was made of the graph before it was packed, in a few letters; "": nothing.
+
+    Returns:
+        The folder; None: the graph is not one of a bundle, or ONNX Runtime is not installed.
+    """
     version = next((found for found in map(package_version, PACKAGES) if found is not None), None)
-    if version is None or graph.engines is None or not graph.digest or not is_packable(graph.precision):
+    if version is None or graph.engines is None or not graph.digest:
         return None
     key = hashlib.sha256(f"{graph.digest} {platform.machine()} {_processor()}".encode()).hexdigest()[:12]
-    return graph.engines / f"onnxruntime-{version}-{key}"
+    return graph.engines / "-".join(filter(None, ("onnxruntime", version, derived, key)))
 
 
 def find_packed(graph: GraphFile) -> Path | None:
@@ -57,7 +70,16 @@ def find_packed(graph: GraphFile) -> Path | None:
         ArtifactError: its files are not those that were written.
     """
     folder = packed_folder(graph)
-    if folder is None or graph.extra_outputs or not folder.is_dir():
+    return None if folder is None or graph.extra_outputs else packed_in(folder, graph.path.name)
+
+
+def packed_in(folder: Path, name: str) -> Path | None:
+    """The packed graph ``name`` in a folder; None: there is no such folder.
+
+    Raises:
+        ArtifactError: its files are not those that were written.
+    """
+    if not folder.is_dir():
         return None
     try:
         sizes = strict_json.read_json(folder / _RECORD)
@@ -66,7 +88,7 @@ def find_packed(graph: GraphFile) -> Path | None:
         raise ArtifactError(f"{folder} cannot be read: {error}; delete it") from error
     if found != sizes:
         raise ArtifactError(f"{folder} does not hold the files that were written; delete it")
-    return folder / graph.path.name
+    return folder / name
 
 
 def write_packed(graph: GraphFile, folder: Path) -> None:
@@ -88,7 +110,16 @@ def write_packed(graph: GraphFile, folder: Path) -> None:
     with onnxruntime_errors(f"packing {graph.path}"):
         path = path_for_engine(graph.path)
         load_onnxruntime().InferenceSession(path, options, providers=[CPU_PROVIDER], enable_fallback=False)
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    write_record(folder)
+
+
+def write_record(folder: Path) -> None:
+    """Has the files in ``folder`` be those that ``packed_in`` expects there.
+
+    Raises:
+        OSError: the file system reports an error.
+    """
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != _RECORD}
     (folder / _RECORD).write_text(strict_json.dumps(sizes), "utf-8")
 
 

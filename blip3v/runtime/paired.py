@@ -1,8 +1,8 @@
 """A decoder on two engines of the CPU: one reads prompts, the other takes the steps.
 
-An engine that multiplies large matrices fast may be slow with a single token, and the other way round. Each opens the
-same graph, so the weights are in memory twice. A session of a pair is a session of each engine over one cache: nothing
-is copied between them.
+An engine that multiplies large matrices fast may be slow with a single token, and the other way round; so may two forms
+of the weights in one engine. Each opens the decoder, so there are weights in memory twice. A session of a pair is a
+session of each engine over one cache: nothing is copied between them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeSession
 __all__ = ["PairedBackend", "PairedDecoder", "PairedSession"]
 
 # Their sessions keep keys and values in a ``KVCache``, which either of them reads and writes.
-_ENGINES = ("onnxruntime", "openvino", "openvino:cpu-bf16")
+_ENGINES = ("onnxruntime", "onnxruntime:cpu-int8", "openvino", "openvino:cpu-bf16")
 # Prompts of at most this many tokens, such as a turn of a few words, cost about as much as a step on either engine.
 _SHORT_TOKENS = 8
 
@@ -152,7 +152,7 @@ class PairedDecoder:
 
     def session(self, num_rows: int, num_tokens: int) -> PairedSession:
         """See ``Decoder``."""
-        # Without room at first: a run of OpenVINO costs what the capacity is, so the cache grows with the prompt.
+        # Without room at first, since the two caches become one.
         session = PairedSession(self._prefill.session(num_rows, 0), self._steps.session(num_rows, 0))
         session.reserve(num_tokens)
         return session
@@ -180,6 +180,8 @@ class PairedSession:
         self._prefill: DecoderSession = prefill
         self._steps: DecoderSession = steps
         self._owner: CachedSession[Any, KVCache] = owner
+        # What OpenVINO takes for a run depends on the capacity, what ONNX Runtime takes does not.
+        self._grows = not (isinstance(prefill, OnnxRuntimeSession) and isinstance(steps, OnnxRuntimeSession))
         self._wanted = 0  # tokens that room was asked for
 
     @property
@@ -193,8 +195,11 @@ class PairedSession:
         return self._steps.lengths
 
     def reserve(self, num_tokens: int) -> None:
-        """Checks that the memory is there; the cache grows with the prompt, and at the first step to ``num_tokens``."""
-        self.cache.check_memory(num_tokens)
+        """Makes room; with OpenVINO checks the memory, and the cache grows with the prompt and at the first step."""
+        if self._grows:
+            self.cache.check_memory(num_tokens)
+        else:
+            self.cache.reserve(num_tokens)
         self._wanted = num_tokens
 
     def prefill(self, rows: Sequence[PromptRow], deadline: Deadline) -> NDArray[np.float32]:

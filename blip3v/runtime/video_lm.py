@@ -59,7 +59,8 @@ class VideoLM:
             backend: the inference engine: "auto", a name such as "onnxruntime", "openvino" or "openvino:gpu" (with its
                 device), or one for each graph, for example "video_encoder=openvino,decoder=onnxruntime". A decoder may
                 have two, which share its cache: "decoder=openvino:cpu-bf16+onnxruntime" reads prompts with the first,
-                in bf16, and takes the steps with the second; the weights are in memory twice. "auto" takes what
+                in bf16, and takes the steps with the second; the weights are in memory twice, as they are with
+                "decoder=onnxruntime:cpu-int8+onnxruntime", for which ``blip3v build`` makes them. "auto" takes what
                 ``blip3v tune`` found to be the fastest on this machine, if neither ``device`` nor ``threads`` is
                 given; else the fastest that is installed, by a fixed rule for each graph (``docs/backends.md``).
                 ``backend`` of an answer says what was taken, and why.

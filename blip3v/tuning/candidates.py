@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from blip3v.bundle.reader import Bundle
 from blip3v.bundle.tuning import Candidate
-from blip3v.errors import ProviderError
+from blip3v.errors import ArtifactMissingError, ProviderError
 from blip3v.runtime.backends import (
     AUTO,
     Backend,
@@ -21,6 +21,7 @@ from blip3v.runtime.backends import (
     settings_to_try,
 )
 from blip3v.runtime.machine import physical_cores
+from blip3v.runtime.opening import graph_files
 from blip3v.runtime.tuned import candidate_backend
 from blip3v.tuning.turns import Timed
 
@@ -98,9 +99,13 @@ def _able(bundle: Bundle, graph: GraphName) -> list[Backend]:
         if not get_backend(name).is_installed():
             continue
         try:
-            able.append(choose_backend(name, graph, AUTO, manifest.target, manifest.precision.graphs[graph]))
+            backend = choose_backend(name, graph, AUTO, manifest.target, manifest.precision.graphs[graph])
+            backend.footprint(graph_files(bundle)[graph])
         except ProviderError:  # does not run this target or precision, or is installed and broken: not at hand
             continue
+        except ArtifactMissingError:  # what it opens has not been built
+            continue
+        able.append(backend)
     return able
 
 

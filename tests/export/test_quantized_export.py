@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from torch import Tensor
 
 from blip3v.bundle import Precision, open_bundle
@@ -15,16 +19,24 @@ from blip3v.calibration.data import film_clips
 from blip3v.calibration.options import RecipeOptions
 from blip3v.calibration.quantized import QuantizedMatrix
 from blip3v.calibration.statistics import Calibration
-from blip3v.errors import CalibrationError, ExportError, ParityError, UsageError
+from blip3v.commands.inspect import command as inspect
+from blip3v.errors import ArtifactMissingError, CalibrationError, ExportError, ParityError, ProviderError, UsageError
 from blip3v.export import export_bundle
 from blip3v.export.accuracy import AccuracyReport, load_report
-from blip3v.export.accuracy_run import AccuracyOptions
+from blip3v.export.accuracy_run import AccuracyOptions, measure_accuracy
+from blip3v.export.block_values import channel_scales, int8_values, unpacked
+from blip3v.export.packed_graphs import build_prompt_weights
 from blip3v.export.pipeline import ExportResult
 from blip3v.export.quantization import QuantizationOptions
 from blip3v.export.source import ExportSource, resolve_source
+from blip3v.export.stored_layers import read_layers
+from blip3v.export.to_onnx import layer_names
 from blip3v.runtime import VideoLM
+from blip3v.runtime.opening import graph_files
+from blip3v.tuning.candidates import variants
 
 BACKENDS = ("onnxruntime", "openvino")
+PAIR = "decoder=onnxruntime:cpu-int8+onnxruntime"
 CLIP = Path(__file__).parents[2] / "examples" / "turn.mp4"
 
 
@@ -102,6 +114,60 @@ def test_the_manifest_says_how_it_was_made(exported: ExportResult, source: Expor
     assert exported.accuracy is not None
     sizes = exported.accuracy.sizes
     assert sum(sizes.graphs.values()) < 0.4 * sum(sizes.fp32_graphs.values())
+
+
+def test_blocks_have_weights_for_prompts_and_int8_needs_none(exported: ExportResult, source: ExportSource) -> None:
+    precision = open_bundle(exported.path).manifest.precision
+    if precision.name == "int8":
+        with pytest.raises(
+            UsageError, match=r"decoder in int8, .* int8 reads prompts in int8 already; leave `prompt_w"
+        ):
+            build_prompt_weights(exported.path)
+        with pytest.raises(ProviderError, match="does not run decoders in int8, which onnxruntime multiplies as int8"):
+            VideoLM.open(exported.path, backend=PAIR)
+        return
+    with pytest.raises(ArtifactMissingError, match=r"run `blip3v build .*int4` with `library='onnxruntime'` and `p"):
+        VideoLM.open(exported.path, backend=PAIR)
+    graph = graph_files(open_bundle(exported.path))["decoder"]
+    errors = dict(_errors_of_int8(graph.path, source))
+    assert len(errors) == 6 * 4
+    assert max(errors.values()) < 0.01, errors
+    built = build_prompt_weights(exported.path)
+    assert built.is_new
+    assert not build_prompt_weights(exported.path).is_new
+    small = AccuracyOptions(num_questions=24, backends=(PAIR,), max_drop=5)
+    report = measure_accuracy(source, exported.path, precision, small)
+    assert report.passed
+    assert exported.accuracy is not None
+    plain = exported.accuracy.engines[0].answers
+    assert report.engines[0].answers.tokens_agreeing >= plain.tokens_agreeing - 0.02 * plain.num_tokens
+    with VideoLM.open(exported.path, backend=PAIR, threads=1) as model:
+        answer = model.ask(CLIP, "Which way does the red circle turn?")
+    assert answer.text == "up then right"
+    assert str(answer.backend.decoder) == "int8 (prompts) + int8 by int4 (steps) on ONNX Runtime CPU"
+    shown = CliRunner().invoke(inspect, [str(exported.path)], catch_exceptions=False).stdout
+    assert "weights for prompts" in shown
+    assert candidate_names(exported.path).count("onnxruntime:cpu-int8") == 1
+    shutil.rmtree(exported.path / "engines")
+    assert "onnxruntime:cpu-int8" not in candidate_names(exported.path)
+
+
+def candidate_names(bundle: Path) -> list[str]:
+    """What ``blip3v tune`` would try for the decoder."""
+    return [candidate.backend for candidate in variants(open_bundle(bundle), "decoder")]
+
+
+def _errors_of_int8(path: Path, source: ExportSource) -> Iterator[tuple[str, float]]:
+    """How far each matrix in 4-bit blocks moves when it becomes int8: the norm of the difference over its own."""
+    for layer in read_layers(path, layer_names(source.config)["decoder"]):
+        if layer.weights == "int4-block":
+            assert layer.scales is not None
+            values, scales_Ng = layer.values.numpy(), layer.scales.numpy()
+            scales_N = channel_scales(values, scales_Ng, 4)
+            new_NK = int8_values(values, scales_Ng, 4, scales_N, layer.num_inputs).T * scales_N[:, None]
+            blocks_NgS = unpacked(values, 4) * scales_Ng[:, :, None]
+            old_NK = blocks_NgS.reshape(len(values), -1)[:, : layer.num_inputs]
+            yield layer.layer, float(np.linalg.norm(new_NK - old_NK) / np.linalg.norm(old_NK))
 
 
 def test_a_broken_layer_is_caught_and_named(

@@ -20,8 +20,8 @@ from blip3v.bundle.graph_io import decoder_io, video_encoder_io
 from blip3v.bundle.precision import PRECISIONS, GraphPrecision, Island
 from blip3v.calibration.layers import HEAD, linear_layers
 from blip3v.errors import ExportError
+from blip3v.export.block_values import unpacked
 from blip3v.export.passes import weight_counts
-from blip3v.export.quantized_formats import unpacked
 from blip3v.export.stored_layers import check_quantized, read_layers
 from blip3v.export.to_onnx import decoder_to_onnx, layer_names, save_graph, video_encoder_to_onnx
 from blip3v.model import Blip3Video

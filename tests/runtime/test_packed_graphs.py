@@ -16,7 +16,7 @@ from blip3v import cli
 from blip3v.bundle import open_bundle
 from blip3v.bundle.engines import engine_folders
 from blip3v.errors import ArtifactError, UsageError
-from blip3v.export.packed_graphs import build_packed
+from blip3v.export.packed_graphs import build_packed, build_prompt_weights
 from blip3v.runtime import GenerationOptions, VideoLM, packed_graphs
 from blip3v.runtime.backends import get_backend
 from blip3v.runtime.backends.onnxruntime import BACKEND
@@ -133,6 +133,22 @@ def test_other_bundles_have_nothing_to_pack(tmp_path: Path) -> None:
     assert packed_folder(graph_files(open_bundle(bundle))["decoder"]) is None
     with pytest.raises(UsageError, match="ONNX Runtime keeps packed weights of int8 graphs for onnxruntime alone"):
         build_packed(bundle)
+
+
+def test_only_decoders_in_blocks_have_weights_for_prompts(
+    packed: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they are made of and compute: test_quantized_export.py."""
+    with pytest.raises(UsageError, match=r"has a decoder in fp32, without weights in blocks.*`prompt_weights` out, or"):
+        build_prompt_weights(packed)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(copy), "--library", "onnxruntime", "--prompt-weights", "int8"])
+    assert ended.value.code == 2
+    assert "leave --prompt-weights out, or export with --precision int4" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(copy), "--prompt-weights", "int8"])
+    assert ended.value.code == 2
+    assert "has no effect without --library onnxruntime; add it" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from blip3v.bundle.graph_io import decoder_io
 from blip3v.errors import OutOfMemoryError, ProviderError, UsageError
 from blip3v.runtime import GenerationOptions, VideoLM, VideoTokens
 from blip3v.runtime import memory as runtime_memory
-from blip3v.runtime.backends import choose_backend, get_backend, parse_backends
+from blip3v.runtime.backends import choose_backend, get_backend, parse_backends, settings_to_try, with_settings
 from blip3v.runtime.backends.openvino.sessions import OpenVinoSession
 from blip3v.runtime.cancellation import Deadline
 from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeSession
@@ -109,6 +109,28 @@ def test_the_cache_is_there_once_and_grows_with_the_prompt(tmp_path: Path) -> No
         decoder.session(1, 10)
 
 
+def test_two_forms_of_the_weights_in_onnxruntime_have_all_their_room_at_once(tmp_path: Path) -> None:
+    """As ``onnxruntime:cpu-int8+onnxruntime`` opens them. A cache that grows at the first step copies the prompt."""
+    weights, decoder, text = _open(tmp_path, "openvino+onnxruntime")
+    forms = [_onnxruntime_decoder(tmp_path) for _ in range(2)]
+    decoder = PairedDecoder(decoder.execution, *forms)
+    session = decoder.session(1, 1000)
+    capacity = session.cache.capacity
+    assert capacity >= 1000
+    embeds = np.random.default_rng(3).normal(size=(22, 64)).astype(np.float32)
+    expected = reference_logits(text, weights, embeds)
+    assert close(session.prefill([embeds[:20]], Deadline())[0], expected[19])
+    assert close(session.step(embeds[20:21])[0], expected[20])
+    assert close(session.verify(embeds[21:])[0], expected[21])
+    assert session.cache.capacity == capacity
+
+
+def _onnxruntime_decoder(folder: Path) -> Any:
+    config = toy_config()
+    graph = graph_file(folder / "decoder.onnx", decoder_io(config))
+    return get_backend("onnxruntime").open_decoder(graph, config.text, threads=1, chunk=16)
+
+
 def test_a_bundle_answers_and_says_what_computed_it(bundle_path: Path) -> None:
     options = GenerationOptions(max_new_tokens=6, ignore_stop_token=True)
     answers = {}
@@ -140,7 +162,7 @@ def test_a_pair_is_counted_with_the_weights_of_both(bundle_path: Path) -> None:
         ("video_encoder=openvino+onnxruntime", UsageError, "the video encoder runs on one"),
         ("decoder=onnxruntime+onnxruntime-cuda", ProviderError, "onnxruntime-cuda cannot be one of two"),
         ("decoder=openvino:gpu+onnxruntime", ProviderError, "openvino:gpu cannot be one of two"),
-        ("decoder=tensorrt+onnxruntime", ProviderError, "tensorrt cannot be one of two.*allowed: onnxruntime, openv"),
+        ("decoder=tensorrt+onnxruntime", ProviderError, "tensorrt cannot be one of two.*allowed: onnxruntime, onnxr"),
         ("decoder=auto+onnxruntime", UsageError, "'auto' is unknown"),
         ("decoder=openvino+onnxruntime+openvino", ProviderError, "cannot be one of two"),
     ],
@@ -160,8 +182,29 @@ def test_a_pair_is_refused_what_one_of_the_two_does_not_run() -> None:
         choose_backend(pair, "decoder", target="tensorrt", precision=FP32.decoder)
 
 
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (INT8.decoder, "does not run decoders in int8, which onnxruntime multiplies as int8 already; choose"),
+        (FP16.decoder, "does not run decoders in fp16, without blocks; choose the back end onnxruntime"),
+        (INT4.video_encoder, "and the decoder alone, .* does not run video encoders in int8"),
+    ],
+)
+def test_weights_for_prompts_are_for_decoders_in_blocks(precision: Any, message: str) -> None:
+    with pytest.raises(ProviderError, match=message):
+        choose_backend("onnxruntime:cpu-int8", "decoder", precision=precision)
+    backend = choose_backend("onnxruntime:cpu-int8", "decoder", precision=INT4.decoder)
+    with pytest.raises(UsageError, match="onnxruntime:cpu-int8 has no settings"):
+        with_settings(backend, {"spinning": False})
+    assert settings_to_try(backend, "decoder", INT4.decoder) == ()
+    assert backend.layer_dtype(INT4.decoder, "int4-block", 128, 96) == "int8"
+
+
 def test_each_engine_says_what_it_computes_in() -> None:
     execution = get_backend("onnxruntime+openvino:cpu-bf16").execution(INT4.decoder)
     assert execution.dtype == "int8 by int4 (prompts) + bf16 (steps)"
     assert execution.device == "CPU"
+    assert get_backend("onnxruntime:cpu-int8+onnxruntime").execution(INT4.decoder).dtype == (
+        "int8 (prompts) + int8 by int4 (steps)"
+    )
     assert get_backend("openvino:cpu-bf16+openvino").execution(INT8.decoder).engine == "OpenVINO"

@@ -310,7 +310,12 @@ class Backend(Protocol):
         ...
 
     def footprint(self, graph: GraphFile) -> Footprint:
-        """What the opened graph takes of the memory of the machine and of the device. May ask the device."""
+        """What the opened graph takes of the memory of the machine and of the device. May ask the device.
+
+        Raises:
+            ArtifactError: what the back end opens instead of the graph is damaged; or, an ``ArtifactMissingError``, has
+                to be built first.
+        """
         ...
 
     def open_s(self, graph: GraphFile) -> float:

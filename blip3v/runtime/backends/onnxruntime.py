@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU: what its weights take in memory, and the KV cache in host memory that it writes in place."""
+"""ONNX Runtime on the CPU: what its weights take in memory, and the KV cache in host memory that it writes in place.
+
+``onnxruntime:cpu-int8`` opens a decoder with the int8 weights that were made from its blocks (``prompt_weights.py``).
+They are faster than the blocks with prompts and slower with single tokens: it is meant to be the first of a pair.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from typing import Any
 
 from blip3v.bundle.graph_io import past_key, past_value, present_key, present_value
 from blip3v.bundle.precision import GraphPrecision
-from blip3v.bundle.targets import TARGETS, Target
+from blip3v.bundle.targets import DEFAULT_TARGET, TARGETS, Target
 from blip3v.bundle.tuning import Setting
 from blip3v.config import TextConfig
-from blip3v.errors import UsageError
+from blip3v.errors import ProviderError, UsageError
 from blip3v.runtime.backends import PREFILL_CHUNK, Backend, Execution, Footprint, GraphFile, GraphName, product_dtype
 from blip3v.runtime.checks import shown
 from blip3v.runtime.host_cache import KVCache, cache_bytes
@@ -26,8 +30,11 @@ from blip3v.runtime.onnxruntime_graph import (
 )
 from blip3v.runtime.onnxruntime_sessions import OnnxRuntimeDecoder, OnnxRuntimeVideoEncoder
 from blip3v.runtime.packed_graphs import find_packed
+from blip3v.runtime.prompt_weights import has_blocks, require_prompt_weights
 
-__all__ = ["BACKEND", "resident_bytes", "use_mmap"]
+__all__ = ["BACKEND", "on_device", "resident_bytes", "use_mmap"]
+
+_CPU_INT8 = "cpu-int8"
 
 # Tokens by which the capacity of a cache grows.
 _CACHE_STEP = 64
@@ -54,7 +61,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
-    devices: tuple[str, ...] = ("cpu",)
+    devices: tuple[str, ...] = ("cpu", _CPU_INT8)
     targets: tuple[Target, ...] = TARGETS if sys.version_info >= (3, 11) else ("tensorrt-legacy",)
     rank: Mapping[GraphName, int] = {"video_encoder": 1, "decoder": 2}
 
@@ -118,16 +125,80 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeDecoder(opened, self.execution(graph.precision), text, chunk, _HostCache)
 
 
+class _WithPromptWeights(OnnxRuntimeBackend):
+    """See ``Backend``: ``onnxruntime:cpu-int8``. Runs decoders with weights in blocks, once they have been built."""
+
+    name = f"onnxruntime:{_CPU_INT8}"
+    targets: tuple[Target, ...] = (DEFAULT_TARGET,)
+
+    def refusal(self, precision: GraphPrecision) -> str | None:
+        """See ``Backend``."""
+        if has_blocks(precision):
+            return None
+        why = "which onnxruntime multiplies as int8 already" if precision.weights == "int8" else "without blocks"
+        graph = "video encoders" if precision.cache is None else "decoders"
+        return (
+            f"{self.name} computes weights in blocks as int8, and the decoder alone, as in "
+            f"decoder={self.name}+onnxruntime; it does not run {graph} in {precision.name}, {why}; "
+            "choose the back end onnxruntime, or export with the precision int4"
+        )
+
+    def execution(self, precision: GraphPrecision) -> Execution:
+        """See ``Backend``."""
+        return dataclasses.replace(super().execution(precision), dtype=product_dtype("int8"))
+
+    def layer_dtype(self, precision: GraphPrecision, weights: str, group_size: int | None, num_inputs: int) -> str:
+        """See ``Backend``."""
+        return product_dtype("int8" if weights == precision.weights else weights)
+
+    def footprint(self, graph: GraphFile) -> Footprint:
+        """See ``Backend``. What is packed is mapped.
+
+        Raises:
+            ArtifactMissingError: the int8 weights have not been built.
+        """
+        require_prompt_weights(graph)
+        return Footprint(weights_bytes=0)
+
+    def open_s(self, graph: GraphFile) -> float:
+        """See ``Backend``."""
+        return _MAP_PACKED_S_PER_GIB * 2 * graph.weights_bytes / 2**30
+
+    def open_video_encoder(self, graph: GraphFile, *, threads: int | None = None) -> OnnxRuntimeVideoEncoder:
+        """See ``Backend``; refused."""
+        raise ProviderError(str(self.refusal(graph.precision)))
+
+    def open_decoder(
+        self, graph: GraphFile, text: TextConfig, *, threads: int | None = None, chunk: int = PREFILL_CHUNK
+    ) -> OnnxRuntimeDecoder:
+        """See ``Backend``. The engine of the steps runs next: threads do not wait by spinning after a prompt."""
+        refusal = self.refusal(graph.precision)
+        if refusal is not None:
+            raise ProviderError(refusal)
+        packed = dataclasses.replace(graph, path=require_prompt_weights(graph))
+        options = _packed_options(session_options(threads))
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return OnnxRuntimeDecoder(OpenGraph(packed, options), self.execution(graph.precision), text, chunk, _HostCache)
+
+
 BACKEND = OnnxRuntimeBackend()
+
+
+def on_device(device: str) -> OnnxRuntimeBackend:
+    """See ``Backend``."""
+    assert device == _CPU_INT8, "BACKEND runs on the only other device"
+    return _WithPromptWeights()
 
 
 def settings_to_try(backend: Backend, graph: GraphName, precision: GraphPrecision) -> tuple[dict[str, Setting], ...]:
     """See ``backend_choice.settings_to_try``."""
-    return ({"spinning": False},)
+    return () if backend.name == _WithPromptWeights.name else ({"spinning": False},)
 
 
 def with_settings(backend: Backend, settings: Mapping[str, Setting]) -> OnnxRuntimeBackend:
     """See ``backend_choice.with_settings``."""
+    if backend.name == _WithPromptWeights.name:
+        raise UsageError(f"{backend.name} has no settings; {', '.join(settings)} cannot be set")
     for name, value in settings.items():
         if name != "spinning" or not isinstance(value, bool):
             raise UsageError(f"onnxruntime has no setting {name}={shown(value)}; allowed: spinning, true or false")
@@ -172,12 +243,22 @@ def _prepared(graph: GraphFile, threads: int | None, *, spinning: bool) -> tuple
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     packed = find_packed(graph)
     if packed is not None:
-        graph = dataclasses.replace(graph, path=packed)
-        # It is optimised already, and again it would no longer name the weights that are packed.
-        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        return dataclasses.replace(graph, path=packed), _packed_options(options)
     if use_mmap(graph.weights_bytes, graph.precision):
         options.add_session_config_entry("session.disable_prepacking", "1")
     else:
-        # All threads pack weights: most of opening a large graph. What they read stays mapped until the last is packed.
-        options.add_session_config_entry("session.prepack.enable_parallel", "1")
+        _pack_in_parallel(options)
     return graph, options
+
+
+def _packed_options(options: Any) -> Any:
+    """``options`` for a packed graph."""
+    # It is optimised already, and again it would no longer name the weights that are packed.
+    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    _pack_in_parallel(options)
+    return options
+
+
+def _pack_in_parallel(options: Any) -> None:
+    """All threads pack weights: most of opening a large graph. What they read stays mapped until the last is packed."""
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")

@@ -1,0 +1,44 @@
+"""What MSVD-QA and MSRVTT-QA share: questions made from captions, answers of one word (Xu et al., ACM Multimedia 2017).
+
+The files, the fields and the folder of videos are those that the authors' own programs read, in
+github.com/xudejing/video-question-answering (``preprocess_msvdqa.py``, ``preprocess_msrvttqa.py``, ``util/dataset.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blip3v.data.readers.annotations import annotation_file, check_split, json_records
+from blip3v.data.readers.videos import Videos
+from blip3v.data.records import About, ClipSample, Found, Turn
+
+__all__ = ["OneWordQa"]
+
+
+class OneWordQa:
+    """A data set in this form.
+
+    Args:
+        name: of the data set.
+        about: how to get it.
+        prefix: of a video's name, before its number.
+    """
+
+    def __init__(self, name: str, about: About, *, prefix: str) -> None:
+        self.name = name
+        self.splits: tuple[str, ...] = ("train", "val", "test")
+        self.about = about
+        self._prefix = prefix
+
+    def read(self, root: Path, split: str) -> Found:
+        """See ``DataSet``."""
+        check_split(self, split)
+        path = annotation_file(self, root, f"{split}_qa.json")
+        videos, samples = Videos(root, "video", "videos", ""), []
+        for index, record in enumerate(json_records(path)):
+            turn = Turn(record.text("question"), record.text("answer"))
+            key = record.key("id", default=str(index))
+            video = videos.find(f"{self._prefix}{record.text('video_id')}", record)
+            if video is not None:
+                samples.append(ClipSample(video, (turn,), key=key))
+        return Found(samples=tuple(samples), missing=videos.missing)

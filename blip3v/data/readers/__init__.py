@@ -7,17 +7,40 @@ from __future__ import annotations
 
 import difflib
 
+from blip3v.data.readers.activitynet_qa import ActivityNetQa
+from blip3v.data.readers.huggingface import HuggingFace
+from blip3v.data.readers.llava_hound import LlavaHound
+from blip3v.data.readers.miradata import MiraData
+from blip3v.data.readers.msrvtt_caption import MsrvttCaption
 from blip3v.data.readers.msrvtt_qa import MSRVTT_QA
+from blip3v.data.readers.msvd_caption import MsvdCaption
+from blip3v.data.readers.msvd_qa import MSVD_QA
+from blip3v.data.readers.nextqa import NextQa, NextQaOpen
+from blip3v.data.readers.tgif_qa import TgifQa
+from blip3v.data.readers.video_instruct import VideoInstruct
 from blip3v.data.records import DataSet
 from blip3v.errors import UsageError
 
 __all__ = ["data_set", "data_sets"]
 
-_DATA_SETS: tuple[DataSet, ...] = (MSRVTT_QA,)
+_DATA_SETS: tuple[DataSet, ...] = (
+    LlavaHound(),
+    MiraData(),
+    VideoInstruct(),
+    MSVD_QA,
+    MSRVTT_QA,
+    ActivityNetQa(),
+    TgifQa(),
+    NextQaOpen(),
+    NextQa(),
+    MsvdCaption(),
+    MsrvttCaption(),
+    HuggingFace(),
+)
 
 
 def data_sets() -> dict[str, DataSet]:
-    """Every data set by its name, those of training first."""
+    """Every data set by its name, in the order of the paper: captions, instructions, questions, captions to test on."""
     return {known.name: known for known in _DATA_SETS}
 
 

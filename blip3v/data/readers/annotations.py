@@ -9,13 +9,13 @@ import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blip3v.data.records import DataSet
 from blip3v.errors import ConfigError, UsageError
-from blip3v.strict_json import parse_json, read_json_value
+from blip3v.strict_json import parse_json, read_json, read_json_value
 
-__all__ = ["Record", "annotation_file", "check_split", "csv_records", "json_lines", "json_records"]
+__all__ = ["Record", "annotation_file", "check_split", "csv_records", "json_lines", "json_records", "text_lines"]
 
 _MAX_FIELD_CHARS = 1 << 20  # of a csv cell: dense captions are longer than the module's own limit
 
@@ -123,16 +123,22 @@ def annotation_file(data_set: DataSet, root: Path, *names: str) -> Path:
     )
 
 
-def json_records(path: Path) -> list[Record]:
+def json_records(path: Path, field: str = "") -> list[Record]:
     """The records of a JSON list.
 
+    Args:
+        path: the file.
+        field: of the JSON object that holds the list; empty: the file is the list.
+
     Raises:
-        ConfigError: the file is not a JSON list of objects.
+        ConfigError: the file is not such a list of objects.
     """
-    values = read_json_value(path)
+    values = read_json(path).get(field) if field else read_json_value(path)
     if not isinstance(values, list):
-        raise ConfigError(f"{path} is not a list; a JSON list of records is expected")
-    return [_record(value, f"{path}: record {index}") for index, value in enumerate(values)]
+        where = f"{path}: {field}" if field else str(path)
+        raise ConfigError(f"{where} is not a list; a JSON list of records is expected")
+    name = f"{field}[{{}}]" if field else "record {}"
+    return [_record(value, f"{path}: {name.format(index)}") for index, value in enumerate(values)]
 
 
 def json_lines(path: Path) -> Iterator[Record]:
@@ -141,18 +147,32 @@ def json_lines(path: Path) -> Iterator[Record]:
     Raises:
         ConfigError: a line is not a JSON object, or the file cannot be read.
     """
+    for line, where in text_lines(path):
+        yield _record(parse_json(line, where), where)
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file without white space around them, each with what to call it; empty ones are left out.
+
+    Raises:
+        ConfigError: the file cannot be read as UTF-8.
+    """
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    where = f"{path}: line {number}"
-                    yield _record(parse_json(line, where), where)
+                    yield line.strip(), f"{path}: line {number}"
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON lines: {error}") from error
+        raise ConfigError(f"{path} cannot be read as text: {error}") from error
 
 
-def csv_records(path: Path, *, delimiter: str = ",") -> Iterator[Record]:
-    """The records of a csv file whose first line names the columns.
+def csv_records(path: Path, *, delimiter: str = ",", is_quoted: bool = True) -> Iterator[Record]:
+    """The records of a csv file whose first line names the columns; rows without any text are left out.
+
+    Args:
+        path: the file.
+        delimiter: between cells.
+        is_quoted: whether a cell may stand in double quotes, which then are not part of it.
 
     Raises:
         ConfigError: a row has more or fewer cells than there are columns, or the file cannot be read.
@@ -160,11 +180,12 @@ def csv_records(path: Path, *, delimiter: str = ",") -> Iterator[Record]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             csv.field_size_limit(_MAX_FIELD_CHARS)
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+            rows = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
             columns = next(rows, None)
             if columns is None:
                 raise ConfigError(f"{path} is empty; a line with the columns' names is expected")
-            for index, cells in enumerate(row for row in rows if row):
+            for index, cells in enumerate(row for row in rows if any(row)):
                 where = f"{path}: record {index}"
                 if len(cells) != len(columns):
                     raise ConfigError(f"{where} has {len(cells)} cells; {len(columns)} are expected, as in line 1")

@@ -1,4 +1,7 @@
-"""MSRVTT-QA, the form of which ``one_word_qa.py`` describes."""
+"""MSRVTT-QA, the form of which ``one_word_qa.py`` describes.
+
+MSR-VTT's own archives hold the videos in ``TrainValVideo/`` and ``TestVideo/``; they are found there too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ MSRVTT_QA = OneWordQa(
         authors="Xu et al., https://github.com/xudejing/video-question-answering (the videos: MSR-VTT of Microsoft "
         "Research)",
         licence="the repository states none for the annotations; the videos are YouTube clips and remain their owners'",
-        layout=("{split}_qa.json", "video/video7010.mp4, ..."),
+        layout=("{split}_qa.json", "video/video<number>.mp4 (or TrainValVideo/ and TestVideo/)"),
     ),
     prefix="video",
+    folders=("video", "videos", "TrainValVideo", "TestVideo", ""),
 )

@@ -33,15 +33,17 @@ class Videos:
 
     @property
     def missing(self) -> Mapping[str, int]:
-        """The ids that ``find`` did not find, each with how often it was asked for, in that order."""
+        """The ids that ``find`` did not find, each with its number of records, in the order of the annotations."""
         return dict(self._missing)
 
-    def find(self, name: str, record: Record) -> Path | None:
+    def find(self, name: str, record: Record, *, also: str | None = None, num_records: int = 1) -> Path | None:
         """The video of an id.
 
         Args:
             name: the id; it may name subfolders with ``/``, and may end in a suffix, which may differ from the file's.
             record: that gives the id.
+            also: another name of the same video, looked for first; None: it has none.
+            num_records: that are about the video here.
 
         Returns:
             None if there is none, which is counted.
@@ -49,6 +51,13 @@ class Videos:
         Raises:
             ConfigError: the id would lead out of the folder.
         """
+        video = self._look(also, record) if also is not None else None
+        video = video or self._look(name, record)
+        if video is None:
+            self._missing[name] += num_records
+        return video
+
+    def _look(self, name: str, record: Record) -> Path | None:
         if not _stays_inside(name):
             raise ConfigError(
                 f"{record.where} names the video {name!r}; a name inside the data set's folder is expected"
@@ -59,7 +68,6 @@ class Videos:
             video = files.get(last) or files.get(_without_suffix(last))
             if video is not None:
                 return video
-        self._missing[name] += 1
         return None
 
     def _files(self, folder: Path) -> dict[str, Path]:

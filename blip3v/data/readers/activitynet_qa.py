@@ -38,8 +38,8 @@ class ActivityNetQa:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        asked = annotation_file(self, root, f"dataset/{split}_q.json", f"{split}_q.json")
-        answered = annotation_file(self, root, f"dataset/{split}_a.json", f"{split}_a.json")
+        asked = annotation_file(self, root, split, f"dataset/{split}_q.json", f"{split}_q.json")
+        answered = annotation_file(self, root, split, f"dataset/{split}_a.json", f"{split}_a.json")
         answers = {record.text("question_id"): record for record in json_records(answered)}
         videos, samples = Videos(root, "videos", "video", ""), []
         for record in json_records(asked):

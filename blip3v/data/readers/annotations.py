@@ -101,12 +101,13 @@ def check_split(data_set: DataSet, split: str) -> None:
         raise UsageError(f"{data_set.name} has no split {split!r}; allowed: {', '.join(data_set.splits)}")
 
 
-def annotation_file(data_set: DataSet, root: Path, *names: str) -> Path:
+def annotation_file(data_set: DataSet, root: Path, split: str, *names: str) -> Path:
     """The annotation file of a data set: the first of ``names`` that is there.
 
     Args:
         data_set: says in errors what to get and from whom.
         root: the data set's folder.
+        split: that is read.
         names: of the file under ``root``; several where it is published under several names.
 
     Raises:
@@ -117,9 +118,10 @@ def annotation_file(data_set: DataSet, root: Path, *names: str) -> Path:
             return root / name
     about = data_set.about
     lacks = f"contains no {' or '.join(names)}" if root.is_dir() else "is not a folder"
+    layout = "; ".join(about.layout).replace("{split}", split)
     raise UsageError(
-        f"{root} {lacks}, which {about.title} needs; get it from {about.authors} (licence: {about.licence}) and lay "
-        f"it out under that folder as: {', '.join(about.layout)}"
+        f"{root} {lacks}, which {about.title} needs for its split {split}; get it from {about.authors}; licence: "
+        f"{about.licence}; it must lie under that folder as: {layout}"
     )
 
 

@@ -46,7 +46,7 @@ class HuggingFace:
         """See ``DataSet``."""
         check_split(self, split)
         names = tuple(f"{split}/{table}" for table in _TABLES) + (_TABLES if split == "train" else ())
-        path = annotation_file(self, root, *names)
+        path = annotation_file(self, root, split, *names)
         records: Iterable[Record] = csv_records(path) if path.suffix == ".csv" else json_lines(path)
         videos, samples = Videos(path.parent, ""), []
         for index, record in enumerate(records):

@@ -41,7 +41,7 @@ class LlavaHound:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        path = annotation_file(self, root, f"{_FOLDER}/{_FILE}", _FILE)
+        path = annotation_file(self, root, split, f"{_FOLDER}/{_FILE}", _FILE)
         videos, samples = Videos(root, "train_300k", "train_600k", "video_data/train", ""), []
         for index, record in enumerate(json_lines(path)):
             turns = turns_of(record, "conversations")

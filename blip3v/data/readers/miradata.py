@@ -57,7 +57,7 @@ class MiraData:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        path = annotation_file(self, root, *_FILES)
+        path = annotation_file(self, root, split, *_FILES)
         videos = Videos(root, "", "miradata", "clip_video", "miradata/clip_video")
         samples: list[ClipSample] = []
         for record in csv_records(path):

@@ -42,7 +42,7 @@ class MsrvttCaption:
         """See ``DataSet``."""
         check_split(self, split)
         file = "test_videodatainfo.json" if split == "test" else "train_val_videodatainfo.json"
-        path = annotation_file(self, root, file)
+        path = annotation_file(self, root, split, file)
         captions: dict[str, list[str]] = {}
         for record in json_records(path, "sentences"):
             captions.setdefault(record.text("video_id"), []).append(record.text("caption"))

@@ -40,8 +40,8 @@ class MsvdCaption:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        captions = _captions(annotation_file(self, root, _CAPTIONS_FILE))
-        path = annotation_file(self, root, NAMES_FILE)
+        captions = _captions(annotation_file(self, root, split, _CAPTIONS_FILE))
+        path = annotation_file(self, root, split, NAMES_FILE)
         videos = Videos(root, "YouTubeClips", "video", "videos", "")
         samples: list[ClipSample] = []
         for number, name in read_names(path).items():

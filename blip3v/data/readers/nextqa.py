@@ -44,7 +44,7 @@ class NextQa:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        path = annotation_file(self, root, f"{split}.csv", f"{_FOLDER}/{split}.csv")
+        path = annotation_file(self, root, split, f"{split}.csv", f"{_FOLDER}/{split}.csv")
         videos, samples = _Clips(root), []
         for record in csv_records(path):
             options = tuple(record.text(field) for field in _OPTIONS)
@@ -71,7 +71,7 @@ class NextQaOpen:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        path = annotation_file(self, root, f"{split}.csv", f"{_FOLDER}/{split}.csv")
+        path = annotation_file(self, root, split, f"{split}.csv", f"{_FOLDER}/{split}.csv")
         more = _more_answers(path.with_name(f"add_reference_answer_{split}.json"))
         videos, samples = _Clips(root), []
         for record in csv_records(path):

@@ -36,7 +36,7 @@ class OneWordQa:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        path = annotation_file(self, root, f"{split}_qa.json")
+        path = annotation_file(self, root, split, f"{split}_qa.json")
         names = read_names(root / NAMES_FILE) if (root / NAMES_FILE).is_file() else {}
         videos, samples = Videos(root, *self._folders), []
         for index, record in enumerate(json_records(path)):

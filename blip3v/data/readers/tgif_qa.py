@@ -54,7 +54,7 @@ class TgifQa:
         samples: list[ClipSample] = []
         for each in (task,) if task else _OPEN_ENDED[split]:
             file = f"{part.capitalize()}_{each}_question.csv"
-            path = annotation_file(self, root, f"dataset/{file}", file)
+            path = annotation_file(self, root, split, f"dataset/{file}", file)
             samples += _samples(path, each, videos, with_options=bool(task))
         return Found(samples=tuple(samples), missing=videos.missing)
 

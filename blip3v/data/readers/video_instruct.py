@@ -32,7 +32,7 @@ class VideoInstruct:
     def read(self, root: Path, split: str) -> Found:
         """See ``DataSet``."""
         check_split(self, split)
-        path = annotation_file(self, root, "VideoInstruct100K.json")
+        path = annotation_file(self, root, split, "VideoInstruct100K.json")
         videos, samples = Videos(root, "videos", "video", ""), []
         for index, record in enumerate(json_records(path)):
             turn = Turn(record.text("q"), record.text("a"))

@@ -15,7 +15,16 @@ from blip3v.data.records import DataSet
 from blip3v.errors import ConfigError, UsageError
 from blip3v.strict_json import parse_json, read_json, read_json_value
 
-__all__ = ["Record", "annotation_file", "check_split", "csv_records", "json_lines", "json_records", "text_lines"]
+__all__ = [
+    "Record",
+    "annotation_file",
+    "check_root",
+    "check_split",
+    "csv_records",
+    "json_lines",
+    "json_records",
+    "text_lines",
+]
 
 _MAX_FIELD_CHARS = 1 << 20  # of a csv cell: dense captions are longer than the module's own limit
 
@@ -113,15 +122,29 @@ def annotation_file(data_set: DataSet, root: Path, split: str, *names: str) -> P
     Raises:
         UsageError: there is none, or no such folder.
     """
+    check_root(data_set, root, split)
     for name in names:
         if (root / name).is_file():
             return root / name
+    raise UsageError(f"{root} contains no {' or '.join(names)}{_what_to_get(data_set, split)}")
+
+
+def check_root(data_set: DataSet, root: Path, split: str) -> None:
+    """Checks that the folder of a data set is there.
+
+    Raises:
+        UsageError: it is not; the message says what to get, from whom, and where it must lie.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is not a folder{_what_to_get(data_set, split)}")
+
+
+def _what_to_get(data_set: DataSet, split: str) -> str:
     about = data_set.about
-    lacks = f"contains no {' or '.join(names)}" if root.is_dir() else "is not a folder"
     layout = "; ".join(about.layout).replace("{split}", split)
-    raise UsageError(
-        f"{root} {lacks}, which {about.title} needs for its split {split}; get it from {about.authors}; licence: "
-        f"{about.licence}; it must lie under that folder as: {layout}"
+    return (
+        f", which {about.title} needs for its split {split}; get it from {about.authors}; licence: {about.licence}; it "
+        f"must lie under that folder as: {layout}"
     )
 
 

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 from rich.progress import track
 
-from blip3v.commands import data_check, data_list
+from blip3v.commands import data_check, data_list, data_rephrase
 from blip3v.commands.next_command import ask_film
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.data.film import Split, make_film
@@ -101,5 +101,5 @@ def _progress(files: Iterable[str]) -> Iterator[str]:
     yield from track(list(files), "films", console=console, disable=not console.is_terminal, transient=True)
 
 
-for _below in (data_list.command, data_check.command):
+for _below in (data_list.command, data_check.command, data_rephrase.command):
     command.add_command(_below)

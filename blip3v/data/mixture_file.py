@@ -106,5 +106,5 @@ def _weight(node: yaml.Node, where: str) -> Weight:
     if multiple is not None and float(multiple[1]) > 0:
         return Weight(multiple=float(multiple[1]))
     raise ConfigError(
-        f"{where} takes {text!r}; a number of records, such as 1000, all, or a multiple, such as 0.5x, is expected"
+        f"{where} takes {text!r}; a number of records such as 1000, all, or a multiple such as 0.5x is expected"
     )

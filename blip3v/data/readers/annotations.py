@@ -6,6 +6,7 @@ Fields that a reader does not ask for may be there: authors add some from one re
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class Record:
             number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
         except (ValueError, OverflowError):
             number = None
-        if number is None or number - number != 0:  # infinity and nan differ from themselves
+        if number is None or not math.isfinite(number):
             raise self._wrong(field, "a number is expected")
         return number
 
@@ -204,7 +205,7 @@ def csv_records(path: Path, *, delimiter: str = ",", is_quoted: bool = True) -> 
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            csv.field_size_limit(_MAX_FIELD_CHARS)
+            csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_CHARS))  # one for the whole process
             quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
             rows = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
             columns = next(rows, None)

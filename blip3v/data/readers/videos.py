@@ -81,12 +81,12 @@ def _videos_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries)
+        found = sorted((entry.name, entry.is_dir(), entry.is_file()) for entry in entries)
     videos: dict[str, Path] = {}
-    for name, is_folder in found:
+    for name, is_folder, is_file in found:  # a link that leads nowhere is neither
         if is_folder and _has_frames(folder / name):
             videos.setdefault(name, folder / name)
-        elif not is_folder and name.lower().endswith(_SUFFIXES):
+        elif is_file and name.lower().endswith(_SUFFIXES):
             videos.setdefault(_without_suffix(name), folder / name)
     return videos
 

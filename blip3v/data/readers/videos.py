@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from blip3v.data.readers.annotations import Record
 from blip3v.errors import ConfigError
@@ -14,6 +15,8 @@ __all__ = ["Videos"]
 
 _SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif", ".flv", ".m4v", ".mpg", ".mpeg")
 _FRAME_SUFFIXES = (".jpg", ".jpeg")
+# Absolute paths of any system, steps to the folder above, and what no file name holds.
+_LEADS_OUT = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|\0")
 
 
 class Videos:
@@ -28,7 +31,7 @@ class Videos:
 
     def __init__(self, root: Path, *folders: str) -> None:
         self._folders = tuple(root / folder for folder in folders)
-        self._listed: dict[Path, dict[str, Path]] = {}
+        self._listed: dict[str, list[dict[str, Path]]] = {}
         self._missing: Counter[str] = Counter()
 
     @property
@@ -58,23 +61,23 @@ class Videos:
         return video
 
     def _look(self, name: str, record: Record) -> Path | None:
-        if not _stays_inside(name):
+        if not name or _LEADS_OUT.search(name):
             raise ConfigError(
                 f"{record.where} names the video {name!r}; a name inside the data set's folder is expected"
             )
         inner, _, last = name.rpartition("/")
-        for folder in self._folders:
-            files = self._files(folder / inner)
-            video = files.get(last) or files.get(_without_suffix(last))
+        stem = _without_suffix(last)
+        for files in self._files(inner):
+            video = files.get(last) or files.get(stem)
             if video is not None:
                 return video
         return None
 
-    def _files(self, folder: Path) -> dict[str, Path]:
-        """The videos of one folder by name without suffix, listed once."""
-        if folder not in self._listed:
-            self._listed[folder] = _videos_in(folder)
-        return self._listed[folder]
+    def _files(self, inner: str) -> list[dict[str, Path]]:
+        """The videos in a subfolder of each folder by name without suffix, listed once."""
+        if inner not in self._listed:
+            self._listed[inner] = [_videos_in(folder / inner) for folder in self._folders]
+        return self._listed[inner]
 
 
 def _videos_in(folder: Path) -> dict[str, Path]:
@@ -99,8 +102,3 @@ def _has_frames(folder: Path) -> bool:
 def _without_suffix(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in _SUFFIXES else name
-
-
-def _stays_inside(name: str) -> bool:
-    rooted = PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
-    return bool(name) and "\0" not in name and not rooted and ".." not in name.replace("\\", "/").split("/")

@@ -61,6 +61,7 @@ Exit codes:
   8    request
   9    server
   10   slower than the baseline of bench
+  11   an endpoint that others run
   130  interrupted
 """
 

@@ -32,17 +32,31 @@ from blip3v.extras import EXTRAS, pip_line
 ROOT = Path(__file__).parents[1]
 SNAPSHOT = Path(__file__).with_name("cli_options.txt")
 VERBS = list(cli._VERBS)
-each_verb = pytest.mark.parametrize("verb", VERBS)
 
 
 def command_of(verb: str) -> click.Command:
-    command = importlib.import_module(f"blip3v.commands.{verb}").command
+    """The command of a verb, or of the two words of a command below one."""
+    name, *below = verb.split()
+    command = importlib.import_module(f"blip3v.commands.{name}").command
+    for word in below:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
     assert isinstance(command, click.Command)
     return command
 
 
+def commands_of(verb: str) -> list[str]:
+    """The verb and the commands below it, each in the words that call it."""
+    command = command_of(verb)
+    return [verb, *(f"{verb} {name}" for name in getattr(command, "commands", ()))]
+
+
+COMMANDS = [name for verb in VERBS for name in commands_of(verb)]
+each_verb = pytest.mark.parametrize("verb", COMMANDS)
+
+
 def help_of(verb: str) -> str:
-    result = CliRunner().invoke(cli.group, [verb, "--help"], prog_name="blip3v", catch_exceptions=False)
+    result = CliRunner().invoke(cli.group, [*verb.split(), "--help"], prog_name="blip3v", catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
 
@@ -92,9 +106,12 @@ def test_help_has_two_examples_that_parse(verb: str):
     examples = examples_of(verb)
     assert len(examples) >= 2
     for example in examples:
-        program, name, *args = shlex.split(example)
-        assert (program, name) == ("blip3v", verb)
-        command_of(verb).make_context(verb, args)
+        words = shlex.split(example)
+        called = max((name for name in COMMANDS if words[1:][: len(name.split())] == name.split()), key=len)
+        assert words[0] == "blip3v"
+        assert called in commands_of(verb.split()[0])
+        args = words[1 + len(called.split()) :]
+        command_of(called).make_context(called, args)
         for arg in args:
             assert not arg.startswith("examples/") or (ROOT / arg).is_file(), f"{arg} is not in the repository"
 
@@ -110,7 +127,7 @@ def test_help_does_not_need_an_optional_package(verb: str):
     """A base install shows all help, and none waits for torch."""
     hidden = sorted({package.module for packages in EXTRAS.values() for package in packages})
     code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); from blip3v.cli import main; main()"
-    result = run(verb, "--help", code=code)
+    result = run(*verb.split(), "--help", code=code)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -141,7 +158,7 @@ def test_the_list_of_options_is_the_committed_one(verb: str):
 
 
 def test_the_committed_list_names_no_other_verb():
-    assert {block.split("\n", 1)[0] for block in SNAPSHOT.read_text("utf-8").split("\n\n")} == set(VERBS)
+    assert {block.split("\n", 1)[0] for block in SNAPSHOT.read_text("utf-8").split("\n\n")} == set(COMMANDS)
 
 
 def test_help_lists_verbs_and_exit_codes():
@@ -361,4 +378,4 @@ def test_json_of_a_verb_is_the_only_thing_on_stdout():
 
 
 if __name__ == "__main__":
-    SNAPSHOT.write_text("\n".join(describe(verb) for verb in VERBS), "utf-8")
+    SNAPSHOT.write_text("\n".join(describe(verb) for verb in COMMANDS), "utf-8")

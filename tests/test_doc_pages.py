@@ -64,7 +64,9 @@ def test_every_command_in_the_text_has_its_verb_and_options(page: Path) -> None:
     for code in re.findall(r"`blip3v ([^`]+)`", prose(page)):
         verb, *words = code.replace("...", "").split()
         if re.fullmatch(r"[a-z]+", verb):
-            known = {name for parameter in command_of(verb).params for name in parameter.opts} | {"--help"}
+            command = command_of(verb)
+            below = command.commands.get(words[0]) if isinstance(command, click.Group) and words else None
+            known = {name for parameter in (below or command).params for name in parameter.opts} | {"--help"}
             assert {word for word in words if word.startswith("-")} <= known, code
 
 

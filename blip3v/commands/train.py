@@ -13,11 +13,13 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from blip3v.commands.completed_values import completes
+from blip3v.commands.held_lines import held_line
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
+from blip3v.data.mixture import read_part
 from blip3v.training.options import TrainOptions, check_data, check_options, check_output
-from blip3v.training.recipe import PlannedStage, read_recipe, recipe_names
+from blip3v.training.recipe import PlannedStage, Recipe, read_recipe, recipe_names
 from blip3v.units import format_bytes, format_count
 
 __all__ = ["command"]
@@ -74,7 +76,13 @@ class _Screen:
     type=MODEL_PATH,
     help="Checkpoint to start from: a model folder, a released folder or its hub id, or a .pt file.",
 )
-@click.option("--data", help="JSON list of your own clips, in the format of the authors' code.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="FILE|NAME=FOLDER",
+    help="What to train on: a JSON list of your own clips, a data set of `blip3v data list` with its folder, or a "
+    "mixture file. May be repeated.",
+)
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder to keep features in.  [default: next to the run]"
 )
@@ -96,7 +104,7 @@ def command(
     recipe_name: str,
     output: Path | None,
     init: Path | None,
-    data: str | None,
+    data: tuple[str, ...],
     cache: Path | None,
     device: str,
     resume: bool,
@@ -110,16 +118,20 @@ def command(
       blip3v train --recipe tiny-base
       blip3v train --recipe tiny-tokenlearner --init runs/tiny-base/model
       blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data clips.json --dry-run
+      blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data llava-hound=/data/llava-hound
     """
     recipe = read_recipe(recipe_name)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
-    if data is not None:  # before a download; that there is a list at all, only after what it starts from
+    if data:  # before a download; that there is a list at all, only after what it starts from
         check_data(recipe, data)
     init = None if init is None else local_model(init, "checkpoint")
     options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
     check_options(recipe, options)
     if not dry_run:
         check_output(options)
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
+    if is_main:
+        _tell_what_data_hold(recipe, data)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.training.plan import make_plan
     from blip3v.training.run import train
@@ -129,7 +141,6 @@ def command(
         plan = make_plan(recipe, options)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
-    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
     console = talk_console()
     interactive = console.is_terminal and is_main
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -142,6 +153,13 @@ def command(
     else:
         click.echo(str(path))
         talk(f"next: {command_line('eval', '-m', str(path))}")
+
+
+def _tell_what_data_hold(recipe: Recipe, data: tuple[str, ...]) -> None:
+    """Reads the data sets: what they lack is told before anything is loaded."""
+    for part in check_data(recipe, data):
+        if part.data_set is not None:
+            talk(held_line(read_part(part)))
 
 
 def _plan_text(plan: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip3v.errors import ConfigError, UsageError
+from blip3v.data.mixture import Part, check_parts, parts_of
+from blip3v.errors import UsageError
 from blip3v.folders import check_checkpoint, kind_of
 from blip3v.publishing import check_writable
 from blip3v.training.recipe import Recipe, Stage, read_recipe, recipe_names
@@ -19,7 +20,8 @@ class TrainOptions:
 
     output: Path  # folder of the run
     init: Path | None = None  # checkpoint to start from; None: what the recipe says
-    data: str | None = None  # JSON list in the authors' format, for the stages that name no data
+    # For the stages that name no data: words as ``data/mixture.py`` describes, such as a JSON list.
+    data: str | tuple[str, ...] | None = None
     cache: Path | None = None  # folder of cached features; None: next to the run's folder
     device: str = "auto"  # "auto", "cpu" or "cuda"
     resume: bool = False  # continue from the run's checkpoint
@@ -29,34 +31,38 @@ def check_options(recipe: Recipe, options: TrainOptions) -> None:
     """Checks what can be checked without opening the weights.
 
     Raises:
-        UsageError: a checkpoint or data are missing or too much.
-        ConfigError: the list of clips does not exist.
+        UsageError: a checkpoint or data are missing or too much, or a data set is unknown or not there.
+        ConfigError: a list of clips or a mixture file does not exist.
         ArtifactError: the initial weights are not a checkpoint.
     """
     check_init(recipe, options.init)
     check_data(recipe, options.data)
 
 
-def check_data(recipe: Recipe, data: str | None) -> None:
-    """Checks that each stage on clips has a list of them that exists, and that ``data`` has an effect.
+def check_data(recipe: Recipe, data: str | tuple[str, ...] | None) -> list[Part]:
+    """Checks that each stage on clips has data that exist, and that ``data`` has an effect.
 
     Args:
-        recipe: names the lists of some stages, or of none.
-        data: the list for the others; None: not given.
+        recipe: names the data of some stages, or of none.
+        data: for the others; None: not given.
+
+    Returns:
+        The lists and data sets of all stages, each once.
 
     Raises:
-        UsageError: ``data`` is missing or has no effect.
-        ConfigError: a list does not exist.
+        UsageError: ``data`` is missing or has no effect, or a data set is unknown or not there.
+        ConfigError: a list or a mixture file does not exist.
     """
-    if data is not None and not any(_needs_data(stage) for stage in recipe.stages):
+    if data and not any(_needs_data(stage) for stage in recipe.stages):
         takers = [name for name in recipe_names() if any(map(_needs_data, read_recipe(name).stages))]
         raise UsageError(
             "every stage of this recipe has its own films or list",
             remedy=f"`data` has no effect: leave it out, or use a recipe that needs a list, such as {takers[0]}",
         )
-    for stage in recipe.stages:
-        if not stage.num_films and not Path(data_of(stage, data)).is_file():
-            raise ConfigError(f"{data_of(stage, data)} does not exist; the JSON list of your clips is expected")
+    stages = [stage for stage in recipe.stages if not stage.num_films]
+    parts = list(dict.fromkeys(part for stage in stages for part in parts_of(data_of(stage, data))))
+    check_parts(parts)
+    return parts
 
 
 def check_init(recipe: Recipe, init: Path | None) -> None:
@@ -120,16 +126,16 @@ def _needs_data(stage: Stage) -> bool:
     return not stage.num_films and stage.data is None
 
 
-def data_of(stage: Stage, data: str | None) -> str:
-    """The JSON list of a stage on clips: its own, or ``data``.
+def data_of(stage: Stage, data: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The data of a stage on clips, in words: its own, or ``data``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there are none.
     """
-    path = stage.data if stage.data is not None else data
-    if path is None:
+    words = stage.data if stage.data is not None else data
+    if not words:
         raise UsageError(
             f"stage {stage.task} trains on your clips",
             remedy="name their JSON list as `data`, or as data of the stage",
         )
-    return path
+    return (words,) if isinstance(words, str) else words

@@ -44,8 +44,8 @@ class Stage:
     batch_size: int | None = None  # clips in a step, over all devices; either this or batch_size_per_device
     batch_size_per_device: int | None = None  # clips in a step, on each device
     micro_batches: int = 1  # parts into which a device splits its clips of a step, accumulating their gradients
-    num_films: int = 0  # synthetic films; 0: the data is a JSON list
-    data: str | None = None  # JSON list in the format of the authors' code; None: the one given to the run
+    num_films: int = 0  # synthetic films; 0: the data is clips in files
+    data: str | None = None  # a word of ``data/mixture.py``, such as a JSON list; None: the data given to the run
     freeze: tuple[Component, ...] = ("vision_encoder",)
     temporal_learning_rate: float | None = None  # peak for the temporal encoder; None: learning_rate
     weight_decay: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from blip3v.data.authors import open_clips
+from blip3v.data.mixture import open_data
 from blip3v.data.samples import FilmSource, FilmTask, Source
 from blip3v.model.temporal import frames_read
 from blip3v.training.loop import Batches, Objective, StageObjective, StepBatches
@@ -33,22 +33,22 @@ def objective_of(stage: Stage) -> type[StageObjective]:
     return _OBJECTIVES.get(stage.task, Objective)
 
 
-def stage_source(stage: Stage, data: str | None, *, num_frames: int, seed: int) -> Source:
-    """The data of a stage: films, or the clips of a JSON list.
+def stage_source(stage: Stage, data: str | tuple[str, ...] | None, *, num_frames: int, seed: int) -> Source:
+    """The data of a stage: films, or the clips of lists and data sets.
 
     Args:
-        stage: gives the number of films, or the list.
-        data: the list to use if the stage names none.
+        stage: gives the number of films, or the data.
+        data: to use if the stage names none.
         num_frames: frames of a clip.
         seed: of the choice of frames and questions.
 
     Raises:
-        UsageError: the stage needs a list and none is given.
-        ConfigError: the list is not valid.
+        UsageError: the stage needs data and none are given, or a data set is not there.
+        ConfigError: they are not valid.
     """
     if stage.num_films:
         return FilmSource(_FILM_TASKS[stage.task], stage.num_films, num_frames, stage.pairs_per_clip, seed)
-    return open_clips(data_of(stage, data), num_frames=num_frames, seed=seed)
+    return open_data(data_of(stage, data), num_frames=num_frames, seed=seed)
 
 
 def stage_batches(

@@ -23,7 +23,8 @@
     |  |- CancelledError             8     the caller cancelled it
     |  `- RequestTimeoutError        8     it took longer than the caller allowed
     |- ServerError                   9   the HTTP server
-    `- SlowerError                   10  a measurement is slower than its baseline allows
+    |- SlowerError                   10  a measurement is slower than its baseline allows
+    `- EndpointError                 11  an endpoint that others run: unreachable, refusing, or at the limit of cost
 
 A message has three parts: what is wrong with the actual value, what is allowed, and what to run or do next. If the
 last part names parameters, it is the ``remedy``, written as Python arguments; the command line shows them as options.
@@ -44,6 +45,7 @@ __all__ = [
     "CancelledError",
     "ConfigError",
     "CorruptVideoError",
+    "EndpointError",
     "EngineMismatchError",
     "ExportError",
     "OutOfMemoryError",
@@ -193,3 +195,9 @@ class SlowerError(Blip3vError):
     """A median of a measurement is slower than its baseline by more than the tolerance."""
 
     exit_code = 10
+
+
+class EndpointError(Blip3vError):
+    """An endpoint that others run cannot be reached, refuses, answers nonsense, or has cost what it may."""
+
+    exit_code = 11

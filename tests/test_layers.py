@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TORCH_FREE = ("blip3v.config", "blip3v.video", "blip3v.text", "blip3v.bundle", "blip3v.hub", "blip3v.runtime")
+TORCH_FREE = (
+    "blip3v.config",
+    "blip3v.endpoint",
+    "blip3v.video",
+    "blip3v.text",
+    "blip3v.bundle",
+    "blip3v.hub",
+    "blip3v.runtime",
+)
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "accelerate")
 
 

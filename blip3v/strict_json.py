@@ -36,14 +36,30 @@ def read_json_value(path: Path) -> Any:
     """
     try:
         text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parses one JSON value of any kind.
+
+    Args:
+        text: the JSON.
+        where: what to call it in errors.
+
+    Raises:
+        ConfigError: it is not JSON, or has a duplicate key, NaN, infinity or a lone surrogate.
+    """
+    try:
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escape may stand for half a character
         return value
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or too long a number
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or too long a number
+        raise ConfigError(f"{where} cannot be read as JSON: {error}") from error
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def dumps(value: object) -> str:

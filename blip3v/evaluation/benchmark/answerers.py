@@ -34,8 +34,13 @@ class EncodedClip:
 class ClipAnswerer(Protocol):
     """Answers questions about clips, greedily."""
 
-    computed: str  # dtype, engine and device, for the record
-    versions: Mapping[str, str]  # of what computes
+    @property
+    def computed(self) -> str:
+        """Dtype, engine and device, for the record."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of what computes."""
 
     def encode(self, video: Path, start_s: float | None, end_s: float | None) -> EncodedClip:
         """Reads and encodes a clip.
@@ -115,7 +120,7 @@ class ReferenceClips:
 
         self._model: ReferenceModel = ReferenceModel(path, device=device)
         self.computed = f"fp32 on PyTorch {device}"
-        self.versions = {"torch": torch.__version__}
+        self.versions = {"torch": str(torch.__version__)}
 
     def encode(self, video: Path, start_s: float | None, end_s: float | None) -> EncodedClip:
         """See ``ClipAnswerer``."""

@@ -52,6 +52,7 @@ class _Table:
     number: int
     title: str
     columns: tuple[str, ...]
+    decimals: tuple[int, ...]  # of the numbers of a cell
     note: str
     rows: tuple[_Row, ...]
 
@@ -105,21 +106,27 @@ def _table(table: _Table, results: Sequence[Result]) -> PaperTable:
     for result in of_table:
         key = (result.header.model, result.header.model_digest)
         by_model[key][benchmarks[result.header.benchmark]] = result
-    rows = [TableRow(row.model, row.size, row.tokens, tuple(map(_paper_cell, row.cells)), False) for row in table.rows]
+    rows = [
+        TableRow(row.model, row.size, row.tokens, tuple(_paper_cell(cell, table.decimals) for cell in row.cells), False)
+        for row in table.rows
+    ]
     headers = {(one.header.model, one.header.model_digest): one.header for one in results}
     for key, of_model in by_model.items():
         header = headers[key]
-        cells = tuple(_our_cell(of_model.get(column)) for column in table.columns)
+        cells = tuple(_our_cell(of_model.get(column), table.decimals) for column in table.columns)
         name = f"{header.model}, {header.precision}"
         rows.append(TableRow(name, "", str(header.num_video_tokens), cells, True))
     return PaperTable(table.number, table.title, table.columns, tuple(rows), (table.note, *_our_notes(of_table)))
 
 
-def _paper_cell(values: tuple[float | None, ...] | None) -> str:
-    return _NOTHING if values is None else "/".join(_NOTHING if value is None else f"{value}" for value in values)
+def _paper_cell(values: tuple[float | None, ...] | None, decimals: tuple[int, ...]) -> str:
+    if values is None:
+        return _NOTHING
+    shown = zip(values, decimals, strict=True)
+    return "/".join(_NOTHING if value is None else f"{value:.{places}f}" for value, places in shown)
 
 
-def _our_cell(result: Result | None) -> str:
+def _our_cell(result: Result | None, decimals: tuple[int, ...]) -> str:
     if result is None:
         return NOT_RUN
     accuracy = result.score("accuracy" if result.header.form == "choice" else "judge accuracy")
@@ -127,10 +134,9 @@ def _our_cell(result: Result | None) -> str:
         return NOT_JUDGED
     if accuracy.value is None:
         return _NOTHING
-    text = f"{100 * accuracy.value:.1f}"
     score = result.score("judge score")
-    if score is not None and score.value is not None:
-        text += f"/{score.value:.1f}"
+    values = (100 * accuracy.value, *([score.value] if score is not None else []))
+    text = _paper_cell(values, decimals[: len(values)])
     available = result.header.num_available + sum(result.header.missing.values())
     return text if accuracy.num == available else f"{text} ({accuracy.num} of {available})"
 

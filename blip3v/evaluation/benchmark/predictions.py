@@ -6,6 +6,7 @@ the last, and is dropped. A run goes on where the file ends if its header says t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from blip3v.errors import ArtifactError, ConfigError, UsageError
 from blip3v.publishing import write_file
 from blip3v.strict_json import from_dict
 
-__all__ = ["Header", "Prediction", "PredictionFile", "finished", "read_predictions"]
+__all__ = ["Header", "Prediction", "PredictionFile", "finished", "predictions_digest", "read_predictions"]
 
 _VERSION = 1
 
@@ -61,6 +62,12 @@ class Prediction:
     chosen: int | None  # of the options, in a choice; None: the answer names none
     frames: tuple[int, ...]  # numbers of the frames that the model saw
     error: str | None = None
+
+
+def predictions_digest(predictions: Iterable[Prediction]) -> str:
+    """sha256 of predictions, whatever their order."""
+    lines = [_line(one) for one in sorted(predictions, key=lambda one: one.index)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def finished(path: Path, header: Header) -> list[Prediction] | None:

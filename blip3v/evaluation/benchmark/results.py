@@ -12,7 +12,7 @@ from blip3v.evaluation.benchmark.predictions import Header
 from blip3v.publishing import write_file
 from blip3v.strict_json import dumps, from_dict, read_json
 
-__all__ = ["SUFFIX", "JudgeRecord", "Result", "Score", "Unread", "read_results", "save_result"]
+__all__ = ["SUFFIX", "JudgeRecord", "Result", "Score", "Unread", "read_result", "read_results", "save_result"]
 
 SUFFIX = ".result.json"
 _SCHEMA = 1
@@ -63,6 +63,7 @@ class Result:
 
     header: Header
     predictions: str  # name of their file
+    predictions_digest: str  # of its content, whatever the order of the lines
     scores: tuple[Score, ...]
     unread: tuple[Unread, ...]
     judge: JudgeRecord | None
@@ -94,10 +95,15 @@ def read_results(folder: Path) -> list[Result]:
     Raises:
         ConfigError: a file is not a result; the message names it.
     """
-    return [_read(path) for path in sorted(folder.glob(f"*/*{SUFFIX}"))]
+    return [read_result(path) for path in sorted(folder.glob(f"*/*{SUFFIX}"))]
 
 
-def _read(path: Path) -> Result:
+def read_result(path: Path) -> Result:
+    """Reads a result.
+
+    Raises:
+        ConfigError: the file is not one; the message names it.
+    """
     values: Mapping[str, Any] = read_json(path)
     if values.get("schema") != _SCHEMA:
         raise ConfigError(f"{path} has schema {values.get('schema')!r}; this version reads {_SCHEMA}; make it anew")

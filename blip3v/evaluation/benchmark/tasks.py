@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from blip3v.data.records import ClipSample
 from blip3v.errors import UsageError
 from blip3v.evaluation.benchmark.choices import asked_choice
 
-__all__ = ["BENCHMARKS", "Benchmark", "Form", "asked_question", "benchmark", "right_answers"]
+__all__ = ["BENCHMARKS", "Benchmark", "Form", "asked_question", "benchmark", "form_of", "right_answers"]
 
 Form = Literal["open", "caption", "choice"]
 
@@ -33,7 +34,8 @@ _ALL = (
     Benchmark(
         name="activitynet-qa", data_set="activitynet-qa", split="test", form="open", table=1, column="ActivityNet-QA"
     ),
-    Benchmark(name="tgif-qa", data_set="tgif-qa", split="test", form="open", table=1, column="TGIF-QA"),
+    # Papers that report the judge's accuracy on TGIF-QA ask the questions of its task FrameQA.
+    Benchmark(name="tgif-qa", data_set="tgif-qa", split="test-frameqa", form="open", table=1, column="TGIF-QA"),
     # The paper does not say which split; its rivals report the questions of val.
     Benchmark(name="nextqa", data_set="nextqa", split="val", form="choice", table=2, column="NExT-QA"),
     Benchmark(name="nextqa-open", data_set="nextqa-open", split="test", form="open"),
@@ -41,7 +43,8 @@ _ALL = (
     Benchmark(
         name="msrvtt-caption", data_set="msrvtt-caption", split="test", form="caption", table=6, column="MSRVTT-Cap"
     ),
-    Benchmark(name="mira", data_set="mira", split="test", form="caption", table=6, column="Mira-Cap"),
+    Benchmark(name="miradata", data_set="miradata", split="test", form="caption", table=6, column="Mira-Cap"),
+    Benchmark(name="huggingface", data_set="huggingface", split="test", form="open"),  # a folder of one's own
 )
 
 BENCHMARKS: dict[str, Benchmark] = {one.name: one for one in _ALL}
@@ -58,6 +61,21 @@ def benchmark(name: str) -> Benchmark:
     near = difflib.get_close_matches(name, BENCHMARKS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(BENCHMARKS)}"
     raise UsageError(f"benchmark {name!r} is unknown; {hint}")
+
+
+def form_of(task: Benchmark, samples: Sequence[ClipSample]) -> Form:
+    """How samples are scored: as a choice if they have options, else as the benchmark is.
+
+    Raises:
+        UsageError: some have options and some have none.
+    """
+    with_options = sum(bool(one.options) for one in samples)
+    if 0 < with_options < len(samples):
+        raise UsageError(
+            f"{with_options} of {len(samples)} questions have options, the others none; they are scored apart: choose "
+            "another split"
+        )
+    return "choice" if with_options else task.form
 
 
 def asked_question(sample: ClipSample) -> str:

@@ -68,6 +68,7 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("sacrebleu", "2.6", "sacrebleu"),
         Package("rouge-score", "0.1.2", "rouge_score"),
     ),
+    "lmms": (Package("lmms-eval", "0.7.3", "lmms_eval"), *_TORCH),
     "bench": (Package("psutil", "6", "psutil"),),
 }
 

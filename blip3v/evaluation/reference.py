@@ -47,8 +47,17 @@ class ReferenceModel:
         """The video tokens of a clip."""
         return self._model.encode_video(torch.from_numpy(pixels_TCHW)[None].to(self._device))
 
-    def answer(self, videos: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
-        """Answers each question about its video, greedily."""
+    def answer(
+        self, videos: Sequence[Tensor], questions: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """Answers each question about its video, greedily.
+
+        Args:
+            videos: one for each question.
+            questions: plain text.
+            max_new_tokens: of an answer; None, or more than the model's own limit: that limit.
+        """
+        limit = min(max_new_tokens or self._generation.max_new_tokens, self._generation.max_new_tokens)
         texts = [""] * len(questions)
         for rows, ids_RL, position_R, video_RMD in self._rows(videos, questions):
             answers = greedy(
@@ -56,7 +65,7 @@ class ReferenceModel:
                 ids_RL,
                 position_R,
                 video_RMD,
-                max_new_tokens=self._generation.max_new_tokens,
+                max_new_tokens=limit,
                 stop_id=self.tokenizer.end_id,
             )
             for at, ids in zip(rows, answers, strict=True):

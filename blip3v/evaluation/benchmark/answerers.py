@@ -12,8 +12,8 @@ import numpy as np
 
 from blip3v.bundle import layout
 from blip3v.runtime import GenerationOptions, VideoLM
-from blip3v.text import Tokenizer
-from blip3v.video import load_clip, preprocess
+from blip3v.text import GenerationConfig, Tokenizer
+from blip3v.video import VideoInput, load_clip, preprocess
 
 if TYPE_CHECKING:
     from blip3v.evaluation.reference import ReferenceModel
@@ -42,15 +42,28 @@ class ClipAnswerer(Protocol):
     def versions(self) -> Mapping[str, str]:
         """Of what computes."""
 
-    def encode(self, video: Path, start_s: float | None, end_s: float | None) -> EncodedClip:
+    def encode(self, video: VideoInput, start_s: float | None = None, end_s: float | None = None) -> EncodedClip:
         """Reads and encodes a clip.
 
         Raises:
             VideoError, UsageError: it cannot be read.
         """
 
-    def answer(self, clips: Sequence[EncodedClip], questions: Sequence[str]) -> list[str]:
+    def answer(
+        self,
+        clips: Sequence[EncodedClip],
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
         """Answers each question about its clip.
+
+        Args:
+            clips: one for each question.
+            questions: plain text.
+            max_new_tokens: of an answer; None, or more than the model's own limit: that limit.
+            stop: texts before the first of which an answer ends.
 
         Raises:
             RequestError: one of them cannot be asked.
@@ -75,6 +88,7 @@ class BundleClips:
     def __init__(self, path: Path, *, backend: str = "auto") -> None:
         self._model = VideoLM.open(path, backend=backend)
         self._tokenizer = Tokenizer.load(path / layout.TOKENIZER)
+        self._own_limit = GenerationConfig.load(path / layout.GENERATION).max_new_tokens
         report = self._model.backend
         self.computed = report.computed
         self.versions = {run.engine: run.version or "?" for run in (report.video_encoder, report.decoder)}
@@ -87,15 +101,24 @@ class BundleClips:
     ) -> None:
         self._model.close()
 
-    def encode(self, video: Path, start_s: float | None, end_s: float | None) -> EncodedClip:
+    def encode(self, video: VideoInput, start_s: float | None = None, end_s: float | None = None) -> EncodedClip:
         """See ``ClipAnswerer``."""
         tokens = self._model.encode(video, start=start_s, end=end_s)
         return EncodedClip(tokens, tuple(index for index, _ in tokens.frames))
 
-    def answer(self, clips: Sequence[EncodedClip], questions: Sequence[str]) -> list[str]:
+    def answer(
+        self,
+        clips: Sequence[EncodedClip],
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
         """See ``ClipAnswerer``."""
         pairs = [(clip.video, question) for clip, question in zip(clips, questions, strict=True)]
-        return [answer.text for answer in self._model.ask_batch(pairs)]
+        limit = max_new_tokens if max_new_tokens is not None and max_new_tokens < self._own_limit else None
+        options = GenerationOptions(max_new_tokens=limit, stop=tuple(stop))
+        return [answer.text for answer in self._model.ask_batch(pairs, options=options)]
 
     def first_tokens(self, clips: Sequence[EncodedClip], questions: Sequence[str]) -> list[dict[str, float]]:
         """See ``ClipAnswerer``."""
@@ -122,7 +145,7 @@ class ReferenceClips:
         self.computed = f"fp32 on PyTorch {device}"
         self.versions = {"torch": str(torch.__version__)}
 
-    def encode(self, video: Path, start_s: float | None, end_s: float | None) -> EncodedClip:
+    def encode(self, video: VideoInput, start_s: float | None = None, end_s: float | None = None) -> EncodedClip:
         """See ``ClipAnswerer``."""
         model = self._model
         rule = model.preprocessor.sampling
@@ -130,9 +153,18 @@ class ReferenceClips:
         pixels_TCHW = preprocess(clip.frames, model.preprocessor)
         return EncodedClip(model.encode(pixels_TCHW), tuple(frame.index for frame in clip.sampled))
 
-    def answer(self, clips: Sequence[EncodedClip], questions: Sequence[str]) -> list[str]:
+    def answer(
+        self,
+        clips: Sequence[EncodedClip],
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
         """See ``ClipAnswerer``."""
-        return self._model.answer([clip.video for clip in clips], questions)
+        videos = [clip.video for clip in clips]
+        texts = self._model.answer(videos, questions, max_new_tokens=max_new_tokens)
+        return [text[: min((text.find(end) for end in stop if end in text), default=None)].strip() for text in texts]
 
     def first_tokens(self, clips: Sequence[EncodedClip], questions: Sequence[str]) -> list[dict[str, float]]:
         """See ``ClipAnswerer``."""

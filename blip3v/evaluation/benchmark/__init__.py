@@ -5,3 +5,8 @@ as one likes (``scoring.py``). Not here: the data sets themselves (``data/reader
 """
 
 from __future__ import annotations
+
+from blip3v.evaluation.benchmark.results import Result, read_results
+from blip3v.evaluation.benchmark.tasks import BENCHMARKS, Benchmark
+
+__all__ = ["BENCHMARKS", "Benchmark", "Result", "read_results"]

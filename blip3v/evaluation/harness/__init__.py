@@ -6,3 +6,7 @@
 """
 
 from __future__ import annotations
+
+from blip3v.evaluation.harness.manifest import model_manifest
+
+__all__ = ["model_manifest"]

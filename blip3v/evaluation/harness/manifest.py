@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
-__all__ = ["manifest"]
+__all__ = ["model_manifest"]
 
 
-def manifest() -> ModelManifest:
+def model_manifest() -> ModelManifest:
     """The entry of this package in the group ``lmms_eval.models``."""
     from lmms_eval.models.registry_v2 import ModelManifest  # of an extra; whoever calls this has it
 

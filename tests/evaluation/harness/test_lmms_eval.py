@@ -31,7 +31,8 @@ OPTIONS = {"a0": "left", "a1": "right", "a2": "up", "a3": "down", "a4": "it stay
 def test_the_entry_point_names_the_manifest():
     declared = (ROOT / "pyproject.toml").read_text()
     assert (
-        '[project.entry-points."lmms_eval.models"]\nblip3v = "blip3v.evaluation.harness.manifest:manifest"' in declared
+        '[project.entry-points."lmms_eval.models"]\nblip3v = "blip3v.evaluation.harness.manifest:model_manifest"'
+        in declared
     )
 
 
@@ -55,9 +56,9 @@ RUN = """
 import json, sys
 from lmms_eval import evaluator, models
 from lmms_eval.tasks import TaskManager
-from blip3v.evaluation.harness.manifest import manifest
+from blip3v.evaluation.harness.manifest import model_manifest
 if "blip3v" not in models.list_available_models():  # blip3v is run from its sources, without its entry points
-    models.MODEL_REGISTRY_V2.register_manifest(manifest())
+    models.MODEL_REGISTRY_V2.register_manifest(model_manifest())
 model, tasks, batch_size = sys.argv[1:]
 results = evaluator.simple_evaluate(
     model="blip3v", model_args=f"model={model}", tasks=["nextqa_local"], batch_size=batch_size,

@@ -58,7 +58,10 @@ class BenchmarkRun:
     ) -> None:
         task = benchmark(asked.benchmark or "")
         if data is None:
-            raise UsageError(f"--benchmark {task.name} needs its data: {how_to_get(task, asked.split)}")
+            raise UsageError(
+                f"--benchmark {task.name} needs its data: {how_to_get(task, asked.split)}; then name "
+                f"the folder: `blip3v eval --benchmark {task.name} --data FOLDER -m MODEL`"
+            )
         self._options, self._judging = asked, judging
         self._judge = judging.endpoint()
         self._prompt = JudgePrompt.load(judging.judge_prompt) if judging.judge_prompt else JudgePrompt.ours()

@@ -56,10 +56,7 @@ def how_to_get(benchmark: Benchmark, split: str | None) -> str:
     reader: DataSet = data_set(benchmark.data_set)
     about = reader.about
     lines = "; ".join(about.layout).replace("{split}", split or benchmark.split)
-    return (
-        f"get {about.title} from {about.authors}; licence: {about.licence}; it must lie in one folder as: {lines}; "
-        f"then name the folder: `blip3v eval --benchmark {benchmark.name} --data FOLDER -m MODEL`"
-    )
+    return f"get {about.title} from {about.authors}; licence: {about.licence}; it must lie in one folder as: {lines}"
 
 
 def ask_of(benchmark: Benchmark, root: Path, *, split: str | None = None, limit: int | None = None) -> Asked:

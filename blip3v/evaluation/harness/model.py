@@ -1,4 +1,4 @@
-"""The class that lmms-eval makes for ``--model blip3v``: a bundle or a model folder that answers greedily.
+"""The class that lmms-eval makes for the model "blip3v": a bundle or a model folder that answers greedily.
 
 Written against lmms-eval 0.7: a request's arguments are the question, the settings of decoding, a function from a
 record to its videos or pictures, and the record's place. A clip that cannot be read ends the run: the harness has no
@@ -59,7 +59,7 @@ class Blip3vModel(lmms):  # type: ignore[misc]  # the harness is not typed
     Args:
         model: its path.
         backend: inference engine of a bundle, as ``VideoLM.open`` accepts it.
-        device: "cpu" or "cuda", for a model folder; the harness gives it from ``--device``. None: "cpu".
+        device: "cpu" or "cuda", for a model folder; the harness gives it. None: "cpu".
         batch_size: questions that are asked together.
         max_batch_size: of the harness; has no effect, since no batch size is searched for.
 
@@ -81,7 +81,7 @@ class Blip3vModel(lmms):  # type: ignore[misc]  # the harness is not typed
         super().__init__()
         path = Path(model)
         if not model:
-            raise UsageError("no model is named; give --model_args model=MODEL_OR_BUNDLE")
+            raise UsageError("no model is named; give its path as the model argument `model=PATH`")
         self._batch_size = _whole(batch_size or 1)
         self._answerer = _opened(path, backend, device)
 
@@ -169,7 +169,7 @@ def _check_greedy(settings: Mapping[str, Any]) -> None:
     if wrong and not (settings.get("temperature") == 0 and set(wrong) == {"do_sample=True"}):
         raise UsageError(
             f"the task decodes with {', '.join(wrong)}; blip3v answers greedily: "
-            "give --gen_kwargs do_sample=False,num_beams=1"
+            "set do_sample=False and num_beams=1 among the task's gen_kwargs"
         )
 
 

@@ -61,7 +61,7 @@ Exit codes:
   8    request
   9    server
   10   slower than the baseline of bench
-  11   an endpoint that others run
+  11   endpoint, such as the judge of eval
   130  interrupted
 """
 

@@ -63,7 +63,12 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         *_GRAPHS,
     ),
     "train": (*_TORCH, Package("accelerate", "1.10", "accelerate")),
-    "eval": (Package("matplotlib", "3.9", "matplotlib"),),
+    "eval": (
+        Package("matplotlib", "3.9", "matplotlib"),
+        Package("sacrebleu", "2.6", "sacrebleu"),
+        Package("rouge-score", "0.1.2", "rouge_score"),
+    ),
+    "lmms": (Package("lmms-eval", "0.7.3", "lmms_eval"), *_TORCH),
     "bench": (Package("psutil", "6", "psutil"),),
 }
 

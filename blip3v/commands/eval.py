@@ -1,4 +1,7 @@
-"""``blip3v eval``: exact match of a model folder or a bundle on held-out films, or a bundle against its model."""
+"""``blip3v eval``: exact match of a model folder or a bundle on held-out films, or a bundle against its model.
+
+``--benchmark`` asks the questions of a published benchmark instead (``eval_benchmark.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -20,6 +23,7 @@ from blip3v.bundle.layout import ACCURACY
 from blip3v.bundle.reader import open_bundle
 from blip3v.commands.accuracy_report import print_accuracy
 from blip3v.commands.completed_values import completes
+from blip3v.commands.eval_options import BenchmarkOptions, JudgeOptions, benchmark_options, judge_options
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.next_command import after_export
 from blip3v.commands.options import BACKEND_HELP
@@ -37,13 +41,16 @@ from blip3v.runtime.backends import AUTO, backend_names, choose_backend, parse_b
 from blip3v.strict_json import dumps
 from blip3v.units import format_count
 
+if TYPE_CHECKING:
+    from blip3v.commands.eval_benchmark import BenchmarkRun
+
 __all__ = ["command"]
 
 _NUM_QUESTIONS = 2000
 
 
 @click.command()
-@click.option("-m", "--model", type=MODEL_PATH, required=True, help="Model folder or bundle, or its hub id.")
+@click.option("-m", "--model", type=MODEL_PATH, help="Model folder or bundle, or its hub id.")
 @click.option(
     "--reference",
     type=MODEL_PATH,
@@ -54,12 +61,13 @@ _NUM_QUESTIONS = 2000
     "num_questions",
     type=click.IntRange(1, 20000),
     help="Number of held-out questions, counted from the first.  [default: 2000; with --reference 32 unless the model "
-    "was trained on these films]",
+    "was trained on these films; of a benchmark all]",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="With --reference: folder of your own videos with a questions.json (128 questions at most), instead of films.",
+    help="With --benchmark: the folder of its data. With --reference: a folder of your own videos with a "
+    "questions.json (128 questions at most), instead of films.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device for a model folder."
@@ -75,12 +83,16 @@ _NUM_QUESTIONS = 2000
     type=click.Path(path_type=Path),
     help="Also write the report to this JSON file; with --reference instead of the bundle's reports/accuracy.json.",
 )
-@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+@click.option(
+    "--force", is_flag=True, help="Overwrite the file if it exists; with --benchmark also make predictions anew."
+)
+@benchmark_options
+@judge_options
 @download_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @quiet_option
 def command(
-    model: Path,
+    model: Path | None,
     reference: Path | None,
     num_questions: int | None,
     data: Path | None,
@@ -88,6 +100,8 @@ def command(
     backend: str | None,
     output: Path | None,
     force: bool,
+    asked: BenchmarkOptions,
+    judging: JudgeOptions,
     as_json: bool,
 ) -> None:
     """Measure exact match per kind of question on the held-out synthetic films.
@@ -98,15 +112,33 @@ def command(
     With --reference a bundle is compared with the model that it was made from, in PyTorch fp32: video tokens, logits,
     tokens and answers, on every installed engine, and exact match if the model was trained on these films.
 
+    With --benchmark the questions are those of a published data set: predictions are kept as they come and scored by a
+    judge, by match with the references, or by the chosen option, beside the figures of the paper.
+
     \b
     Examples:
       blip3v eval -m runs/tiny-tokenlearner/model
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --backend openvino --questions 200 --json
       blip3v eval -m my-bundle --reference runs/mine/model
+      blip3v eval --benchmark nextqa --data nextqa -m my-bundle
     """
-    check_file(output, force=force)
+    check_file(output, force=force and (output is not None or asked.benchmark is None))
+    benchmark = _benchmark(asked, judging, data, num_questions, reference)
+    if model is None:
+        raise click.MissingParameter(param_hint="'-m' / '--model'", param_type="option")
     model = local_model(model, None)
     is_bundle = _check_model(model, device, backend)
+    if benchmark is not None:
+        benchmark.run(
+            model,
+            is_bundle=is_bundle,
+            device=device,
+            backend=backend or AUTO,
+            force=force,
+            output=output,
+            as_json=as_json,
+        )
+        return
     if reference is not None:
         if not is_bundle:
             raise UsageError(f"{model} is not a bundle; --reference is what a bundle is compared with")
@@ -114,7 +146,9 @@ def command(
         _print_comparison(report_of_bundle, model, as_json=as_json)
         return
     if data is not None:
-        raise UsageError("--data has no effect without --reference; true answers are known for the films only")
+        raise UsageError(
+            "--data has no effect without --reference or --benchmark; true answers are known for the films only"
+        )
     num_questions = num_questions or _NUM_QUESTIONS
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -135,6 +169,23 @@ def command(
         click.echo(json.dumps(record))
     else:
         print_table(Console(highlight=False), _table(report))
+
+
+def _benchmark(
+    asked: BenchmarkOptions, judging: JudgeOptions, data: Path | None, num_questions: int | None, reference: Path | None
+) -> BenchmarkRun | None:
+    """The benchmark with its data read; None: none is asked for."""
+    if asked.benchmark is None:
+        asked.check_unused()
+        judging.check_unused()
+        if judging.judge is not None:
+            raise UsageError("--judge has no effect without --benchmark")
+        return None
+    if reference is not None:
+        raise UsageError("--benchmark and --reference exclude each other; run one after the other")
+    from blip3v.commands.eval_benchmark import BenchmarkRun  # only this form needs the data sets' readers
+
+    return BenchmarkRun(asked, judging, data, num_questions)
 
 
 def _compare(

@@ -26,6 +26,7 @@ __all__ = [
     "backend_option",
     "clip_options",
     "engine_options",
+    "gathered",
     "generation_options",
     "model_option",
     "output_options",
@@ -155,27 +156,27 @@ _ENGINE = {
 
 def output_options(command: _Command) -> _Command:
     """In what form the answers are printed: ``form``, an ``OutputForm``."""
-    return _gathered(command, "form", _OUTPUT, _form)
+    return gathered(command, "form", _OUTPUT, _form)
 
 
 def clip_options(command: _Command) -> _Command:
     """Which part of the video: ``clip``, arguments of ``VideoLM.encode``."""
-    return _gathered(command, "clip", _CLIP, dict)
+    return gathered(command, "clip", _CLIP, dict)
 
 
 def url_options(command: _Command) -> _Command:
     """Whether a video may be downloaded: ``limits``, a ``VideoLimits``."""
-    return _gathered(command, "limits", _URL, VideoLimits)
+    return gathered(command, "limits", _URL, VideoLimits)
 
 
 def generation_options(command: _Command) -> _Command:
     """How to answer: ``options``, a ``GenerationOptions``."""
-    return _gathered(command, "options", _GENERATION, GenerationOptions)
+    return gathered(command, "options", _GENERATION, GenerationOptions)
 
 
 def engine_options(command: _Command) -> _Command:
     """What computes it: ``engine``, arguments of ``VideoLM.open``."""
-    return _gathered(command, "engine", _ENGINE, dict)
+    return gathered(command, "engine", _ENGINE, dict)
 
 
 def _form(*, as_json: bool, as_jsonl: bool) -> OutputForm:
@@ -184,13 +185,15 @@ def _form(*, as_json: bool, as_jsonl: bool) -> OutputForm:
     return "json" if as_json else "jsonl" if as_jsonl else "text"
 
 
-def _gathered(
+def gathered(
     command: _Command, argument: str, group: Mapping[str, Callable[[_Command], _Command]], kind: Callable[..., Any]
 ) -> _Command:
+    """Adds a group of options to a command, which gets them as one argument that ``kind`` makes of their values."""
+
     @functools.wraps(command)
-    def gathered(**values: Any) -> Any:
+    def with_group(**values: Any) -> Any:
         return command(**{argument: kind(**{name: values.pop(name) for name in group})}, **values)
 
     for option in reversed([*group.values()]):
-        option(gathered)
-    return gathered
+        option(with_group)
+    return with_group

@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import threading
+import weakref
 from dataclasses import dataclass
 from types import TracebackType
 from typing import cast
@@ -57,12 +58,19 @@ class ClipRequest:
 
 
 class PixelReader:
-    """Reads one clip at a time. A context manager; also without ``close`` its process ends with the caller's."""
+    """Reads one clip at a time. A context manager; also without ``close`` its process ends with the caller's.
+
+    It can be pickled, which copies its limits alone.
+    """
 
     def __init__(self, limits: VideoLimits) -> None:
         """Starts nothing: the first clip does."""
         self._limits = limits
-        self._process: subprocess.Popen[bytes] | None = None
+        self._held = _Held()
+        self._finalizer = weakref.finalize(self, _Held.end, self._held)
+
+    def __reduce__(self) -> tuple[type[PixelReader], tuple[VideoLimits]]:
+        return PixelReader, (self._limits,)
 
     def __enter__(self) -> PixelReader:
         return self
@@ -86,21 +94,11 @@ class PixelReader:
 
     def close(self) -> None:
         """Ends the process. May be called more than once."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # what a dead process did not read does not matter
-                continue
+        self._held.end()
 
     def _ask(self, request: ClipRequest, config: PreprocessorConfig) -> np.ndarray | None:
         """The pixels; None if the process cannot tell. One that did not answer is ended."""
-        process = self._process = self._process or _start()
+        process = self._held.process = self._held.process or _start()
         timer = threading.Timer(min(self._limits.timeout_s, threading.TIMEOUT_MAX), process.kill)
         timer.daemon = True
         timer.start()
@@ -115,6 +113,25 @@ class PixelReader:
     def _message(self, request: ClipRequest, config: PreprocessorConfig) -> bytes:
         fields = vars(request) | {"config": config.to_dict(), "limits": dataclasses.asdict(self._limits)}
         return json.dumps(fields).encode() + b"\n"
+
+
+class _Held:
+    """The process of a reader, apart from it, so that it can be ended when the reader is gone."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def end(self) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:  # what a dead process did not read does not matter
+                continue
 
 
 def _exchange(process: subprocess.Popen[bytes], message: bytes) -> tuple[bool, np.ndarray | None]:

@@ -28,8 +28,8 @@ def expected(path: Path, seed: int = 1) -> np.ndarray:
 
 
 def pid(reader: PixelReader) -> int:
-    assert reader._process is not None
-    return reader._process.pid
+    assert reader._held.process is not None
+    return reader._held.process.pid
 
 
 @pytest.fixture(scope="module")

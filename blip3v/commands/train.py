@@ -16,6 +16,7 @@ from blip3v.commands.completed_values import completes
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
+from blip3v.training.changes import changed
 from blip3v.training.options import TrainOptions, check_data, check_options, check_output
 from blip3v.training.recipe import PlannedStage, read_recipe, recipe_names
 from blip3v.units import format_bytes, format_count, format_duration
@@ -98,6 +99,24 @@ class _Screen:
     help="Device to train on; auto: a GPU if there is one.",
 )
 @click.option(
+    "--steps",
+    multiple=True,
+    metavar="[STAGE=]N",
+    help="Optimizer steps of the recipe's stage, or of the one with this number, in place of the recipe's own.",
+)
+@click.option(
+    "--learning-rate",
+    multiple=True,
+    metavar="[STAGE=]RATE",
+    help="Peak learning rate of the recipe's stage, or of the one with this number.",
+)
+@click.option(
+    "--batch-size-per-device",
+    multiple=True,
+    metavar="[STAGE=]N",
+    help="Clips of a step on each device, of the recipe's stage, or of the one with this number.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(min=0),
     help="Processes that read clips ahead, on each device; 0: none.  [default: one for each CPU, up to 8, if there are "
@@ -131,6 +150,9 @@ def command(
     data: str | None,
     cache: Path | None,
     device: str,
+    steps: tuple[str, ...],
+    learning_rate: tuple[str, ...],
+    batch_size_per_device: tuple[str, ...],
     workers: int | None,
     max_broken_clips: int,
     max_broken_share: float,
@@ -145,8 +167,10 @@ def command(
       blip3v train --recipe tiny-base
       blip3v train --recipe tiny-tokenlearner --init runs/tiny-base/model
       blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data clips.json --dry-run
+      blip3v train --recipe xgen-mm-vid-instructions --init FOLDER --data clips.json --learning-rate 2e-6 --steps 500
     """
-    recipe = read_recipe(recipe_name)
+    asked = {"steps": steps, "learning_rate": learning_rate, "batch_size_per_device": batch_size_per_device}
+    recipe, changes = changed(read_recipe(recipe_name), asked)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
     if data is not None:  # before a download; that there is a list at all, only after what it starts from
         check_data(recipe, data)
@@ -170,11 +194,13 @@ def command(
     from blip3v.training.run import train
 
     recipe.model_config()
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
+    for line in changes if is_main else ():
+        talk(line)
     if dry_run:
         plan = make_plan(recipe, options)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
-    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
     console = talk_console()
     interactive = console.is_terminal and is_main
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

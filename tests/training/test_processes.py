@@ -120,8 +120,11 @@ def answers_recipe(path: Path, *, precision: str, parallel: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(tmp_path: Path) -> None:
-    """FSDP on two processes, ended after step 3 of stage 2, whose last saved step was 2."""
+@pytest.mark.parametrize("launcher", [TWO, (sys.executable,)], ids=["two", "one"])
+def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    """FSDP on two processes, ended after step 3 of stage 2, whose last saved step was 2; then on two, or on one."""
     plain = answers_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")
     recipe = answers_recipe(tmp_path / "split.toml", precision="fp32", parallel="fsdp")
     alone = run_here(plain, tmp_path / "one")
@@ -131,7 +134,7 @@ def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(t
     assert stopped.returncode != 0
     assert len(logged(output)) == 5, stopped.stderr[-3000:]
     assert not (output / "model").exists()
-    together, stdout = run(recipe, output, *TWO, resume=True)
+    together, stdout = run(recipe, output, *launcher, resume=True)
     assert together == pytest.approx(alone, rel=1e-4)
     assert stdout.splitlines() == [str(output / "model")]
     whole, parts = (load_model_folder(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))

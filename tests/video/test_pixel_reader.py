@@ -61,7 +61,13 @@ def test_what_a_video_cannot_be_is_said_as_load_clip_says_it(reader: PixelReader
     assert (type(found.value), str(found.value)) == (type(wanted.value), str(wanted.value))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "hanging"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="dead"),
+        pytest.param(signal.SIGSTOP, id="hanging", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_dies_or_hangs_is_replaced(reader: PixelReader, plain: Path, number: int) -> None:
     reader._limits = VideoLimits(timeout_s=2)
     reader.pixels(request(plain), CONFIG)

@@ -70,8 +70,7 @@ def base(listed: str) -> tuple[Callable[[], None], Take]:
 
     source = open_clips(listed, num_frames=NUM_FRAMES, seed=SEED)
     batches = Batches(source, _chat(ChatFormat), CONFIG, CLIPS_PER_BATCH, SEED)
-    steps = iter(range(MOST_SAMPLES * BATCHES_PER_SAMPLE))
-    return lambda: None, lambda: [batches.batch(next(steps)) for _ in range(BATCHES_PER_SAMPLE)]
+    return lambda: None, lambda: [batches.batch(step) for step in range(BATCHES_PER_SAMPLE)]
 
 
 def _ours(listed: str, workers: int) -> tuple[Callable[[], None], Take]:
@@ -84,14 +83,8 @@ def _ours(listed: str, workers: int) -> tuple[Callable[[], None], Take]:
     source = open_clips(listed, num_frames=NUM_FRAMES, seed=SEED)
     batches = Batches(ClipPixels(source, CONFIG), _chat(ChatFormat), CLIPS_PER_BATCH, SEED)
     ahead = 2 * workers  # what is made between two samples, in the time of the other sides
-    shares = [
-        Share(step, 0, 1)
-        for sample in range(MOST_SAMPLES)
-        for step in (
-            *[0] * ahead,
-            *range(sample * BATCHES_PER_SAMPLE, (sample + 1) * BATCHES_PER_SAMPLE),
-        )
-    ]
+    steps = [*[0] * ahead, *range(BATCHES_PER_SAMPLE)] * MOST_SAMPLES
+    shares = [Share(step, 0, 1) for step in steps]
     loaded: Iterator[Any] = _OPEN.enter_context(loaded_ahead(_Shares(batches), shares, workers=workers))
 
     def settle() -> None:

@@ -99,7 +99,7 @@ def main() -> None:
         write_film(film, options.seconds * FPS)
     roots = {OURS: ROOT}
     if options.base:
-        roots[BASE] = _checked_out(options.base, report.folder / "base")
+        roots[BASE] = checked_out(options.base, report.folder / "base")
 
     def measured(sides: Sequence[Side], video: Path, pause_s: float = 0.0) -> Callable[[], dict[str, Any]]:
         return lambda: compare(sides, roots, [str(video), str(options.bundle)], options.rounds, pause_s)
@@ -146,7 +146,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], grain: int) -> np.
     return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC), np.float32)
 
 
-def _checked_out(commit: str, folder: Path) -> Path:
+def checked_out(commit: str, folder: Path) -> Path:
     """The package at a commit, in a folder that goes on the import path."""
     archive = subprocess.run(["git", "archive", commit, "blip3v"], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -155,9 +155,15 @@ def _checked_out(commit: str, folder: Path) -> Path:
 
 
 def compare(
-    sides: Sequence[Side], roots: Mapping[str, Path], words: Sequence[str], rounds: int, pause_s: float = 0.0
+    sides: Sequence[Side],
+    roots: Mapping[str, Path],
+    words: Sequence[str],
+    rounds: int,
+    pause_s: float = 0.0,
+    *,
+    script: Path = SAMPLES,
 ) -> dict[str, Any]:
-    """Seconds of each side, in turns, and their ratios to the first one's.
+    """Seconds of each side, in turns, and their ratios to the first one's; ``script`` takes the samples.
 
     Raises:
         SystemExit: the sides do not agree on what comes out.
@@ -165,7 +171,7 @@ def compare(
     sides = [side for side in sides if side.code in roots]
     samples: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     with ExitStack() as stack:
-        workers = {side.name: stack.enter_context(_worker(side, roots[side.code], words)) for side in sides}
+        workers = {side.name: stack.enter_context(_worker(side, roots[side.code], words, script)) for side in sides}
         for number in range(WARM_UPS + rounds):
             for name, worker in workers.items():
                 time.sleep(pause_s)
@@ -216,8 +222,8 @@ def _environment(root: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(root)}
 
 
-def _worker(side: Side, root: Path, words: Sequence[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SAMPLES), side.does, *words]
+def _worker(side: Side, root: Path, words: Sequence[str], script: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(script), side.does, *words]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment(root), cwd=root
     )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,9 +18,14 @@ from blip3v.commands.local_models import MODEL_PATH, download_option, local_mode
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
 from blip3v.data.mixture import read_part
+from blip3v.training.changes import changed
 from blip3v.training.options import TrainOptions, check_data, check_options, check_output
 from blip3v.training.recipe import PlannedStage, Recipe, read_recipe, recipe_names
-from blip3v.units import format_bytes, format_count
+from blip3v.units import format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from blip3v.training.broken import BrokenClip
+    from blip3v.training.loop import StageSummary
 
 __all__ = ["command"]
 
@@ -55,6 +60,14 @@ class _Screen:
                 self._task, completed=step, total=num_steps, description=f"{self._name}: loss {loss:.3f}"
             )
         self._print(f"{self._name}: step {step}/{num_steps} loss {loss:.4f}")
+
+    def broken(self, clip: BrokenClip) -> None:
+        if self._is_main:  # on a terminal too: the next clip was taken in its place
+            talk(f"{self._name}: step {clip.step}: {clip.name} left out: {clip.error}")
+
+    def end(self, summary: StageSummary) -> None:
+        if self._is_main:
+            talk(f"{self._name}: {_summary_text(summary)}")
 
     def _print(self, line: str) -> None:
         if self._prints_lines:
@@ -93,6 +106,44 @@ class _Screen:
     show_default=True,
     help="Device to train on; auto: a GPU if there is one.",
 )
+@click.option(
+    "--steps",
+    multiple=True,
+    metavar="[STAGE=]N",
+    help="Optimizer steps of the recipe's stage, or of the one with this number, in place of the recipe's own.",
+)
+@click.option(
+    "--learning-rate",
+    multiple=True,
+    metavar="[STAGE=]RATE",
+    help="Peak learning rate of the recipe's stage, or of the one with this number.",
+)
+@click.option(
+    "--batch-size-per-device",
+    multiple=True,
+    metavar="[STAGE=]N",
+    help="Clips of a step on each device, of the recipe's stage, or of the one with this number.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that read clips ahead, on each device; 0: none.  [default: one for each CPU, up to 8, if there are "
+    "videos to decode]",
+)
+@click.option(
+    "--max-broken-clips",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Clips of a stage that may be impossible to read. The run ends if there are more, and more than the share.",
+)
+@click.option(
+    "--max-broken-share",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="Their share of all clips that were read.",
+)
 @click.option("--resume", is_flag=True, help="Resume from the checkpoint in the run's folder.")
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be trained, from what and in how many steps; then stop."
@@ -107,6 +158,12 @@ def command(
     data: tuple[str, ...],
     cache: Path | None,
     device: str,
+    steps: tuple[str, ...],
+    learning_rate: tuple[str, ...],
+    batch_size_per_device: tuple[str, ...],
+    workers: int | None,
+    max_broken_clips: int,
+    max_broken_share: float,
     resume: bool,
     dry_run: bool,
     as_json: bool,
@@ -119,13 +176,25 @@ def command(
       blip3v train --recipe tiny-tokenlearner --init runs/tiny-base/model
       blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data clips.json --dry-run
       blip3v train --recipe xgen-mm-vid-captions --init FOLDER --data llava-hound=/data/llava-hound
+      blip3v train --recipe xgen-mm-vid-instructions --init FOLDER --data clips.json --learning-rate 2e-6 --steps 500
     """
-    recipe = read_recipe(recipe_name)
+    asked = {"steps": steps, "learning_rate": learning_rate, "batch_size_per_device": batch_size_per_device}
+    recipe, changes = changed(read_recipe(recipe_name), asked)
     folder = output if output is not None else Path("runs") / Path(recipe_name).stem
     if data:  # before a download; that there is a list at all, only after what it starts from
         check_data(recipe, data)
     init = None if init is None else local_model(init, "checkpoint")
-    options = TrainOptions(output=folder, init=init, data=data, cache=cache, device=device, resume=resume)
+    options = TrainOptions(
+        output=folder,
+        init=init,
+        data=data,
+        cache=cache,
+        device=device,
+        resume=resume,
+        workers=workers,
+        max_broken_clips=max_broken_clips,
+        max_broken_share=max_broken_share,
+    )
     check_options(recipe, options)
     if not dry_run:
         check_output(options)
@@ -137,6 +206,9 @@ def command(
     from blip3v.training.run import train
 
     recipe.model_config()
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
+    for line in changes if is_main else ():
+        talk(line)
     if dry_run:
         plan = make_plan(recipe, options)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
@@ -184,6 +256,18 @@ def _plan_text(plan: Mapping[str, Any]) -> str:
 def _device_text(row: Mapping[str, Any]) -> str:
     state = ", ".join(f"{name.replace('_', ' ')} {format_bytes(size)}" for name, size in row["state_bytes"].items())
     return f"{_steps(row['num_steps'], row['batch_size'])}; estimate for each device, without activations: {state}"
+
+
+def _summary_text(summary: StageSummary) -> str:
+    """The time of a step, how much of it was waiting for data, and what was left out."""
+    waited = 100 * summary.data_s / summary.step_s if summary.step_s else 0.0
+    text = f"{format_count(summary.num_steps, 'step')} of {format_duration(summary.step_s)}, of which "
+    text += f"{format_duration(summary.data_s)} ({waited:.1f} %) waiting for data"
+    if summary.num_broken:
+        text += f"; {format_count(summary.num_broken, 'clip')} could not be read"
+    if summary.num_cut:
+        text += f"; {format_count(summary.num_cut, 'conversation')} cut to max_tokens"
+    return text
 
 
 def _steps(count: int, batch_size: int) -> str:

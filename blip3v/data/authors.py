@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from blip3v.data.digests import digest_of_samples, digest_of_videos
 from blip3v.data.records import ClipSample, Turn
-from blip3v.data.samples import Frames, Pair
+from blip3v.data.samples import Conversation, Frames, Pair
 from blip3v.errors import ConfigError
 from blip3v.strict_json import read_json_value
-from blip3v.video import load_clip
+from blip3v.video import VideoLimits
+from blip3v.video.pixel_reader import ClipRequest
 
 __all__ = ["ClipSource", "open_clips", "read_samples"]
 
@@ -67,31 +69,40 @@ class ClipSource:
 
     @property
     def key(self) -> str:
-        """Identifies the file and the seed of the sampling."""
-        return f"{self.path}-{len(self.samples)}x{self.num_frames}-seed{self.seed}"
+        """Identifies the bytes of the videos, the ranges in them, and the seed of the sampling."""
+        return f"clips-{self.num_frames}-seed{self.seed}-{digest_of_videos(self.samples)}"
+
+    @property
+    def content(self) -> str:
+        """Identifies the samples by their texts, ranges and the names of their videos, not by where these lie."""
+        return digest_of_samples(self.samples)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def frames(self, index: int, visit: int) -> list[Frames]:
+    def name(self, index: int) -> str:
+        """The path of the video."""
+        return str(self.samples[index].video)
+
+    def request(self, index: int, visit: int) -> ClipRequest:
         """Frames by the ``train`` sampling rule, sampled again at every visit."""
         sample = self.samples[index]
-        seed = int(np.random.SeedSequence((self.seed, index, visit)).generate_state(1)[0])
-        clip = load_clip(
-            sample.video,
+        return ClipRequest(
+            video=str(sample.video),
             num_frames=self.num_frames,
             rule="train",
             start_s=sample.start_s,
             end_s=sample.end_s,
-            seed=seed,
+            seed=int(np.random.SeedSequence((self.seed, index, visit)).generate_state(1)[0]),
         )
-        return list(clip.frames)
 
-    def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
-        """One question with its answer: each visit takes the next turn, after the last one the first again."""
-        turns = self.samples[index].turns
-        turn = turns[visit % len(turns)]
-        return (Pair(turn.question, turn.answer),)
+    def frames(self, index: int, visit: int) -> list[Frames]:
+        """The frames of ``request``."""
+        return list(self.request(index, visit).load(VideoLimits()).frames)
+
+    def conversations(self, index: int, visit: int) -> tuple[Conversation, ...]:
+        """The whole conversation, at every visit."""
+        return (tuple(Pair(turn.question, turn.answer) for turn in self.samples[index].turns),)
 
 
 def open_clips(path: str, *, num_frames: int, seed: int) -> ClipSource:

@@ -19,10 +19,12 @@ from blip3v.data.captions import film_caption, frame_caption
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import Question, questions
 from blip3v.data.render import render
+from blip3v.video.pixel_reader import ClipRequest
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 from blip3v.video.sampling import SamplingRule, sample_indices
 
 __all__ = [
+    "Conversation",
     "FilmSource",
     "FilmTask",
     "Frames",
@@ -56,20 +58,37 @@ class Pair:
     answer: str
 
 
+Conversation = tuple[Pair, ...]
+"""Turns in their order, each with those before it as its history; at least one."""
+
+
 class Source(Protocol):
-    """Clips with questions."""
+    """Clips with conversations about them."""
 
     @property
     def key(self) -> str:
-        """Identifies everything that determines ``frames``: cached features are stored under it."""
+        """Identifies everything that determines ``frames``: cached features are stored under it.
+
+        Files are read for it, since a file that was edited has another key and one that was moved has not.
+        """
+
+    @property
+    def content(self) -> str:
+        """Identifies the list of clips and conversations; files are not read. A run is resumed with the same one."""
 
     def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a message calls the clip."""
+
+    def request(self, index: int, visit: int) -> ClipRequest | None:
+        """Which frames of which file the clip is; None: it comes from no file."""
 
     def frames(self, index: int, visit: int) -> list[Frames]:
         """T pictures, uint8 (H, W, 3)."""
 
-    def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
-        """Questions about those pictures, with answers."""
+    def conversations(self, index: int, visit: int) -> tuple[Conversation, ...]:
+        """Conversations about those pictures, none of which knows of the others."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,18 @@ class FilmSource:
     def __len__(self) -> int:
         return self.num_films
 
+    @property
+    def content(self) -> str:
+        """The films follow from their numbers alone."""
+        return self.key
+
+    def name(self, index: int) -> str:
+        """The film's seed."""
+        return f"film {index}"
+
+    def request(self, index: int, visit: int) -> None:
+        """Films come from no file."""
+
     def frames(self, index: int, visit: int) -> list[Frames]:
         """Frames of film ``index``; the index also picks the sampling rule of a whole clip, the same at every visit."""
         film = _film(index)
@@ -114,6 +145,10 @@ class FilmSource:
         rule = get_args(SamplingRule)[index % 3]
         rng = self._rng(index, 0) if rule == "train" else None
         return sample_indices(film.num_frames, self.num_frames, rule=rule, rng=rng) / film.num_frames
+
+    def conversations(self, index: int, visit: int) -> tuple[Conversation, ...]:
+        """The pairs, each of them alone."""
+        return tuple((pair,) for pair in self.pairs(index, visit))
 
     def pairs(self, index: int, visit: int) -> tuple[Pair, ...]:
         """Captions or questions, depending on the task."""

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,75 +14,39 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blip3v.data.samples import Pair
 from blip3v.model import IGNORE_INDEX
-from blip3v.text import GenerationConfig, Message, Tokenizer, build_prompt
-from blip3v.text.special import ASSISTANT
+from blip3v.training.broken import NOTHING, Notes
+from blip3v.training.chat_rows import Row
 
-__all__ = ["Batch", "ChatFormat", "Row", "make_batch", "visits_of_step"]
-
-_MAX_CACHED_ROWS = 2**16
-
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids of one question and its answer."""
-
-    ids: list[int]
-    num_prompt_tokens: int  # ids before the answer
-    image_position: int
+__all__ = ["Batch", "make_batch"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors of one training step, with either ``pixels_CTCHW`` or ``features_CTPD``, never both."""
+    """The tensors of one training step, with either ``pixels_CTCHW`` or ``features_CTPD``, never both.
+
+    ``question_CL`` numbers the conversations of a row: 0 up to and including ``<image>``, then from 1.
+    """
 
     ids_CL: Tensor
     labels_CL: Tensor
-    question_CL: Tensor  # 0 up to and including <image>, then the number of the question, from 1
+    question_CL: Tensor
     image_position_C: Tensor
     pixels_CTCHW: Tensor | None = None
     features_CTPD: Tensor | None = None
+    notes: Notes = NOTHING
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        tensors: dict[str, Any] = {name: None if x is None else x.to(device) for name, x in vars(self).items()}
-        return Batch(**tensors)
+        """The same batch on ``device``; a copy from pinned memory is not waited for."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory."""
+        return self._with(Tensor.pin_memory)
 
-@dataclass(frozen=True)
-class ChatFormat:
-    """Tokenizer, chat template and generation settings, which turn questions into prompts."""
-
-    tokenizer: Tokenizer
-    template: str
-    generation: GenerationConfig
-    _rows: dict[Pair, Row] = field(default_factory=dict, repr=False, compare=False)
-
-    def row(self, pair: Pair) -> Row:
-        """Ids of the prompt, the answer and its end token. The first rows are cached: a film's questions recur."""
-        if pair in self._rows:
-            return self._rows[pair]
-        row = self._make_row(pair)
-        if len(self._rows) < _MAX_CACHED_ROWS:
-            self._rows[pair] = row
-        return row
-
-    def _make_row(self, pair: Pair) -> Row:
-        prompt = build_prompt(self.tokenizer, self.template, self.generation, [Message("user", pair.question)])
-        answer = [*self.tokenizer.encode_after(ASSISTANT, pair.answer), self.tokenizer.end_id]
-        return Row([*prompt.ids, *answer], len(prompt.ids), prompt.image_position)
-
-
-def visits_of_step(step: int, num_clips: int, batch_size: int, seed: int) -> list[tuple[int, int]]:
-    """The (clip, visit) pairs of one step. Each visit goes through all clips once, in a random order of its own."""
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        visit: np.random.default_rng(np.random.SeedSequence((seed, visit))).permutation(num_clips)
-        for visit in {position // num_clips for position in positions}
-    }
-    visits = [divmod(position, num_clips) for position in positions]
-    return [(int(orders[visit][at]), visit) for visit, at in visits]
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors: dict[str, Any] = {name: change(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 def make_batch(
@@ -90,16 +55,19 @@ def make_batch(
     pad_id: int,
     pixels: Sequence[np.ndarray] | None = None,
     features: np.ndarray | None = None,
+    notes: Notes = NOTHING,
 ) -> Batch:
-    """Packs each clip into one row: the prefix that its prompts share up to ``<image>``, then question after question.
+    """Packs each clip into one row: the prefix that its prompts share up to ``<image>``, then one conversation after
+    the other, none of which sees the others.
 
     Rows are padded on the right; only answers have labels.
 
     Args:
-        rows_of_clip: the questions of each clip, C lists.
+        rows_of_clip: the conversations of each clip, C lists.
         pad_id: id of the padding.
         pixels: C arrays float32 (T, 3, side, side) in [-1, 1].
         features: float16 (C, T, P, D), patch tokens from a frozen vision encoder.
+        notes: of the clips, for the log.
     """
     packed = [_pack(rows) for rows in rows_of_clip]
     shape = len(packed), max(ids.size for ids, _, _ in packed)
@@ -114,16 +82,17 @@ def make_batch(
         image_position_C=torch.tensor([rows[0].image_position for rows in rows_of_clip]),
         pixels_CTCHW=None if pixels is None else torch.from_numpy(np.stack(pixels)),
         features_CTPD=None if features is None else torch.from_numpy(features).float(),
+        notes=notes,
     )
 
 
 def _pack(rows: Sequence[Row]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Ids, labels and question numbers of one clip."""
+    """Ids, labels and conversation numbers of one clip."""
     shared = rows[0].ids[: rows[0].image_position + 1]
     ids, labels, question = list(shared), [IGNORE_INDEX] * len(shared), [0] * len(shared)
     for number, row in enumerate(rows, start=1):
         assert row.ids[: len(shared)] == shared, "the chat template must write the question after <image>"
         ids += row.ids[len(shared) :]
-        labels += [IGNORE_INDEX] * (row.num_prompt_tokens - len(shared)) + row.ids[row.num_prompt_tokens :]
+        labels += row.labels[len(shared) :]
         question += [number] * (len(row.ids) - len(shared))
     return np.array(ids), np.array(labels), np.array(question)

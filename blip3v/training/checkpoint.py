@@ -44,7 +44,9 @@ class Position:
 
     stage: int
     step: int
-    recipe_sha256: str  # of the run's recipe; no other recipe can resume the run
+    recipe_sha256: str  # of the run's recipe; nothing else can resume the run, nor other data or another start
+    data_sha256: str = ""  # of the lists of clips of all stages; empty: an older blip3v did not save it
+    start_sha256: str = ""  # of the initial weights that came from files; likewise
 
 
 def save_checkpoint(

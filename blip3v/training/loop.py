@@ -12,29 +12,27 @@ import json
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from blip3v.data.samples import Source
 from blip3v.model import IGNORE_INDEX, Blip3Video
-from blip3v.training.batch import Batch, ChatFormat, make_batch, visits_of_step
-from blip3v.training.features import clip_pixels
+from blip3v.training.batch import Batch
+from blip3v.training.broken import BrokenClip, BrokenClips, Notes
+from blip3v.training.loading import loaded_ahead
 from blip3v.training.recipe import PlannedStage, Stage
-from blip3v.video.preprocess import PreprocessorConfig
 
 __all__ = [
-    "Batches",
     "Objective",
     "StageObjective",
     "StageRun",
+    "StageSummary",
     "StepBatches",
     "freeze",
     "learning_rate_factor",
@@ -46,6 +44,10 @@ __all__ = [
 
 class StepBatch(Protocol):
     """The input of an objective."""
+
+    @property
+    def notes(self) -> Notes:
+        """What there is to say about its clips."""
 
     def to(self, device: torch.device) -> StepBatch:
         """The same batch on ``device``."""
@@ -63,6 +65,12 @@ class StepObserver(Protocol):
 
     def step(self, step: int, num_steps: int, loss: float) -> None:
         """Called after each logged step."""
+
+    def broken(self, clip: BrokenClip) -> None:
+        """Called with each clip that could not be read since the last logged step, before ``step``."""
+
+    def end(self, summary: StageSummary) -> None:
+        """Called at the end of the stage."""
 
 
 class StageObjective(nn.Module):
@@ -108,34 +116,14 @@ class Objective(StageObjective):
 
 
 @dataclass(frozen=True)
-class Batches:
-    """The batch of every step.
+class StageSummary:
+    """What a stage, or what was left of it, came to."""
 
-    Attributes:
-        source: clips and questions.
-        chat: how a question becomes ids.
-        preprocessor: how frames become pixels.
-        batch_size: clips in a step, over all devices.
-        seed: of the order of the clips.
-        features: float16 (N, T, P, D) from the frozen vision encoder; None: pixels are computed at each visit.
-    """
-
-    source: Source
-    chat: ChatFormat
-    preprocessor: PreprocessorConfig
-    batch_size: int
-    seed: int
-    features: npt.NDArray[np.float16] | None = None
-
-    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Batch:
-        """The share of step ``step`` for process ``rank`` of ``world``."""
-        visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
-        rows = [[self.chat.row(pair) for pair in self.source.pairs(clip, visit)] for clip, visit in visits]
-        pad_id = self.chat.tokenizer.pad_id
-        if self.features is not None:
-            return make_batch(rows, pad_id=pad_id, features=np.stack([self.features[clip] for clip, _ in visits]))
-        pixels = [clip_pixels(self.source, clip, visit, self.preprocessor) for clip, visit in visits]
-        return make_batch(rows, pad_id=pad_id, pixels=pixels)
+    num_steps: int
+    step_s: float  # mean over the steps
+    data_s: float  # of them, how long a step waited for its data
+    num_broken: int  # visits to clips that could not be read, over all devices and also before the run was resumed
+    num_cut: int  # conversations that were longer than max_tokens, over all devices
 
 
 @dataclass(frozen=True)
@@ -148,6 +136,8 @@ class StageRun:
     log_path: Path
     log_every: int
     save_every: int
+    broken: BrokenClips  # so far
+    workers: int = 0  # processes that make batches ahead; 0: this one makes them
 
 
 def learning_rate_factor(step: int, planned: PlannedStage) -> float:
@@ -203,20 +193,118 @@ def run_stage(
         observer: receives each logged step.
     """
     objective.train()
-    num_steps = run.planned.num_steps
-    started, losses = time.perf_counter(), []
-    for step in range(first_step, num_steps):
-        losses.append(_step(accelerator, objective, optimizer, run, step))
-        done = step + 1
-        if done % run.log_every == 0 or done == num_steps:
-            loss = sum(losses) / len(losses)
-            seconds = (time.perf_counter() - started) / len(losses)
-            if accelerator.is_main_process:
-                _log(run, done, loss, optimizer, seconds)
-            observer.step(done, num_steps, loss)
-            started, losses = time.perf_counter(), []
-        if done % run.save_every == 0 or done == num_steps:
-            yield done
+    world, parts = accelerator.num_processes, run.planned.stage.micro_batches
+    shares = [
+        Share(step, accelerator.process_index + world * part, world * parts)
+        for step in range(first_step, run.planned.num_steps)
+        for part in range(parts)
+    ]
+    pin = accelerator.device.type == "cuda"
+    meter = _Meter()
+    with loaded_ahead(_Shares(run.batches), shares, workers=run.workers, pin=pin) as loaded:
+        for step in range(first_step, run.planned.num_steps):
+            batches = meter.waited(lambda: [next(loaded) for _ in range(parts)])
+            _set_learning_rates(optimizer, learning_rate_factor(step, run.planned))
+            norm = run.planned.stage.max_grad_norm
+            meter.losses.append(train_step(accelerator, objective, optimizer, batches, max_grad_norm=norm))
+            meter.notes.append(Notes.joined(batch.notes for batch in batches))
+            done = step + 1
+            if done % run.log_every == 0 or done == run.planned.num_steps:
+                _report(accelerator, optimizer, run, meter, done, observer)
+            if done % run.save_every == 0 or done == run.planned.num_steps:
+                yield done
+    observer.end(meter.summary(len(run.broken.names)))
+
+
+class Share(NamedTuple):
+    """The key of a batch: the share of a step for process ``rank`` of ``world``."""
+
+    step: int
+    rank: int
+    world: int
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """The batches of a stage by their key."""
+
+    batches: StepBatches
+
+    def __getitem__(self, share: Share) -> StepBatch:
+        return self.batches.batch(share.step, rank=share.rank, world=share.world)
+
+
+class _Meter:
+    """Losses, times and notes since the last logged step, and in all."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.notes: list[Notes] = []
+        self._started, self._data_s = time.perf_counter(), 0.0
+        self._num_steps, self._all_s, self._all_data_s, self._num_cut = 0, 0.0, 0.0, 0
+
+    def waited(self, load: Callable[[], list[StepBatch]]) -> list[StepBatch]:
+        """What ``load`` returns; its time is that of waiting for data."""
+        started = time.perf_counter()
+        batches = load()
+        self._data_s += time.perf_counter() - started
+        return batches
+
+    def read(self, num_cut: int) -> tuple[float, float, float]:
+        """Means of a step's loss, seconds, and seconds of waiting for data; starts again."""
+        count, seconds = len(self.losses), time.perf_counter() - self._started
+        means = sum(self.losses) / count, seconds / count, self._data_s / count
+        self._num_steps, self._all_s = self._num_steps + count, self._all_s + seconds
+        self._all_data_s, self._num_cut = self._all_data_s + self._data_s, self._num_cut + num_cut
+        self.losses, self.notes, self._started, self._data_s = [], [], time.perf_counter(), 0.0
+        return means
+
+    def summary(self, num_broken: int) -> StageSummary:
+        """Means over all steps."""
+        count = max(1, self._num_steps)
+        return StageSummary(self._num_steps, self._all_s / count, self._all_data_s / count, num_broken, self._num_cut)
+
+
+def _report(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    run: StageRun,
+    meter: _Meter,
+    done: int,
+    observer: StepObserver,
+) -> None:
+    """Logs the steps since the last call, from all processes.
+
+    Raises:
+        ConfigError: too many clips could not be read.
+    """
+    notes = Notes.joined(gather_object([Notes.joined(meter.notes)]))
+    loss, step_s, data_s = meter.read(notes.num_cut)
+    record: dict[str, Any] = {
+        "stage": run.index,
+        "task": run.planned.stage.task,
+        "step": done,
+        "loss": round(loss, 5),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "step_s": round(step_s, 4),
+        "data_s": round(data_s, 4),
+    }
+    if notes.broken:
+        record["broken"] = [clip.to_dict() for clip in notes.broken]
+    if notes.num_cut:
+        record["num_cut"] = notes.num_cut
+    if accelerator.is_main_process:
+        with run.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    for clip in notes.broken:
+        observer.broken(clip)
+    run.broken.add(notes.broken, done * run.planned.batch_size)
+    observer.step(done, run.planned.num_steps, loss)
+
+
+def _set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
 
 
 def train_step(
@@ -253,30 +341,3 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return float(accelerator.reduce(loss_sum, "sum") / total)
-
-
-def _step(
-    accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, run: StageRun, step: int
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * learning_rate_factor(step, run.planned)
-    world, stage = accelerator.num_processes, run.planned.stage
-    parts = stage.micro_batches
-    batches = [
-        run.batches.batch(step, rank=accelerator.process_index + world * part, world=world * parts)
-        for part in range(parts)
-    ]
-    return train_step(accelerator, objective, optimizer, batches, max_grad_norm=stage.max_grad_norm)
-
-
-def _log(run: StageRun, step: int, loss: float, optimizer: torch.optim.Optimizer, seconds: float) -> None:
-    record = {
-        "stage": run.index,
-        "task": run.planned.stage.task,
-        "step": step,
-        "loss": round(loss, 5),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "step_s": round(seconds, 4),
-    }
-    with run.log_path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")

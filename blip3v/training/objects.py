@@ -14,16 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from blip3v.data.labels import NUM_WORDS, motion_labels, num_motion_words, object_labels
 from blip3v.data.samples import FilmSource
 from blip3v.model import Blip3Video
-from blip3v.training.batch import visits_of_step
+from blip3v.training.broken import NOTHING, Notes
+from blip3v.training.features import Features
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
 from blip3v.training.loop import StageObjective
+from blip3v.training.order import visits_of_step
 
 __all__ = ["ObjectBatch", "ObjectBatches", "ObjectObjective"]
 
@@ -35,6 +36,7 @@ class ObjectBatch:
     features_CTPD: Tensor
     objects: LabelBatch
     motions: LabelBatch
+    notes: Notes = NOTHING
 
     def to(self, device: torch.device) -> ObjectBatch:
         """The same batch on ``device``."""
@@ -47,14 +49,14 @@ class ObjectBatches:
 
     Attributes:
         source: the films.
-        features: float16 (N, T, P, D) from the frozen vision encoder.
+        features: of every film, from the frozen vision encoder.
         batch_size: clips in a step, over all devices.
         seed: of the order of the clips.
         frames: which of the T frames the temporal encoder reads.
     """
 
     source: FilmSource
-    features: npt.NDArray[np.float16]
+    features: Features
     batch_size: int
     seed: int
     frames: slice

@@ -25,6 +25,16 @@ class TrainOptions:
     cache: Path | None = None  # folder of cached features; None: next to the run's folder
     device: str = "auto"  # "auto", "cpu" or "cuda"
     resume: bool = False  # continue from the run's checkpoint
+    workers: int | None = None  # processes that read clips ahead, on each device; 0: none; None: as the data need
+    max_broken_clips: int = 20  # clips of a stage that cannot be read, each counted whenever its turn comes, ...
+    max_broken_share: float = 0.02  # ... and their share of all; a run that exceeds both ends
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", self.workers or 0), ("max_broken_clips", self.max_broken_clips)):
+            if least < 0:
+                raise UsageError(f"{name} is {least}; at least 0 is needed")
+        if not 0 <= self.max_broken_share <= 1:
+            raise UsageError(f"max_broken_share is {self.max_broken_share:g}; a share from 0 to 1 is needed")
 
 
 def check_options(recipe: Recipe, options: TrainOptions) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from blip3v.data.labels import NUM_WORDS, patch_labels
 from blip3v.data.samples import FilmSource
 from blip3v.model import Blip3Video
-from blip3v.training.batch import visits_of_step
-from blip3v.training.features import clip_pixels
+from blip3v.training.broken import NOTHING, Notes
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
 from blip3v.training.loop import StageObjective
-from blip3v.video.preprocess import PreprocessorConfig
+from blip3v.training.order import visits_of_step
+from blip3v.video.preprocess import PreprocessorConfig, preprocess
 
 __all__ = ["PatchBatch", "PatchBatches", "PatchObjective"]
 
@@ -33,6 +33,7 @@ class PatchBatch:
 
     pixels_CTCHW: Tensor
     labels: LabelBatch
+    notes: Notes = NOTHING
 
     def to(self, device: torch.device) -> PatchBatch:
         """The same batch on ``device``."""
@@ -52,7 +53,7 @@ class PatchBatches:
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> PatchBatch:
         """The share of step ``step`` for process ``rank`` of ``world``."""
         visits = visits_of_step(step, len(self.source), self.batch_size, self.seed)[rank::world]
-        pixels = [clip_pixels(self.source, index, visit, self.preprocessor) for index, visit in visits]
+        pixels = [preprocess(self.source.frames(index, visit), self.preprocessor) for index, visit in visits]
         labels = [
             patch_labels(self.source.film(index), self.source.moment(index, visit), self.grid)
             for index, visit in visits

@@ -51,10 +51,18 @@ class Stage:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
+    max_tokens: int | None = None  # of a clip's conversation with its prompt; longer ones lose turns; None: no bound
     cache_features: bool = False  # compute the patch tokens of every clip once; needs a frozen vision encoder
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "batch_size_per_device", "pairs_per_clip", "micro_batches"):
+        for name in (
+            "num_steps",
+            "batch_size",
+            "batch_size_per_device",
+            "pairs_per_clip",
+            "micro_batches",
+            "max_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} of stage {self.task} is {value}; at least 1 is needed")

@@ -5,7 +5,6 @@ A run's folder contains ``checkpoint/`` (to resume from), ``log.jsonl`` and, at 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -15,19 +14,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import accelerate
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
 from torch import Tensor
 
 import blip3v
 from blip3v.data.samples import Source
-from blip3v.errors import ConfigError, UsageError
+from blip3v.errors import UsageError
 from blip3v.model.folder import save_model_folder
 from blip3v.model.weights import empty_model, fill
 from blip3v.publishing import write_file
+from blip3v.training.broken import BrokenClip, BrokenClips
 from blip3v.training.checkpoint import (
     Position,
     load_optimizer_state,
@@ -37,8 +35,11 @@ from blip3v.training.checkpoint import (
     objective_weights,
     save_checkpoint,
 )
-from blip3v.training.features import feature_cache
-from blip3v.training.loop import StageObjective, StageRun, freeze, make_optimizer, run_stage
+from blip3v.training.clip_pixels import ClipPixels
+from blip3v.training.features import Features, feature_cache
+from blip3v.training.identity import Identity, check_recipe, identity_of
+from blip3v.training.loading import default_workers
+from blip3v.training.loop import StageObjective, StageRun, StageSummary, freeze, make_optimizer, run_stage
 from blip3v.training.options import TrainOptions, check_output, checkpoint_folder
 from blip3v.training.parallel import load_weights, shard
 from blip3v.training.recipe import PlannedStage, Recipe
@@ -68,6 +69,12 @@ class Observer(Protocol):
     def step(self, step: int, num_steps: int, loss: float) -> None:
         """Called after each logged step."""
 
+    def broken(self, clip: BrokenClip) -> None:
+        """Called with each clip that could not be read since the last logged step, before ``step``."""
+
+    def end(self, summary: StageSummary) -> None:
+        """Called at the end of each stage."""
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -78,7 +85,7 @@ class _Run:
     start: Start
     accelerator: Accelerator
     observer: Observer
-    digest: str  # of the recipe
+    identity: Identity
 
     @property
     def checkpoint(self) -> Path:
@@ -100,14 +107,22 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
 
     Raises:
         UsageError: ``output`` already contains a run, there is nothing to resume, or the device is not available.
-        ConfigError: the recipe and the initial weights do not fit together.
+        ConfigError: the recipe and the initial weights do not fit together, or the run to resume was started with
+            others, or too many clips cannot be read.
         ArtifactError: the initial weights cannot be used.
     """
     accelerator = make_accelerator(recipe.precision, options.device)
-    digest = _digest(recipe, accelerator.num_processes)
-    position = _position(options, digest)
+    check_output(options)
+    found = load_position(checkpoint_folder(options.output))
+    if found is not None:  # before the initial weights are read for the rest
+        check_recipe(recipe, accelerator.num_processes, found, options.output)
     torch.manual_seed(recipe.seed)
-    run = _Run(recipe, options, find_start(recipe, options.init), accelerator, observer, digest)
+    start = find_start(recipe, options.init)
+    identity = _identity(recipe, options, start, accelerator)
+    if found is not None:
+        identity.check(found, options.output)
+    position = found or identity.at(0, 0)
+    run = _Run(recipe, options, start, accelerator, observer, identity)
     observer.start(run.start.origin)
     options.output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
@@ -132,11 +147,15 @@ def _run_stage(run: _Run, index: int, first_step: int) -> None:
         load_random_state(run.checkpoint)
     features = _features(run, source) if stage.cache_features else None
     batches = stage_batches(planned, run.start, source, features, seed=recipe.seed)
-    stage_run = StageRun(index, planned, batches, run.options.output / _LOG, recipe.log_every, recipe.save_every)
+    log, decodes = run.options.output / _LOG, features is None and _has_files(source)
+    broken = BrokenClips(run.options.max_broken_clips, run.options.max_broken_share)
+    broken.restore(log, index, first_step)
+    workers = _workers(run.options, planned, decodes=decodes)
+    stage_run = StageRun(index, planned, batches, log, recipe.log_every, recipe.save_every, broken, workers)
     objective = plain if run.is_sharded else accelerator.prepare(plain)
     for done in run_stage(accelerator, objective, optimizer, stage_run, first_step=first_step, observer=run.observer):
         is_last = done == planned.num_steps
-        position = Position(index + 1, 0, run.digest) if is_last else Position(index, done, run.digest)
+        position = run.identity.at(index + 1, 0) if is_last else run.identity.at(index, done)
         save_checkpoint(run.checkpoint, plain, optimizer, position, writes=accelerator.is_main_process)
         accelerator.wait_for_everyone()
 
@@ -159,20 +178,33 @@ def _objective(run: _Run, planned: PlannedStage, first_step: int) -> StageObject
     return objective if run.is_sharded else objective.to(device)
 
 
-def _features(run: _Run, source: Source) -> npt.NDArray[np.float16]:
+def _has_files(source: Source) -> bool:
+    return source.request(0, 0) is not None
+
+
+def _workers(options: TrainOptions, planned: PlannedStage, *, decodes: bool) -> int:
+    """Processes for a stage: as many as asked for; of its own accord only where there are videos to decode."""
+    chosen = options.workers if options.workers is not None else default_workers() if decodes else 0
+    return min(chosen, planned.num_steps * planned.stage.micro_batches)
+
+
+def _features(run: _Run, source: Source) -> Features:
     """Patch tokens of all clips, from an encoder of its own, since the run's may be sharded."""
     model = empty_model(run.start.config)
     fill(model.vision_encoder, run.weights(), "vision_encoder.")
     model.vision_encoder.to(run.accelerator.device)
+    chosen = run.options.workers
+    if chosen is None:
+        chosen = default_workers() if _has_files(source) else 0
     folder = run.options.cache if run.options.cache is not None else run.options.output.parent / "features"
     with run.accelerator.main_process_first():
         return feature_cache(
             folder,
-            source,
+            ClipPixels(source, run.start.preprocessor),
             model,
-            run.start.preprocessor,
             device=run.accelerator.device,
             progress=run.observer.features,
+            workers=min(chosen, len(source)),
         )
 
 
@@ -198,24 +230,12 @@ def make_accelerator(precision: Literal["fp32", "bf16"], device: str) -> Acceler
     return accelerator
 
 
-def _digest(recipe: Recipe, num_devices: int) -> str:
-    values = recipe.to_dict()
-    if any(stage.depends_on_devices for stage in recipe.stages):
-        values |= {"num_devices": num_devices}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _position(options: TrainOptions, digest: str) -> Position:
-    check_output(options)
-    found = load_position(checkpoint_folder(options.output))
-    if found is None:
-        return Position(0, 0, digest)
-    if found.recipe_sha256 != digest:
-        raise ConfigError(
-            f"the run in {options.output} was started with another recipe or another number of devices; "
-            "resume it with the same ones"
-        )
-    return found
+def _identity(recipe: Recipe, options: TrainOptions, start: Start, accelerator: Accelerator) -> Identity:
+    """What the run begins with. One process reads it, for all."""
+    found = [identity_of(recipe, options, start, accelerator.num_processes) if accelerator.is_main_process else None]
+    (identity,) = broadcast_object_list(found)
+    assert isinstance(identity, Identity)
+    return identity
 
 
 def _truncate_log(path: Path, position: Position) -> None:

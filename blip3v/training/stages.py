@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from blip3v.data.mixture import open_data
 from blip3v.data.samples import FilmSource, FilmTask, Source
 from blip3v.model.temporal import frames_read
-from blip3v.training.loop import Batches, Objective, StageObjective, StepBatches
+from blip3v.training.clip_batches import Batches
+from blip3v.training.clip_pixels import ClipPixels
+from blip3v.training.features import Features
+from blip3v.training.loop import Objective, StageObjective, StepBatches
 from blip3v.training.objects import ObjectBatches, ObjectObjective
 from blip3v.training.options import data_of
 from blip3v.training.patches import PatchBatches, PatchObjective
@@ -52,7 +52,7 @@ def stage_source(stage: Stage, data: str | tuple[str, ...] | None, *, num_frames
 
 
 def stage_batches(
-    planned: PlannedStage, start: Start, source: Source, features: npt.NDArray[np.float16] | None, *, seed: int
+    planned: PlannedStage, start: Start, source: Source, features: Features | None, *, seed: int
 ) -> StepBatches:
     """The batch of every step of a stage."""
     task, size, config = planned.stage.task, planned.batch_size, start.config
@@ -64,4 +64,5 @@ def stage_batches(
         assert isinstance(source, FilmSource), "Stage requires films for this task"
         assert features is not None, "Stage requires cached features for this task"
         return ObjectBatches(source, features, size, seed, frames_read(config))
-    return Batches(source, start.chat, start.preprocessor, size, seed, features)
+    pixels = ClipPixels(source, start.preprocessor)
+    return Batches(pixels, start.chat, size, seed, features, planned.stage.max_tokens)

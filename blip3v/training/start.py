@@ -24,7 +24,7 @@ from blip3v.model.temporal import build_temporal, with_frames
 from blip3v.model.weights import Gathered, state_shapes
 from blip3v.text import RELEASED_SYSTEM_PROMPT, RELEASED_TEMPLATE, GenerationConfig, Tokenizer, train_tokenizer
 from blip3v.text.released_tokenizer import released_tokenizer_json
-from blip3v.training.batch import ChatFormat
+from blip3v.training.chat_rows import ChatFormat
 from blip3v.training.initialise import new_model
 from blip3v.training.options import check_init
 from blip3v.training.recipe import Recipe

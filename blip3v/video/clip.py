@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -25,7 +26,10 @@ from blip3v.video.spare_decoder import SpareDecoder
 from blip3v.video_decoder.limits import VideoLimits
 from blip3v.video_decoder.ranges import check_fps, check_range, frames_between
 
-__all__ = ["Clip", "SampledFrame", "load_clip", "load_pixels"]
+if TYPE_CHECKING:
+    from blip3v.video.decoder_here import DecoderHere
+
+__all__ = ["Clip", "SampledFrame", "load_clip", "load_clip_here", "load_pixels"]
 
 _DEFAULT_LIMITS = VideoLimits()
 
@@ -116,8 +120,37 @@ def load_clip(
     sampler.indices(0, 1)
     with open_source(video, limits, interrupting) as source:
         if isinstance(source, Pictures):
-            return _from_pictures(source, sampler, limits, interrupting)
+            return _from_pictures(source, sampler, limits, lambda paths: _open_images(paths, limits, interrupting))
         return _from_file(source, sampler, limits, interrupting, spare, on_picture)
+
+
+def load_clip_here(
+    video: str | Path,
+    *,
+    num_frames: int,
+    rule: SamplingRule = "released",
+    start_s: float | None = None,
+    end_s: float | None = None,
+    limits: VideoLimits = _DEFAULT_LIMITS,
+    seed: int | None = None,
+) -> Clip:
+    """The clip that ``load_clip`` returns, decoded in the calling process, by one thread.
+
+    For a process that does nothing else and that its own parent watches (``pixel_process.py``): a file that crashes
+    the decoder ends it, one that hangs is not interrupted, and of the limits on memory only that on frames applies.
+
+    Raises:
+        UsageError: as ``load_clip``.
+        VideoError: one of its kinds, as ``load_clip``; also for a single image as a video, which is not read here.
+    """
+    # Opens PyAV in this process.
+    from blip3v.video.decoder_here import DecoderHere, open_images
+
+    sampler = _Sampler(num_frames, rule, seed, *check_range(start_s, end_s), None)
+    with open_source(video, limits) as source:
+        if isinstance(source, Pictures):
+            return _from_pictures(source, sampler, limits, lambda paths: open_images(paths, limits))
+        return _clip_of(DecoderHere(source, sampler.request, limits), sampler, limits, _ignore)
 
 
 def load_pixels(
@@ -177,6 +210,11 @@ class _Sampler:
         picked: list[int] = (low + sample_indices(high - low, self.num_frames, rule=self.rule, rng=rng)).tolist()
         return picked
 
+    @property
+    def request(self) -> dict[str, Any]:
+        """The range of the video, as a decoder is asked for it."""
+        return {"start_s": self.start_s, "end_s": self.end_s}
+
     def part_of_video(self, info: dict[str, Any]) -> _Part:
         """The part of a video with times of its own; ``info`` comes from the decoder."""
         if self.fps is not None:
@@ -232,34 +270,46 @@ def _from_file(
     on_picture: Callable[[np.ndarray], None],
 ) -> Clip:
     with DecoderProcess(limits, file=file.fileno(), spare=spare) as decoder, interrupting(decoder.kill):
-        decoder.open({"start_s": sampler.start_s, "end_s": sampler.end_s})
+        decoder.open(sampler.request)
         if spare is not None:
             spare.refill()
-        info = decoder.receive()
-        has_times = info["end_s"] is not None
-        part = sampler.part_of_video(info) if has_times else sampler.part_of_pictures(info["num_frames"], limits)
-        indices = sampler.indices(part.low, part.high)
-        wanted = sorted(set(indices))
-        _check_memory(len(wanted), info["width"] * info["height"] * 3, limits)
-        decoder.send({"wanted": wanted})
-        pictures: dict[int, np.ndarray] = {}
-        times_s: dict[int, float | None] = {}
-        for index in wanted:
-            header, pictures[index] = decoder.receive_picture()
-            on_picture(pictures[index])
-            times_s[index] = header["time_s"] if has_times else sampler.time_s(index)
-        num_broken: int = decoder.receive()["num_broken"]
+        return _clip_of(decoder, sampler, limits, on_picture)
+
+
+def _clip_of(
+    decoder: DecoderProcess | DecoderHere,
+    sampler: _Sampler,
+    limits: VideoLimits,
+    on_picture: Callable[[np.ndarray], None],
+) -> Clip:
+    """The clip of the file that a decoder has open."""
+    info = decoder.receive()
+    has_times = info["end_s"] is not None
+    part = sampler.part_of_video(info) if has_times else sampler.part_of_pictures(info["num_frames"], limits)
+    indices = sampler.indices(part.low, part.high)
+    wanted = sorted(set(indices))
+    _check_memory(len(wanted), info["width"] * info["height"] * 3, limits)
+    decoder.send({"wanted": wanted})
+    pictures: dict[int, np.ndarray] = {}
+    times_s: dict[int, float | None] = {}
+    for index in wanted:
+        header, pictures[index] = decoder.receive_picture()
+        on_picture(pictures[index])
+        times_s[index] = header["time_s"] if has_times else sampler.time_s(index)
+    num_broken: int = decoder.receive()["num_broken"]
     return _clip(indices, pictures, times_s, part, num_broken)
 
 
-def _from_pictures(pictures: Pictures, sampler: _Sampler, limits: VideoLimits, interrupting: Interrupting) -> Clip:
+def _from_pictures(
+    pictures: Pictures, sampler: _Sampler, limits: VideoLimits, open_images: Callable[[list[str]], list[np.ndarray]]
+) -> Clip:
     part = sampler.part_of_pictures(len(pictures.items), limits)
     indices = sampler.indices(part.low, part.high)
     wanted = {index: pictures.items[index] for index in sorted(set(indices))}
     decoded = {index: rgb(item, index) for index, item in wanted.items() if not isinstance(item, str)}
     paths = {index: item for index, item in wanted.items() if isinstance(item, str)}
     if paths:
-        decoded |= dict(zip(paths, _open_images(list(paths.values()), limits, interrupting), strict=True))
+        decoded |= dict(zip(paths, open_images(list(paths.values())), strict=True))
     return _clip(indices, decoded, {index: sampler.time_s(index) for index in wanted}, part, 0)
 
 

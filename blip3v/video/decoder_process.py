@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from blip3v.video.decoder_server import ForkedProcess
     from blip3v.video.spare_decoder import SpareDecoder
 
-__all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "start_decoder"]
+__all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "oriented", "start_decoder"]
 
 # What Popen fails with if the interpreter is at fault, and not the machine.
 _NO_PROGRAM = (errno.EACCES, errno.ENOENT, errno.ENOEXEC, errno.ENOTDIR)
@@ -237,14 +237,7 @@ class DecoderProcess:
         pipe = cast(io.BufferedReader, self._process.stdout)
         if pipe.readinto(picture_HWC.reshape(-1).data) != picture_HWC.size:
             raise self._exit_error()
-        transpose, flip_across, flip_down = header["orientation"]
-        if transpose:
-            picture_HWC = picture_HWC.transpose(1, 0, 2)
-        if flip_across:
-            picture_HWC = picture_HWC[:, ::-1]
-        if flip_down:
-            picture_HWC = picture_HWC[::-1]
-        return header, np.ascontiguousarray(picture_HWC)
+        return header, oriented(picture_HWC, header["orientation"])
 
     @classmethod
     def peak_rss_bytes(cls) -> int | None:
@@ -311,6 +304,18 @@ class DecoderProcess:
         if not self._greeted:
             return UsageError(f"{self._python!r} cannot decode videos: {message}", remedy=REMEDY)
         return VideoError(message)
+
+
+def oriented(picture_HWC: np.ndarray, orientation: Sequence[bool]) -> np.ndarray:
+    """A decoded picture as players show it: [transpose, flip left-right, flip top-bottom], in that order."""
+    transpose, flip_across, flip_down = orientation
+    if transpose:
+        picture_HWC = picture_HWC.transpose(1, 0, 2)
+    if flip_across:
+        picture_HWC = picture_HWC[:, ::-1]
+    if flip_down:
+        picture_HWC = picture_HWC[::-1]
+    return np.ascontiguousarray(picture_HWC)
 
 
 def _widen(pipe: IO[bytes] | None) -> None:

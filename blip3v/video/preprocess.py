@@ -86,12 +86,15 @@ class PreprocessorConfig:
         return strict_json.from_dict(cls, values, str(path))
 
 
-def preprocess(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.ndarray:
+def preprocess(
+    frames: Sequence[np.ndarray], config: PreprocessorConfig, *, num_threads: int | None = None
+) -> np.ndarray:
     """Resizes and normalises frames as the released processor does.
 
     Args:
         frames: RGB pictures, each uint8 (H, W, 3); their sizes may differ. A uint8 (T, H, W, 3) array is fine too.
         config: size, resize mode, mean and std.
+        num_threads: how many frames are resized at once; None: one for each CPU, up to eight.
 
     Returns:
         float32 (T, 3, S, S); in [-1, 1] with the released mean and std.
@@ -101,7 +104,7 @@ def preprocess(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.n
     """
     if len(frames) == 0:
         raise UsageError("there are no frames to preprocess; at least 1 is needed")
-    with Preprocessing(config, len(frames)) as preprocessing:
+    with Preprocessing(config, len(frames), num_threads=num_threads) as preprocessing:
         return preprocessing.pixels(frames)
 
 
@@ -111,14 +114,14 @@ class Preprocessing:
     A picture that is several frames, as in a short clip, is resized once.
     """
 
-    def __init__(self, config: PreprocessorConfig, num_frames: int) -> None:
-        """Prepares for clips of ``num_frames``, at least 1."""
+    def __init__(self, config: PreprocessorConfig, num_frames: int, *, num_threads: int | None = None) -> None:
+        """Prepares for clips of ``num_frames``, at least 1, with threads as ``preprocess`` counts them."""
         self._config = config
         self._values_CV = _values(config)
         self._pixels_TCSS = np.empty((num_frames, 3, config.image_size, config.image_size), np.float32)
         self._begun: dict[int, tuple[np.ndarray, Future[None]]] = {}  # by id; the picture, so that none gets its id
         # Pillow resizes without the interpreter's lock.
-        self._pool = ThreadPoolExecutor(min(num_frames, os.cpu_count() or 1, _MOST_THREADS))
+        self._pool = ThreadPoolExecutor(num_threads or min(num_frames, os.cpu_count() or 1, _MOST_THREADS))
 
     def __enter__(self) -> Preprocessing:
         return self

@@ -27,20 +27,17 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blip3v.errors import Blip3vError, CorruptVideoError, UnsupportedVideoError, VideoTooLargeError
+from blip3v.video_decoder.contents import info_of, orientation, walk_of
 from blip3v.video_decoder.greeting import greeting
 from blip3v.video_decoder.kind import is_image, is_jpeg
 from blip3v.video_decoder.limits import VideoLimits
-from blip3v.video_decoder.ranges import frames_between
 
 if TYPE_CHECKING:
-    from av.buffer import Buffer
-    from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
-    from av.video.stream import VideoStream
     from PIL.Image import Image
 
     from blip3v.video_decoder.walk import Opener, Walk
@@ -138,25 +135,13 @@ def _serve_video(request: Mapping[str, Any], limits: VideoLimits, source: Binary
             _serve_image_file(file, request, limits, source, sink)
             return
         try:
-            walk, opener = _walk(file, limits)
+            walk, opener = walk_of(file, limits)
         except UnsupportedVideoError:
             if not is_jpeg(file):
                 raise
             _serve_image_file(file, request, limits, source, sink)
             return
         _serve_walk(walk, opener, request, limits, source, sink)
-
-
-def _walk(file: BinaryIO, limits: VideoLimits) -> tuple[Walk, Opener]:
-    # Imported under the memory limit, and not at all for images.
-    from blip3v.video_decoder.container import is_truncated, open_container, video_stream
-    from blip3v.video_decoder.walk import walk_file
-
-    def opener() -> tuple[InputContainer, VideoStream]:
-        container = open_container(file)
-        return container, video_stream(container, limits)
-
-    return walk_file(opener, limits, truncated=is_truncated(file)), opener
 
 
 def _serve_walk(
@@ -168,7 +153,7 @@ def _serve_walk(
 
     reformatter = VideoReformatter()  # for all frames, since each one of its own would start threads
     times_s = [*walk.times_s, walk.end_s]
-    info = _info(walk.width, walk.height, walk.num_frames, times_s, request) | {"fps": walk.fps}
+    info = info_of(walk.width, walk.height, walk.num_frames, times_s, request) | {"fps": walk.fps}
     wanted = _wanted(info, source, sink)
     for index, frame in pick(opener, walk, wanted, num_threads=_num_threads(walk, len(wanted), limits)):
         limits.check_pixels(frame.width, frame.height)
@@ -203,22 +188,11 @@ def _serve_image_file(
 
     images = ImageFile(file, limits)
     times_s = images.times_s
-    info = _info(images.width, images.height, images.num_frames, times_s, request)
+    info = info_of(images.width, images.height, images.num_frames, times_s, request)
     info["fps"] = None if times_s is None else images.num_frames / times_s[-1]
     for index, picture in images.pick(_wanted(info, source, sink)):
         _send_image(sink, picture, {"index": index, "time_s": None if times_s is None else times_s[index]})
     _send(sink, {"num_broken": 0, "peak_rss_bytes": _status_bytes("VmHWM")})
-
-
-def _info(
-    width: int, height: int, num_frames: int, times_s: list[float] | None, request: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the file holds, and which frames are in the range. ``times_s`` includes the end of the last frame."""
-    size = {"num_frames": num_frames, "width": width, "height": height}
-    if times_s is None:
-        return size | {"low": None, "high": None, "duration_s": None, "end_s": None}
-    low, high = frames_between(times_s[:-1], request["start_s"], request["end_s"])
-    return size | {"low": low, "high": high, "duration_s": times_s[high] - times_s[low], "end_s": times_s[-1]}
 
 
 def _wanted(info: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> list[int]:
@@ -231,7 +205,7 @@ def _wanted(info: Mapping[str, Any], source: BinaryIO, sink: BinaryIO) -> list[i
 def _send_frame(sink: BinaryIO, frame: VideoFrame, reformatter: VideoReformatter, header: dict[str, Any]) -> None:
     picture = reformatter.reformat(frame, format="rgb24")
     plane = picture.planes[0]
-    _send(sink, header | {"width": picture.width, "height": picture.height, "orientation": _orientation(frame)})
+    _send(sink, header | {"width": picture.width, "height": picture.height, "orientation": orientation(frame)})
     rows = memoryview(plane)
     row_bytes = picture.width * 3
     if plane.line_size == row_bytes:
@@ -239,24 +213,6 @@ def _send_frame(sink: BinaryIO, frame: VideoFrame, reformatter: VideoReformatter
         return
     for start in range(0, plane.line_size * picture.height, plane.line_size):
         sink.write(rows[start : start + row_bytes])
-
-
-def _orientation(frame: VideoFrame) -> list[bool]:
-    """How to orient the picture for display: [transpose, flip left-right, flip top-bottom], in that order."""
-    # PyAV's stub knows only one kind of side data.
-    stored = cast("Buffer | None", frame.side_data.get("DISPLAYMATRIX"))
-    if stored is None:
-        return [False, False, False]
-    matrix = memoryview(bytes(stored)).cast("i")
-    # x' = a x + c y, y' = b x + d y, with y downwards.
-    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
-    if a == d == 0 and b and c:
-        return [True, c < 0, b < 0]
-    if b == c == 0 and a and d:
-        return [False, a < 0, d < 0]
-    raise UnsupportedVideoError(
-        "the file tells players to rotate its pictures by something other than quarter turns; convert it first"
-    )
 
 
 def _serve_images(paths: list[str], limits: VideoLimits, sink: BinaryIO) -> None:

@@ -10,12 +10,19 @@ import torch
 from blip3v.config import preset
 from blip3v.model import IGNORE_INDEX, Blip3Video
 from blip3v.model.packing import positions_and_mask
-from blip3v.training.batch import Row, make_batch
+from blip3v.training.batch import make_batch
+from blip3v.training.chat_rows import Row
 
 SHARED = [7, 610, 608]
+
+
+def one_answer(ids: list[int], num_prompt_tokens: int) -> Row:
+    return Row(ids, [IGNORE_INDEX] * num_prompt_tokens + ids[num_prompt_tokens:], image_position=2)
+
+
 ROWS = [
-    [Row([*SHARED, 20, 21, 22, 30, 607], 6, 2), Row([*SHARED, 23, 31, 32, 607], 4, 2)],
-    [Row([*SHARED, 24, 25, 33, 607], 5, 2)],
+    [one_answer([*SHARED, 20, 21, 22, 30, 607], 6), one_answer([*SHARED, 23, 31, 32, 607], 4)],
+    [one_answer([*SHARED, 24, 25, 33, 607], 5)],
 ]
 
 
@@ -53,8 +60,9 @@ def test_packed_questions_equal_separate_rows(window: int | None) -> None:
     for clip, rows in enumerate(ROWS):
         for row in rows:
             ids = torch.tensor([row.ids])
-            labels = torch.where(torch.arange(ids.shape[1]) < row.num_prompt_tokens, IGNORE_INDEX, ids)
-            one, num = model.loss(ids, labels, torch.tensor([row.image_position]), video[clip : clip + 1])
+            one, num = model.loss(
+                ids, torch.tensor([row.labels]), torch.tensor([row.image_position]), video[clip : clip + 1]
+            )
             separate, counted = separate + one, counted + int(num)
     separate.backward()
     assert count == counted == 7

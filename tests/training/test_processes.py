@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from blip3v.model.folder import load_model_folder
 from blip3v.training import load_recipe
+from blip3v.training.broken import BrokenClip
+from blip3v.training.loop import StageSummary
 from blip3v.training.recipe import PlannedStage
 from blip3v.training.run import TrainOptions, train
 
@@ -49,6 +51,8 @@ class Stop:
     def start(self, origin): ...
     def stage(self, index, planned): self.index = index
     def features(self, done, total): ...
+    def broken(self, clip): ...
+    def end(self, summary): ...
     def step(self, step, num_steps, loss):
         if (self.index, step) == (1, 3):
             sys.exit(9)
@@ -94,6 +98,8 @@ class Silent:
     def start(self, origin: dict[str, str]) -> None: ...
     def stage(self, index: int, planned: PlannedStage) -> None: ...
     def features(self, done: int, total: int) -> None: ...
+    def broken(self, clip: BrokenClip) -> None: ...
+    def end(self, summary: StageSummary) -> None: ...
     def step(self, step: int, num_steps: int, loss: float) -> None: ...
 
 
@@ -114,8 +120,11 @@ def answers_recipe(path: Path, *, precision: str, parallel: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(tmp_path: Path) -> None:
-    """FSDP on two processes, ended after step 3 of stage 2, whose last saved step was 2."""
+@pytest.mark.parametrize("launcher", [TWO, (sys.executable,)], ids=["two", "one"])
+def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    """FSDP on two processes, ended after step 3 of stage 2, whose last saved step was 2; then on two, or on one."""
     plain = answers_recipe(tmp_path / "plain.toml", precision="fp32", parallel="ddp")
     recipe = answers_recipe(tmp_path / "split.toml", precision="fp32", parallel="fsdp")
     alone = run_here(plain, tmp_path / "one")
@@ -125,7 +134,7 @@ def test_a_sharded_model_trains_as_a_whole_one_and_resumes_where_it_was_killed(t
     assert stopped.returncode != 0
     assert len(logged(output)) == 5, stopped.stderr[-3000:]
     assert not (output / "model").exists()
-    together, stdout = run(recipe, output, *TWO, resume=True)
+    together, stdout = run(recipe, output, *launcher, resume=True)
     assert together == pytest.approx(alone, rel=1e-4)
     assert stdout.splitlines() == [str(output / "model")]
     whole, parts = (load_model_folder(tmp_path / name / "model").model.state_dict() for name in ("one", "two"))

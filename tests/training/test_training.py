@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from blip3v.errors import ConfigError, UsageError
 from blip3v.model.folder import load_model_folder
 from blip3v.training import Recipe, Stage, load_recipe, recipe_names
-from blip3v.training.batch import visits_of_step
-from blip3v.training.loop import learning_rate_factor
+from blip3v.training.broken import BrokenClip
+from blip3v.training.loop import StageSummary, learning_rate_factor
+from blip3v.training.order import visits_of_step
 from blip3v.training.recipe import PlannedStage
 from blip3v.training.run import TrainOptions, train
 
@@ -61,6 +62,8 @@ class Silent:
         self.index = index
 
     def features(self, done: int, total: int) -> None: ...
+    def broken(self, clip: BrokenClip) -> None: ...
+    def end(self, summary: StageSummary) -> None: ...
 
     def step(self, step: int, num_steps: int, loss: float) -> None:
         self.losses.append(loss)

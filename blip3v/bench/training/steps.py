@@ -17,10 +17,11 @@ from blip3v.bench.training.random_model import SharedModel, row_config
 from blip3v.bench.training.rows import Row
 from blip3v.config import ModelConfig
 from blip3v.errors import UsageError
+from blip3v.model import IGNORE_INDEX
 from blip3v.model.weights import empty_model
 from blip3v.training import load_recipe
 from blip3v.training.batch import Batch, make_batch
-from blip3v.training.batch import Row as TextRow
+from blip3v.training.chat_rows import Row as TextRow
 from blip3v.training.loop import Objective, freeze, make_optimizer, train_step
 from blip3v.training.plan import sizes_of, state_bytes
 from blip3v.training.recompute import recompute_activations, store_activations
@@ -117,7 +118,8 @@ def synthetic_batch(
     """
     generator, vision = np.random.default_rng(seed), config.vision
     ids = generator.integers(config.text.num_base_tokens, size=(num_clips, 1 + question_tokens + answer_tokens))
-    rows = [[TextRow(row, 1 + question_tokens, 0)] for row in ids.tolist()]
+    unlabelled = [IGNORE_INDEX] * (1 + question_tokens)
+    rows = [[TextRow(row, unlabelled + row[1 + question_tokens :], image_position=0)] for row in ids.tolist()]
     shape = num_clips, config.num_frames, 3, vision.image_size, vision.image_size
     pixels = generator.random(shape, np.float32) * 2 - 1
     batch = make_batch(rows, pad_id=0, pixels=list(pixels)).to(device)

@@ -118,7 +118,7 @@ class Worker:
 
 
 class Together:
-    """The tower and the decoder of one stack, each in a process of its own; a context manager, used as ``Worker`` is.
+    """The tower and the decoder of one stack, each in a process of its own; used as ``Worker`` is.
 
     Raises:
         PeerError: one of them cannot be opened.
@@ -131,10 +131,8 @@ class Together:
             self._stack = stack.pop_all()
         self.opened_s = self._tower.opened_s + self._decoder.opened_s
 
-    def __enter__(self) -> Together:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """See ``Worker``."""
         self._stack.close()
 
     def generate(self, prompt: int, steps: int, seed: int) -> dict[str, Any]:

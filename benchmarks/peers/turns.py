@@ -82,9 +82,12 @@ def _opened(
     for name, open_peer in opens.items():
         progress(f"open {name}")
         try:
-            workers[name] = stack.enter_context(open_peer())
+            worker = open_peer()
         except PeerError as error:
             failed[name] = f"not opened: {error}"
+            continue
+        stack.callback(worker.close)
+        workers[name] = worker
     return workers
 
 

@@ -35,12 +35,12 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
         ModuleNotFoundError: a package of the extra ``eval`` is not installed.
     """
     from rouge_score.rouge_scorer import RougeScorer  # both: packages of an extra
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     bleu = BLEU(lowercase=True)
     most = max(map(len, references))
     streams = [[texts[at] if at < len(texts) else None for texts in references] for at in range(most)]
-    bleu4 = bleu.corpus_score(list(candidates), streams).score
+    bleu4 = bleu.corpus_score(list(candidates), streams).score  # type: ignore[arg-type]  # None: no reference
     rouge = RougeScorer(["rougeL"])
     return CaptionScores(
         cider=tuple(cider_scores(candidates, references)),

@@ -21,6 +21,7 @@ from blip3v.evaluation.benchmark.predictions import (
     predictions_digest,
     read_predictions,
 )
+from blip3v.video import VideoInput
 
 
 class StandIn:
@@ -33,13 +34,21 @@ class StandIn:
         self.encoded: list[str] = []
         self.batches: list[int] = []
 
-    def encode(self, video: Path, start_s: float | None, end_s: float | None) -> EncodedClip:
+    def encode(self, video: VideoInput, start_s: float | None = None, end_s: float | None = None) -> EncodedClip:
+        assert isinstance(video, Path)
         self.encoded.append(video.name)
         if video.name in self.broken:
             raise CorruptVideoError(f"{video.name} is broken")
         return EncodedClip(video.name, (0, 3))
 
-    def answer(self, clips: Sequence[EncodedClip], questions: Sequence[str]) -> list[str]:
+    def answer(
+        self,
+        clips: Sequence[EncodedClip],
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
         if set(questions) & set(self.unasked):
             raise RequestError("too long")
         self.left -= len(questions)

@@ -66,7 +66,11 @@ def mid_preset() -> ModelConfig:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [("released", "F32"), pytest.param("released", "BF16", marks=pytest.mark.slow), ("native", "F32")],
+    [
+        ("released", "F32"),
+        pytest.param("released", "BF16", marks=pytest.mark.slow),
+        pytest.param("native", "F32", marks=pytest.mark.slow),
+    ],
 )
 def test_memory_holds_one_component_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str

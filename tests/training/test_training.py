@@ -121,7 +121,7 @@ def test_training_learns_and_leaves_frozen_weights_alone(tmp_path: Path) -> None
     assert [line["step"] for line in lines] == list(range(1, 26))
 
 
-@pytest.mark.parametrize("encoder", ["tokenlearner", "gttm", "single-frame"])
+@pytest.mark.parametrize("encoder", ["tokenlearner", pytest.param("gttm", marks=pytest.mark.slow), "single-frame"])
 def test_the_stage_of_objects_trains_encoder_and_language_model(tmp_path: Path, encoder: str) -> None:
     """On two films the loss falls by a third; the vision encoder does not change."""
     seen = Silent()

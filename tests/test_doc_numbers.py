@@ -17,6 +17,7 @@ from scripts.plot_full_size_quantized import tables as tables_of_full_size
 
 README = (ROOT / "README.md").read_text("utf-8")
 PAGE = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+PEERS = (ROOT / "docs/peers.md").read_text("utf-8")
 
 
 def read(path: str) -> Any:
@@ -190,8 +191,47 @@ def test_the_tables_of_quantised_models_are_made_from_the_results(script: str, r
 
 def test_the_table_of_other_stacks_is_made_from_the_results() -> None:
     text = (ROOT / "docs/peers.md").read_text("utf-8")
-    made = replace_table(text, peers_table.SCRIPT, peers_table.tables([read("benchmarks/results/peers.json")]))
+    results = [read(f"benchmarks/results/{name}.json") for name in ("peers-full-size", "peers")]
+    made = replace_table(text, peers_table.SCRIPT, peers_table.tables(results))
     assert made == text, f"run {peers_table.SCRIPT}, as the page says"
+
+
+def ratio(part: str, ours: str, peer: str, figure: str) -> float:
+    """Seconds of a peer by those of the whole decoder's ``ours``, each as a ratio to what both were measured beside."""
+    groups = [group for group in read("benchmarks/results/peers-full-size.json")["groups"] if group["part"] == part]
+    found = {name: row[figure]["ratio"] for group in groups for name, row in group["summary"].items()}
+    return float(found[peer] / found[ours])
+
+
+def test_the_ratios_to_the_fastest_stack_are_those_of_the_results() -> None:
+    """The peers of each row are all that were measured; the fastest of them counts."""
+    openvino = {bits: (f"openvino-genai-{bits}", f"openvino-genai-{bits}-f32") for bits in ("int8", "int4")}
+    decoders = {"int8": openvino["int8"], "int4": (*openvino["int4"], "genai-int4")}
+
+    cells = {
+        "prompt of 160 tokens": ("ours-int8", "ours-int4-prompts-int8", None, "prefill_160_s"),
+        "prompt of 1152 tokens": ("ours-int8", "ours-int4-prompts-int8", None, "prefill_1152_s"),
+        "token after 160": ("ours-int8", "ours-int4", "ours-cache-int4", "step_160_s"),
+        "token after 1152": ("ours-int8", "ours-int4", "ours-cache-int4", "step_1152_s"),
+    }
+    for row, (int8, int4, cached, figure) in cells.items():
+        (line,) = [line for line in PEERS.splitlines() if line.startswith(f"| {row} |")]
+        shown = [float(number) for number in re.findall(r"\d\.\d\d", line)]
+        want = [min(ratio("decoder", int8, peer, figure) for peer in decoders["int8"])]
+        want += [
+            min(ratio("decoder", ours, peer, figure) for peer in decoders["int4"])
+            for ours in (int4, cached)
+            if ours is not None
+        ]
+        assert shown == [round(number, 2) for number in want], row
+    for row, suffix in (("as they come", ""), ("better hint", "-mixed")):
+        (line,) = [line for line in PEERS.splitlines() if line.startswith("| answer") and row in line]
+        shown = [float(number) for number in re.findall(r"\d\.\d\d", line)]
+        want = [
+            ratio("answer", "answer-ours-int8", f"answer-openvino-int8{suffix}", "answer_s"),
+            ratio("answer", "answer-ours-int4-prompts-int8", f"answer-openvino-int4{suffix}", "answer_s"),
+        ]
+        assert shown == [round(number, 2) for number in want], row
 
 
 def test_the_tables_of_speculation_are_made_from_the_results() -> None:

@@ -123,7 +123,7 @@ def test_versions_compare_as_numbers(version: str | None, works: bool):
 def test_versions_are_those_of_the_installed_packages():
     states = examine_packages()
     assert states["transformers"].version == importlib.metadata.version("transformers")
-    assert states["torch"].extras == ("export", "train")
+    assert states["torch"].extras == ("export", "train", "lmms")
 
 
 def test_with_every_package_everything_runs():

@@ -91,7 +91,7 @@ def test_retry_after_is_honoured_by_all_requests(serve: Serve):
     assert [answer.text for _, answer in asker.complete_all([ask(str(i)) for i in range(4)])] == ["yes"] * 4
     later = [at - stand_in.times_s[0] for at in stand_in.times_s]
     assert len(later) == 5
-    assert sum(at >= 0.39 for at in later) == 3  # one was under way when the refusal came
+    assert sum(at >= 0.39 for at in later) >= 3  # one may have been under way when the refusal came
 
 
 def test_retry_after_may_be_a_date():

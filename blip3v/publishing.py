@@ -22,6 +22,7 @@ from blip3v.units import format_bytes
 __all__ = [
     "cannot_write",
     "check_writable",
+    "complete_lines",
     "in_words",
     "is_write_error",
     "new_folder",
@@ -286,6 +287,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a file that is added to line by line, without a last one that a kill cut short.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    return path.read_text("utf-8").split("\n")[:-1]  # what follows the last end of line is empty, or was cut
 
 
 @contextlib.contextmanager

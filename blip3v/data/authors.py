@@ -57,13 +57,11 @@ class ClipSource:
 
     Attributes:
         samples: from ``read_samples``.
-        path: the JSON file, for the key.
         num_frames: frames of a clip.
         seed: of the random start of the ``train`` sampling rule.
     """
 
     samples: tuple[ClipSample, ...]
-    path: str
     num_frames: int
     seed: int
 
@@ -114,7 +112,7 @@ def open_clips(path: str, *, num_frames: int, seed: int) -> ClipSource:
     samples = tuple(read_samples(path))
     if not samples:
         raise ConfigError(f"{path} has no samples; at least 1 is needed")
-    return ClipSource(samples, path, num_frames, seed)
+    return ClipSource(samples, num_frames, seed)
 
 
 def _sample(record: object, where: str, folder: Path) -> ClipSample:

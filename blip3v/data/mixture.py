@@ -125,7 +125,7 @@ def open_data(words: Sequence[str], *, num_frames: int, seed: int) -> ClipSource
     samples = tuple(sample for part in parts_of(words) for sample in read_part(part).samples)
     if not samples:
         raise ConfigError(f"{', '.join(words)} has no samples; at least 1 is needed")
-    return ClipSource(samples, ",".join(words), num_frames, seed)
+    return ClipSource(samples, num_frames, seed)
 
 
 def _parts(word: str) -> list[Part]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3v.errors import ConfigError, RequestError, UsageError, VideoError
+from blip3v.publishing import complete_lines
 from blip3v.units import format_count
 
 __all__ = ["NOTHING", "UNREADABLE", "BrokenClip", "BrokenClips", "Notes"]
@@ -67,10 +68,7 @@ class BrokenClips:
 
     def restore(self, log: Path, stage: int, step: int) -> None:
         """Counts what the log of an interrupted run names up to ``step`` of ``stage``."""
-        # What follows the last newline is a line that a kill cut short.
-        lines = log.read_text("utf-8").split("\n")[:-1] if log.is_file() else []
-        records = [json.loads(line) for line in lines]
-        for record in records:
+        for record in map(json.loads, complete_lines(log) if log.is_file() else ()):
             if record["stage"] == stage and record["step"] <= step:
                 self.names += [_text(clip["name"], clip["error"]) for clip in record.get("broken", ())]
 

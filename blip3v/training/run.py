@@ -24,7 +24,7 @@ from blip3v.data.samples import Source
 from blip3v.errors import UsageError
 from blip3v.model.folder import save_model_folder
 from blip3v.model.weights import empty_model, fill
-from blip3v.publishing import write_file
+from blip3v.publishing import complete_lines, write_file
 from blip3v.training.broken import BrokenClip, BrokenClips
 from blip3v.training.checkpoint import (
     Position,
@@ -240,9 +240,7 @@ def _identity(recipe: Recipe, options: TrainOptions, start: Start, accelerator: 
 
 def _truncate_log(path: Path, position: Position) -> None:
     """Drops the records logged after the checkpoint: those steps will run again."""
-    # A kill may have cut the last line short; whatever follows the last newline is not a record.
-    lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []
-    records = [(json.loads(line), line) for line in lines]
+    records = [(json.loads(line), line) for line in (complete_lines(path) if path.is_file() else ())]
     kept = [line for x, line in records if (x["stage"], x["step"]) <= (position.stage, position.step)]
     write_file(path, "".join(f"{line}\n" for line in kept))
 

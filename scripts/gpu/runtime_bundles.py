@@ -24,7 +24,6 @@ from blip3v.bundle.precision import Precision
 from blip3v.bundle.reader import open_bundle
 from blip3v.calibration.collect import calibrate
 from blip3v.calibration.data import film_clips
-from blip3v.calibration.options import RecipeOptions
 from blip3v.data.film import make_film
 from blip3v.data.samples import film_frames
 from blip3v.errors import ArtifactError
@@ -46,7 +45,6 @@ _ROW = ROWS[1]  # whose encoder the bundles have
 _FILM_SEED = 0
 # Speed does not depend on how well scales are chosen.
 _CLIPS, _PROMPTS_PER_CLIP = 2, 4
-_RECIPE = RecipeOptions(smoothing=False, rounding="nearest", ranges="minmax")
 
 
 class KeptWeights(Mapping[str, Tensor]):
@@ -148,7 +146,7 @@ class Bundles:
         self._folder.mkdir(parents=True, exist_ok=True)
         quantization = scales = None
         if precision.is_quantized:
-            quantization = QuantizationOptions(calibration=self._calibration(), recipe=_RECIPE)
+            quantization = replace(QuantizationOptions.for_speed_alone(), calibration=self._calibration())
         elif precision.decoder.cache == "int8":
             scales = self._cache_scales()
         export_bundle(

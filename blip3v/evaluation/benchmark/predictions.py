@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blip3v.errors import ArtifactError, ConfigError, UsageError
-from blip3v.publishing import write_file
+from blip3v.publishing import complete_lines, write_file
 from blip3v.strict_json import from_dict
 
 __all__ = ["Header", "Prediction", "PredictionFile", "finished", "predictions_digest", "read_predictions"]
@@ -159,10 +159,9 @@ def read_predictions(path: Path) -> tuple[Header, list[Prediction]]:
         ConfigError: it is not such a file; the message names the line.
     """
     try:
-        lines = path.read_text("utf-8").split("\n")
+        complete = complete_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    complete = lines[:-1]  # what follows the last end of line is empty, or was cut
     if not complete:
         raise ConfigError(f"{path} has no header; it is no file of predictions, delete it")
     header = from_dict(Header, _object(path, 1, complete[0]), f"{path}, line 1")

@@ -1,7 +1,7 @@
 """Stage ``loading``: the share of a training step that waits for its data.
 
 The steps are those of stage ``training``, in its eager form; their batches come from the trainer's own loader, which
-decodes and resizes short 720p clips meanwhile. Issue 13's bar is a share below 5 %.
+decodes and resizes short 720p clips meanwhile. The bar is a share below 5 %.
 """
 
 from __future__ import annotations

@@ -22,22 +22,19 @@ from blip3v.training.broken import NOTHING, Notes
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
 from blip3v.training.loop import StageObjective
 from blip3v.training.order import visits_of_step
+from blip3v.training.tensors import Tensors
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 
 __all__ = ["PatchBatch", "PatchBatches", "PatchObjective"]
 
 
 @dataclass(frozen=True)
-class PatchBatch:
+class PatchBatch(Tensors):
     """Frames and the labels of their patches."""
 
     pixels_CTCHW: Tensor
     labels: LabelBatch
     notes: Notes = NOTHING
-
-    def to(self, device: torch.device) -> PatchBatch:
-        """The same batch on ``device``."""
-        return PatchBatch(self.pixels_CTCHW.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)

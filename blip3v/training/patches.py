@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blip3v.data.labels import NUM_WORDS, patch_labels
 from blip3v.data.samples import FilmSource
+from blip3v.errors import ConfigError
 from blip3v.model import Blip3Video
 from blip3v.training.broken import NOTHING, Notes
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
@@ -69,6 +70,11 @@ class PatchObjective(StageObjective):
 
     def __init__(self, model: Blip3Video) -> None:
         super().__init__(model)
+        if not model.vision_tokenizer.resamples:
+            raise ConfigError(
+                f"stage patches trains the resampler, which a model with {model.config.temporal.encoder} does not have; "
+                "train it with another encoder, such as single-frame, and start from that model"
+            )
         vision = model.config.vision
         grid = vision.image_size // vision.patch_size
         self.patch_head = LabelHead(vision.hidden_size, (*NUM_WORDS, grid, grid))

@@ -43,12 +43,11 @@ NUM_QUESTIONS = 2000
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of the ablation."""
+    """One model of the ablation. Its tables: `ablation_paper.json`."""
 
     encoder: str
     num_video_tokens: int
     settings: Mapping[str, Any] = field(default_factory=dict)  # others than those of the preset
-    tables: tuple[str, ...] = ()  # where it stands: "3", "4", "5" of the paper, or "rivals"
 
     @property
     def name(self) -> str:
@@ -57,25 +56,25 @@ class Arm:
 
 
 ARMS = (
-    Arm("tokenlearner", 32, tables=("4", "rivals")),
-    Arm("gttm", 128, tables=("3", "5")),
-    Arm("per-frame", 32, tables=("4",)),
-    Arm("space-time-pool", 32, tables=("4",)),
-    Arm("tokenlearner", 128, tables=("3", "rivals")),
-    Arm("single-frame", 128, tables=("3",)),
-    Arm("mean", 128, tables=("3",)),
-    Arm("transformer", 128, tables=("3",)),
-    Arm("ttm", 128, tables=("3",)),
-    Arm("gttm", 32, tables=("4", "5")),
-    Arm("video-chatgpt", 72, tables=("rivals",)),
-    Arm("pllava", 128, tables=("rivals",)),
-    Arm("slowfast-llava", 96, tables=("rivals",)),
-    Arm("llama-vid-content", 8, tables=("rivals",)),
-    Arm("gttm", 16, tables=("5",)),
-    Arm("gttm", 256, tables=("5",)),
-    Arm("perceiver", 128, tables=("3",)),
-    Arm("pllava", 32, tables=("rivals",)),
-    Arm("tokenlearner", 128, {"time_stamps": False}, ("3",)),
+    Arm("tokenlearner", 32),
+    Arm("gttm", 128),
+    Arm("per-frame", 32),
+    Arm("space-time-pool", 32),
+    Arm("tokenlearner", 128),
+    Arm("single-frame", 128),
+    Arm("mean", 128),
+    Arm("transformer", 128),
+    Arm("ttm", 128),
+    Arm("gttm", 32),
+    Arm("video-chatgpt", 72),
+    Arm("pllava", 128),
+    Arm("slowfast-llava", 96),
+    Arm("llama-vid-content", 8),
+    Arm("gttm", 16),
+    Arm("gttm", 256),
+    Arm("perceiver", 128),
+    Arm("pllava", 32),
+    Arm("tokenlearner", 128, {"time_stamps": False}),
 )
 
 
@@ -140,7 +139,6 @@ class _Ablation:
             "encoder": arm.encoder,
             "num_video_tokens": arm.num_video_tokens,
             "settings": dict(arm.settings),
-            "tables": list(arm.tables),
             "seed": seed,
             "resumed": resume,
             "session_s": round(time.perf_counter() - started, 1),

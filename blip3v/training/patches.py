@@ -72,8 +72,8 @@ class PatchObjective(StageObjective):
         super().__init__(model)
         if not model.vision_tokenizer.resamples:
             raise ConfigError(
-                f"stage patches trains the resampler, which a model with {model.config.temporal.encoder} does not have; "
-                "train it with another encoder, such as single-frame, and start from that model"
+                f"stage patches trains the resampler, but a model with {model.config.temporal.encoder} has none; train "
+                "it with another encoder, such as single-frame, and start from that model"
             )
         vision = model.config.vision
         grid = vision.image_size // vision.patch_size

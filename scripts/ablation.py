@@ -1,7 +1,7 @@
 """Trains `tiny` with every temporal encoder of the paper's Tables 3 to 5 and with its rivals' token reducers.
 
-    python scripts/ablation.py run WORK benchmarks/results/ablation.json
-    python scripts/ablation.py run WORK benchmarks/results/ablation.json --device cuda --seeds 1 2 3
+    python scripts/ablation.py WORK benchmarks/results/ablation.json
+    python scripts/ablation.py WORK benchmarks/results/ablation.json --device cuda --seeds 1 2 3
     python scripts/plot_ablation.py benchmarks/results/ablation.json docs/study.md docs/ablation.png
 
 Every model starts from the same weights, sees the same films in the same order and takes the same steps
@@ -35,7 +35,7 @@ from blip3v.training.recipe import PlannedStage, Recipe, load_recipe
 from blip3v.training.run import train
 from scripts.full_size_report import ROOT, Report
 
-COMMAND = "python scripts/ablation.py run WORK benchmarks/results/ablation.json"
+COMMAND = "python scripts/ablation.py WORK benchmarks/results/ablation.json"
 RECIPE = ROOT / "scripts/ablation.toml"
 BASE = ROOT / "blip3v/models/tiny-none"
 NUM_QUESTIONS = 2000
@@ -81,7 +81,6 @@ ARMS = (
 def main(words: Sequence[str] | None = None) -> None:
     """Runs what is not in the JSON yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["run"])
     parser.add_argument("work", type=Path, help="where the models and the features go")
     parser.add_argument("output", type=Path, help="the JSON")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

@@ -77,7 +77,7 @@ def test_what_is_in_the_json_is_not_trained_again(tmp_path: Path) -> None:
     names = [f"{arm.name}, seed 1" for arm in ablation.ARMS]
     output = tmp_path / "a.json"
     output.write_text(json.dumps(report(*(step(name, "1") for name in (*names, "base")))), "utf-8")
-    ablation.main(["run", str(tmp_path / "work"), str(output)])
+    ablation.main([str(tmp_path / "work"), str(output)])
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -88,7 +88,7 @@ def test_a_model_goes_from_the_base_to_its_score(tmp_path: Path) -> None:
     recipe.write_text(
         text.replace("num_films = 4000", "num_films = 16").replace("warmup_steps = 50", "warmup_steps = 1")
     )
-    words = ["run", str(tmp_path / "work"), str(tmp_path / "a.json"), "--only", "llama-vid-content"]
+    words = [str(tmp_path / "work"), str(tmp_path / "a.json"), "--only", "llama-vid-content"]
     ablation.main([*words, "--recipe", str(recipe), "--questions", "20", "--seeds", "1", "2"])
     steps = json.loads((tmp_path / "a.json").read_text("utf-8"))["steps"]
     assert [x["name"] for x in steps] == [f"llama-vid-content 8, seed {seed}" for seed in (1, 2)] + ["base"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -97,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> None:
         whole = bars.add_task("models", total=len(arms) * len(options.seeds) + 1)
         for seed in options.seeds:
             for arm in arms:
-                report.step(f"{arm.name}, seed {seed}", lambda arm=arm, seed=seed: ablation.measure(arm, seed, bars))
+                report.step(f"{arm.name}, seed {seed}", functools.partial(ablation.measure, arm, seed, bars))
                 bars.advance(whole)
         # Last, since reading all tokens anew for each word takes it longer than any other.
         report.step("base", lambda: _score(BASE, options.device, options.questions))

@@ -4,7 +4,7 @@ Xu et al., PLLaVA, section 3.3, with the shape that they settle on: half the sid
 They pool what their projector returns; here norm and projection follow the pooling, as for every encoder.
 """
 
-# Shapes: B batch, T frames, P patches, R rows, C columns, D width, S side of the pooled square.
+# Shapes: B batch, T frames, P patches, R pooled rows, C columns, D width, S side of the pooled square.
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pool_grid(x_BTPD: Tensor, side: int) -> Tensor:
     operators that every engine has.
     """
     grid = math.isqrt(x_BTPD.shape[2])
-    rows_BTRCD = _averages(x_BTPD.unflatten(2, (grid, grid)), 2, side)
+    rows_BTRCD = _averages(x_BTPD.reshape(*x_BTPD.shape[:2], grid, grid, x_BTPD.shape[3]), 2, side)
     return _averages(rows_BTRCD, 3, side).flatten(2, 3)
 
 

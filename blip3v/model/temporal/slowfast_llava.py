@@ -49,10 +49,11 @@ class SlowFast(TemporalEncoder):
         return torch.cat((self._slow(x_BTPD), fast), dim=1)
 
     def _slow(self, x_BTPD: Tensor) -> Tensor:
-        num_frames, num_patches = x_BTPD.shape[1:3]
+        num_frames, num_pairs = x_BTPD.shape[1], x_BTPD.shape[2] // 2
         at_S = torch.arange(self.slow_frames, device=x_BTPD.device) * num_frames // self.slow_frames
-        pairs = x_BTPD.index_select(1, at_S)[:, :, : num_patches // 2 * 2].unflatten(2, (num_patches // 2, 2))
-        return pairs.amax(dim=3).flatten(1, 2)
+        slow_BSPD = x_BTPD.index_select(1, at_S)[:, :, : 2 * num_pairs]
+        pairs_BSP2D = slow_BSPD.reshape(*slow_BSPD.shape[:2], num_pairs, 2, slow_BSPD.shape[3])
+        return pairs_BSP2D.amax(dim=3).flatten(1, 2)
 
 
 def _token_counts(settings: Settings, clip: ClipSize) -> TokenCounts:

@@ -25,7 +25,7 @@ from blip3v.config import ModelConfig
 from blip3v.export.activations import video_encoder_ranges
 from blip3v.export.parity import PARITY_BACKEND, Comparison, compare
 from blip3v.export.to_onnx import STAGE_PREFIX
-from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
+from blip3v.export.video_encoder_graph import VideoEncoderGraph, stages_of
 from blip3v.model.weights import empty_model, fill
 from blip3v.runtime.backends import GraphFile, get_backend
 from blip3v.runtime.cancellation import Deadline
@@ -73,7 +73,8 @@ def check_video_encoder(
     # target fixes it.
     num_frames = len(pixels_FCHW) if is_tensorrt(target) else _ODD_FRAMES
     odd_BFCHW = np.stack([_frames(pixels_FCHW, num_frames), _frames(pixels_FCHW[::-1], num_frames)])
-    got, got_odd = _run_graph(path, video_encoder_io(config, target), (clip_BFCHW, odd_BFCHW), precision, backend)
+    io, names = video_encoder_io(config, target), [f"{STAGE_PREFIX}{stage}" for stage in stages_of(config)]
+    got, got_odd = _run_graph(path, io, names, (clip_BFCHW, odd_BFCHW), precision, backend)
     model = empty_model(config)
     for name in ("vision_encoder", "vision_tokenizer"):
         fill(model.get_submodule(name), weights, f"{name}.")
@@ -81,8 +82,8 @@ def check_video_encoder(
     with torch.inference_mode():
         expected, expected_odd = ([x.numpy() for x in reference(torch.from_numpy(x))] for x in (clip_BFCHW, odd_BFCHW))
     case = f"1 clip, {format_count(len(pixels_FCHW), 'frame')}"
-    stages = zip((*STAGES, "video_tokens"), (1, 2, 3, 0), strict=True)
-    rows = [compare(stage, case, got[k], expected[k], precision.tolerance) for stage, k in stages]
+    stages = [*enumerate(stages_of(config), start=1), (0, "video_tokens")]
+    rows = [compare(stage, case, got[k], expected[k], precision.tolerance) for k, stage in stages]
     case = f"2 clips, {format_count(num_frames, 'frame')}"
     rows.append(compare("video_tokens", case, got_odd[0], expected_odd[0], precision.tolerance))
     ranges = video_encoder_ranges(model, pixels_FCHW, precision) if precision.activation_limit is not None else {}
@@ -90,10 +91,14 @@ def check_video_encoder(
 
 
 def _run_graph(
-    path: Path, io: GraphIO, clips: tuple[FloatArray, ...], precision: GraphPrecision, backend: str
+    path: Path,
+    io: GraphIO,
+    names: Sequence[str],
+    clips: tuple[FloatArray, ...],
+    precision: GraphPrecision,
+    backend: str,
 ) -> list[list[NDArray[np.floating]]]:
-    """Returns the video tokens and stages of each clip."""
-    names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
+    """Returns the video tokens of each clip, and the values ``names`` in the graph."""
     with _copy_with_outputs(path, names) as copy:
         graph = GraphFile(
             path=copy,

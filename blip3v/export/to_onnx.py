@@ -37,7 +37,7 @@ from blip3v.export.tensorrt_decoder import (
     TensorRTAttention,
     TensorRTDecoderGraph,
 )
-from blip3v.export.video_encoder_graph import STAGES, VideoEncoderGraph
+from blip3v.export.video_encoder_graph import VideoEncoderGraph, stages_of
 from blip3v.model.language import head_bias, head_matrix
 from blip3v.model.weights import empty_model, fill_buffers
 
@@ -83,7 +83,7 @@ def video_encoder_to_onnx(
     side, scan = config.vision.image_size, not is_tensorrt(target)
     num_frames = _FRAMES if scan else config.num_frames
     frames = torch.zeros(_BATCH, num_frames, 3, side, side, dtype=TORCH_DTYPES[precision.io])
-    names = [f"{STAGE_PREFIX}{stage}" for stage in STAGES]
+    names = [f"{STAGE_PREFIX}{stage}" for stage in stages_of(config)]
     free = {"frames": {0: Dim("batch"), 1: Dim("num_frames")} if scan else {0: Dim("batch")}}
     model = empty_model(config)
     fill_buffers(model.vision_tokenizer, weights, "vision_tokenizer.")

@@ -11,14 +11,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
+from blip3v.config import ModelConfig
 from blip3v.model.blip3_video import Blip3Video
+from blip3v.model.temporal import has_resampler
 from blip3v.model.temporal.recurrence import Recurrence
 from blip3v.model.vision import vision_features
 
-__all__ = ["STAGES", "ScannedRecurrence", "VideoEncoderGraph"]
+__all__ = ["ScannedRecurrence", "VideoEncoderGraph", "stages_of"]
 
-# What ``VideoEncoderGraph`` returns after the video tokens, in order.
-STAGES = ("vision", "resampler", "temporal")
+
+def stages_of(config: ModelConfig) -> tuple[str, ...]:
+    """What ``VideoEncoderGraph`` returns after the video tokens, in order."""
+    return ("vision", "resampler", "temporal") if has_resampler(config) else ("vision", "temporal")
 
 
 class ScannedRecurrence(nn.Module):
@@ -70,10 +74,11 @@ class VideoEncoderGraph(nn.Module):
         temporal = model.vision_tokenizer.temporal_encoder
         self.temporal = ScannedRecurrence(temporal, scan=scan) if isinstance(temporal, Recurrence) else temporal
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Video tokens, then the stages: (B, F, P, D), (B, F, L, D) with F as arranged, (B, M, D)."""
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Video tokens, then ``stages_of`` the model: (B, F, P, D), (B, F, L, D) with F as arranged, (B, M, D)."""
         patches_BFPD = vision_features(self.vision_encoder, frames)
         latents_BFLD = self.vision_tokenizer.resample(self.vision_tokenizer.arrange(patches_BFPD))
         tokens_BMD = self.temporal(latents_BFLD)
         video_tokens_BMD = self.vision_tokenizer.project(tokens_BMD).to(frames.dtype)
-        return video_tokens_BMD, patches_BFPD, latents_BFLD, tokens_BMD
+        resampled = (latents_BFLD,) if self.vision_tokenizer.resamples else ()
+        return video_tokens_BMD, patches_BFPD, *resampled, tokens_BMD

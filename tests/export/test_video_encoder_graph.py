@@ -12,8 +12,9 @@ import torch
 from export_models import Exported, small_config
 
 from blip3v.bundle.precision import PRECISIONS
-from blip3v.export.to_onnx import save_graph, video_encoder_to_onnx
-from blip3v.model.temporal import encoder_names, find_encoder, with_encoder
+from blip3v.export.to_onnx import STAGE_PREFIX, save_graph, video_encoder_to_onnx
+from blip3v.export.video_encoder_graph import stages_of
+from blip3v.model.temporal import encoder_names, find_encoder, has_resampler, with_encoder
 from blip3v.model.temporal.recurrence import Recurrence
 from blip3v.model.weights import random_model
 
@@ -51,6 +52,17 @@ FORMS: list[tuple[str, Mapping[str, object]]] = [
 @pytest.mark.parametrize("encoder", encoder_names())
 def test_equals_pytorch_for_any_batch_and_number_of_frames(video_encoder: VideoEncoders, encoder: str) -> None:
     _assert_equal_at_other_sizes(video_encoder(encoder, "fp32"))
+
+
+@pytest.mark.parametrize("encoder", encoder_names())
+def test_the_graph_names_its_stages(video_encoder: VideoEncoders, encoder: str) -> None:
+    """Without a resampler its stage was an output that no node computes: no such graph could be checked."""
+    exported = video_encoder(encoder, "fp32")
+    graph = onnx.load(exported.path, load_external_data=False).graph
+    computed = {name for node in graph.node for name in node.output}
+    stages = stages_of(exported.model.config)
+    assert {f"{STAGE_PREFIX}{stage}" for stage in stages} == {x for x in computed if x.startswith(STAGE_PREFIX)}
+    assert ("resampler" in stages) == has_resampler(exported.model.config)
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,12 @@ from blip3v.data.readers import data_set
 from blip3v.data.records import ClipSample, DataSet
 from blip3v.endpoint import Client
 from blip3v.errors import UsageError
+from blip3v.evaluation.benchmark.comparing import Outcome
 from blip3v.evaluation.benchmark.judge import Judgement, JudgePrompt, judge
 from blip3v.evaluation.benchmark.predicting import ChooseBy, data_digest
 from blip3v.evaluation.benchmark.predictions import Header, Prediction, predictions_digest
 from blip3v.evaluation.benchmark.results import JudgeRecord, Result, Score, Unread
-from blip3v.evaluation.benchmark.scoring import (
-    caption_score_list,
-    choice_scores,
-    judge_scores,
-    judged_of,
-    match_scores,
-    scored,
-)
+from blip3v.evaluation.benchmark.scoring import judge_scores, judged_of, measure, scored
 from blip3v.evaluation.benchmark.tasks import Benchmark, asked_question, form_of
 from blip3v.folders import MODEL_FILES, kind_of
 from blip3v.hub import model_name
@@ -128,19 +122,12 @@ def score(header: Header, predictions: Sequence[Prediction], path: Path) -> Resu
         predictions: one for each question.
         path: their file.
     """
-    answered = scored(predictions)
-    settings: dict[str, str] = {}
-    if header.form == "choice":
-        scores = choice_scores(answered)
-    elif header.form == "caption":
-        scores, settings = caption_score_list(answered)
-    else:
-        scores = match_scores(answered)
+    measured, settings = measure(header.form, scored(predictions))
     return Result(
         header=header,
         predictions=path.name,
         predictions_digest=predictions_digest(predictions),
-        scores=tuple(scores),
+        scores=tuple(one.score for one in measured),
         unread=tuple(
             Unread(index=one.index, key=one.key, video=one.video, error=one.error or "")
             for one in predictions
@@ -158,15 +145,15 @@ def judged(
     client: Client,
     prompt: JudgePrompt,
     progress: Callable[[int], None] | None = None,
-) -> Result:
-    """The result with the judge's verdicts.
+) -> Outcome:
+    """The result with the judge's scores, and the verdicts.
 
     Raises:
         EndpointError, ConfigError, OSError: as ``judge``.
     """
-    answered = scored(predictions)
+    answered, before, cost_before = scored(predictions), client.usage, client.cost  # it may have judged others
     judgement: Judgement = judge(client, prompt, judged_of(answered), progress=progress)
-    usage = client.usage
+    usage, cost = client.usage.since(before), client.cost
     record = JudgeRecord(
         url=client.endpoint.url,
         model=client.endpoint.model,
@@ -178,9 +165,10 @@ def judged(
         num_requests=usage.num_requests,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=client.cost,
+        cost=None if cost is None else cost - (cost_before or 0.0),
     )
-    return replace(result, scores=(*judge_scores(answered, judgement), *result.scores), judge=record)
+    scores = (*(one.score for one in judge_scores(answered, judgement)), *result.scores)
+    return Outcome(result=replace(result, scores=scores, judge=record), predictions=predictions, judgement=judgement)
 
 
 def with_verdicts_of(result: Result, before: Result | None) -> Result:

@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path: Path, cut: str):
     assert sum(resumed.batches) == 8
     written, lines = read_predictions(path)
     assert (written.versions, sorted(one.index for one in lines)) == ({"blip3v": "1"}, list(range(12)))
-    assert finished(path, header(computed="", versions={})) == lines
+    assert finished(path, header(computed="", versions={})) == whole
     nothing_left = StandIn(dies_after=0)
     assert predict(nothing_left, SAMPLES, PredictionFile(path, header())) == whole
     assert nothing_left.encoded == []

@@ -16,6 +16,7 @@ from blip3v.commands.eval_options import BenchmarkOptions, JudgeOptions
 from blip3v.commands.eval_tables import loss_table, loss_text, paper_table, score_table
 from blip3v.commands.output import talk, talk_console, write_json
 from blip3v.commands.tables import print_table
+from blip3v.data.readers import data_set
 from blip3v.endpoint import AnswerCache, Client, Endpoint, Usage, estimate_usage
 from blip3v.errors import UsageError
 from blip3v.evaluation.benchmark.answerers import BundleClips, ClipAnswerer, ReferenceClips
@@ -25,7 +26,7 @@ from blip3v.evaluation.benchmark.paper import PaperTable, markdown, paper_source
 from blip3v.evaluation.benchmark.predicting import predict
 from blip3v.evaluation.benchmark.predictions import Header, Prediction, PredictionFile, finished, read_predictions
 from blip3v.evaluation.benchmark.results import SUFFIX, read_result, read_results, save_result
-from blip3v.evaluation.benchmark.run import Asked, ask_of, header_of, how_to_get, judged, score, with_verdicts_of
+from blip3v.evaluation.benchmark.run import Asked, ask_of, header_of, judged, score, with_verdicts_of
 from blip3v.evaluation.benchmark.scoring import judged_of, scored
 from blip3v.evaluation.benchmark.tasks import benchmark
 from blip3v.publishing import check_writable, write_file
@@ -79,9 +80,10 @@ class BenchmarkRun:
     ) -> None:
         task = benchmark(asked.benchmark or "")
         if data is None:
+            how = data_set(task.data_set).about.how_to_get(asked.split or task.split)
             raise UsageError(
-                f"--benchmark {task.name} needs its data: {how_to_get(task, asked.split)}; then name "
-                f"the folder: `blip3v eval --benchmark {task.name} --data FOLDER -m MODEL`"
+                f"--benchmark {task.name} needs its data; {how}\n"
+                f"then name the folder: `blip3v eval --benchmark {task.name} --data FOLDER -m MODEL`"
             )
         self._options, self._judging = asked, judging
         self._judge = judging.endpoint()

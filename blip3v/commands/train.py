@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from blip3v.commands.held_lines import held_line
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
-from blip3v.data.mixture import read_part
+from blip3v.data.mixture import PartReader, read_part
 from blip3v.training.changes import changed
 from blip3v.training.options import TrainOptions, check_data, check_options, check_output
 from blip3v.training.recipe import PlannedStage, Recipe, read_recipe, recipe_names
@@ -199,25 +200,25 @@ def command(
     if not dry_run:
         check_output(options)
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
+    read = functools.cache(read_part)  # what is told is read once, for the run too
     if is_main:
-        _tell_what_data_hold(recipe, data)
+        _tell_what_data_hold(recipe, data, read)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.training.plan import make_plan
     from blip3v.training.run import train
 
     recipe.model_config()
-    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
     for line in changes if is_main else ():
         talk(line)
     if dry_run:
-        plan = make_plan(recipe, options)
+        plan = make_plan(recipe, options, read=read)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
     console = talk_console()
     interactive = console.is_terminal and is_main
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not interactive) as progress:
-        path = train(recipe, options, _Screen(progress, is_main=is_main, interactive=interactive))
+        path = train(recipe, options, _Screen(progress, is_main=is_main, interactive=interactive), read=read)
     if not is_main:
         return
     if as_json:
@@ -227,11 +228,11 @@ def command(
         talk(f"next: {command_line('eval', '-m', str(path))}")
 
 
-def _tell_what_data_hold(recipe: Recipe, data: tuple[str, ...]) -> None:
+def _tell_what_data_hold(recipe: Recipe, data: tuple[str, ...], read: PartReader) -> None:
     """Reads the data sets: what they lack is told before anything is loaded."""
     for part in check_data(recipe, data):
         if part.data_set is not None:
-            talk(held_line(read_part(part)))
+            talk(held_line(read(part)))
 
 
 def _plan_text(plan: Mapping[str, Any]) -> str:

@@ -229,9 +229,14 @@ def test_what_the_folder_lacks_is_told_and_a_broken_clip_is_counted(bundle_path:
 def test_without_its_data_it_says_what_to_get_and_where_it_must_lie():
     with pytest.raises(UsageError) as caught:
         CliRunner().invoke(command, ["--benchmark", "nextqa"], catch_exceptions=False)
-    message = str(caught.value)
-    for words in ("NExT-QA", "github.com/doc-doc/NExT-QA", "licence: MIT", "val.csv", "NExTVideo/", "--data FOLDER"):
-        assert words in message
+    assert str(caught.value).splitlines() == [
+        "--benchmark nextqa needs its data; get NExT-QA (five-way) into one folder",
+        "  from:    Xiao et al., https://github.com/doc-doc/NExT-QA, with a link to the videos",
+        "  licence: MIT (the repository); the videos are of VidOR, from Flickr, and remain their owners'",
+        "  files:   val.csv",
+        "           map_vid_vidorID.json and NExTVideo/<path>.mp4 (or NExTVideo/<video>.mp4 without the map)",
+        "then name the folder: `blip3v eval --benchmark nextqa --data FOLDER -m MODEL`",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def check_parts(parts: Sequence[Part]) -> None:
     """
     for part in parts:
         if part.data_set is None and not part.path.is_file():
-            raise ConfigError(f"{part.path} does not exist; the JSON list of your clips is expected")
+            raise ConfigError(f"{part.path} does not exist; the JSON list of your clips is expected, or NAME=FOLDER")
         if part.data_set is not None:
             check_root(part.data_set, part.path, part.split)
 

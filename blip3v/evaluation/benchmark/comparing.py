@@ -150,20 +150,21 @@ def _lost(reference: Measured, model: Measured) -> Lost | None:
             high=None,
         )
     theirs, ours = (sum(values) / len(both) for values in zip(*both, strict=True))
+    differences = [x - y for x, y in both]
     num_lost = num_gained = None
     if reference.is_share:
         num_lost, num_gained = sum(x > y for x, y in both), sum(x < y for x, y in both)
         paired = paired_difference(num_lost, num_gained, len(both))
         low, high = paired.low / 100, paired.high / 100
     else:
-        low, high = bootstrap_interval([x - y for x, y in both])
+        low, high = bootstrap_interval(differences)
     return Lost(
         name=name,
         kind=kind,
         num=len(both),
         reference=theirs,
         model=ours,
-        lost=theirs - ours,
+        lost=sum(differences) / len(both),
         low=low,
         high=high,
         num_lost=num_lost,

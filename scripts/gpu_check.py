@@ -1,4 +1,4 @@
-"""Runs everything that needs a CUDA device: parity, speed of training and generation, the runtime's back ends.
+"""Runs everything that needs a CUDA device: parity, speed of training, loading and generation, the runtime's back ends.
 
     python scripts/gpu_check.py --output benchmarks/results/gpu.json
     python scripts/gpu_check.py --only training --seconds 480 --output benchmarks/results/gpu.json
@@ -23,7 +23,8 @@ On the GPU machine, once all files of the folder parts are there:
     python scripts/gpu_check.py --only runtime --seconds 480 --output benchmarks/results/gpu.json
 
 onnxruntime-gpu 1.31 needs CUDA 13 and cuDNN 9, which PyTorch brings if it was built for CUDA 13. The wheels of
-TensorRT-RTX, tensorrt_rtx_cu13_libs and tensorrt_rtx_cu13_bindings, come in the same way.
+TensorRT-RTX, tensorrt_rtx_cu13_libs and tensorrt_rtx_cu13_bindings, come in the same way, and so does that of PyAV, av,
+which stage loading needs: it trains on clips that the loader decodes meanwhile.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python scripts/loader_speed.py /tmp/loader-speed benchmarks/results/loader-speed.json --base f364baa
 
 Writes short clips (films of 3 to 10 s, 960x720) and a list of them, and makes batches of pixels for the released model
-from it: 8 frames of a clip at 384x384. The sides are processes of their own, stay loaded and are asked in turns; before
-each sample, what a side has made ahead is thrown away, so that no side works in another's time to its own advantage.
-They have to agree on the pixels, or the script fails. ``speedup`` is the median over the rounds of the base's seconds
-by the side's in the same round. Two to three minutes on two cores, on a machine that does nothing else. A step that is
-in the JSON is not run again.
+from it: 8 frames of a clip at 384x384, as float32 and normalised on the CPU. The sides are processes of their own, stay
+loaded and are asked in turns; before each sample, what a side has made ahead is thrown away, so that no side works in
+another's time to its own advantage. They have to agree on the pixels, or the script fails. ``speedup`` is the median
+over the rounds of the base's seconds by the side's in the same round. Two to three minutes on two cores, on a machine
+that does nothing else. A step that is in the JSON is not run again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scripts.video_speed import BASE, OURS, Side, checked_out, compare
 
 SAMPLES = ROOT / "scripts" / "loader_speed_samples.py"
 NUM_CLIPS = 8
-CLIPS_PER_SAMPLE = 16  # as in loader_speed_samples.py
+CLIPS_PER_SAMPLE = 32  # as in loader_speed_samples.py
 SIDES = (
     Side(name="base", does="base", code=BASE),
     Side(name="blip3v, workers", does="workers"),

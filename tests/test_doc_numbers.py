@@ -18,6 +18,7 @@ from scripts.plot_full_size_quantized import tables as tables_of_full_size
 README = (ROOT / "README.md").read_text("utf-8")
 PAGE = (ROOT / "docs/benchmarks.md").read_text("utf-8")
 PEERS = (ROOT / "docs/peers.md").read_text("utf-8")
+TRAINING = (ROOT / "docs/training.md").read_text("utf-8")
 
 
 def read(path: str) -> Any:
@@ -86,6 +87,19 @@ def test_the_times_from_a_file_are_the_committed_ones() -> None:
     ours_ms, base_ms = (1e3 * answer["median_s"][name] for name in ("blip3v", "base"))
     assert f"takes {ours_ms:.0f} ms instead of {base_ms:.0f} ({answer['ratio']['base']:.2f}x" in text
     assert f"requests; {at_once['ratio']['base']:.2f}x without" in text
+
+
+def test_the_speed_of_the_loader_is_the_committed_one() -> None:
+    """And at least three times that of the code before the workers."""
+    (found,) = read("benchmarks/results/loader-speed.json")["steps"]
+    names = {
+        "blip3v before (`f364baa`)": "base",
+        "blip3v, no workers": "blip3v, no workers",
+        "blip3v, workers": "blip3v, workers",
+    }
+    for shown, name in names.items():
+        assert f"| {shown} | {found['clips_per_s'][name]:.1f} | {found['speedup'][name]:.2f}x |" in TRAINING, name
+    assert found["speedup"]["blip3v, workers"] >= 3
 
 
 def test_the_costs_of_the_4b_model_are_the_measured_ones() -> None:

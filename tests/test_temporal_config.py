@@ -13,7 +13,14 @@ import blip3v
 from blip3v import strict_json
 from blip3v.config import PRESETS, ModelConfig, TemporalConfig, preset
 from blip3v.errors import ConfigError
-from blip3v.model.temporal import build_temporal, encoder_names, temporal_settings, with_encoder, with_frames
+from blip3v.model.temporal import (
+    build_temporal,
+    encoder_names,
+    find_encoder,
+    temporal_settings,
+    with_encoder,
+    with_frames,
+)
 
 RELEASED = preset("xgen-mm-vid")
 # Token counts for 8 frames of 128 tokens, the default first.
@@ -30,7 +37,13 @@ COUNTS = {
     "none": (1024,),
     "single-frame": (128,),
     "mambalike": (128, 16, 32, 64, 256),
+    "video-chatgpt": (8 + 729,),
+    "pllava": (8 * 13**2, *(8 * side**2 for side in range(1, 28) if side != 13)),
+    "slowfast-llava": (2 * 364 + 8 * 16,),
+    "llama-vid-content": (8, *(8 * side**2 for side in range(2, 28))),
 }
+# Those of frames, and of a part that no frame adds to.
+GROWING = {"none", "per-frame", "ttm", "video-chatgpt", "pllava", "slowfast-llava", "llama-vid-content"}
 
 
 def chosen(encoder: str, **choices: object) -> Any:
@@ -45,21 +58,32 @@ def test_the_counts_of_an_encoder(encoder: str) -> None:
 
 
 @pytest.mark.parametrize("encoder", encoder_names())
-@pytest.mark.parametrize("count", [0, 31, 2048])
+@pytest.mark.parametrize("count", [0, 31, 2047])
 def test_a_count_that_an_encoder_cannot_give_is_an_error_that_lists_the_ones_it_can(encoder: str, count: int) -> None:
     listed = ", ".join(map(str, sorted(COUNTS[encoder])))
     with pytest.raises(ConfigError, match=f"{encoder} cannot produce {count} tokens from 8 frames; allowed: {listed}$"):
         with_encoder(RELEASED, encoder, num_video_tokens=count)
 
 
-@pytest.mark.parametrize(("encoder", "of_8", "of_16"), [("none", 1024, 2048), ("per-frame", 32, 64), ("ttm", 128, 256)])
+@pytest.mark.parametrize(
+    ("encoder", "of_8", "of_16"),
+    [
+        ("none", 1024, 2048),
+        ("per-frame", 32, 64),
+        ("ttm", 128, 256),
+        ("video-chatgpt", 8 + 729, 16 + 729),
+        ("pllava", 8 * 169, 16 * 169),
+        ("slowfast-llava", 728 + 128, 728 + 256),
+        ("llama-vid-content", 8, 16),
+    ],
+)
 def test_a_count_by_frame_follows_the_frames(encoder: str, of_8: int, of_16: int) -> None:
     config = with_encoder(RELEASED, encoder)
     assert (config.num_video_tokens, with_frames(config, 16).num_video_tokens) == (of_8, of_16)
     assert with_encoder(RELEASED, encoder, num_frames=16).num_video_tokens == of_16
 
 
-@pytest.mark.parametrize("encoder", sorted(set(encoder_names()) - {"none", "per-frame", "ttm"}))
+@pytest.mark.parametrize("encoder", sorted(set(encoder_names()) - GROWING))
 def test_other_counts_do_not_depend_on_the_frames(encoder: str) -> None:
     config = with_encoder(RELEASED, encoder)
     assert with_frames(config, 3).temporal == config.temporal
@@ -124,6 +148,9 @@ def test_a_preset_states_its_encoder_as_the_encoders_own_file_does(name: str) ->
             {"num_heads": 7},
             "gttm: vision.hidden_size is 1152, which num_heads 7 of",
         ),
+        ("slowfast-llava", {"slow_frames": 9}, "slowfast-llava: slow_frames is 9, but a clip has 8 frames"),
+        ("slowfast-llava", {"fast_side": 28}, "slowfast-llava: fast_side is 28, but a frame has 729 patches"),
+        ("slowfast-llava", {"slow_frames": 0}, "slow_frames is 0; at least 1"),
         ("gtm", {}, "encoder 'gtm' is unknown; allowed: tokenlearner, gttm"),
     ],
 )
@@ -219,7 +246,7 @@ def version_1(path: Path, encoder: str, num_tokens: int, /, **changes: object) -
     return path
 
 
-@pytest.mark.parametrize("encoder", COUNTS)
+@pytest.mark.parametrize("encoder", [name for name in COUNTS if find_encoder(name).reads == "latents"])
 def test_a_config_file_of_version_1_is_read(encoder: str, tmp_path: Path) -> None:
     want = with_encoder(preset("tiny"), encoder)
     layers = {"num_layers": 1} if encoder == "ttm" else {}

@@ -17,6 +17,9 @@ __all__ = ["joined_frames", "temporal_multiply_adds"]
 
 _Settings = dict[str, Any]
 
+# Encoders that read patches, of which they only take means and maxima.
+_OF_PATCHES = ("video-chatgpt", "pllava", "slowfast-llava", "llama-vid-content")
+
 
 def temporal_multiply_adds(config: ModelConfig) -> int | None:
     """Multiply-adds for ``config.num_frames`` frames; None: the encoder or one of its settings is not known here."""
@@ -28,8 +31,10 @@ def temporal_multiply_adds(config: ModelConfig) -> int | None:
 
 
 def joined_frames(config: ModelConfig) -> tuple[int, int]:
-    """How the resampler sees a clip: the number of its inputs, and of the patches in each."""
+    """How the resampler sees a clip: the number of its inputs, and of the patches in each. No inputs: there is none."""
     num_frames, num_patches = config.num_frames, config.vision.num_patches
+    if config.temporal.encoder in _OF_PATCHES:
+        return 0, num_patches
     if config.temporal.encoder == "perceiver":
         return 1, num_frames * num_patches
     return 1 if config.temporal.encoder == "single-frame" else num_frames, num_patches
@@ -98,7 +103,7 @@ def _ttm(config: ModelConfig, settings: _Settings) -> int:
 
 
 _COUNTS: dict[str, Callable[[ModelConfig, _Settings], int]] = {
-    **dict.fromkeys(("none", "mean", "max", "single-frame", "space-time-pool", "perceiver"), _nothing),
+    **dict.fromkeys(("none", "mean", "max", "single-frame", "space-time-pool", "perceiver", *_OF_PATCHES), _nothing),
     "tokenlearner": _tokenlearner,
     "per-frame": _per_frame,
     "transformer": _transformer,

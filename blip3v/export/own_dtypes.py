@@ -44,7 +44,7 @@ def _writers(part: nn.Module) -> list[tuple[nn.Module, torch.dtype]]:
     elif isinstance(part, SiglipEncoderLayer):
         found = [part.get_submodule("self_attn.out_proj"), part.get_submodule("mlp.fc2")]
         dtype = part.get_parameter("layer_norm1.weight").dtype
-    elif isinstance(part, PerceiverResampler):
+    elif isinstance(part, PerceiverResampler) and part.resamples:
         found = list(chain.from_iterable(cast(nn.ModuleList, layer) for layer in part.layers))
         dtype = part.latents.dtype
     return [(writer, dtype) for writer in found]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blip3v.config import ModelConfig, ResamplerConfig
 from blip3v.model.blocks import FeedForward, attend, pairs
-from blip3v.model.temporal import build_temporal
+from blip3v.model.temporal import build_temporal, has_resampler
 
 __all__ = ["CrossAttention", "PerceiverResampler"]
 
@@ -41,13 +41,19 @@ class CrossAttention(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Turns the patches of T frames into M tokens of the language width (released name: ``vision_tokenizer``)."""
+    """Turns the patches of T frames into M tokens of the language width (released name: ``vision_tokenizer``).
+
+    Without latents and layers if the temporal encoder reads the patches themselves.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, resampler = config.vision.hidden_size, config.resampler
-        self.latents = nn.Parameter(torch.randn(resampler.num_latents, dim))
-        self.layers = nn.ModuleList(_block(dim, resampler) for _ in range(resampler.depth))
+        self.resamples = has_resampler(config)
+        if self.resamples:
+            self.latents = nn.Parameter(torch.randn(resampler.num_latents, dim))
+        depth = resampler.depth if self.resamples else 0
+        self.layers = nn.ModuleList(_block(dim, resampler) for _ in range(depth))
         self.temporal_encoder = build_temporal(config)
         self.norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, config.text.hidden_size)
@@ -57,7 +63,9 @@ class PerceiverResampler(nn.Module):
         return self.temporal_encoder.arrange(patches_BTPD)
 
     def resample(self, patches_BTPD: Tensor) -> Tensor:
-        """Resamples each frame independently: (B, T, P, D) to (B, T, L, D)."""
+        """Resamples each frame independently: (B, T, P, D) to (B, T, L, D); returns the patches if nothing does."""
+        if not self.resamples:
+            return patches_BTPD
         patches_RPD = patches_BTPD.flatten(0, 1)
         latents_RLD = self.latents.expand(patches_RPD.shape[0], -1, -1)
         for attention, feed_forward in pairs(self.layers):

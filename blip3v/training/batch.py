@@ -1,13 +1,12 @@
 """Turns texts and pixels into the tensors of one training step."""
 
-# Shapes: C clips, T frames, P patches, L tokens.
+# Shapes: C clips, T frames, P patches, D width, L tokens, K channels of a picture (3), V values of a channel (256).
+# In ``pixels_CTCHW``, whose layout is the model's, the channels are the second C.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,40 @@ from torch import Tensor
 from blip3v.model import IGNORE_INDEX
 from blip3v.training.broken import NOTHING, Notes
 from blip3v.training.chat_rows import Row
+from blip3v.training.tensors import Tensors
 
-__all__ = ["Batch", "make_batch"]
+__all__ = ["Batch", "Pictures", "make_batch"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The tensors of one training step, with either ``pixels_CTCHW`` or ``features_CTPD``, never both.
+class Pictures(Tensors):
+    """Pixels as the loader makes them: the levels of resized pictures, a quarter of the bytes, and their values.
+
+    Attributes:
+        levels_CTHWK: uint8 (C, T, side, side, 3), of ``blip3v.video.preprocess.resize``.
+        values_KV: (3, 256), of ``level_values``: what each level becomes in each channel, in the model's dtype.
+    """
+
+    levels_CTHWK: Tensor
+    values_KV: Tensor
+
+    def pixels(self) -> Tensor:
+        """What ``preprocess`` returns for each clip, bit for bit: (C, T, 3, side, side), on the levels' device.
+
+        Looked up, not computed: a device may divide in another way than NumPy.
+        """
+        num_clips, *shape, num_channels = self.levels_CTHWK.shape
+        pixels_CTKHW = self.values_KV.new_empty((num_clips, shape[0], num_channels, *shape[1:]))
+        for pixels_TKHW, levels_THWK in zip(pixels_CTKHW, self.levels_CTHWK, strict=True):
+            for channel, values_V in enumerate(self.values_KV):
+                levels = levels_THWK[..., channel].flatten().int()  # as an index: uint8 would be a mask
+                pixels_TKHW[:, channel] = values_V.index_select(0, levels).view(shape)
+        return pixels_CTKHW
+
+
+@dataclass(frozen=True)
+class Batch(Tensors):
+    """The tensors of one training step, with either ``pictures`` or ``features_CTPD``, never both.
 
     ``question_CL`` numbers the conversations of a row: 0 up to and including ``<image>``, then from 1.
     """
@@ -32,28 +58,16 @@ class Batch:
     labels_CL: Tensor
     question_CL: Tensor
     image_position_C: Tensor
-    pixels_CTCHW: Tensor | None = None
+    pictures: Pictures | None = None
     features_CTPD: Tensor | None = None
     notes: Notes = NOTHING
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``; a copy from pinned memory is not waited for."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in pinned memory."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors: dict[str, Any] = {name: change(x) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return dataclasses.replace(self, **tensors)
 
 
 def make_batch(
     rows_of_clip: Sequence[Sequence[Row]],
     *,
     pad_id: int,
-    pixels: Sequence[np.ndarray] | None = None,
+    pictures: Pictures | None = None,
     features: np.ndarray | None = None,
     notes: Notes = NOTHING,
 ) -> Batch:
@@ -65,7 +79,7 @@ def make_batch(
     Args:
         rows_of_clip: the conversations of each clip, C lists.
         pad_id: id of the padding.
-        pixels: C arrays float32 (T, 3, side, side) in [-1, 1].
+        pictures: of the C clips.
         features: float16 (C, T, P, D), patch tokens from a frozen vision encoder.
         notes: of the clips, for the log.
     """
@@ -80,7 +94,7 @@ def make_batch(
         labels_CL=torch.from_numpy(labels_CL),
         question_CL=torch.from_numpy(question_CL),
         image_position_C=torch.tensor([rows[0].image_position for rows in rows_of_clip]),
-        pixels_CTCHW=None if pixels is None else torch.from_numpy(np.stack(pixels)),
+        pictures=pictures,
         features_CTPD=None if features is None else torch.from_numpy(features).float(),
         notes=notes,
     )

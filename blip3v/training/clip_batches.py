@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ class _Loaded:
     """One clip of a batch."""
 
     rows: list[Row]
-    values: npt.NDArray[np.floating]  # pixels (T, 3, S, S), or features (T, P, D)
+    values: npt.NDArray[Any]  # pictures uint8 (T, S, S, 3), or features float16 (T, P, D)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Batches:
         pad_id = self.chat.tokenizer.pad_id
         if self.features is not None:
             return make_batch(rows, pad_id=pad_id, features=np.stack(values), notes=notes)
-        return make_batch(rows, pad_id=pad_id, pixels=values, notes=notes)
+        return make_batch(rows, pad_id=pad_id, pictures=self.pixels.batched(values), notes=notes)
 
     def _load_one(self, position: int, step: int, broken: list[BrokenClip]) -> _Loaded:
         """The clip of a position or the first that can replace it; those that cannot be read go to ``broken``."""

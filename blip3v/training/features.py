@@ -105,7 +105,7 @@ def _compute(
             read = {clip: found for clip, found in chunk if not isinstance(found, str)}
             if read:
                 with torch.inference_mode():
-                    features_CTPD = model.features(torch.from_numpy(np.stack(list(read.values()))).to(device))
+                    features_CTPD = model.features(pixels.batched(list(read.values())).to(device).pixels())
                 if out is None:
                     out = _new_file(folder / _VALUES, (total, *features_CTPD.shape[1:]))
                 out[list(read)] = features_CTPD.cpu().numpy()
@@ -124,7 +124,7 @@ def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return np.memmap(path, dtype="<f2", mode="r+", offset=offset, shape=shape)
 
 
-_Found = npt.NDArray[np.float32] | str
+_Found = npt.NDArray[np.uint8] | str
 
 
 def _chunks(clips: Iterator[_Found]) -> Iterator[list[tuple[int, _Found]]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blip3v.data.labels import IGNORE_INDEX, Labels
+from blip3v.training.tensors import Tensors
 
 __all__ = ["LabelBatch", "LabelHead", "stack_labels"]
 
@@ -22,15 +23,11 @@ _PLACE_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
-class LabelBatch:
+class LabelBatch(Tensors):
     """Labels of C clips with N tokens each."""
 
     words_CNA: Tensor
     place_CN2: Tensor
-
-    def to(self, device: torch.device) -> LabelBatch:
-        """The same labels on ``device``."""
-        return LabelBatch(self.words_CNA.to(device), self.place_CN2.to(device))
 
     def select(self, index_N: Tensor) -> LabelBatch:
         """The labels at the indices ``index_N``, one for each of N tokens."""

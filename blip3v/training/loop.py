@@ -52,6 +52,9 @@ class StepBatch(Protocol):
     def to(self, device: torch.device) -> StepBatch:
         """The same batch on ``device``."""
 
+    def pin_memory(self) -> StepBatch:
+        """The same batch in pinned memory."""
+
 
 class StepBatches(Protocol):
     """The batches of a stage, by step."""
@@ -108,8 +111,8 @@ class Objective(StageObjective):
         if batch.features_CTPD is not None:
             features_CTPD = batch.features_CTPD
         else:
-            assert batch.pixels_CTCHW is not None, "a batch holds pixels or features"
-            features_CTPD = self.model.features(batch.pixels_CTCHW)
+            assert batch.pictures is not None, "a batch holds pictures or features"
+            features_CTPD = self.model.features(batch.pictures.pixels())
         video_CMD = self.model.vision_tokenizer(features_CTPD)
         loss, _ = self.model.loss(batch.ids_CL, batch.labels_CL, batch.image_position_C, video_CMD, batch.question_CL)
         return loss

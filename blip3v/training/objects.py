@@ -25,22 +25,19 @@ from blip3v.training.features import Features
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
 from blip3v.training.loop import StageObjective
 from blip3v.training.order import visits_of_step
+from blip3v.training.tensors import Tensors
 
 __all__ = ["ObjectBatch", "ObjectBatches", "ObjectObjective"]
 
 
 @dataclass(frozen=True)
-class ObjectBatch:
+class ObjectBatch(Tensors):
     """Patch tokens of the clips and labels of the objects in their frames."""
 
     features_CTPD: Tensor
     objects: LabelBatch
     motions: LabelBatch
     notes: Notes = NOTHING
-
-    def to(self, device: torch.device) -> ObjectBatch:
-        """The same batch on ``device``."""
-        return ObjectBatch(self.features_CTPD.to(device), self.objects.to(device), self.motions.to(device))
 
 
 @dataclass(frozen=True)

@@ -17,27 +17,25 @@ from torch import Tensor
 
 from blip3v.data.labels import NUM_WORDS, patch_labels
 from blip3v.data.samples import FilmSource
+from blip3v.errors import ConfigError
 from blip3v.model import Blip3Video
 from blip3v.training.broken import NOTHING, Notes
 from blip3v.training.labels import LabelBatch, LabelHead, stack_labels
 from blip3v.training.loop import StageObjective
 from blip3v.training.order import visits_of_step
+from blip3v.training.tensors import Tensors
 from blip3v.video.preprocess import PreprocessorConfig, preprocess
 
 __all__ = ["PatchBatch", "PatchBatches", "PatchObjective"]
 
 
 @dataclass(frozen=True)
-class PatchBatch:
+class PatchBatch(Tensors):
     """Frames and the labels of their patches."""
 
     pixels_CTCHW: Tensor
     labels: LabelBatch
     notes: Notes = NOTHING
-
-    def to(self, device: torch.device) -> PatchBatch:
-        """The same batch on ``device``."""
-        return PatchBatch(self.pixels_CTCHW.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,11 @@ class PatchObjective(StageObjective):
 
     def __init__(self, model: Blip3Video) -> None:
         super().__init__(model)
+        if not model.vision_tokenizer.resamples:
+            raise ConfigError(
+                f"stage patches trains the resampler, but a model with {model.config.temporal.encoder} has none; train "
+                "it with another encoder, such as single-frame, and start from that model"
+            )
         vision = model.config.vision
         grid = vision.image_size // vision.patch_size
         self.patch_head = LabelHead(vision.hidden_size, (*NUM_WORDS, grid, grid))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from blip3v.video.decoder_server import ForkedProcess
     from blip3v.video.spare_decoder import SpareDecoder
 
-__all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "oriented", "start_decoder"]
+__all__ = ["DecoderProcess", "Launch", "StartedDecoder", "launch", "oriented", "start_decoder", "widen"]
 
 # What Popen fails with if the interpreter is at fault, and not the machine.
 _NO_PROGRAM = (errno.EACCES, errno.ENOENT, errno.ENOEXEC, errno.ENOTDIR)
@@ -170,7 +170,7 @@ class DecoderProcess:
         ahead = None if file is None or spare is None else spare.take(file)
         self._started = ahead or start_decoder(file=file)
         self._process, self._python = self._started.process, self._started.launch.command[0]
-        _widen(self._process.stdout)
+        widen(self._process.stdout)
         self._timer = threading.Timer(min(limits.timeout_s, threading.TIMEOUT_MAX), self._time_out)
         self._timer.daemon = True
         self._timer.start()
@@ -318,7 +318,7 @@ def oriented(picture_HWC: np.ndarray, orientation: Sequence[bool]) -> np.ndarray
     return np.ascontiguousarray(picture_HWC)
 
 
-def _widen(pipe: IO[bytes] | None) -> None:
+def widen(pipe: IO[bytes] | None) -> None:
     """Lets a pipe hold more, so that decoding goes on while a picture waits to be read, where the system allows it."""
     if pipe is not None and sys.platform == "linux":
         # For files alone, and not on every system.

@@ -1,7 +1,7 @@
-"""The process of a ``PixelReader``: decodes and preprocesses one clip after another, in one thread.
+"""The process of a ``PixelReader``: decodes and resizes one clip after another, in one thread.
 
     in   {"video": "a.mp4", "num_frames": 8, "rule": "train", ..., "config": {...}, "limits": {...}}
-    out  {"shape": [8, 3, 384, 384]} + float32 values
+    out  {"shape": [8, 384, 384, 3]} + uint8 levels
     out  {"failed": "..."}                                  it could not be read here; the process goes on
 
 Each JSON object is one line. It ends when its input does.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from blip3v.video.clip import load_clip_here
-from blip3v.video.preprocess import PreprocessorConfig, preprocess
+from blip3v.video.preprocess import PreprocessorConfig, resize
 from blip3v.video_decoder.limits import VideoLimits
 
 try:
@@ -38,19 +38,19 @@ def main() -> None:
     os.dup2(2, 1)
     for line in source:
         try:
-            pixels_TCSS = _pixels(json.loads(line))
+            levels_TSSC = _pictures(json.loads(line))
         except Exception as error:  # the reader finds out what it is
             sink.write(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         else:
-            sink.write(json.dumps({"shape": pixels_TCSS.shape}).encode() + b"\n")
-            sink.write(np.ascontiguousarray(pixels_TCSS).data)
+            sink.write(json.dumps({"shape": levels_TSSC.shape}).encode() + b"\n")
+            sink.write(levels_TSSC.data)
         sink.flush()
 
 
-def _pixels(request: dict[str, Any]) -> np.ndarray:
+def _pictures(request: dict[str, Any]) -> np.ndarray:
     limits, config = VideoLimits(**request.pop("limits")), PreprocessorConfig(**request.pop("config"))
     _limit_resources(limits)
-    return preprocess(load_clip_here(**request, limits=limits).frames, config, num_threads=1)
+    return resize(load_clip_here(**request, limits=limits).frames, config)
 
 
 def _limit_resources(limits: VideoLimits) -> None:

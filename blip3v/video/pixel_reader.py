@@ -1,4 +1,4 @@
-"""Pixels of one clip after another, for training: from a process that lives as long as its reader.
+"""Resized pictures of one clip after another, for training: from a process that lives as long as its reader.
 
 The trade-off: ``load_clip`` gives every file a process of its own, whose start and whose pipe of whole pictures cost as
 much as the decoding of a short clip. Here one process decodes and resizes many, so that a file could disturb those
@@ -25,15 +25,17 @@ import numpy as np
 
 from blip3v.python_arguments import code_arguments
 from blip3v.video.clip import Clip, load_clip
-from blip3v.video.decoder_process import launch
+from blip3v.video.decoder_process import launch, widen
 from blip3v.video.interpreter import find_python
-from blip3v.video.preprocess import PreprocessorConfig, preprocess
+from blip3v.video.preprocess import PreprocessorConfig, resize
 from blip3v.video.sampling import SamplingRule
 from blip3v.video_decoder.limits import VideoLimits
 
 __all__ = ["ClipRequest", "PixelReader"]
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# The C library (glibc) keeps so much memory for the next clip instead of giving each picture's back to the system.
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2), "MALLOC_TRIM_THRESHOLD_": str(128 * 1024**2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,8 @@ class PixelReader:
     ) -> None:
         self.close()
 
-    def pixels(self, request: ClipRequest, config: PreprocessorConfig) -> np.ndarray:
-        """Decodes and preprocesses a clip: float32 (T, 3, S, S), as ``load_clip`` and ``preprocess`` do.
+    def pictures(self, request: ClipRequest, config: PreprocessorConfig) -> np.ndarray:
+        """Decodes and resizes a clip: uint8 (T, S, S, 3), as ``load_clip`` and ``resize`` do.
 
         Raises:
             VideoError: one of its kinds, as ``load_clip``.
@@ -90,25 +92,25 @@ class PixelReader:
         found = self._ask(request, config)
         if found is not None:
             return found
-        return preprocess(request.load(self._limits).frames, config, num_threads=1)
+        return resize(request.load(self._limits).frames, config)
 
     def close(self) -> None:
         """Ends the process. May be called more than once."""
         self._held.end()
 
     def _ask(self, request: ClipRequest, config: PreprocessorConfig) -> np.ndarray | None:
-        """The pixels; None if the process cannot tell. One that did not answer is ended."""
+        """The pictures; None if the process cannot tell. One that did not answer is ended."""
         process = self._held.process = self._held.process or _start()
         timer = threading.Timer(min(self._limits.timeout_s, threading.TIMEOUT_MAX), process.kill)
         timer.daemon = True
         timer.start()
         try:
-            answered, pixels = _exchange(process, self._message(request, config))
+            answered, pictures = _exchange(process, self._message(request, config))
         finally:
             timer.cancel()
         if not answered:
             self.close()
-        return pixels
+        return pictures
 
     def _message(self, request: ClipRequest, config: PreprocessorConfig) -> bytes:
         fields = vars(request) | {"config": config.to_dict(), "limits": dataclasses.asdict(self._limits)}
@@ -135,7 +137,7 @@ class _Held:
 
 
 def _exchange(process: subprocess.Popen[bytes], message: bytes) -> tuple[bool, np.ndarray | None]:
-    """Whether the process answered, and the pixels if it could read the clip."""
+    """Whether the process answered, and the pictures if it could read the clip."""
     assert process.stdin is not None
     # Popen's type does not say that its pipe is buffered, and only a buffered one fills the whole array.
     answers = cast(io.BufferedReader, process.stdout)
@@ -148,18 +150,18 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes) -> tuple[bool, n
         header = json.loads(line)
         if "failed" in header:
             return True, None
-        pixels_TCSS = np.empty(header["shape"], np.float32)
-        if answers.readinto(pixels_TCSS.reshape(-1).view(np.uint8).data) != pixels_TCSS.nbytes:
+        levels_TSSC = np.empty(header["shape"], np.uint8)
+        if answers.readinto(levels_TSSC.reshape(-1).data) != levels_TSSC.nbytes:
             return False, None
     except (BrokenPipeError, ValueError):
         return False, None
-    return True, pixels_TCSS
+    return True, levels_TSSC
 
 
 def _start() -> subprocess.Popen[bytes]:
     command = (find_python(), *code_arguments("from blip3v.video.pixel_process import main; main()"))
-    environment = launch().environment | dict.fromkeys(_ONE_THREAD, "1")
-    return subprocess.Popen(
+    environment = launch().environment | dict.fromkeys(_ONE_THREAD, "1") | _KEPT_MEMORY
+    process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -167,3 +169,5 @@ def _start() -> subprocess.Popen[bytes]:
         env=environment,
         start_new_session=os.name != "nt",  # Ctrl-C reaches the caller only, which then ends this process
     )
+    widen(process.stdout)
+    return process

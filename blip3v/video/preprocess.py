@@ -1,7 +1,8 @@
 """Turns frames into pixels as the released processor does, with PIL and numpy.
 
 Squash (the released inference script) or pad to a square (the authors' training), PIL's bicubic resize, then
-(x / 255 - mean) / std. Not here: which frames are sampled (``sampling.py``) and how they are decoded (``clip.py``).
+(x / 255 - mean) / std. ``resize`` and ``level_values`` are the two halves of ``preprocess``, for a caller that computes
+the second one elsewhere. Not here: which frames are sampled (``sampling.py``) and how they are decoded (``clip.py``).
 
 Letters: T frames, H height, W width, C channels (3), S side of the model's image, V values of a channel (256).
 """
@@ -25,7 +26,7 @@ from blip3v import strict_json
 from blip3v.errors import ConfigError, UsageError
 from blip3v.video.sampling import SamplingRule
 
-__all__ = ["Preprocessing", "PreprocessorConfig", "ResizeMode", "preprocess"]
+__all__ = ["Preprocessing", "PreprocessorConfig", "ResizeMode", "level_values", "preprocess", "resize"]
 
 ResizeMode = Literal["squash", "pad"]
 
@@ -102,10 +103,41 @@ def preprocess(
     Raises:
         UsageError: no frames, or a frame with another dtype or shape.
     """
-    if len(frames) == 0:
-        raise UsageError("there are no frames to preprocess; at least 1 is needed")
+    _check_count(frames)
     with Preprocessing(config, len(frames), num_threads=num_threads) as preprocessing:
         return preprocessing.pixels(frames)
+
+
+def resize(frames: Sequence[np.ndarray], config: PreprocessorConfig) -> np.ndarray:
+    """The first half of ``preprocess``, in the calling thread: the resized frames, whose levels are not normalised yet.
+
+    Args:
+        frames: as ``preprocess`` takes them.
+        config: size, resize mode, and mean as the colour of bars.
+
+    Returns:
+        uint8 (T, S, S, 3). ``preprocess`` returns ``level_values(config)[c, level]`` for each level of channel ``c``.
+
+    Raises:
+        UsageError: no frames, or a frame with another dtype or shape.
+    """
+    _check_count(frames)
+    frames = [_checked(frame_HWC, index) for index, frame_HWC in enumerate(frames)]
+    levels_TSSC = np.empty((len(frames), config.image_size, config.image_size, 3), np.uint8)
+    row_of: dict[int, int] = {}  # by id of the frame: a picture that is several frames is resized once
+    for row, frame_HWC in enumerate(frames):
+        first = row_of.setdefault(id(frame_HWC), row)
+        levels_TSSC[row] = _resized(frame_HWC, config) if first == row else levels_TSSC[first]
+    return levels_TSSC
+
+
+def level_values(config: PreprocessorConfig) -> np.ndarray:
+    """The second half of ``preprocess``: what each of the 256 levels becomes in each channel, float32 (3, 256)."""
+    # float32 throughout and in this order: torchvision's ToTensor and Normalize, bit for bit.
+    mean_C, std_C = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
+    scaled_V = np.arange(256, dtype=np.float32) / np.float32(255)
+    normalised_CV: np.ndarray = (scaled_V - mean_C[:, None]) / std_C[:, None]
+    return normalised_CV
 
 
 class Preprocessing:
@@ -117,7 +149,7 @@ class Preprocessing:
     def __init__(self, config: PreprocessorConfig, num_frames: int, *, num_threads: int | None = None) -> None:
         """Prepares for clips of ``num_frames``, at least 1, with threads as ``preprocess`` counts them."""
         self._config = config
-        self._values_CV = _values(config)
+        self._values_CV = level_values(config)
         self._pixels_TCSS = np.empty((num_frames, 3, config.image_size, config.image_size), np.float32)
         self._begun: dict[int, tuple[np.ndarray, Future[None]]] = {}  # by id; the picture, so that none gets its id
         # Pillow resizes without the interpreter's lock.
@@ -150,6 +182,11 @@ class Preprocessing:
         return self._pixels_TCSS if rows == list(range(len(frames))) else self._pixels_TCSS[rows]
 
 
+def _check_count(frames: Sequence[np.ndarray]) -> None:
+    if len(frames) == 0:
+        raise UsageError("there are no frames to preprocess; at least 1 is needed")
+
+
 def _checked(frame_HWC: np.ndarray, index: int) -> np.ndarray:
     shape, dtype = np.shape(frame_HWC), getattr(frame_HWC, "dtype", type(frame_HWC).__name__)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
@@ -158,22 +195,16 @@ def _checked(frame_HWC: np.ndarray, index: int) -> np.ndarray:
 
 
 def _fill(pixels_CSS: np.ndarray, frame_HWC: np.ndarray, config: PreprocessorConfig, values_CV: np.ndarray) -> None:
-    image = Image.fromarray(np.ascontiguousarray(frame_HWC))
-    if config.resize_mode == "pad":
-        image = _pad_to_square(image, config.image_mean)
-    image = image.resize((config.image_size, config.image_size), Image.Resampling.BICUBIC)
-    resized_SSC = np.asarray(image)
+    resized_SSC = _resized(frame_HWC, config)
     for channel, values_V in enumerate(values_CV):
         np.take(values_V, resized_SSC[..., channel], out=pixels_CSS[channel], mode="clip")
 
 
-def _values(config: PreprocessorConfig) -> np.ndarray:
-    """What each of the 256 levels becomes in each channel, float32 (3, 256)."""
-    # float32 throughout and in this order: torchvision's ToTensor and Normalize, bit for bit.
-    mean_C, std_C = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
-    scaled_V = np.arange(256, dtype=np.float32) / np.float32(255)
-    normalised_CV: np.ndarray = (scaled_V - mean_C[:, None]) / std_C[:, None]
-    return normalised_CV
+def _resized(frame_HWC: np.ndarray, config: PreprocessorConfig) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(frame_HWC))
+    if config.resize_mode == "pad":
+        image = _pad_to_square(image, config.image_mean)
+    return np.asarray(image.resize((config.image_size, config.image_size), Image.Resampling.BICUBIC))
 
 
 def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:

@@ -13,6 +13,7 @@ from rich.console import Console
 from blip3v.errors import Blip3vError, ParityError, ProviderError, UsageError
 from scripts.gpu.environment import check_export_packages, describe_environment, describe_run
 from scripts.gpu.generation import generation
+from scripts.gpu.loading import loading
 from scripts.gpu.parity import parity
 from scripts.gpu.plan import Plan
 from scripts.gpu.report import STAGES, Report
@@ -31,6 +32,7 @@ def _runtime(plan: Plan, report: Report) -> None:
 _STAGES: dict[str, Callable[[Plan, Report], None]] = {
     "parity": parity,
     "training": training,
+    "loading": loading,
     "generation": generation,
     "runtime": _runtime,
 }
@@ -76,7 +78,7 @@ _WIDTH = 180
     type=click.Path(path_type=Path, file_okay=False),
     default=Plan.folder,
     show_default=True,
-    help="Where stage runtime keeps bundles and engines until they are measured: 40 GB at full size.",
+    help="Where stage loading puts clips, and where runtime keeps bundles and engines until they are measured: 40 GB.",
 )
 @click.option("--commit", help="Commit that is measured, for a checkout without .git.  [default: git describe]")
 def gpu_check(

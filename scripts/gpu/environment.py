@@ -18,7 +18,7 @@ from blip3v.errors import ProviderError
 from blip3v.extras import EXTRAS, Package, pip_command
 from scripts.gpu.plan import Plan
 
-__all__ = ["check_export_packages", "describe_environment", "describe_run"]
+__all__ = ["check_export_packages", "describe_environment", "describe_run", "is_installed"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _QUERY = (
@@ -44,7 +44,7 @@ def check_export_packages() -> None:
     Raises:
         ProviderError: names the packages and the line that installs them.
     """
-    missing = [package for package in (*EXTRAS["export"], *_BASE) if not _is_installed(package.module)]
+    missing = [package for package in (*EXTRAS["export"], *_BASE) if not is_installed(package.module)]
     if missing:
         line = pip_command("install", *(f"{package.name}>={package.at_least}" for package in missing))
         names = ", ".join(package.name for package in missing)
@@ -53,7 +53,8 @@ def check_export_packages() -> None:
         )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
     try:
         return find_spec(module) is not None
     except ValueError:  # a test has put None in its place

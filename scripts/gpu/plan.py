@@ -24,7 +24,7 @@ class Plan:
     smallest: bool  # the smallest form of each stage, for a machine without a GPU
     seconds: float  # that a stage may take; work under way is finished
     perturb: float = 0.0  # parity and runtime: relative noise on the weights under test
-    folder: Path = Path("runs/gpu-check")  # runtime: where bundles and engines are until they are measured
+    folder: Path = Path("runs/gpu-check")  # runtime: bundles and engines until they are measured; loading: clips
 
     @property
     def config(self) -> ModelConfig:

@@ -3,6 +3,7 @@
     {"schema_version": 1, "device": ..., "environment": {...}, "runs": [...],
      "parity":     {"tolerances": ..., "rows": {...}},
      "training":   {"what": ..., "rows": {...}},
+     "loading":    {"what": ..., "rows": {...}},
      "generation": {"what": ..., "rows": {...}},
      "runtime":    {"what": ..., "rows": {...}}}
 
@@ -22,7 +23,7 @@ from blip3v.publishing import write_file
 __all__ = ["SCHEMA_VERSION", "STAGES", "Report"]
 
 SCHEMA_VERSION = 1
-STAGES = ("parity", "training", "generation", "runtime")
+STAGES = ("parity", "training", "loading", "generation", "runtime")
 _NOT_MEASURED = frozenset({"skipped", "refused", "failed"})
 _WITH_PARITY = ("parity", "runtime")
 

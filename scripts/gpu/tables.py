@@ -22,7 +22,13 @@ def print_report(content: dict[str, Any], console: Console) -> None:
     """
     environment = content["environment"]
     where = f"{environment['device']}{'' if environment['is_gpu'] else ', not a GPU'}"
-    stages = (("parity", _parity), ("training", _training), ("generation", _generation), ("runtime", _runtime))
+    stages = (
+        ("parity", _parity),
+        ("training", _training),
+        ("loading", _loading),
+        ("generation", _generation),
+        ("runtime", _runtime),
+    )
     for stage, table in stages:
         rows = content.get(stage, {}).get("rows", {})
         if rows:
@@ -75,6 +81,17 @@ def _training(rows: dict[str, Any], title: str) -> Table:
                 f"{row['paper_ratio']:.2f}x",
                 _gib(row["peak_gib"]),
             )
+    return table
+
+
+def _loading(rows: dict[str, Any], title: str) -> Table:
+    table = _table(title, "form", "tokens", "encoder", "workers", "step", "waited for data")
+    for key, row in rows.items():
+        if "waited" not in row:
+            table.add_row(key, "", row.get("skipped") or row["failed"])
+            continue
+        named = str(row["num_video_tokens"]), row["encoder"], str(row["workers"])
+        table.add_row(key, *named, f"{row['step_s']:.3g} s", f"{100 * row['waited']:.1f} %")
     return table
 
 

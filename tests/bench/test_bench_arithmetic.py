@@ -19,14 +19,15 @@ from blip3v.model.weights import random_model
 
 
 def _small(encoder: str) -> ModelConfig:
-    tiny = with_encoder(preset("tiny"), encoder)
-    return dataclasses.replace(
+    tiny = preset("tiny")
+    small = dataclasses.replace(
         tiny,
         num_frames=8,
         vision=dataclasses.replace(tiny.vision, image_size=16, num_layers=1),
         resampler=dataclasses.replace(tiny.resampler, depth=1),
         text=dataclasses.replace(tiny.text, num_layers=1),
     )
+    return with_encoder(small, encoder)
 
 
 @pytest.mark.parametrize("encoder", sorted(BUILT_IN))

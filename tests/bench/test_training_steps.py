@@ -106,9 +106,10 @@ def test_a_batch_is_one_question_a_clip_with_labels_on_the_answer() -> None:
     assert batch.ids_CL.shape == (3, 6)
     assert (batch.labels_CL[:, :4] == -100).all()
     assert torch.equal(batch.labels_CL[:, 4:], batch.ids_CL[:, 4:])
-    assert batch.pixels_CTCHW is not None
-    assert batch.pixels_CTCHW.shape == (3, 2, 3, 16, 16)
-    assert -1 <= batch.pixels_CTCHW.min() < batch.pixels_CTCHW.max() <= 1
+    assert batch.pictures is not None
+    pixels_CTCHW = batch.pictures.pixels()
+    assert pixels_CTCHW.shape == (3, 2, 3, 16, 16)
+    assert -1 <= pixels_CTCHW.min() < pixels_CTCHW.max() <= 1
 
 
 @pytest.mark.parametrize("row", [Row("tokenlearner", 16), Row("none", 256)], ids=str)

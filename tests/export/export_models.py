@@ -32,12 +32,13 @@ WINDOWED = {"sliding_window": 8, "num_kv_heads": 2}
 
 def small_config(encoder: str = "tokenlearner", **text: object) -> ModelConfig:
     """The tiny preset with fewer layers, so that an export takes seconds."""
-    tiny = with_encoder(preset("tiny"), encoder)
-    return dataclasses.replace(
+    tiny = preset("tiny")
+    small = dataclasses.replace(
         tiny,
         vision=dataclasses.replace(tiny.vision, image_size=32, num_layers=2),
         text=dataclasses.replace(tiny.text, num_layers=2, **text),  # type: ignore[arg-type]
     )
+    return with_encoder(small, encoder)
 
 
 def write_folder(path: Path, config: ModelConfig, seed: int = 0, model: Blip3Video | None = None) -> Path:

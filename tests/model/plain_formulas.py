@@ -126,3 +126,16 @@ def gated_memories(x_TND: Array, w: Weights) -> Array:
                 gate = w["expand_mlp.3.weight"] @ gelu(w["expand_mlp.1.weight"] @ n)
                 memory[group, :, d] = sigmoid(gate) * memory[group, :, d] + gate * number
     return memory
+
+
+def pooled_grid(x_ND: Array, side: int) -> Array:
+    """Adaptive average pooling of a square grid, window by window: from floor(i N / S) to ceil((i + 1) N / S)."""
+    n = math.isqrt(len(x_ND))
+    grid = x_ND.reshape(n, n, -1)
+    edges = [(math.floor(i * n / side), math.ceil((i + 1) * n / side)) for i in range(side)]
+    return np.stack([grid[a:b, c:d].mean((0, 1)) for a, b in edges for c, d in edges])
+
+
+def slow_frames(x_TND: Array, count: int) -> list[Array]:
+    """Frames at the floors of ``linspace(0, T, count + 1)``, without the last."""
+    return [x_TND[int(at)] for at in np.linspace(0, len(x_TND), count + 1)[:-1]]

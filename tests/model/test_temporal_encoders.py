@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,9 @@ from plain_formulas import (
     Weights,
     gated_memories,
     gttm_memories,
+    pooled_grid,
     process,
+    slow_frames,
     stamped,
     token_learner,
     ttm_steps,
@@ -23,10 +26,10 @@ from torch import nn
 
 from blip3v.config import preset
 from blip3v.model.resampler import PerceiverResampler
-from blip3v.model.temporal import build_temporal, encoder_names, temporal_settings, with_encoder
+from blip3v.model.temporal import build_temporal, encoder_names, find_encoder, temporal_settings, with_encoder
 
 # Of ``small_config``.
-NUM_LATENTS, DIM, LAYERS, HEADS = 32, 24, SIZES["num_layers"], SIZES["num_heads"]
+NUM_LATENTS, GRID, DIM, LAYERS, HEADS = 32, 8, 24, SIZES["num_layers"], SIZES["num_heads"]
 
 # Encoders whose output does not depend on the order of the frames.
 ORDER_FREE = ("tokenlearner", "perceiver", "mean", "max", "space-time-pool")
@@ -56,7 +59,16 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("single-frame", {}),
     ("mambalike", {}),
     ("mambalike", {"num_video_tokens": 16}),
+    ("video-chatgpt", {}),
+    ("pllava", {}),
+    ("pllava", {"num_video_tokens": 8 * 9}),  # a side that does not divide the grid
+    ("slowfast-llava", {}),
+    ("slowfast-llava", {"slow_frames": 3, "fast_side": 3}),
+    ("llama-vid-content", {}),
+    ("llama-vid-content", {"num_video_tokens": 8 * 4}),
 ]
+# Encoders that read patches, (T, GRID * GRID, D), instead of latents.
+OF_PATCHES = {name for name, _ in CASES if find_encoder(name).reads == "patches"}
 
 
 def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights) -> Array:
@@ -86,7 +98,18 @@ def expected(encoder: str, choices: dict[str, object], x_TND: Array, w: Weights)
         assert isinstance(num_video_tokens, int)
         width = NUM_LATENTS // num_video_tokens
         return np.stack([x[:, i : i + width].max(axis=(0, 1)) for i in range(0, NUM_LATENTS, width)])
+    if encoder in ("pllava", "llama-vid-content"):
+        count = choices.get("num_video_tokens", 8 * (16 if encoder == "pllava" else 1))
+        assert isinstance(count, int)
+        return np.concatenate([pooled_grid(frame, math.isqrt(count // 8)) for frame in x])
+    if encoder == "slowfast-llava":
+        num_slow, side = choices.get("slow_frames", 2), choices.get("fast_side", 4)
+        assert isinstance(num_slow, int)
+        assert isinstance(side, int)
+        slow = [frame[i : i + 2].max(0)[None] for frame in slow_frames(x, num_slow) for i in range(0, GRID * GRID, 2)]
+        return np.concatenate([*slow, *(pooled_grid(frame, side) for frame in x)])
     plain: dict[str, Callable[[Array], Array]] = {
+        "video-chatgpt": lambda x: np.concatenate((x.mean(1), x.mean(0))),
         "mean": lambda x: x.sum(0) if choices else x.sum(0) / len(x),
         "max": lambda x: x.max(0),
         "none": np.concatenate,
@@ -99,13 +122,17 @@ def _build(encoder: str, **choices: object) -> nn.Module:
     return randomise(build_temporal(small_config(encoder, **choices)))
 
 
+def _input(encoder: str, num_clips: int, num_frames: int) -> torch.Tensor:
+    return tokens(num_clips, num_frames, GRID * GRID if encoder in OF_PATCHES else NUM_LATENTS, DIM)
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 8])
 @pytest.mark.parametrize(
     ("encoder", "choices"), CASES, ids=[" ".join(map(str, (name, *choices.values()))) for name, choices in CASES]
 )
 def test_against_the_plain_formula(encoder: str, choices: dict[str, object], num_frames: int) -> None:
     model = _build(encoder, **choices)
-    x, w = tokens(2, num_frames, NUM_LATENTS, DIM), weights(model)
+    x, w = _input(encoder, 2, num_frames), weights(model)
     want = np.stack([expected(encoder, choices, clip, w) for clip in x.double().numpy()])
     close(model(x), want)
     if num_frames == 8:
@@ -172,5 +199,5 @@ def test_the_transformer_sees_all_frames_and_no_positions() -> None:
 def test_gradients_reach_every_weight(encoder: str, choices: dict[str, object]) -> None:
     """A weight that nothing reads is not to be built."""
     model = _build(encoder, **choices)
-    model(tokens(2, 3, NUM_LATENTS, DIM).requires_grad_()).square().sum().backward()
+    model(_input(encoder, 2, 3).requires_grad_()).square().sum().backward()
     assert [name for name, x in model.named_parameters() if x.grad is None or not x.grad.any()] == []

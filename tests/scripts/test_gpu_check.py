@@ -32,7 +32,7 @@ from scripts.gpu.training import CompiledTrainee, Form, summary
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PLAN = Plan(device=CPU, smallest=True, seconds=60)
-STAGES = ("--only", "parity,training,generation")  # the fourth is in test_gpu_runtime.py
+STAGES = ("--only", "parity,training,generation")  # the others are in test_gpu_loading.py and test_gpu_runtime.py
 # Packages that a machine for these three may lack.
 ABSENT = ("av", "psutil", "matplotlib", "onnxscript")
 

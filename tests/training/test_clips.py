@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from batch_tensors import tensors_of
 from clip_files import BROKEN, NUM_CLIPS, recipe, write_list
 
 from blip3v.data.authors import open_clips
@@ -92,9 +93,9 @@ def test_workers_make_the_batches_that_one_process_makes(clips: Path, chat: Chat
         with loaded_ahead(_Shares(batches_of(source, chat)), shares, workers=2) as made:
             found = list(made)
         for one, other in zip(expected, found, strict=True):
-            tensors = [(name, x) for name, x in vars(one).items() if isinstance(x, torch.Tensor)]
-            assert len(tensors) == 5
-            assert all(torch.equal(x, getattr(other, name)) for name, x in tensors)
+            tensors = tensors_of(one)
+            assert len(tensors) == 6
+            assert all(torch.equal(x, y) for x, y in zip(tensors, tensors_of(other), strict=True))
             assert one.notes == other.notes
     noted = {clip.clip for batch in found for clip in batch.notes.broken}
     assert noted == set()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from blip3v.errors import ConfigError, UsageError
 from blip3v.video import PreprocessorConfig, preprocess
-from blip3v.video.preprocess import Preprocessing
+from blip3v.video.preprocess import Preprocessing, ResizeMode, level_values, resize
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -102,6 +102,18 @@ def test_a_frame_that_repeats_gives_the_same_pixels() -> None:
     np.testing.assert_array_equal(preprocess([first, second, first], config), apart)
 
 
+@pytest.mark.parametrize("mode", ["squash", "pad"])
+def test_the_two_halves_give_the_same_pixels(mode: ResizeMode) -> None:
+    """Bit for bit, also where each channel is normalised in its own way and frames repeat."""
+    first, second = picture(20, 30), picture(45, 31, seed=1)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    config = PreprocessorConfig(image_size=16, resize_mode=mode, image_mean=mean, image_std=std)
+    levels_TSSC, values_CV = resize([first, second, first], config), level_values(config)
+    assert (str(levels_TSSC.dtype), levels_TSSC.shape, str(values_CV.dtype)) == ("uint8", (3, 16, 16, 3), "float32")
+    halves = np.stack([values_CV[channel][levels_TSSC[..., channel]] for channel in range(3)], axis=1)
+    np.testing.assert_array_equal(halves, preprocess([first, second, first], config))
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 0, 1, 1, 2], [2, 0, 1, 0], [0]], ids=str)
 @pytest.mark.parametrize("num_begun", [0, 1, 4])
 def test_frames_that_come_one_by_one_give_the_same_pixels(order: list[int], num_begun: int) -> None:
@@ -120,6 +132,8 @@ def test_frames_of_one_array_do_not_mix() -> None:
     frames = np.stack([np.full((6, 6, 3), value, np.uint8) for value in range(0, 250, 5)])
     pixels = preprocess(list(frames), PreprocessorConfig(image_size=4))
     np.testing.assert_allclose(pixels[:, 0, 0, 0], np.arange(0, 250, 5) / 127.5 - 1, atol=1e-6)
+    levels = resize(frames, PreprocessorConfig(image_size=4))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(levels[:, 0, 0, 0], np.arange(0, 250, 5))
 
 
 @pytest.mark.parametrize(
@@ -133,8 +147,9 @@ def test_frames_of_one_array_do_not_mix() -> None:
     ],
 )
 def test_what_is_not_a_picture_is_refused(frames: list[np.ndarray]) -> None:
-    with pytest.raises(UsageError, match="needed"):
-        preprocess(list(frames), PreprocessorConfig(image_size=4))
+    for function in (preprocess, resize):
+        with pytest.raises(UsageError, match="needed"):
+            function(list(frames), PreprocessorConfig(image_size=4))
 
 
 def test_an_infinite_std_is_refused() -> None:

@@ -20,12 +20,13 @@ from blip3v.errors import UsageError
 from blip3v.model import IGNORE_INDEX
 from blip3v.model.weights import empty_model
 from blip3v.training import load_recipe
-from blip3v.training.batch import Batch, make_batch
+from blip3v.training.batch import Batch, Pictures, make_batch
 from blip3v.training.chat_rows import Row as TextRow
 from blip3v.training.loop import Objective, freeze, make_optimizer, train_step
 from blip3v.training.plan import sizes_of, state_bytes
 from blip3v.training.recompute import recompute_activations, store_activations
 from blip3v.training.run import make_accelerator
+from blip3v.video.preprocess import PreprocessorConfig, level_values
 
 __all__ = ["COMPUTED", "StepSample", "Trainee", "TrainingPrecision", "synthetic_batch", "trainee_bytes"]
 
@@ -120,11 +121,10 @@ def synthetic_batch(
     ids = generator.integers(config.text.num_base_tokens, size=(num_clips, 1 + question_tokens + answer_tokens))
     unlabelled = [IGNORE_INDEX] * (1 + question_tokens)
     rows = [[TextRow(row, unlabelled + row[1 + question_tokens :], image_position=0)] for row in ids.tolist()]
-    shape = num_clips, config.num_frames, 3, vision.image_size, vision.image_size
-    pixels = generator.random(shape, np.float32) * 2 - 1
-    batch = make_batch(rows, pad_id=0, pixels=list(pixels)).to(device)
-    assert batch.pixels_CTCHW is not None
-    return dataclasses.replace(batch, pixels_CTCHW=batch.pixels_CTCHW.to(dtype))
+    shape = num_clips, config.num_frames, vision.image_size, vision.image_size, 3
+    levels = torch.from_numpy(generator.integers(256, size=shape, dtype=np.uint8))
+    values = torch.from_numpy(level_values(PreprocessorConfig(image_size=vision.image_size))).to(dtype)
+    return make_batch(rows, pad_id=0, pictures=Pictures(levels, values)).to(device)
 
 
 def trainee_bytes(config: ModelConfig, rows: Sequence[Row], precision: TrainingPrecision) -> int:

@@ -7,7 +7,14 @@ encoders. To add one, see CONTRIBUTING.md; ``docs/encoders.md`` says what each c
 
 from __future__ import annotations
 
-from blip3v.model.temporal.choice import build_temporal, frames_read, temporal_settings, with_encoder, with_frames
+from blip3v.model.temporal.choice import (
+    build_temporal,
+    frames_read,
+    has_resampler,
+    temporal_settings,
+    with_encoder,
+    with_frames,
+)
 from blip3v.model.temporal.registry import BUILT_IN, encoder_names, find_encoder
 from blip3v.model.temporal.spec import CheckpointForm, ClipSize, EncoderSpec, NoSettings, TokenCounts
 
@@ -22,6 +29,7 @@ __all__ = [
     "encoder_names",
     "find_encoder",
     "frames_read",
+    "has_resampler",
     "temporal_settings",
     "with_encoder",
     "with_frames",

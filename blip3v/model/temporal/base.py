@@ -12,7 +12,10 @@ __all__ = ["TemporalEncoder"]
 
 
 class TemporalEncoder(nn.Module):
-    """(B, T, N, D) to (B, M, D). Subclasses define ``forward``, and override ``arrange`` if they want other patches."""
+    """(B, T, N, D) to (B, M, D); N are latents or patches, as the encoder's spec says. Subclasses define ``forward``.
+
+    One that reads latents may override ``arrange``, if its latents are to attend to other patches.
+    """
 
     def __init__(self, config: ModelConfig, settings: object) -> None:
         super().__init__()

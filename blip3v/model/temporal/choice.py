@@ -22,7 +22,7 @@ from blip3v.units import format_count
 if TYPE_CHECKING:
     from blip3v.model.temporal.base import TemporalEncoder
 
-__all__ = ["build_temporal", "frames_read", "temporal_settings", "with_encoder", "with_frames"]
+__all__ = ["build_temporal", "frames_read", "has_resampler", "temporal_settings", "with_encoder", "with_frames"]
 
 
 def temporal_settings(config: ModelConfig) -> Any:
@@ -48,6 +48,11 @@ def build_temporal(config: ModelConfig) -> TemporalEncoder:
         ConfigError: as for ``temporal_settings``.
     """
     return find_encoder(config.temporal.encoder).module(config, temporal_settings(config))
+
+
+def has_resampler(config: ModelConfig) -> bool:
+    """Whether the config's model has a resampler; without one its encoder reads the vision encoder's patches."""
+    return find_encoder(config.temporal.encoder).reads == "latents"
 
 
 def frames_read(config: ModelConfig) -> slice:
@@ -84,7 +89,7 @@ def with_encoder(
     _refuse_unknown_options(spec, encoder, options)
     requested = _parse(spec, encoder, dataclasses.asdict(base) | options)
     frames = config.num_frames if num_frames is None else num_frames
-    clip = ClipSize(num_frames=frames, num_latents=config.resampler.num_latents)
+    clip = _clip(dataclasses.replace(config, num_frames=frames))
     forms = [(form, spec.token_counts(form, clip)) for form in spec.forms(requested, tuple(options), num_video_tokens)]
     if num_video_tokens is None:
         chosen, count = forms[0][0], forms[0][1].default
@@ -104,9 +109,10 @@ def with_frames(config: ModelConfig, num_frames: int) -> ModelConfig:
         ConfigError: the encoder cannot produce its tokens from ``num_frames`` frames.
     """
     spec, settings = find_encoder(config.temporal.encoder), temporal_settings(config)
-    count = config.num_video_tokens
-    if spec.token_counts(settings, _clip(config)).per_frame:
-        count = count // config.num_frames * num_frames
+    count, of_clip = config.num_video_tokens, spec.token_counts(settings, _clip(config))
+    if of_clip.per_frame:  # the same of its counts, for the other length
+        of_other = spec.token_counts(settings, _clip(dataclasses.replace(config, num_frames=num_frames)))
+        count = of_other.allowed[of_clip.allowed.index(count)]
     return _checked(config, config.temporal.encoder, settings, num_video_tokens=count, num_frames=num_frames)
 
 
@@ -141,7 +147,9 @@ def _checked(
 
 
 def _clip(config: ModelConfig) -> ClipSize:
-    return ClipSize(num_frames=config.num_frames, num_latents=config.resampler.num_latents)
+    return ClipSize(
+        num_frames=config.num_frames, num_latents=config.resampler.num_latents, num_patches=config.vision.num_patches
+    )
 
 
 def _refuse_unknown_options(spec: EncoderSpec[Any], name: str, options: Iterable[str]) -> None:

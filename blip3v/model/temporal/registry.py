@@ -37,6 +37,10 @@ BUILT_IN = (
     "none",
     "single-frame",
     "mambalike",
+    "video-chatgpt",
+    "pllava",
+    "slowfast-llava",
+    "llama-vid-content",
 )
 
 

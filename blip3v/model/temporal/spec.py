@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from blip3v.config import ModelConfig
 from blip3v.errors import ConfigError
@@ -40,10 +40,11 @@ _USUAL_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSize:
-    """The size of an encoder's input: ``num_frames`` frames of ``num_latents`` tokens each."""
+    """The size of an encoder's input: ``num_frames`` frames of ``num_latents`` tokens, or of ``num_patches``, each."""
 
     num_frames: int
-    num_latents: int
+    num_latents: int  # of the resampler
+    num_patches: int  # of the vision encoder, a square number
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ class EncoderSpec(Generic[S]):
     find: Callable[[Shapes, ModelConfig], CheckpointForm | None] = _not_in_checkpoints
     # Which frames it reads, given their number.
     frames_read: Callable[[int], slice] = _every_frame
+    # What it turns into video tokens: the resampler's latents, or the vision encoder's patches. A model whose encoder
+    # reads patches has no resampler.
+    reads: Literal["latents", "patches"] = "latents"
 
     @property
     def setting_names(self) -> tuple[str, ...]:

@@ -260,3 +260,19 @@ def test_the_times_of_packed_weights_are_the_committed_ones() -> None:
     assert f"opens in {packed['open_s']:.2f} s instead of {plain['open_s']:.2f}" in page
     mebibytes, gibibytes = packed["anonymous_bytes"] / 2**20, plain["anonymous_bytes"] / 2**30
     assert f"holds {mebibytes:.0f} MiB outside of mapped files instead of {gibibytes:.2f} GiB" in page
+
+
+def test_what_the_bundles_lose_on_a_benchmark_is_the_measured_loss() -> None:
+    page = (ROOT / "docs/evaluation.md").read_text("utf-8")
+    rows = read("benchmarks/results/film-benchmark.json")["rows"]
+    assert [row["comparison"]["model"]["precision"] for row in rows] == ["fp16", "int8", "int4"]
+    for row in rows:
+        compared = row["comparison"]
+        (score,) = [one for one in compared["scores"] if one["name"] == "normalised match"]
+        assert compared["reference"]["model"] == "tiny-tokenlearner"
+        assert score["num"] == compared["num_compared"] == 2000
+        shares = [f"{100 * score[name]:.2f} %" for name in ("reference", "model")]
+        lost, low, high = (100 * score[name] for name in ("lost", "low", "high"))
+        counts = [str(count) for count in (compared["num_changed"], score["num_lost"], score["num_gained"])]
+        cells = [compared["model"]["precision"], *shares, f"{lost:.2f} ({low:.2f} to {high:.2f})", *counts]
+        assert f"| {' | '.join(cells)} |" in page

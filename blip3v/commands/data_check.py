@@ -83,7 +83,8 @@ def _error(rows: list[Held]) -> ConfigError | None:
     missing = sum(len(held.missing) for held in rows)
     if missing:
         records = format_count(sum(held.num_missing_records for held in rows), "record")
-        return ConfigError(f"{format_count(missing, 'video')} with {records} are missing; a run leaves them out")
+        videos = format_count(missing, "video")
+        return ConfigError(f"{videos} with {records} {'is' if missing == 1 else 'are'} missing; a run leaves them out")
     empty = [part_name(held.part) for held in rows if not held.samples]
     return ConfigError(f"{', '.join(empty)} has no records; at least 1 is needed") if empty else None
 

@@ -40,14 +40,4 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 
 def _text(each: DataSet) -> str:
     about = each.about
-    layout = [f"           {line}" for line in about.layout]
-    layout[0] = f"  layout:  {about.layout[0]}"
-    return "\n".join(
-        (
-            f"{each.name}: {about.title}",
-            f"  from:    {about.authors}",
-            f"  licence: {about.licence}",
-            f"  splits:  {', '.join(each.splits)}",
-            *layout,
-        )
-    )
+    return f"{each.name}: {about.title}\n  splits:  {', '.join(each.splits)}\n{about.lines()}"

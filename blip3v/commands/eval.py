@@ -9,6 +9,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ _NUM_QUESTIONS = 2000
 @click.option(
     "--reference",
     type=MODEL_PATH,
-    help="Model that the bundle was made from, or its hub id: compare the bundle with it in fp32.",
+    help="Model that the bundle was made from, or its hub id: compare the bundle with it in fp32. With --benchmark any "
+    "model folder or bundle: score both, and what -m loses.",
 )
 @click.option(
     "--questions",
@@ -66,7 +68,7 @@ _NUM_QUESTIONS = 2000
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="With --benchmark: the folder of its data. With --reference: a folder of your own videos with a "
+    help="With --benchmark: the folder of its data. With --reference alone: a folder of your own videos with a "
     "questions.json (128 questions at most), instead of films.",
 )
 @click.option(
@@ -113,7 +115,8 @@ def command(
     tokens and answers, on every installed engine, and exact match if the model was trained on these films.
 
     With --benchmark the questions are those of a published data set: predictions are kept as they come and scored by a
-    judge, by match with the references, or by the chosen option, beside the figures of the paper.
+    judge, by match with the references, or by the chosen option, beside the figures of the paper. With --reference too,
+    another model answers the same questions, and what -m loses against it is counted question by question.
 
     \b
     Examples:
@@ -121,24 +124,19 @@ def command(
       blip3v eval -m blip3v-tiny-tokenlearner-32tok-fp16 --backend openvino --questions 200 --json
       blip3v eval -m my-bundle --reference runs/mine/model
       blip3v eval --benchmark nextqa --data nextqa -m my-bundle
+      blip3v eval --benchmark nextqa --data nextqa -m my-bundle --reference runs/mine/model
     """
     check_file(output, force=force and (output is not None or asked.benchmark is None))
-    benchmark = _benchmark(asked, judging, data, num_questions, reference)
+    benchmark = _benchmark(asked, judging, data, num_questions)
     if model is None:
         raise click.MissingParameter(param_hint="'-m' / '--model'", param_type="option")
     model = local_model(model, None)
-    is_bundle = _check_model(model, device, backend)
     if benchmark is not None:
-        benchmark.run(
-            model,
-            is_bundle=is_bundle,
-            device=device,
-            backend=backend or AUTO,
-            force=force,
-            output=output,
-            as_json=as_json,
-        )
+        models = [model, *([local_model(reference, None)] if reference is not None else [])]
+        _check_models(models, device, backend)
+        benchmark.run(models, device=device, backend=backend or AUTO, force=force, output=output, as_json=as_json)
         return
+    (is_bundle,) = _check_models([model], device, backend)
     if reference is not None:
         if not is_bundle:
             raise UsageError(f"{model} is not a bundle; --reference is what a bundle is compared with")
@@ -172,7 +170,7 @@ def command(
 
 
 def _benchmark(
-    asked: BenchmarkOptions, judging: JudgeOptions, data: Path | None, num_questions: int | None, reference: Path | None
+    asked: BenchmarkOptions, judging: JudgeOptions, data: Path | None, num_questions: int | None
 ) -> BenchmarkRun | None:
     """The benchmark with its data read; None: none is asked for."""
     if asked.benchmark is None:
@@ -181,8 +179,6 @@ def _benchmark(
         if judging.judge is not None:
             raise UsageError("--judge has no effect without --benchmark")
         return None
-    if reference is not None:
-        raise UsageError("--benchmark and --reference exclude each other; run one after the other")
     from blip3v.commands.eval_benchmark import BenchmarkRun  # only this form needs the data sets' readers
 
     return BenchmarkRun(asked, judging, data, num_questions)
@@ -238,20 +234,22 @@ def _print_comparison(report: AccuracyReport, bundle: Path, *, as_json: bool) ->
     talk(f"next: {next_command}")
 
 
-def _check_model(model: Path, device: str, backend: str | None) -> bool:
-    """Whether the model is a bundle; refuses options that do not go with its kind, and what is neither kind."""
-    if kind_of(model) == "bundle":
-        if device != "cpu":
-            raise UsageError(
-                "a bundle is evaluated on the device of its back end; choose that, --device is only for model folders"
-            )
+def _check_models(models: Sequence[Path], device: str, backend: str | None) -> list[bool]:
+    """Which models are bundles; refuses options that go with none of them, and what is neither kind."""
+    are_bundles = [kind_of(model) == "bundle" for model in models]
+    for model, is_bundle in zip(models, are_bundles, strict=True):
+        if not is_bundle:
+            check_checkpoint(model, kinds=("model folder", "bundle"))
+    if all(are_bundles) and device != "cpu":
+        raise UsageError(
+            "a bundle is evaluated on the device of its back end; choose that, --device is only for model folders"
+        )
+    if any(are_bundles):
         for graph, name in parse_backends(backend or AUTO).items():
             choose_backend(name, graph)
-        return True
-    check_checkpoint(model, kinds=("model folder", "bundle"))
-    if backend is not None:
+    elif backend is not None:
         raise UsageError("a model folder runs in PyTorch; --backend is only for bundles")
-    return False
+    return are_bundles
 
 
 def _open(

@@ -18,7 +18,7 @@ def part_name(part: Part) -> str:
 def held_line(held: Held) -> str:
     """What a part holds and lacks, in one line."""
     records = format_count(held.num_records, "record")
-    taken = "" if len(held.samples) == held.num_records else f", of which {len(held.samples)} are taken"
+    taken = "" if len(held.samples) == held.num_records else f", {len(held.samples)} of them taken"
     line = f"{part_name(held.part)}: {records}{taken}, {format_count(held.num_videos, 'video')}"
     if not held.missing:
         return line

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from blip3v.commands.held_lines import held_line
 from blip3v.commands.local_models import MODEL_PATH, download_option, local_model
 from blip3v.commands.output import quiet_option, talk, talk_console
 from blip3v.commands.program import command_line
-from blip3v.data.mixture import read_part
+from blip3v.data.mixture import Part, PartReader, read_part
+from blip3v.evaluation.benchmark.tasks import BENCHMARKS
 from blip3v.training.changes import changed
 from blip3v.training.options import TrainOptions, check_data, check_options, check_output
-from blip3v.training.recipe import PlannedStage, Recipe, read_recipe, recipe_names
+from blip3v.training.recipe import PlannedStage, read_recipe, recipe_names
 from blip3v.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
@@ -199,39 +201,53 @@ def command(
     if not dry_run:
         check_output(options)
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
+    read = functools.cache(read_part)  # what is told is read once, for the run too
+    parts = check_data(recipe, data)
     if is_main:
-        _tell_what_data_hold(recipe, data)
+        _tell_what_data_hold(parts, read)
     # These import PyTorch, which takes seconds: only after everything that can be checked without it.
     from blip3v.training.plan import make_plan
     from blip3v.training.run import train
 
     recipe.model_config()
-    is_main = os.environ.get("RANK", "0") == "0"  # torchrun and accelerate start one process per device
     for line in changes if is_main else ():
         talk(line)
     if dry_run:
-        plan = make_plan(recipe, options)
+        plan = make_plan(recipe, options, read=read)
         click.echo(json.dumps(plan) if as_json else _plan_text(plan))
         return
     console = talk_console()
     interactive = console.is_terminal and is_main
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not interactive) as progress:
-        path = train(recipe, options, _Screen(progress, is_main=is_main, interactive=interactive))
+        path = train(recipe, options, _Screen(progress, is_main=is_main, interactive=interactive), read=read)
     if not is_main:
         return
     if as_json:
         click.echo(json.dumps({"model": str(path), "log": str(folder / "log.jsonl")}))
     else:
         click.echo(str(path))
-        talk(f"next: {command_line('eval', '-m', str(path))}")
+        talk(f"next: {_next_command(parts, path)}")
 
 
-def _tell_what_data_hold(recipe: Recipe, data: tuple[str, ...]) -> None:
+def _tell_what_data_hold(parts: Sequence[Part], read: PartReader) -> None:
     """Reads the data sets: what they lack is told before anything is loaded."""
-    for part in check_data(recipe, data):
+    for part in parts:
         if part.data_set is not None:
-            talk(held_line(read_part(part)))
+            talk(held_line(read(part)))
+
+
+def _next_command(parts: Sequence[Part], model: Path) -> str:
+    """To measure the model on what it was trained for, if that is known; else to use it."""
+    if not parts:
+        return command_line("eval", "-m", str(model))
+    for part in parts:
+        name = next(
+            (one.name for one in BENCHMARKS.values() if part.data_set and one.data_set == part.data_set.name), None
+        )
+        if name is not None:
+            return command_line("eval", "--benchmark", name, "--data", str(part.path), "-m", str(model))
+    return command_line("export", "-m", str(model))
 
 
 def _plan_text(plan: Mapping[str, Any]) -> str:

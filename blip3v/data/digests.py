@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ _BLOCK_BYTES = 1 << 20
 
 
 def digest_of_samples(samples: Sequence[ClipSample]) -> str:
-    """SHA-256 of the samples in their order: texts, ranges and file names. No file is opened."""
+    """SHA-256 of the samples in their order: all that is in them, of videos the file names. No file is opened."""
     digest = hashlib.sha256()
-    for sample in samples:
-        turns = [(turn.question, turn.answer) for turn in sample.turns]
-        digest.update(repr((sample.video.name, sample.start_s, sample.end_s, turns)).encode("utf-8", "replace"))
+    for one in samples:
+        turns = [(turn.question, turn.answer) for turn in one.turns]
+        record = (one.video.name, one.start_s, one.end_s, one.key, one.kind, turns, one.options, one.references)
+        digest.update(json.dumps(record).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ A word is one of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from blip3v.data.readers.annotations import check_root, check_split
 from blip3v.data.records import ClipSample, DataSet, Found
 from blip3v.errors import ConfigError
 
-__all__ = ["Held", "Part", "check_parts", "open_data", "parts_of", "read_part"]
+__all__ = ["Held", "Part", "PartReader", "check_parts", "open_data", "parts_of", "read_part"]
 
 _NAMED = re.compile(r"([\w-]+)(?::([\w-]+))?=(.+)", re.ASCII | re.DOTALL)
 
@@ -92,7 +92,7 @@ def check_parts(parts: Sequence[Part]) -> None:
     """
     for part in parts:
         if part.data_set is None and not part.path.is_file():
-            raise ConfigError(f"{part.path} does not exist; the JSON list of your clips is expected")
+            raise ConfigError(f"{part.path} does not exist; the JSON list of your clips is expected, or NAME=FOLDER")
         if part.data_set is not None:
             check_root(part.data_set, part.path, part.split)
 
@@ -111,18 +111,22 @@ def read_part(part: Part) -> Held:
     return Held(part, len(found.samples), part.weight.take(found.samples), found.missing)
 
 
-def open_data(words: Sequence[str], *, num_frames: int, seed: int) -> ClipSource:
+PartReader = Callable[[Part], Held]
+
+
+def open_data(words: Sequence[str], *, num_frames: int, seed: int, read: PartReader = read_part) -> ClipSource:
     """Opens the data that words name as one source.
 
     Args:
         words: as above, at least one.
         num_frames: frames of a clip.
         seed: of the random start of the ``train`` sampling rule.
+        read: reads a part; one that remembers what it has read reads it once for a whole run.
 
     Raises:
         UsageError, ConfigError: as ``parts_of`` and ``read_part``, or there is no sample at all.
     """
-    samples = tuple(sample for part in parts_of(words) for sample in read_part(part).samples)
+    samples = tuple(sample for part in parts_of(words) for sample in read(part).samples)
     if not samples:
         raise ConfigError(f"{', '.join(words)} has no samples; at least 1 is needed")
     return ClipSource(samples, num_frames, seed)

@@ -65,6 +65,22 @@ class About:
     licence: str
     layout: tuple[str, ...]
 
+    def how_to_get(self, split: str) -> str:
+        """What to get, then ``lines``."""
+        return f"get {self.title} into one folder\n{self.lines(split)}"
+
+    def lines(self, split: str = "{split}") -> str:
+        """Indented lines: from whom, under which licence, and the files of a split in the folder."""
+        first, *others = (line.replace("{split}", split) for line in self.layout)
+        return "\n".join(
+            (
+                f"  from:    {self.authors}",
+                f"  licence: {self.licence}",
+                f"  files:   {first}",
+                *(f"           {line}" for line in others),
+            )
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:

@@ -41,6 +41,15 @@ class Usage:
             self.completion_tokens + completion.completion_tokens,
         )
 
+    def since(self, before: Usage) -> Usage:
+        """Without what was answered before."""
+        return Usage(
+            self.num_requests - before.num_requests,
+            self.num_cached - before.num_cached,
+            self.prompt_tokens - before.prompt_tokens,
+            self.completion_tokens - before.completion_tokens,
+        )
+
     def cost(self, prices: Prices) -> float:
         """In the currency of the prices."""
         return (self.prompt_tokens * prices.prompt + self.completion_tokens * prices.completion) / 1e6

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from blip3v.data.samples import Source
 from blip3v.errors import ConfigError
 from blip3v.training.checkpoint import Position
-from blip3v.training.options import TrainOptions
 from blip3v.training.recipe import Recipe
-from blip3v.training.stages import stage_source
 from blip3v.training.start import Start
 
 __all__ = ["Identity", "check_recipe", "identity_of"]
@@ -75,25 +75,23 @@ def _recipe_digest(recipe: Recipe, num_devices: int) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def identity_of(recipe: Recipe, options: TrainOptions, start: Start, num_devices: int) -> Identity:
-    """Reads the initial weights and the lists of all stages once; of clips only their names.
+def identity_of(recipe: Recipe, sources: Sequence[Source], start: Start, num_devices: int) -> Identity:
+    """Reads the initial weights; of clips only their names.
 
-    Raises:
-        UsageError: a stage needs a list and none is given.
-        ConfigError: a list is not valid.
+    Args:
+        recipe: of the run.
+        sources: the data of each stage.
+        start: what the run starts from.
+        num_devices: that share a step.
     """
-    return Identity(_recipe_digest(recipe, num_devices), _data_digest(recipe, options, start), _start_digest(start))
+    return Identity(_recipe_digest(recipe, num_devices), _data_digest(recipe, sources), _start_digest(start))
 
 
-def _data_digest(recipe: Recipe, options: TrainOptions, start: Start) -> str:
-    lists, digest = dict[str | None, str](), hashlib.sha256()
-    for stage in recipe.stages:
-        if stage.num_films:  # they follow from the recipe
-            continue
-        if stage.data not in lists:
-            source = stage_source(stage, options.data, num_frames=start.config.num_frames, seed=recipe.seed)
-            lists[stage.data] = source.content
-        digest.update(lists[stage.data].encode())
+def _data_digest(recipe: Recipe, sources: Sequence[Source]) -> str:
+    digest = hashlib.sha256()
+    for stage, source in zip(recipe.stages, sources, strict=True):
+        if not stage.num_films:  # films follow from the recipe
+            digest.update(source.content.encode())
     return digest.hexdigest()
 
 

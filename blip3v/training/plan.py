@@ -6,12 +6,14 @@ activations, which depend on batch, encoder and ``gradient_checkpointing``, and 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from blip3v.data.mixture import PartReader, read_part
 from blip3v.errors import ConfigError
 from blip3v.model.weights import empty_model
 from blip3v.training.loop import freeze
@@ -38,8 +40,13 @@ class Sizes:
     outside_layers: int  # gathered for the whole step if the model is sharded
 
 
-def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
+def make_plan(recipe: Recipe, options: TrainOptions, *, read: PartReader | None = None) -> dict[str, Any]:
     """Steps, parameters and memory of every stage, and where the model's weights come from.
+
+    Args:
+        recipe: the stages.
+        options: what the run needs besides.
+        read: as ``train`` takes it.
 
     Raises:
         UsageError: the recipe needs a checkpoint or data that is not given.
@@ -48,9 +55,10 @@ def make_plan(recipe: Recipe, options: TrainOptions) -> dict[str, Any]:
     """
     torch.manual_seed(recipe.seed)
     start = find_start(recipe, options.init)
+    num_frames, read = start.config.num_frames, read or functools.cache(read_part)
     stages = []
     for stage in recipe.stages:
-        source = stage_source(stage, options.data, num_frames=start.config.num_frames, seed=recipe.seed)
+        source = stage_source(stage, options.data, num_frames=num_frames, seed=recipe.seed, read=read)
         objective = objective_of(stage)(empty_model(start.config))
         freeze(objective, stage)
         sizes = sizes_of(objective)

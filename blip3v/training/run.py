@@ -5,6 +5,7 @@ A run's folder contains ``checkpoint/`` (to resume from), ``log.jsonl`` and, at 
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import time
@@ -20,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from torch import Tensor
 
 import blip3v
+from blip3v.data.mixture import PartReader, read_part
 from blip3v.data.samples import Source
 from blip3v.errors import UsageError
 from blip3v.model.folder import save_model_folder
@@ -83,6 +85,7 @@ class _Run:
     recipe: Recipe
     options: TrainOptions
     start: Start
+    sources: tuple[Source, ...]  # the data of each stage
     accelerator: Accelerator
     observer: Observer
     identity: Identity
@@ -102,8 +105,14 @@ class _Run:
         return model_weights(self.checkpoint) if self.checkpoint.is_dir() else self.start.weights
 
 
-def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
+def train(recipe: Recipe, options: TrainOptions, observer: Observer, *, read: PartReader | None = None) -> Path:
     """Runs ``recipe``; returns the folder of the trained model.
+
+    Args:
+        recipe: the stages.
+        options: what the run needs besides.
+        observer: receives the progress.
+        read: reads a list of records; None: each is read once. For a caller that has read some of them already.
 
     Raises:
         UsageError: ``output`` already contains a run, there is nothing to resume, or the device is not available.
@@ -118,11 +127,12 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
         check_recipe(recipe, accelerator.num_processes, found, options.output)
     torch.manual_seed(recipe.seed)
     start = find_start(recipe, options.init)
-    identity = _identity(recipe, options, start, accelerator)
+    sources = _sources(recipe, options, start, read or functools.cache(read_part))
+    identity = _identity(recipe, sources, start, accelerator)
     if found is not None:
         identity.check(found, options.output)
     position = found or identity.at(0, 0)
-    run = _Run(recipe, options, start, accelerator, observer, identity)
+    run = _Run(recipe, options, start, sources, accelerator, observer, identity)
     observer.start(run.start.origin)
     options.output.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
@@ -135,9 +145,7 @@ def train(recipe: Recipe, options: TrainOptions, observer: Observer) -> Path:
 
 
 def _run_stage(run: _Run, index: int, first_step: int) -> None:
-    accelerator, recipe, stage = run.accelerator, run.recipe, run.recipe.stages[index]
-    num_frames = run.start.config.num_frames
-    source = stage_source(stage, run.options.data, num_frames=num_frames, seed=recipe.seed)
+    accelerator, recipe, stage, source = run.accelerator, run.recipe, run.recipe.stages[index], run.sources[index]
     planned = stage.planned(len(source), accelerator.num_processes)
     run.observer.stage(index, planned)
     plain = _objective(run, planned, first_step)
@@ -230,9 +238,17 @@ def make_accelerator(precision: Literal["fp32", "bf16"], device: str) -> Acceler
     return accelerator
 
 
-def _identity(recipe: Recipe, options: TrainOptions, start: Start, accelerator: Accelerator) -> Identity:
+def _sources(recipe: Recipe, options: TrainOptions, start: Start, read: PartReader) -> tuple[Source, ...]:
+    """The data of each stage."""
+    num_frames = start.config.num_frames
+    return tuple(
+        stage_source(stage, options.data, num_frames=num_frames, seed=recipe.seed, read=read) for stage in recipe.stages
+    )
+
+
+def _identity(recipe: Recipe, sources: tuple[Source, ...], start: Start, accelerator: Accelerator) -> Identity:
     """What the run begins with. One process reads it, for all."""
-    found = [identity_of(recipe, options, start, accelerator.num_processes) if accelerator.is_main_process else None]
+    found = [identity_of(recipe, sources, start, accelerator.num_processes) if accelerator.is_main_process else None]
     (identity,) = broadcast_object_list(found)
     assert isinstance(identity, Identity)
     return identity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blip3v.data.mixture import open_data
+from blip3v.data.mixture import PartReader, open_data, read_part
 from blip3v.data.samples import FilmSource, FilmTask, Source
 from blip3v.model.temporal import frames_read
 from blip3v.training.clip_batches import Batches
@@ -33,7 +33,14 @@ def objective_of(stage: Stage) -> type[StageObjective]:
     return _OBJECTIVES.get(stage.task, Objective)
 
 
-def stage_source(stage: Stage, data: str | tuple[str, ...] | None, *, num_frames: int, seed: int) -> Source:
+def stage_source(
+    stage: Stage,
+    data: str | tuple[str, ...] | None,
+    *,
+    num_frames: int,
+    seed: int,
+    read: PartReader = read_part,
+) -> Source:
     """The data of a stage: films, or the clips of lists and data sets.
 
     Args:
@@ -41,6 +48,7 @@ def stage_source(stage: Stage, data: str | tuple[str, ...] | None, *, num_frames
         data: to use if the stage names none.
         num_frames: frames of a clip.
         seed: of the choice of frames and questions.
+        read: as ``open_data`` takes it.
 
     Raises:
         UsageError: the stage needs data and none are given, or a data set is not there.
@@ -48,7 +56,7 @@ def stage_source(stage: Stage, data: str | tuple[str, ...] | None, *, num_frames
     """
     if stage.num_films:
         return FilmSource(_FILM_TASKS[stage.task], stage.num_films, num_frames, stage.pairs_per_clip, seed)
-    return open_data(data_of(stage, data), num_frames=num_frames, seed=seed)
+    return open_data(data_of(stage, data), num_frames=num_frames, seed=seed, read=read)
 
 
 def stage_batches(

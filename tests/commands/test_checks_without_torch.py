@@ -129,11 +129,15 @@ CASES: dict[str, tuple[list[str], int, str]] = {
         2,
         "no.json does not exist",
     ),
-    "eval: a benchmark without its data": (["eval", "--benchmark", "nextqa"], 2, "get NExT-QA (five-way) from"),
+    "eval: a benchmark without its data": (
+        ["eval", "--benchmark", "nextqa"],
+        2,
+        "get NExT-QA (five-way) into one folder",
+    ),
     "eval: a benchmark with no data there": (
         ["eval", "--benchmark", "msvd-qa", "--data", "nowhere", "-m", "bundle"],
         2,
-        "nowhere is not a folder, which MSVD-QA needs",
+        "nowhere is not a folder; get MSVD-QA into one folder",
     ),
     "demo: models": (["demo", "--models", "nowhere"], 3, "nowhere/tiny-none does not exist"),
     "data: output exists": (["data", "-o", "empty"], 2, "empty already exists"),

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from export_models import export_decoder, export_video_encoder, small_config, write_folder
+from published import lay_out
 
 from blip3v.bundle import Precision, open_bundle, verify_bundle
 from blip3v.commands.eval import command
@@ -93,6 +94,20 @@ def test_a_model_of_films_is_scored_by_exact_match(folder: Path, bundle: Path, t
     # A later run adds an engine and keeps the other's result.
     later = compare(*arguments[:-1], "openvino")
     assert [engine["backend"] for engine in later["engines"]] == ["onnxruntime", "openvino"]
+
+
+def test_a_bundle_answers_a_benchmark_as_its_model_does(folder: Path, bundle: Path, tmp_path: Path) -> None:
+    """In fp32 on the same frames, so that nothing is lost; the second run opens neither model."""
+    data, results = lay_out("msrvtt-qa", tmp_path / "msrvtt"), tmp_path / "results"
+    asked = ("--benchmark", "msrvtt-qa", "--data", data, "--results", results, "-m", bundle, "--reference", folder)
+    found = compare(*asked, "--backend", "onnxruntime")["comparison"]
+    assert (found["num_compared"], found["num_not_compared"], found["num_changed"]) == (2, 0, 0)
+    assert (found["reference"]["model_kind"], found["model"]["model_kind"]) == ("model folder", "bundle")
+    assert (found["reference"]["computed"], found["model"]["computed"][:4]) == ("fp32 on PyTorch cpu", "fp32")
+    assert {(one["lost"], one["num_lost"], one["num_gained"]) for one in found["scores"]} == {(0.0, 0, 0)}
+    again = CliRunner().invoke(command, [*map(str, asked)])
+    assert again.stderr.count("has all predictions") == 2
+    assert "0 of 2 answers differ" in again.stdout
 
 
 def test_what_a_bundle_was_not_made_from_is_refused(folder: Path, bundle: Path, tmp_path: Path) -> None:

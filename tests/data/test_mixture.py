@@ -109,11 +109,7 @@ def test_the_order_of_a_mixture_is_kept(folder: Path) -> None:
         ("msrvt-qa=/data", UsageError, "data set 'msrvt-qa' is unknown; did you mean 'msrvtt-qa'?"),
         ("MSRVTT-QA=/data", UsageError, "data set 'MSRVTT-QA' is unknown"),
         ("tgif-qa:dev=/data", UsageError, "tgif-qa has no split 'dev'; allowed: train, test, train-action"),
-        (
-            "msrvtt-qa=none",
-            UsageError,
-            "none is not a folder, which MSRVTT-QA needs for its split train; get it from Xu",
-        ),
+        ("msrvtt-qa=none", UsageError, "none is not a folder; get MSRVTT-QA into one folder\n  from:    Xu et al."),
         ("none.json", ConfigError, "none.json does not exist; the JSON list of your clips is expected"),
         ("none.yaml", ConfigError, "none.yaml cannot be read as YAML"),
     ],

@@ -127,7 +127,8 @@ def annotation_file(data_set: DataSet, root: Path, split: str, *names: str) -> P
     for name in names:
         if (root / name).is_file():
             return root / name
-    raise UsageError(f"{root} contains no {' or '.join(names)}{_what_to_get(data_set, split)}")
+    about = data_set.about
+    raise UsageError(f"{root} contains no {' or '.join(names)} for the split {split}; {about.how_to_get(split)}")
 
 
 def check_root(data_set: DataSet, root: Path, split: str) -> None:
@@ -137,16 +138,7 @@ def check_root(data_set: DataSet, root: Path, split: str) -> None:
         UsageError: it is not; the message says what to get, from whom, and where it must lie.
     """
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder{_what_to_get(data_set, split)}")
-
-
-def _what_to_get(data_set: DataSet, split: str) -> str:
-    about = data_set.about
-    layout = "; ".join(about.layout).replace("{split}", split)
-    return (
-        f", which {about.title} needs for its split {split}; get it from {about.authors}; licence: {about.licence}; it "
-        f"must lie under that folder as: {layout}"
-    )
+        raise UsageError(f"{root} is not a folder; {data_set.about.how_to_get(split)}")
 
 
 def json_records(path: Path, field: str = "") -> list[Record]:

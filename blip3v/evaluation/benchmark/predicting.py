@@ -6,8 +6,6 @@ a question that cannot be asked, is a line with its error: it is counted and nam
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,22 +17,12 @@ from blip3v.evaluation.benchmark.choices import chosen_option, most_likely_optio
 from blip3v.evaluation.benchmark.predictions import Prediction, PredictionFile
 from blip3v.evaluation.benchmark.tasks import asked_question, right_answers
 
-__all__ = ["ChooseBy", "data_digest", "predict"]
+__all__ = ["ChooseBy", "predict"]
 
 ChooseBy = Literal["answer", "likelihood"]
 
 _Clip = tuple[Path, float | None, float | None]
 _Numbered = tuple[int, ClipSample]
-
-
-def data_digest(samples: Sequence[ClipSample]) -> str:
-    """sha256 of all that predictions and scores depend on, but for the content of the clips."""
-    digest = hashlib.sha256()
-    for one in samples:
-        turns = [(turn.question, turn.answer) for turn in one.turns]
-        record = (one.video.name, one.start_s, one.end_s, one.key, one.kind, turns, one.options, one.references)
-        digest.update(json.dumps(record).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def predict(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ from blip3v.errors import ArtifactError, ConfigError, UsageError
 from blip3v.publishing import complete_lines, write_file
 from blip3v.strict_json import from_dict
 
-__all__ = ["Header", "Prediction", "PredictionFile", "finished", "predictions_digest", "read_predictions"]
+__all__ = ["Header", "Prediction", "PredictionFile", "difference", "finished", "predictions_digest", "read_predictions"]
 
 _VERSION = 1
 
@@ -47,6 +47,9 @@ class Header:
     schema: int = _VERSION
 
 
+_DECIDES = tuple(field.name for field in fields(Header) if field.name != "versions")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """A question and what the model says; or why it could not be asked."""
@@ -70,6 +73,25 @@ def predictions_digest(predictions: Iterable[Prediction]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def difference(
+    one: Header, other: Header, names: Collection[str], *, where: tuple[str, str] = ("there", "here")
+) -> str:
+    """Which of these fields are not the same in two headers, in words; empty: none.
+
+    Args:
+        one: a header.
+        other: another one.
+        names: of the fields.
+        where: what to call the places of the two.
+    """
+    values, others = json.loads(_line(one)), json.loads(_line(other))
+    return "; ".join(
+        f"{name} is {_shown(values[name])} {where[0]} and {_shown(others[name])} {where[1]}"
+        for name in names
+        if values[name] != others[name]
+    )
+
+
 def finished(path: Path, header: Header) -> list[Prediction] | None:
     """The predictions of a file in which nothing is left to do, so that the model need not be opened.
 
@@ -78,7 +100,8 @@ def finished(path: Path, header: Header) -> list[Prediction] | None:
         header: of this run; ``computed`` and ``versions``, which only an opened model tells, do not matter.
 
     Returns:
-        None if there is something to do, or to complain about, for ``PredictionFile``.
+        One for each question, in their order; None if there is something to do, or to complain about, for
+        ``PredictionFile``.
     """
     if not path.is_file():
         return None
@@ -88,7 +111,7 @@ def finished(path: Path, header: Header) -> list[Prediction] | None:
         return None
     same = replace(header, computed=written.computed, versions=written.versions) == written
     is_done = len({one.index for one in predictions if one.error is None}) == header.num_samples
-    return predictions if same and is_done else None
+    return sorted(predictions, key=lambda one: one.index) if same and is_done else None
 
 
 class PredictionFile:
@@ -119,7 +142,7 @@ class PredictionFile:
         header = self._header
         if self.path.exists() and not force:
             written, predictions = read_predictions(self.path)
-            differs = _difference(written, header)
+            differs = difference(written, header, _DECIDES)
             if differs:
                 raise UsageError(
                     f"{self.path} has predictions of something else: {differs}",
@@ -185,13 +208,6 @@ def _object(path: Path, number: int, line: str) -> Mapping[str, Any]:
 
 def _line(record: Header | Prediction) -> str:
     return json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _difference(written: Header, header: Header) -> str:
-    """What decides the predictions and is not the same, in words; empty if nothing."""
-    before, now = json.loads(_line(written)), json.loads(_line(header))
-    differing = [name for name in before if name != "versions" and before[name] != now[name]]
-    return "; ".join(f"{name} is {_shown(before[name])} there and {_shown(now[name])} here" for name in differing)
 
 
 def _shown(value: object) -> str:

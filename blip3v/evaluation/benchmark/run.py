@@ -14,27 +14,22 @@ from blip3v.bundle import layout
 from blip3v.bundle.reader import open_bundle
 from blip3v.bundle.scan import hash_file
 from blip3v.config import ModelConfig
+from blip3v.data.digests import digest_of_samples
 from blip3v.data.readers import data_set
-from blip3v.data.records import ClipSample, DataSet
+from blip3v.data.records import ClipSample
 from blip3v.endpoint import Client
 from blip3v.errors import UsageError
+from blip3v.evaluation.benchmark.comparing import Outcome
 from blip3v.evaluation.benchmark.judge import Judgement, JudgePrompt, judge
-from blip3v.evaluation.benchmark.predicting import ChooseBy, data_digest
+from blip3v.evaluation.benchmark.predicting import ChooseBy
 from blip3v.evaluation.benchmark.predictions import Header, Prediction, predictions_digest
 from blip3v.evaluation.benchmark.results import JudgeRecord, Result, Score, Unread
-from blip3v.evaluation.benchmark.scoring import (
-    caption_score_list,
-    choice_scores,
-    judge_scores,
-    judged_of,
-    match_scores,
-    scored,
-)
+from blip3v.evaluation.benchmark.scoring import judge_scores, judged_of, measure, scored
 from blip3v.evaluation.benchmark.tasks import Benchmark, asked_question, form_of
 from blip3v.folders import MODEL_FILES, kind_of
 from blip3v.hub import model_name
 
-__all__ = ["Asked", "ask_of", "header_of", "how_to_get", "judged", "score", "with_verdicts_of"]
+__all__ = ["Asked", "ask_of", "header_of", "judged", "score", "with_verdicts_of"]
 
 _JUDGE_SCORES = ("judge accuracy", "judge score")
 
@@ -51,14 +46,6 @@ class Asked:
     missing: dict[str, int]
 
 
-def how_to_get(benchmark: Benchmark, split: str | None) -> str:
-    """What a benchmark's data is, from whom, under which licence, and how it must lie."""
-    reader: DataSet = data_set(benchmark.data_set)
-    about = reader.about
-    lines = "; ".join(about.layout).replace("{split}", split or benchmark.split)
-    return f"get {about.title} from {about.authors}; licence: {about.licence}; it must lie in one folder as: {lines}"
-
-
 def ask_of(benchmark: Benchmark, root: Path, *, split: str | None = None, limit: int | None = None) -> Asked:
     """Reads the questions.
 
@@ -73,12 +60,11 @@ def ask_of(benchmark: Benchmark, root: Path, *, split: str | None = None, limit:
         ConfigError: an annotation file is not in the published form.
     """
     split = split or benchmark.split
-    found = data_set(benchmark.data_set).read(root, split)
+    reader = data_set(benchmark.data_set)
+    found = reader.read(root, split)
     if not found.samples:
-        raise UsageError(
-            f"{root} has none of the {len(found.missing)} clips of {benchmark.name}, split {split}; "
-            + how_to_get(benchmark, split)
-        )
+        lacking = f"{root} has none of the {len(found.missing)} clips of {benchmark.name}, split {split}"
+        raise UsageError(f"{lacking}; {reader.about.how_to_get(split)}")
     samples = found.samples[:limit]
     form = form_of(benchmark, samples)
     if form == "caption":
@@ -106,7 +92,7 @@ def header_of(asked: Asked, model: Path, choose_by: ChooseBy) -> Header:
         form=asked.form,
         num_samples=len(asked.samples),
         num_available=asked.num_available,
-        data_digest=data_digest(asked.samples),
+        data_digest=digest_of_samples(asked.samples),
         missing=asked.missing,
         model=model_name(model if model.name != "model" else model.parent),
         model_kind="bundle" if is_bundle else "model folder",
@@ -128,19 +114,12 @@ def score(header: Header, predictions: Sequence[Prediction], path: Path) -> Resu
         predictions: one for each question.
         path: their file.
     """
-    answered = scored(predictions)
-    settings: dict[str, str] = {}
-    if header.form == "choice":
-        scores = choice_scores(answered)
-    elif header.form == "caption":
-        scores, settings = caption_score_list(answered)
-    else:
-        scores = match_scores(answered)
+    measured, settings = measure(header.form, scored(predictions))
     return Result(
         header=header,
         predictions=path.name,
         predictions_digest=predictions_digest(predictions),
-        scores=tuple(scores),
+        scores=tuple(one.score for one in measured),
         unread=tuple(
             Unread(index=one.index, key=one.key, video=one.video, error=one.error or "")
             for one in predictions
@@ -158,15 +137,15 @@ def judged(
     client: Client,
     prompt: JudgePrompt,
     progress: Callable[[int], None] | None = None,
-) -> Result:
-    """The result with the judge's verdicts.
+) -> Outcome:
+    """The result with the judge's scores, and the verdicts.
 
     Raises:
         EndpointError, ConfigError, OSError: as ``judge``.
     """
-    answered = scored(predictions)
+    answered, before, cost_before = scored(predictions), client.usage, client.cost  # it may have judged others
     judgement: Judgement = judge(client, prompt, judged_of(answered), progress=progress)
-    usage = client.usage
+    usage, cost = client.usage.since(before), client.cost
     record = JudgeRecord(
         url=client.endpoint.url,
         model=client.endpoint.model,
@@ -178,9 +157,10 @@ def judged(
         num_requests=usage.num_requests,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=client.cost,
+        cost=None if cost is None else cost - (cost_before or 0.0),
     )
-    return replace(result, scores=(*judge_scores(answered, judgement), *result.scores), judge=record)
+    scores = (*(one.score for one in judge_scores(answered, judgement)), *result.scores)
+    return Outcome(result=replace(result, scores=scores, judge=record), predictions=predictions, judgement=judgement)
 
 
 def with_verdicts_of(result: Result, before: Result | None) -> Result:

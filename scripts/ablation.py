@@ -2,6 +2,7 @@
 
     python scripts/ablation.py WORK benchmarks/results/ablation.json
     python scripts/ablation.py WORK benchmarks/results/ablation.json --device cuda --seeds 1 2 3
+    python scripts/ablation.py WORK-4 benchmarks/results/ablation-longer.json --only pllava --epochs 4
     python scripts/plot_ablation.py benchmarks/results/ablation.json docs/study.md docs/ablation.png
 
 Every model starts from the same weights, sees the same films in the same order and takes the same steps
@@ -17,7 +18,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,6 @@ from blip3v.training.recipe import PlannedStage, Recipe, load_recipe
 from blip3v.training.run import train
 from scripts.full_size_report import ROOT, Report
 
-COMMAND = "python scripts/ablation.py WORK benchmarks/results/ablation.json"
 RECIPE = ROOT / "scripts/ablation.toml"
 BASE = ROOT / "blip3v/models/tiny-none"
 NUM_QUESTIONS = 2000
@@ -86,12 +85,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="the JSON")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", nargs="+", metavar="ENCODER", help="these encoders alone")
+    parser.add_argument("--only", nargs="+", metavar="ENCODER", help="these encoders alone, without the base")
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's; wants a WORK and a JSON of its own")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--questions", type=int, default=NUM_QUESTIONS)
     options = parser.parse_args(words)
     recipe, arms = load_recipe(str(options.recipe)), [x for x in ARMS if not options.only or x.encoder in options.only]
-    head = {"command": COMMAND, "base": BASE.name, "recipe": recipe.to_dict(), "num_questions": options.questions}
+    if options.epochs is not None:
+        stages = [dataclasses.replace(stage, num_epochs=options.epochs) for stage in recipe.stages]
+        recipe = dataclasses.replace(recipe, stages=tuple(stages))
+    _check_recipe(options.output, recipe)
+    command = "python scripts/ablation.py WORK OUTPUT" + (f" --epochs {options.epochs:g}" if options.epochs else "")
+    head = {"command": command, "base": BASE.name, "recipe": recipe.to_dict(), "num_questions": options.questions}
     report = Report(options.work.resolve(), options.output, head)
     ablation = _Ablation(report, recipe, options.work.resolve(), options.device, options.questions)
     with _bars() as bars:
@@ -100,10 +105,17 @@ def main(words: Sequence[str] | None = None) -> None:
             for arm in arms:
                 report.step(f"{arm.name}, seed {seed}", functools.partial(ablation.measure, arm, seed, bars))
                 bars.advance(whole)
-        # Last, since reading all tokens anew for each word takes it longer than any other.
-        report.step("base", lambda: _score(BASE, options.device, options.questions))
+        if not options.only:  # last, since it reads all tokens anew for each word, which takes longer than any other
+            report.step("base", lambda: _score(BASE, options.device, options.questions))
         bars.advance(whole)
     print(options.output)
+
+
+def _check_recipe(output: Path, recipe: Recipe) -> None:
+    """Ends the process if the JSON holds results of another recipe."""
+    held = json.loads(output.read_text("utf-8")) if output.is_file() else {}
+    if held.get("recipe", {}) != json.loads(json.dumps(recipe.to_dict())) and held.get("steps"):
+        raise SystemExit(f"{output} holds results of another recipe; name another JSON and another folder")
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class _Ablation:
         options = TrainOptions(
             output=output, init=BASE, cache=self.work / "features", device=self.device, resume=resume, workers=0
         )
-        started, screen = time.perf_counter(), _Screen(bars, arm.name)
+        screen = _Screen(bars, arm.name)
         model = train(recipe, options, screen)
         screen.close()
         records = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
@@ -141,7 +153,6 @@ class _Ablation:
             "settings": dict(arm.settings),
             "seed": seed,
             "resumed": resume,
-            "session_s": round(time.perf_counter() - started, 1),
             "loss": [[record["step"], record["loss"]] for record in records],
             **_score(model, self.device, self.num_questions),
         }

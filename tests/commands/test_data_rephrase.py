@@ -28,7 +28,11 @@ def sentence_of(messages: list[dict[str, str]]) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return lay_out("msrvtt-qa", tmp_path_factory.mktemp("rephrase") / "msrvtt")
+    """One question about one clip twice, as the data set has some."""
+    folder = lay_out("msrvtt-qa", tmp_path_factory.mktemp("rephrase") / "msrvtt")
+    (listed,) = folder.rglob("test_qa.json")
+    listed.write_text(listed.read_text("utf-8").replace("what moves first?", "what turns left?"), "utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def blip3v(*args: str, site: Path | None = None) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize("verb", ["export", "convert"])
 def test_help_and_errors_list_its_name_without_importing_it(verb: str, running_mean: Path) -> None:
     done = blip3v(verb, "--help", site=running_mean)
-    assert "mambalike|running-mean]" in done.stdout
+    assert "llama-vid-content|running-mean]" in done.stdout
     assert done.stderr.strip() == "['blip3v.model.temporal.registry']"
     refused = blip3v(verb, *["x"] * (verb == "convert"), "--encoder", "runing-mean", site=running_mean)
     assert refused.returncode == 2

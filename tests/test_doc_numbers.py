@@ -10,7 +10,14 @@ import pytest
 from doc_pages import ROOT
 
 from benchmarks.peers import table as peers_table
-from scripts import full_size_tensorrt, plot_full_size_quantized, plot_quantization, speculation, support_matrix
+from scripts import (
+    full_size_tensorrt,
+    plot_ablation,
+    plot_full_size_quantized,
+    plot_quantization,
+    speculation,
+    support_matrix,
+)
 from scripts.page_tables import replace_table
 from scripts.plot_full_size_quantized import speeds as speeds_of_quantized
 from scripts.plot_full_size_quantized import tables as tables_of_full_size
@@ -208,6 +215,23 @@ def test_the_table_of_other_stacks_is_made_from_the_results() -> None:
     results = [read(f"benchmarks/results/{name}.json") for name in ("peers-full-size", "peers")]
     made = replace_table(text, peers_table.SCRIPT, peers_table.tables(results))
     assert made == text, f"run {peers_table.SCRIPT}, as the page says"
+
+
+def test_the_tables_and_words_of_the_ablations_are_made_from_the_results() -> None:
+    text = (ROOT / "docs/study.md").read_text("utf-8")
+    report = read("benchmarks/results/ablation.json")
+    made = text
+    for table, rows in plot_ablation.tables(report).items():
+        made = replace_table(made, plot_ablation.marker(table), rows)
+    assert made == text, f"run scripts/{plot_ablation.SCRIPT}, as the page says"
+    right = {step["name"].removesuffix(", seed 1"): 100 * step["evaluation"]["exact_match"] for step in report["steps"]}
+    best = max(value for name, value in right.items() if name.endswith(" 128"))
+    assert f"here it is {best - right['single-frame 128']:.0f} below" in text
+    stamps = right["tokenlearner 128"] - right["tokenlearner 128 time_stamps=False"]
+    assert f"Time stamps alone are worth {stamps:.0f} points" in text
+    losses = {step["name"]: step["loss"][-1][1] for step in report["steps"] if "loss" in step}
+    ours, theirs = (losses[f"{name} 128, seed 1"] for name in ("tokenlearner", "pllava"))
+    assert f"(`pllava`, 128 tokens: {theirs:.2f}; `tokenlearner`: {ours:.2f})" in text
 
 
 def ratio(part: str, ours: str, peer: str, figure: str) -> float:

@@ -232,6 +232,9 @@ def test_the_tables_and_words_of_the_ablations_are_made_from_the_results() -> No
     losses = {step["name"]: step["loss"][-1][1] for step in report["steps"] if "loss" in step}
     ours, theirs = (losses[f"{name} 128, seed 1"] for name in ("tokenlearner", "pllava"))
     assert f"(`pllava`, 128 tokens: {theirs:.2f}; `tokenlearner`: {ours:.2f})" in text
+    (longer,) = [step["evaluation"] for step in read("benchmarks/results/ablation-longer.json")["steps"]]
+    whole, time = (f"{100 * longer[key]:.1f} %" for key in ("exact_match", "exact_match_time"))
+    assert f"answers\n{whole}, and {time} of what needs time" in text
 
 
 def ratio(part: str, ours: str, peer: str, figure: str) -> float:

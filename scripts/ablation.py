@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from blip3v.data.film import Film
 from blip3v.data.questions import Question
-from blip3v.evaluation.exact_match import evaluate
+from blip3v.evaluation.exact_match import evaluate, is_right
 from blip3v.evaluation.reference import ReferenceAnswerer
 from blip3v.training.broken import BrokenClip
 from blip3v.training.loop import StageSummary
@@ -175,7 +175,7 @@ class _Noting:
     def answer(self, film: Film, questions: Sequence[Question]) -> list[str]:
         """The model's answers."""
         texts = self._model.answer(film, questions)
-        self.right += [text.strip() == question.answer for text, question in zip(texts, questions, strict=True)]
+        self.right += [is_right(question, text) for text, question in zip(texts, questions, strict=True)]
         return texts
 
 

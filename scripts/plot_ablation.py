@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,15 +166,16 @@ def shown(name: str) -> str:
 def draw(scores: Scores, picture: Path) -> None:
     """Draws what each model gets right of what needs time, over the number of its tokens."""
     figure, axis = plt.subplots(figsize=(7.2, 4.4), dpi=160)
-    for name in scores.names:
-        found, family = scores.score(name, time=True), _family(name)
-        at = scores.num_tokens[name]
+    rivals = json.loads(PAPER.read_text("utf-8"))["tables"]["rivals"]["rows"]
+    of_time = {name: scores.score(name, time=True) for name in scores.names}
+    for name, found in of_time.items():
+        family, at = _family(name, rivals), scores.num_tokens[name]
         axis.errorbar(
             at, found.value, [[found.value - found.low], [found.high - found.value]], fmt="o", markersize=4,
             linewidth=1, color=_COLOURS[family],
         )  # fmt: skip
         label = "none (base)" if name == BASE else shown(name).replace("`", "")
-        lift = 4 * _sides(name, scores)  # labels of two that are level would cover each other
+        lift = 4 * _side(name, at, of_time, scores.num_tokens)  # labels of two that are level would cover each other
         axis.annotate(label, (at, found.value), xytext=(5, lift), textcoords="offset points", fontsize=6.5, va="center")
     axis.set_xscale("log", base=2)
     ticks = sorted(set(scores.num_tokens.values()))
@@ -192,20 +193,18 @@ def draw(scores: Scores, picture: Path) -> None:
     figure.savefig(picture, metadata={"Software": None})  # the same bytes from the same result
 
 
-def _sides(name: str, scores: Scores) -> int:
+def _side(name: str, tokens: int, of_time: Mapping[str, Interval], num_tokens: Mapping[str, int]) -> int:
     """1, -1 or 0: above or below another row with as many tokens and about the same score, or alone."""
-    own = scores.score(name, time=True).value
     near = [
         other
-        for other in scores.names
-        if scores.num_tokens[other] == scores.num_tokens[name] and abs(scores.score(other, time=True).value - own) < 2
+        for other, found in of_time.items()
+        if num_tokens[other] == tokens and abs(found.value - of_time[name].value) < 2
     ]
     return 0 if len(near) == 1 else 1 if near[0] == name else -1
 
 
-def _family(name: str) -> str:
+def _family(name: str, rivals: Collection[str]) -> str:
     encoder = name.split()[0]
-    rivals = json.loads(PAPER.read_text("utf-8"))["tables"]["rivals"]["rows"]
     if encoder == BASE:
         return BASE
     if encoder in _POOLING:

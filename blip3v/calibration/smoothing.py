@@ -29,7 +29,7 @@ from blip3v.calibration.ranges import row_weights, static_scale
 from blip3v.calibration.statistics import LayerStatistics
 from blip3v.calibration.transformed import Changed, InputChange, WeightChange, layer_weight, weight_names, with_inputs
 from blip3v.config import ModelConfig, TextConfig
-from blip3v.model.temporal import has_resampler
+from blip3v.model.temporal import resampler_depth
 
 __all__ = ["Fold", "factors", "folds", "smooth"]
 
@@ -87,7 +87,7 @@ def folds(config: ModelConfig) -> tuple[tuple[Fold, ...], tuple[Fold, ...]]:
         projections = tuple(f"{attention}.{name}_proj" for name in "qkv")
         outer.append(Fold(layers=projections, divided=_norm(f"{layer}.layer_norm1")))
         outer.append(Fold(layers=(f"{layer}.mlp.fc1",), divided=_norm(f"{layer}.layer_norm2")))
-    for index in range(config.resampler.depth if has_resampler(config) else 0):
+    for index in range(resampler_depth(config)):
         feed_forward = f"vision_tokenizer.layers.{index}.1"
         outer.append(Fold(layers=(f"{feed_forward}.1",), divided=_norm(f"{feed_forward}.0")))
     return tuple(inner), tuple(outer)

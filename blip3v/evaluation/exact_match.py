@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from blip3v.data.film import Film, make_film
 from blip3v.data.questions import KINDS, TIME_KINDS, Question, questions, test_questions
 
-__all__ = ["Answerer", "KindScore", "Report", "evaluate"]
+__all__ = ["Answerer", "KindScore", "Report", "evaluate", "is_right"]
 
 
 class Answerer(Protocol):
@@ -99,7 +99,7 @@ def evaluate(
                 _Outcome(
                     question,
                     film.unseen,
-                    text.strip() == question.answer,
+                    is_right(question, text),
                     blind.commonest(question) == question.answer,
                     blind.answer(question) == question.answer,
                 )
@@ -107,6 +107,11 @@ def evaluate(
         if progress is not None:
             progress(len(outcomes), num_questions)
     return _report(outcomes)
+
+
+def is_right(question: Question, text: str) -> bool:
+    """Whether an answer, stripped, is the true one."""
+    return text.strip() == question.answer
 
 
 class _Blind:

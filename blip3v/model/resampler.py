@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blip3v.config import ModelConfig, ResamplerConfig
 from blip3v.model.blocks import FeedForward, attend, pairs
-from blip3v.model.temporal import build_temporal, has_resampler
+from blip3v.model.temporal import build_temporal, has_resampler, resampler_depth
 
 __all__ = ["CrossAttention", "PerceiverResampler"]
 
@@ -52,8 +52,7 @@ class PerceiverResampler(nn.Module):
         self.resamples = has_resampler(config)
         if self.resamples:
             self.latents = nn.Parameter(torch.randn(resampler.num_latents, dim))
-        depth = resampler.depth if self.resamples else 0
-        self.layers = nn.ModuleList(_block(dim, resampler) for _ in range(depth))
+        self.layers = nn.ModuleList(_block(dim, resampler) for _ in range(resampler_depth(config)))
         self.temporal_encoder = build_temporal(config)
         self.norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, config.text.hidden_size)

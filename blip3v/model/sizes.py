@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from blip3v.config import ModelConfig
 from blip3v.errors import ArtifactError
-from blip3v.model.temporal import has_resampler
+from blip3v.model.temporal import resampler_depth
 from blip3v.model.weight_file import TensorInfo, listed
 
 __all__ = ["check_sizes"]
@@ -40,7 +40,7 @@ def check_sizes(found: Mapping[str, TensorInfo], config: ModelConfig, *, where: 
 def _too_many_layers(found: Mapping[str, TensorInfo], config: ModelConfig) -> list[str]:
     layers = {
         "vision.num_layers": (config.vision.num_layers, "vision_encoder.encoder.layers."),
-        "resampler.depth": (config.resampler.depth if has_resampler(config) else None, "vision_tokenizer.layers."),
+        "resampler.depth": (resampler_depth(config), "vision_tokenizer.layers."),
         "text.num_layers": (config.text.num_layers, "lang_model.model.layers."),
         "temporal.settings.num_layers": (config.temporal.settings.get("num_layers"), _TEMPORAL),
     }

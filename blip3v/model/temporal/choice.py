@@ -22,7 +22,15 @@ from blip3v.units import format_count
 if TYPE_CHECKING:
     from blip3v.model.temporal.base import TemporalEncoder
 
-__all__ = ["build_temporal", "frames_read", "has_resampler", "temporal_settings", "with_encoder", "with_frames"]
+__all__ = [
+    "build_temporal",
+    "frames_read",
+    "has_resampler",
+    "resampler_depth",
+    "temporal_settings",
+    "with_encoder",
+    "with_frames",
+]
 
 
 def temporal_settings(config: ModelConfig) -> Any:
@@ -53,6 +61,11 @@ def build_temporal(config: ModelConfig) -> TemporalEncoder:
 def has_resampler(config: ModelConfig) -> bool:
     """Whether the config's model has a resampler; without one its encoder reads the vision encoder's patches."""
     return find_encoder(config.temporal.encoder).reads == "latents"
+
+
+def resampler_depth(config: ModelConfig) -> int:
+    """Returns the number of blocks in the config's resampler; 0: the model has none."""
+    return config.resampler.depth if has_resampler(config) else 0
 
 
 def frames_read(config: ModelConfig) -> slice:

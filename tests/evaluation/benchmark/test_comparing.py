@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from judge_record import JUDGE
 
 from blip3v.errors import UsageError
 from blip3v.evaluation.benchmark.comparing import Lost, Outcome, compare
 from blip3v.evaluation.benchmark.judge import Judgement, Verdict
 from blip3v.evaluation.benchmark.predictions import Header, Prediction
-from blip3v.evaluation.benchmark.results import JudgeRecord
 from blip3v.evaluation.benchmark.run import score
 from blip3v.export.accuracy_measures import paired_difference
 
@@ -66,19 +66,7 @@ def outcome(of: Header, texts: Sequence[str | None], verdicts: Sequence[Verdict 
     result = score(of, predictions, Path("p.jsonl"))
     if verdicts is None:
         return Outcome(result=result, predictions=predictions, judgement=None)
-    record = JudgeRecord(
-        url="u",
-        model="judge",
-        answered_by=("judge-0613",),
-        prompt="blip3v",
-        prompt_digest="ab" * 32,
-        num_judged=len(verdicts),
-        num_unparsable=0,
-        num_requests=0,
-        prompt_tokens=0,
-        completion_tokens=0,
-        cost=None,
-    )
+    record = dataclasses.replace(JUDGE, num_judged=len(verdicts))
     judgement = Judgement(tuple(verdicts), record.answered_by)
     return Outcome(result=dataclasses.replace(result, judge=record), predictions=predictions, judgement=judgement)
 

@@ -5,26 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from judge_record import JUDGE
 
 from blip3v.errors import ConfigError
 from blip3v.evaluation.benchmark.paper import NOT_JUDGED, NOT_RUN, markdown, paper_tables
 from blip3v.evaluation.benchmark.predictions import Header
-from blip3v.evaluation.benchmark.results import SUFFIX, JudgeRecord, Result, Score, Unread, read_results, save_result
+from blip3v.evaluation.benchmark.results import SUFFIX, Result, Score, Unread, read_results, save_result
 from blip3v.evaluation.benchmark.tasks import BENCHMARKS
-
-JUDGE = JudgeRecord(
-    url="http://judge/v1",
-    model="judge",
-    answered_by=("judge-0613",),
-    prompt="blip3v",
-    prompt_digest="ab" * 32,
-    num_judged=90,
-    num_unparsable=0,
-    num_requests=90,
-    prompt_tokens=1,
-    completion_tokens=1,
-    cost=None,
-)
 
 
 def result(benchmark: str, model: str = "mine", digest: str = "00", *, judged: float | None = None, **header) -> Result:
